@@ -1,0 +1,44 @@
+# Targets make the project's own .venv when it is missing or older than what it was made from, then run in it.
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/installed
+PEER   := .venv/peers/loralib-0.1.2-py3-none-any.whl
+
+.PHONY: help install test lint types demo sst2 sst2-all clean
+
+help:      ## show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+install: $(STAMP) $(PEER)  ## make .venv and install the library with all extras into it
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+$(PEER): $(STAMP)  # loralib 0.1.2 shares our import name, so tests load it from its wheel under another
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d .venv/peers loralib==0.1.2
+	@touch $(PEER)
+
+test: install lint types  ## everything that must pass: lint, types, doctests and tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy --strict on src/
+	$(BIN)/mypy
+
+demo: $(STAMP)  ## fine-tune a real encoder three ways on the reviews in examples/reviews (under 4 minutes of training)
+	$(BIN)/python examples/demo.py
+
+sst2: $(STAMP)  ## LoRA, last layers and full fine-tuning on SST-2 (needs LORALIB_DATA; about 15 minutes)
+	$(BIN)/python -m benchmarks.sst2
+
+sst2-all: $(STAMP)  ## LoRA on all of SST-2, one epoch (needs LORALIB_DATA)
+	$(BIN)/python -m benchmarks.sst2 --all
+
+clean:     ## remove .venv and caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,63 @@
+"""LoRA for any PyTorch model: the drop-in successor of loralib 0.1.
+
+    import loralib as lora
+
+Names load where they are first used, so that the command line can answer before torch has been read.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "1.0.0.dev0"
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, LoRAUpdate
+    from .config import LoRAConfig
+    from .errors import (
+        AttachError,
+        ConfigError,
+        DataError,
+        FormatError,
+        LayerError,
+        LoRAError,
+        RunError,
+        TargetError,
+    )
+    from .formats import load, save
+    from .layers import Linear, LoRALayer
+    from .surgery import attach, disabled, eject, extract, inject, merge, merged, unmerge
+    from .trained import lora_state_dict, mark_only_lora_as_trainable
+
+_HOMES = {
+    "adapter": ("Adapter", "LoRAUpdate"),
+    "config": ("LoRAConfig",),
+    "errors": (
+        "AttachError",
+        "ConfigError",
+        "DataError",
+        "FormatError",
+        "LayerError",
+        "LoRAError",
+        "RunError",
+        "TargetError",
+    ),
+    "formats": ("load", "save"),
+    "layers": ("Linear", "LoRALayer"),
+    "surgery": ("attach", "disabled", "eject", "extract", "inject", "merge", "merged", "unmerge"),
+    "trained": ("lora_state_dict", "mark_only_lora_as_trainable"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,111 @@
+"""An adapter as a value: what training changed, apart from any model.
+
+    Adapter = configuration + {layer name: LoRAUpdate} + {tensor name: tensor trained in full beside them}
+
+Names are those of the model that was adapted. An adapter knows no modules: `extract` makes one from a model, `attach` puts
+one on a model, and the formats read and write it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from .config import LoRAConfig, lora_scaling
+from .errors import ConfigError
+from .ops import linear_delta
+
+
+@dataclass(frozen=True, eq=False)
+class LoRAUpdate:
+    """The update of one layer: ΔW = s·B·A with A (r, in), B (out, r) and s from `lora_alpha`.
+
+    Raises `ConfigError` when the two factors do not share one rank.
+
+    >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
+    >>> update.r, update.scaling, update.delta().shape
+    (2, 2.0, torch.Size([5, 3]))
+    """
+
+    A: Tensor
+    B: Tensor
+    lora_alpha: float
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.A.dim() != 2 or self.B.dim() != 2 or self.A.shape[0] != self.B.shape[1]:
+            raise ConfigError(
+                f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: "
+                "expected (r, in) and (out, r) with the same r."
+            )
+
+    @property
+    def r(self) -> int:
+        """The rank."""
+        return self.A.shape[0]
+
+    @property
+    def scaling(self) -> float:
+        """The factor s."""
+        return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
+
+    def delta(self) -> Tensor:
+        """ΔW, shape (out, in), in at least float32."""
+        return linear_delta(self.A, self.B, self.scaling)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A configuration, the update of each adapted layer, and the tensors that were trained in full beside them.
+
+    layers: by layer name. tensors: by tensor name, such as `classifier.weight`. metadata: free text that travels with the
+    adapter, such as `base_model_name_or_path`.
+
+    >>> layers = {"proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
+    >>> adapter = Adapter(LoRAConfig(r=2, lora_alpha=4, target_modules=["proj"]), layers)
+    >>> adapter
+    Adapter(1 layer of rank 2, 16 parameters, 0 tensors beside)
+    >>> adapter.delta("proj").shape
+    torch.Size([5, 3])
+    """
+
+    config: LoRAConfig
+    layers: Mapping[str, LoRAUpdate]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "tensors", "metadata"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __repr__(self) -> str:
+        ranks = sorted({update.r for update in self.layers.values()})
+        of_rank = f" of rank {', '.join(map(str, ranks))}" if ranks else ""
+        layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}{of_rank}"
+        beside = f"{len(self.tensors)} tensor{'' if len(self.tensors) == 1 else 's'} beside"
+        return f"Adapter({layers}, {self.num_parameters():,} parameters, {beside})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Adapter, (self.config, dict(self.layers), dict(self.tensors), dict(self.metadata))
+
+    def num_parameters(self) -> int:
+        """How many numbers the factors hold (tensors beside not counted, as the paper counts)."""
+        return sum(update.A.numel() + update.B.numel() for update in self.layers.values())
+
+    def delta(self, name: str) -> Tensor:
+        """ΔW of the layer `name`, shape (out, in), in at least float32; `KeyError` when it is not adapted."""
+        return self.layers[name].delta()
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Adapter":
+        """The same adapter with its tensors in another dtype or on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+        layers = {
+            name: LoRAUpdate(move(update.A), move(update.B), update.lora_alpha, update.use_rslora)
+            for name, update in self.layers.items()
+        }
+        return Adapter(self.config, layers, {name: move(t) for name, t in self.tensors.items()}, self.metadata)

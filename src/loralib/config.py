@@ -1,0 +1,140 @@
+"""The hyper-parameters of LoRA: one frozen value, checked when it is made.
+
+    W' = W + s·B·A,   s = lora_alpha / r,   or lora_alpha / √r with `use_rslora`
+
+Names mean what they mean in PEFT's `LoraConfig`. What belongs to a training run (learning rate, epochs …) is not here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+
+Bias = Literal["none", "lora_only", "all"]
+
+ALL_LINEAR = "all-linear"
+
+
+def check_rank(r: object, *, zero: bool = False) -> int:
+    """The rank, if it is a positive integer (or 0 where `zero` allows it); `ConfigError` otherwise."""
+    if isinstance(r, bool) or not isinstance(r, int) or r < (0 if zero else 1):
+        raise ConfigError(f"r={r!r}: the rank must be {'0 (no LoRA) or ' if zero else ''}a positive integer, such as 8.")
+    return r
+
+
+def check_alpha(lora_alpha: object) -> float:
+    """`lora_alpha`, if it is a positive finite number; `ConfigError` otherwise."""
+    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha < math.inf:
+        raise ConfigError(f"lora_alpha={lora_alpha!r}: must be a positive number; the update is scaled by lora_alpha / r.")
+    return lora_alpha
+
+
+def check_dropout(lora_dropout: object) -> float:
+    """`lora_dropout`, if it is a probability below 1; `ConfigError` otherwise."""
+    if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
+        raise ConfigError(f"lora_dropout={lora_dropout!r}: must be a probability in [0, 1), such as 0.1.")
+    return lora_dropout
+
+
+def check_bias(bias: object) -> Bias:
+    """`bias`, if it is one of the three modes; `ConfigError` otherwise."""
+    if bias not in get_args(Bias):
+        raise ConfigError(f"bias={bias!r}: must be 'none', 'lora_only' or 'all'.")
+    return bias  # type: ignore[return-value]
+
+
+def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
+    """The factor s of the update s·B·A: lora_alpha / r (paper, section 4.1), or lora_alpha / √r (rsLoRA, 2312.03732).
+
+    >>> lora_scaling(8, 16), lora_scaling(16, 8, use_rslora=True)
+    (2.0, 2.0)
+    """
+    return lora_alpha / (math.sqrt(r) if use_rslora else r)
+
+
+def _names(value: str | Sequence[str] | None, field: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not all(isinstance(name, str) and name for name in value):
+        raise ConfigError(f"{field}={value!r}: must be a list of names, such as ['query', 'value'].")
+    return tuple(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """What `inject` adds to a model.
+
+    r: rank of the update. lora_alpha: numerator of the scaling. lora_dropout: probability with which the update's input
+    is dropped in training. target_modules: which layers; a list of names, each of which must equal a layer's name or its
+    last dotted parts; or one regular expression that must match whole names; or "all-linear", every linear layer but the
+    output embedding and those in `modules_to_save`. exclude_modules: names or a regular expression taken out of them.
+    modules_to_save: modules trained in full beside the factors and saved with them, such as a new head.
+    bias: which biases are trained too: none, those of adapted layers, or all parameters named `bias`.
+    rank_pattern, alpha_pattern: {name or regular expression: value} for layers that differ.
+    use_rslora: scale by lora_alpha / √r.
+
+    Raises `ConfigError` for values that cannot work.
+
+    >>> config = LoRAConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
+    >>> config.scaling
+    2.0
+    >>> LoRAConfig(r=0)
+    Traceback (most recent call last):
+    loralib.errors.ConfigError: r=0: the rank must be a positive integer, such as 8.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    target_modules: str | Sequence[str] = ALL_LINEAR
+    exclude_modules: str | Sequence[str] = ()
+    modules_to_save: Sequence[str] = ()
+    bias: Bias = "none"
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        check_rank(self.r)
+        check_alpha(self.lora_alpha)
+        check_dropout(self.lora_dropout)
+        check_bias(self.bias)
+        if not isinstance(self.use_rslora, bool):
+            raise ConfigError(f"use_rslora={self.use_rslora!r}: must be True or False.")
+        for r in self.rank_pattern.values():
+            check_rank(r)
+        for lora_alpha in self.alpha_pattern.values():
+            check_alpha(lora_alpha)
+        frozen: dict[str, object] = {
+            "modules_to_save": _names(self.modules_to_save, "modules_to_save"),
+            "rank_pattern": MappingProxyType(dict(self.rank_pattern)),
+            "alpha_pattern": MappingProxyType(dict(self.alpha_pattern)),
+        }
+        for field in ("target_modules", "exclude_modules"):
+            if not isinstance(value := getattr(self, field), str):
+                frozen[field] = _names(value, field)
+        for field, value in frozen.items():
+            object.__setattr__(self, field, value)
+
+    @property
+    def scaling(self) -> float:
+        """The scaling of layers that no pattern singles out."""
+        return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain lists, dictionaries and numbers, ready for JSON or YAML."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            for name, value in values.items()
+        }
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _config_from_dict, (self.to_dict(),)
+
+
+def _config_from_dict(values: dict[str, Any]) -> LoRAConfig:
+    return LoRAConfig(**values)

@@ -1,0 +1,168 @@
+"""PEFT's folder: `adapter_config.json` and `adapter_model.safetensors`.
+
+Tensor names, for a layer L and a tensor T trained in full:
+
+    base_model.model.<L>.lora_A.weight        (r, in)
+    base_model.model.<L>.lora_B.weight        (out, r)
+    base_model.model.<L>.base_layer.bias      the bias of an adapted layer, where `bias` is not "none"
+    base_model.model.<T>                      tensors of `modules_to_save`, other biases
+
+Fields of the configuration that say how layers were *chosen* are not needed on reading (the tensors' names say it); fields
+that change what a layer *computes* and are not known here are refused by name.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import patterns
+from ..adapter import Adapter, LoRAUpdate
+from ..config import LoRAConfig
+from ..errors import ConfigError, FormatError
+from .files import read_tensors, tensor_bytes, write_atomically
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
+
+_PREFIX = "base_model.model."
+_OURS = tuple(field.name for field in dataclasses.fields(LoRAConfig))
+_METADATA = ("base_model_name_or_path", "task_type", "revision")
+_HOW_CHOSEN = ("layers_to_transform", "layers_pattern", "fan_in_fan_out", "ensure_weight_tying", "auto_mapping")
+_NEUTRAL = {"peft_type": "LORA", "megatron_core": "megatron.core", "qalora_group_size": 16}
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # those that leave the base weights as they were
+_FREE = ("peft_version", "inference_mode", "runtime_config", "eva_config", "loftq_config", "init_lora_weights")
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is a folder with PEFT's configuration file."""
+    return (path / CONFIG).is_file()
+
+
+def read(path: Path) -> Adapter:
+    """The adapter in the folder `path`; `FormatError` when it is damaged or asks for what cannot be represented."""
+    values = _read_json(path / CONFIG)
+    _refuse_unknown(path / CONFIG, values)
+    try:
+        config = LoRAConfig(**{key: values[key] for key in _OURS if values.get(key) is not None})
+    except ConfigError as error:
+        raise FormatError(f"{path / CONFIG}: {error}") from None
+    if not (path / TENSORS).is_file():
+        raise FormatError(f"{path} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
+    factors, tensors = _sort(path / TENSORS, read_tensors(path / TENSORS))
+    layers = {name: _update(path, name, pair, config) for name, pair in factors.items()}
+    if not layers:
+        raise FormatError(f"{path / TENSORS} holds no LoRA factors; it is no LoRA adapter.")
+    metadata = {key: str(values[key]) for key in _METADATA if values.get(key) is not None}
+    return Adapter(config, layers, tensors, metadata)
+
+
+def write(adapter: Adapter, path: Path) -> None:
+    """Write the folder `path`, made when it is missing: the tensors first, then the configuration."""
+    if not adapter.layers:
+        raise FormatError("The adapter adapts no layer, and PEFT reads no such adapter. Nothing was written.")
+    tensors = {}
+    for name, update in adapter.layers.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"] = update.A, update.B
+    for name, tensor in adapter.tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        inner = "base_layer." if leaf == "bias" and layer in adapter.layers else ""
+        tensors[f"{_PREFIX}{layer}{'.' if layer else ''}{inner}{leaf}"] = tensor
+    config = json.dumps(_config(adapter), indent=2, sort_keys=True) + "\n"
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / TENSORS, tensor_bytes(tensors))
+    write_atomically(path / CONFIG, config.encode())
+
+
+def _config(adapter: Adapter) -> dict[str, Any]:
+    """PEFT's configuration for `adapter`: its patterns give every layer the rank and alpha that its tensors have."""
+    updates = adapter.layers
+    r, lora_alpha = (
+        Counter(getattr(update, key) for update in updates.values()).most_common(1)[0][0] for key in ("r", "lora_alpha")
+    )
+    if len({update.use_rslora for update in updates.values()}) > 1:
+        raise FormatError(
+            "Some layers scale by lora_alpha / √r and some by lora_alpha / r, which PEFT cannot hold. Nothing was written."
+        )
+    config = adapter.config.to_dict() | {
+        "r": r,
+        "lora_alpha": lora_alpha,
+        "target_modules": list(updates),
+        "exclude_modules": None,
+        "rank_pattern": {name: update.r for name, update in updates.items() if update.r != r},
+        "alpha_pattern": {name: update.lora_alpha for name, update in updates.items() if update.lora_alpha != lora_alpha},
+        "use_rslora": next(iter(updates.values())).use_rslora,
+    }
+    fixed = {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True, "fan_in_fan_out": False}
+    return config | fixed | {key: adapter.metadata.get(key) for key in _METADATA}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON ({error}); fetch or save it again.") from None
+    if not isinstance(values, dict):
+        raise FormatError(f"{path} is not a JSON object; fetch or save it again.")
+    return values
+
+
+def _refuse_unknown(path: Path, values: dict[str, Any]) -> None:
+    if values.get("peft_type") != "LORA":
+        raise FormatError(f"{path}: peft_type={values.get('peft_type')!r}; only LORA adapters can be read.")
+    start = values.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        raise FormatError(
+            f"{path}: init_lora_weights={start!r} changes the base weights; convert the adapter to plain LoRA with PEFT first."
+        )
+    for key, value in values.items():
+        if key in (*_OURS, *_METADATA, *_HOW_CHOSEN, *_FREE) or not value or value == _NEUTRAL.get(key):
+            continue
+        raise FormatError(f"{path}: {key}={value!r} asks for something that this library does not compute.")
+
+
+def _sort(path: Path, stored: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The factors by layer, and the other tensors, by the names they have in the model."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in stored.items():
+        if not key.startswith(_PREFIX):
+            raise FormatError(f"{path}: tensor {key!r} has no PEFT name (those start with {_PREFIX!r}).")
+        parts = key.removeprefix(_PREFIX).split(".")
+        if parts[-2:] in (["lora_A", "weight"], ["lora_B", "weight"]):
+            factors.setdefault(".".join(parts[:-2]), {})[parts[-2]] = tensor
+        elif any(part.startswith("lora_") for part in parts):
+            raise FormatError(f"{path}: tensor {key!r} belongs to a kind of layer that cannot be represented.")
+        elif "original_module" not in parts:
+            tensors[_plain_name(parts)] = tensor
+    return factors, tensors
+
+
+def _plain_name(parts: list[str]) -> str:
+    """The model's own name of a tensor that PEFT's wrappers hold."""
+    plain = [part for part in parts if part not in ("base_layer", "modules_to_save")]
+    if "modules_to_save" in parts and "default" in plain:
+        plain.remove("default")
+    return ".".join(plain)
+
+
+def _update(path: Path, name: str, pair: dict[str, Tensor], config: LoRAConfig) -> LoRAUpdate:
+    where = f"{path / TENSORS}: layer {name!r}"
+    if missing := {"lora_A", "lora_B"} - pair.keys():
+        raise FormatError(f"{where} has no {missing.pop()}.")
+    A, B = pair["lora_A"], pair["lora_B"]
+    for factor in (A, B):
+        if factor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise FormatError(f"{where} has factors of dtype {factor.dtype}; expected float32, float16, bfloat16 or float64.")
+    r = patterns.lookup(config.rank_pattern, name, config.r)
+    try:
+        update = LoRAUpdate(A, B, patterns.lookup(config.alpha_pattern, name, config.lora_alpha), config.use_rslora)
+    except ConfigError as error:
+        raise FormatError(f"{where}: {error}") from None
+    if update.r != r:
+        raise FormatError(f"{where} has factors of rank {update.r}, but {CONFIG} says r={r}.")
+    return update

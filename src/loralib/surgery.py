@@ -1,0 +1,438 @@
+"""LoRA on whole models: put it in and take it out, merge and unmerge it, extract and attach what was learned.
+
+Every function works in place and either succeeds or changes nothing: it first plans, collecting all problems, and only
+then acts. Modes (`training`) and `requires_grad` flags of what was there before are left as found.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from . import layers, patterns, trained
+from .adapter import Adapter, LoRAUpdate
+from .config import ALL_LINEAR, LoRAConfig
+from .errors import AttachError, LayerError, TargetError
+from .layers import AdaptedLayer, LoRALayer
+from .trained import join
+
+# --- finding layers -------------------------------------------------------------------------------------------------
+
+
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """The layers of `model` that carry an update, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer) and m.r}
+
+
+def _require_adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
+    found = adapted_layers(model)
+    if not found and not any(True for _ in trained.records(model)):
+        raise LayerError(
+            f"{type(model).__name__} has no layer with a LoRA update; inject a LoRAConfig or attach an adapter first."
+        )
+    return found
+
+
+def _within(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def _saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    return patterns.match(names, config.modules_to_save, "modules_to_save", type(model).__name__)
+
+
+def _output_embedding(model: nn.Module) -> nn.Module | None:
+    """The layer that maps hidden states to the vocabulary, where the model follows Hugging Face's protocol for it."""
+    protocol: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
+    return protocol() if protocol else None
+
+
+def _read_without_call(model: nn.Module, name: str) -> bool:
+    """Whether the layer is the output projection of an `nn.MultiheadAttention`, whose weight is read, never called."""
+    return bool(name) and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _layer_problem(model: nn.Module, name: str, module: nn.Module) -> str | None:
+    if _read_without_call(model, name):
+        return "nn.MultiheadAttention reads its weight without calling it, so an update would have no effect; exclude it"
+    return layers.adoption_problem(module)
+
+
+def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
+    """The names of the layers that `config` targets in `model`, in the model's order.
+
+    Raises `TargetError` when a pattern matches nothing or matches a layer that cannot be adapted.
+    """
+    modules, where = dict(model.named_modules()), type(model).__name__
+    if config.target_modules == ALL_LINEAR:
+        saved, output = _saved_modules(model, config), _output_embedding(model)
+        names = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not output and not _within(n, saved)]
+        if not names:
+            raise TargetError(f"target_modules={ALL_LINEAR!r}: {where} has no linear layer to adapt. Nothing was changed.")
+    else:
+        names = patterns.match([n for n in modules if n], config.target_modules, "target_modules", where)
+        if not names:
+            raise TargetError("target_modules=[] names no layer to adapt. Nothing was changed.")
+    if config.exclude_modules:
+        excluded = set(patterns.match([n for n in modules if n], config.exclude_modules, "exclude_modules", where))
+        names = [name for name in names if name not in excluded]
+        if not names:
+            raise TargetError(f"exclude_modules leaves no layer of {where} to adapt. Nothing was changed.")
+    for name in names:
+        if problem := _layer_problem(model, name, modules[name]):
+            raise TargetError(f"{name!r} of {where} cannot be adapted: {problem}. Nothing was changed.")
+    return names
+
+
+# --- in and out -----------------------------------------------------------------------------------------------------
+
+
+def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> list[str]:
+    """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned.
+
+    B starts at zero, so the model computes bit for bit what it did. dtype: of the factors; None means float32 where the
+    weight has a lower precision and the weight's own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
+    does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
+    Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted; the model is then unchanged.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"], modules_to_save=["2"]))
+    ['0']
+    >>> lora.mark_only_lora_as_trainable(model)
+    >>> [name for name, p in model.named_parameters() if p.requires_grad]
+    ['0.lora_A', '0.lora_B', '2.weight', '2.bias']
+    """
+    names, saved = find_targets(model, config), _saved_modules(model, config)
+    for name in names:
+        if _within(name, saved):
+            raise TargetError(f"{name!r} is both a target and in modules_to_save; choose one. Nothing was changed.")
+    patterns.check_lookup(config.rank_pattern, names, "rank_pattern")
+    patterns.check_lookup(config.alpha_pattern, names, "alpha_pattern")
+    beside = [name for name in trained.named_tensors(model) if _within(name, saved)]
+    if problem := trained.tie_problem(model, beside):
+        raise TargetError(f"modules_to_save={list(config.modules_to_save)!r}: {problem}. Nothing was changed.")
+    modules = dict(model.named_modules())
+    for name in names:
+        layer = modules[name]
+        cls = layers.adapted_class(type(layer))
+        assert cls is not None
+        assert isinstance(layer.weight, Tensor)
+        update = cls.new_update(
+            layer,
+            patterns.lookup(config.rank_pattern, name, config.r),
+            patterns.lookup(config.alpha_pattern, name, config.lora_alpha),
+            config.use_rslora,
+            dtype or torch.promote_types(layer.weight.dtype, torch.float32),
+        )
+        _adopt(model, name, layer, update, config.lora_dropout)
+    kept = trained.record(model)
+    kept.bias, kept.modules = config.bias, tuple(dict.fromkeys([*kept.modules, *saved]))
+    trained.set_aside(model, [*beside, *sorted(trained.bias_names(model, config.bias))])
+    return names
+
+
+def _adopt(model: nn.Module, name: str, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
+    adapted = layers.adopt(layer, update, lora_dropout)
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+        vars(adapted)["_leaves_fast_path"] = adapted.register_forward_pre_hook(_leave_fast_path)
+
+
+def _leave_fast_path(module: nn.Module, args: Any) -> None:
+    """A hook that does nothing: with one on any layer, `nn.TransformerEncoderLayer` calls its layers instead of reading
+    their weights in its fast path, which would miss the update."""
+
+
+def eject(model: nn.Module) -> None:
+    """Take all LoRA updates out of `model`, which is then what it was before, attribute for attribute.
+
+    Merged layers are unmerged first; tensors trained beside the factors get their originals back.
+    Raises `LayerError` when a layer cannot be given back (sharded, or hooked since), with nothing changed.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> before = model.state_dict()
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> lora.eject(model)
+    >>> model, list(model.state_dict()) == list(before)
+    (Sequential(
+      (0): Linear(in_features=8, out_features=8, bias=True)
+    ), True)
+    """
+    found = _require_adapted(model)
+    _check_all(found, layers.eject_problem, "ejected")
+    for layer in found.values():
+        _eject_layer(layer)
+    for _, module, kept in trained.records(model):
+        trained.swap_originals(module, kept)
+    trained.forget(model)
+
+
+def _eject_layer(layer: AdaptedLayer) -> None:
+    hook = vars(layer).pop("_leaves_fast_path", None)
+    if hook is not None:
+        hook.remove()
+    layers.eject(layer)
+
+
+def _check_all(found: dict[str, AdaptedLayer], check: Callable[[AdaptedLayer], str | None], verb: str) -> None:
+    for name, layer in found.items():
+        if problem := check(layer):
+            raise LayerError(f"{name!r} cannot be {verb}: {problem}. Nothing was changed.")
+
+
+# --- merging --------------------------------------------------------------------------------------------------------
+
+
+def merge(model: nn.Module, keep: bool = True) -> None:
+    """Let every adapted layer compute with W + ΔW as one matrix product, as fast as the plain layer.
+
+    keep: set the original weights aside, so that `unmerge` restores them bit for bit. With `keep=False` the merge is final:
+    the model becomes a plain one with the merged weights (and the tensors trained beside them), and the originals' memory
+    is free. A weight tied to another module stays untouched there; the merged layer has its own.
+    Raises `LayerError` when a weight cannot be merged, with nothing changed.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> lora.merge(model, keep=False)
+    >>> model
+    Sequential(
+      (0): Linear(in_features=8, out_features=8, bias=True)
+    )
+    """
+    found = _require_adapted(model)
+    _check_all({n: layer for n, layer in found.items() if not layer.merged}, AdaptedLayer.merge_problem, "merged")
+    if not keep:
+        _check_all(found, layers.eject_problem, "merged for good")
+        _warn_of_ties(model, found)
+    for layer in found.values():
+        layer.merge()
+        if not keep:
+            merged = layer.weight
+            _eject_layer(layer)
+            layer.weight = merged
+    if not keep:
+        trained.forget(model)
+
+
+def _warn_of_ties(model: nn.Module, found: dict[str, AdaptedLayer]) -> None:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for name, layer in found.items():
+        if others := [other for other in names.get(id(layer.pristine_weight), []) if other != join(name, "weight")]:
+            warnings.warn(
+                f"{name}.weight was tied to {', '.join(others)}, which keeps the original: the merged weight is untied. "
+                "Tell the model so before saving it (Hugging Face: config.tie_word_embeddings = False).",
+                stacklevel=3,
+            )
+
+
+def unmerge(model: nn.Module) -> None:
+    """Give every merged layer the very Parameter back that `merge` set aside."""
+    for layer in _require_adapted(model).values():
+        layer.unmerge()
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """`merge` inside the block; layers that were not merged before it are unmerged after it.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+    >>> with lora.merged(model):
+    ...     model[0].merged
+    True
+    >>> model[0].merged
+    False
+    """
+    ours = [layer for layer in _require_adapted(model).values() if not layer.merged]
+    merge(model)
+    try:
+        yield model
+    finally:
+        for layer in ours:
+            layer.unmerge()
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """The bare base model inside the block: no update acts, and tensors trained beside them are the originals.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+    >>> with lora.disabled(model):
+    ...     y = model(torch.ones(1, 4))
+    """
+    found = [layer for layer in _require_adapted(model).values() if not layer.disabled]
+    beside = [(module, kept) for _, module, kept in trained.records(model) if not kept.swapped]
+    were_merged = [layer for layer in found if layer.merged]
+    for layer in found:
+        layer.unmerge()
+        layer.disabled = True
+    for module, kept in beside:
+        trained.swap_originals(module, kept)
+    try:
+        yield model
+    finally:
+        for module, kept in beside:
+            trained.swap_originals(module, kept)
+        for layer in found:
+            layer.disabled = False
+        for layer in were_merged:
+            layer.merge()
+
+
+# --- adapters out of models and onto them ---------------------------------------------------------------------------
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `DistributedDataParallel` and `torch.compile`'s wrapper, whose names have no prefix."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def _plain_copy(name: str, tensor: Tensor) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise LayerError(f"{name!r} is a {type(tensor).__name__}; gather it into a plain tensor first. Nothing was extracted.")
+    if tensor.is_meta or not tensor.numel():
+        raise LayerError(
+            f"{name!r} holds no data (shape {tuple(tensor.shape)}, device {tensor.device}): its values are elsewhere, "
+            "offloaded or partitioned; gather them first. Nothing was extracted."
+        )
+    return tensor.detach().clone()
+
+
+def extract(model: nn.Module) -> Adapter:
+    """What training changed in `model`, as a value: a copy of every update and of every tensor trained beside them.
+
+    Names are relative to `model` (wrappers of DDP and `torch.compile` aside). Merged and unmerged models give the same.
+    Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> lora.extract(model)
+    Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
+    """
+    model = unwrap(model)
+    found = _require_adapted(model)
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
+            raise LayerError(
+                f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. Nothing was extracted."
+            )
+    updates = {}
+    for name, layer in found.items():
+        update = layer.update
+        A, B = (_plain_copy(join(name, key), factor) for key, factor in (("lora_A", update.A), ("lora_B", update.B)))
+        updates[name] = LoRAUpdate(A, B, update.lora_alpha, update.use_rslora)
+    beside = {name for name in trained.trained_names(model) if not trained.is_factor(name)}
+    tensors = {name: _plain_copy(name, tensor) for name, tensor in model.state_dict().items() if name in beside}
+    return Adapter(_derived_config(model, found, tensors), updates, tensors)
+
+
+def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
+    """The configuration that describes the layers as they are, with full names as targets."""
+    updates = {name: layer.update for name, layer in found.items()}
+    ranks, alphas = ([getattr(u, key) for u in updates.values()] for key in ("r", "lora_alpha"))
+    r, lora_alpha = (max(set(values), key=values.count) if values else 8 for values in (ranks, alphas))
+    dropouts = [layer.lora_dropout.p for layer in found.values() if isinstance(layer.lora_dropout, nn.Dropout)]
+    biases = {kept.bias for _, _, kept in trained.records(model)} - {"none"}
+    bias = biases.pop() if biases else "none"
+    modules = [join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.modules]
+    named = trained.bias_names(model, bias)
+    others = [name.rpartition(".")[0] for name in tensors if name not in named and not _within(name, modules)]
+    return LoRAConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=max(dropouts, default=0.0),
+        target_modules=tuple(found),
+        modules_to_save=tuple(dict.fromkeys([*modules, *others])),
+        bias=bias,
+        rank_pattern={name: u.r for name, u in updates.items() if u.r != r},
+        alpha_pattern={name: u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
+        use_rslora=any(u.use_rslora for u in updates.values()),
+    )
+
+
+def attach(model: nn.Module, adapter: Adapter) -> list[str]:
+    """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained beside them.
+
+    On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
+    same objects), and the layers must be the adapter's. The names of the adapted layers are returned.
+    Strict: everything missing, left over or of another shape is listed in one `AttachError`, and the model is as it was.
+
+    >>> import loralib as lora
+    >>> model, other = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> lora.attach(other, lora.extract(model))
+    ['0']
+    """
+    model = unwrap(model)
+    modules, tensors, present = dict(model.named_modules()), trained.named_tensors(model), adapted_layers(model)
+    problems = [p for name, update in adapter.layers.items() if (p := _misfit(model, modules, name, update, bool(present)))]
+    if present:
+        problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
+        beside = (join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.originals)
+        problems += [f"{n}: trained in the model, not in the adapter" for n in beside if n not in adapter.tensors]
+    for name, tensor in adapter.tensors.items():
+        if name not in tensors:
+            problems.append(f"{name}: no such tensor in the model")
+        elif tensors[name].shape != tensor.shape:
+            problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(tensors[name].shape)} in the model")
+    if not problems and (problem := trained.tie_problem(model, adapter.tensors)):
+        problems.append(problem)
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise AttachError(f"The adapter does not fit {type(model).__name__}: {shown}. Nothing was changed.")
+    for name, update in adapter.layers.items():
+        layer = modules[name]
+        if isinstance(layer, AdaptedLayer):
+            layer.load_update(update)
+        else:
+            assert isinstance(layer.weight, Tensor)
+            device = layer.weight.device
+            own = replace(update, A=update.A.to(device, copy=True), B=update.B.to(device, copy=True))
+            _adopt(model, name, layer, own, adapter.config.lora_dropout)
+    kept, saved = trained.record(model), adapter.config.modules_to_save
+    kept.bias = adapter.config.bias
+    kept.modules = tuple(name for name in modules if any(patterns.ends_with(name, entry) for entry in saved))
+    trained.set_aside(model, adapter.tensors)
+    with torch.no_grad():
+        tensors = trained.named_tensors(model)
+        for name, tensor in adapter.tensors.items():
+            tensors[name].copy_(tensor)
+    return list(adapter.layers)
+
+
+def _misfit(model: nn.Module, modules: dict[str, nn.Module], name: str, update: LoRAUpdate, injected: bool) -> str | None:
+    """Why `update` cannot go onto the layer `name`, or None."""
+    layer = modules.get(name)
+    if layer is None:
+        return f"{name}: no such layer in the model"
+    if isinstance(layer, AdaptedLayer) and layer.r:
+        cls: type[AdaptedLayer] | None = type(layer)
+        if layer.r != update.r:
+            return f"{name}: rank {update.r} in the adapter, {layer.r} in the model"
+    elif injected:
+        return f"{name}: adapted in the adapter, not in the model"
+    elif problem := _layer_problem(model, name, layer):
+        return f"{name}: {problem}"
+    else:
+        cls = layers.adapted_class(type(layer))
+    assert cls is not None
+    expected, got = cls.update_shapes(layer, update.r), (tuple(update.A.shape), tuple(update.B.shape))
+    return None if got == expected else f"{name}: factors of shapes {got} in the adapter, {expected} in the model"
