@@ -7,7 +7,7 @@ one on a model, and the formats read and write it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -35,10 +35,10 @@ class LoRAUpdate:
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        if self.A.dim() != 2 or self.B.dim() != 2 or self.A.shape[0] != self.B.shape[1]:
+        if self.A.dim() != 2 or self.B.dim() != 2 or not 0 < self.A.shape[0] == self.B.shape[1]:
             raise ConfigError(
                 f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: "
-                "expected (r, in) and (out, r) with the same r."
+                "expected (r, in) and (out, r) with the same r > 0."
             )
 
     @property
@@ -109,3 +109,11 @@ class Adapter:
             for name, update in self.layers.items()
         }
         return Adapter(self.config, layers, {name: move(t) for name, t in self.tensors.items()}, self.metadata)
+
+    def with_metadata(self, metadata: Mapping[str, str]) -> "Adapter":
+        """The same adapter with `metadata` added to what it has.
+
+        >>> Adapter(LoRAConfig(), {}).with_metadata({"task_type": "SEQ_CLS"}).metadata["task_type"]
+        'SEQ_CLS'
+        """
+        return replace(self, metadata={**self.metadata, **metadata})

@@ -7,7 +7,8 @@ Names mean what they mean in PEFT's `LoraConfig`. What belongs to a training run
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -58,9 +59,21 @@ def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
 def _names(value: str | Sequence[str] | None, field: str) -> tuple[str, ...]:
     if value is None:
         return ()
-    if isinstance(value, str) or not all(isinstance(name, str) and name for name in value):
+    is_list = isinstance(value, Collection) and not isinstance(value, (str, Mapping))
+    if not is_list or not all(isinstance(name, str) and name for name in value):
         raise ConfigError(f"{field}={value!r}: must be a list of names, such as ['query', 'value'].")
     return tuple(value)
+
+
+def _check_pattern(pattern: object, field: str, check: Callable[[object], float]) -> None:
+    if not isinstance(pattern, Mapping):
+        raise ConfigError(f"{field}={pattern!r}: must be a dictionary {{name or regular expression: value}}.")
+    for key, value in pattern.items():
+        try:
+            re.compile(key)
+        except (TypeError, re.error) as error:
+            raise ConfigError(f"{field}: {key!r} is neither a name nor a regular expression: {error}.") from None
+        check(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +117,8 @@ class LoRAConfig:
         check_bias(self.bias)
         if not isinstance(self.use_rslora, bool):
             raise ConfigError(f"use_rslora={self.use_rslora!r}: must be True or False.")
-        for r in self.rank_pattern.values():
-            check_rank(r)
-        for lora_alpha in self.alpha_pattern.values():
-            check_alpha(lora_alpha)
+        _check_pattern(self.rank_pattern, "rank_pattern", check_rank)
+        _check_pattern(self.alpha_pattern, "alpha_pattern", check_alpha)
         frozen: dict[str, object] = {
             "modules_to_save": _names(self.modules_to_save, "modules_to_save"),
             "rank_pattern": MappingProxyType(dict(self.rank_pattern)),

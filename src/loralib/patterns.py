@@ -24,6 +24,24 @@ def ends_with(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Whether `name` is one of `modules` or lies in one of them.
+
+    >>> within("head.dense.weight", ["head"]), within("header.weight", ["head"])
+    (True, False)
+    """
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def exactly(name: str) -> str:
+    """The key of a rank or alpha pattern that fits `name` alone, and not names that end with it.
+
+    >>> lookup({exactly("proj"): 4}, "encoder.proj", 8)
+    8
+    """
+    return "^" + re.escape(name)
+
+
 def nearest(entry: str, names: Iterable[str]) -> str:
     """The known names that look most like `entry`, with how many layers carry each.
 
@@ -34,6 +52,15 @@ def nearest(entry: str, names: Iterable[str]) -> str:
     endings = Counter(".".join(name.split(".")[-depth:]) for name in names)
     close = get_close_matches(entry, endings, n=3, cutoff=0.5) or [name for name, _ in endings.most_common(6)]
     return ", ".join(f"{name} ({endings[name]} layer{'s' if endings[name] > 1 else ''})" for name in close) or "none"
+
+
+def nearest_of(entry: str, names: Iterable[str]) -> str:
+    """The names that look most like `entry`.
+
+    >>> nearest_of("sentense", ["sentence", "label"])
+    'sentence'
+    """
+    return ", ".join(get_close_matches(entry, list(names), n=3, cutoff=0.5)) or "none"
 
 
 def compile_pattern(expression: str, field: str) -> re.Pattern[str]:

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from . import layers, patterns, trained
 from .adapter import Adapter, LoRAUpdate
 from .config import ALL_LINEAR, LoRAConfig
 from .errors import AttachError, LayerError, TargetError
 from .layers import AdaptedLayer, LoRALayer
-from .trained import join
+from .patterns import within
+from .trained import check_enabled, join, unwrap
 
 # --- finding layers -------------------------------------------------------------------------------------------------
 
@@ -36,10 +36,6 @@ def _require_adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
             f"{type(model).__name__} has no layer with a LoRA update; inject a LoRAConfig or attach an adapter first."
         )
     return found
-
-
-def _within(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def _saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -70,9 +66,11 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises `TargetError` when a pattern matches nothing or matches a layer that cannot be adapted.
     """
     modules, where = dict(model.named_modules()), type(model).__name__
+    if layers.adapted_class(type(model)):
+        raise TargetError(f"{where} is itself a layer, and layers are known by name; put it in an nn.Sequential first.")
     if config.target_modules == ALL_LINEAR:
         saved, output = _saved_modules(model, config), _output_embedding(model)
-        names = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not output and not _within(n, saved)]
+        names = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not output and not within(n, saved)]
         if not names:
             raise TargetError(f"target_modules={ALL_LINEAR!r}: {where} has no linear layer to adapt. Nothing was changed.")
     else:
@@ -109,15 +107,19 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     >>> [name for name, p in model.named_parameters() if p.requires_grad]
     ['0.lora_A', '0.lora_B', '2.weight', '2.bias']
     """
+    model = unwrap(model)
+    check_enabled(model, "injected")
     names, saved = find_targets(model, config), _saved_modules(model, config)
     for name in names:
-        if _within(name, saved):
+        if within(name, saved):
             raise TargetError(f"{name!r} is both a target and in modules_to_save; choose one. Nothing was changed.")
     patterns.check_lookup(config.rank_pattern, names, "rank_pattern")
     patterns.check_lookup(config.alpha_pattern, names, "alpha_pattern")
-    beside = [name for name in trained.named_tensors(model) if _within(name, saved)]
+    beside = [name for name in trained.named_tensors(model) if within(name, saved)]
+    beside += sorted(trained.bias_names(model, config.bias, names) - set(beside))
     if problem := trained.tie_problem(model, beside):
-        raise TargetError(f"modules_to_save={list(config.modules_to_save)!r}: {problem}. Nothing was changed.")
+        fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
+        raise TargetError(f"{fields}: {problem}. Nothing was changed.")
     modules = dict(model.named_modules())
     for name in names:
         layer = modules[name]
@@ -134,7 +136,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
         _adopt(model, name, layer, update, config.lora_dropout)
     kept = trained.record(model)
     kept.bias, kept.modules = config.bias, tuple(dict.fromkeys([*kept.modules, *saved]))
-    trained.set_aside(model, [*beside, *sorted(trained.bias_names(model, config.bias))])
+    trained.set_aside(model, beside)
     return names
 
 
@@ -166,6 +168,7 @@ def eject(model: nn.Module) -> None:
     ), True)
     """
     found = _require_adapted(model)
+    check_enabled(model, "ejected")
     _check_all(found, layers.eject_problem, "ejected")
     for layer in found.values():
         _eject_layer(layer)
@@ -273,7 +276,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """
     found = [layer for layer in _require_adapted(model).values() if not layer.disabled]
     beside = [(module, kept) for _, module, kept in trained.records(model) if not kept.swapped]
-    were_merged = [layer for layer in found if layer.merged]
+    before = [(layer, layer.merged, layer.training) for layer in found]
     for layer in found:
         layer.unmerge()
         layer.disabled = True
@@ -284,24 +287,14 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, kept in beside:
             trained.swap_originals(module, kept)
-        for layer in found:
+        for layer, was_merged, was_training in before:
             layer.disabled = False
-        for layer in were_merged:
-            layer.merge()
+            follows_mode = layer.merge_weights and layer.training != was_training
+            if (not layer.training) if follows_mode else was_merged:
+                layer.merge()
 
 
 # --- adapters out of models and onto them ---------------------------------------------------------------------------
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `DistributedDataParallel` and `torch.compile`'s wrapper, whose names have no prefix."""
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -328,11 +321,13 @@ def extract(model: nn.Module) -> Adapter:
     Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
     """
     model = unwrap(model)
+    check_enabled(model, "extracted from")
     found = _require_adapted(model)
     for name, module in model.named_modules():
         if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
             raise LayerError(
-                f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. Nothing was extracted."
+                f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. "
+                "Nothing was extracted."
             )
     updates = {}
     for name, layer in found.items():
@@ -354,7 +349,7 @@ def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: d
     bias = biases.pop() if biases else "none"
     modules = [join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.modules]
     named = trained.bias_names(model, bias)
-    others = [name.rpartition(".")[0] for name in tensors if name not in named and not _within(name, modules)]
+    others = [name.rpartition(".")[0] for name in tensors if name not in named and not within(name, modules)]
     return LoRAConfig(
         r=r,
         lora_alpha=lora_alpha,
@@ -362,8 +357,8 @@ def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: d
         target_modules=tuple(found),
         modules_to_save=tuple(dict.fromkeys([*modules, *others])),
         bias=bias,
-        rank_pattern={name: u.r for name, u in updates.items() if u.r != r},
-        alpha_pattern={name: u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
+        rank_pattern={patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
+        alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
         use_rslora=any(u.use_rslora for u in updates.values()),
     )
 
@@ -382,6 +377,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     ['0']
     """
     model = unwrap(model)
+    check_enabled(model, "attached to")
     modules, tensors, present = dict(model.named_modules()), trained.named_tensors(model), adapted_layers(model)
     problems = [p for name, update in adapter.layers.items() if (p := _misfit(model, modules, name, update, bool(present)))]
     if present:
@@ -410,6 +406,9 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     kept, saved = trained.record(model), adapter.config.modules_to_save
     kept.bias = adapter.config.bias
     kept.modules = tuple(name for name in modules if any(patterns.ends_with(name, entry) for entry in saved))
+    named = trained.bias_names(model, kept.bias)
+    strays = [name for name in adapter.tensors if name not in named and not within(name, kept.modules)]
+    kept.modules += tuple(dict.fromkeys(name.rpartition(".")[0] for name in strays))
     trained.set_aside(model, adapter.tensors)
     with torch.no_grad():
         tensors = trained.named_tensors(model)

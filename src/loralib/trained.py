@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .config import Bias, check_bias
-from .errors import ConfigError
-from .layers import LoRALayer
+from .errors import ConfigError, LayerError
+from .layers import AdaptedLayer, LoRALayer
+from .patterns import within
 
 _RECORD = "_lora_trained_beside"
 
@@ -45,6 +47,17 @@ def join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `DistributedDataParallel` and `torch.compile`'s wrapper, whose names have no prefix."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
 def record(model: nn.Module) -> TrainedBeside:
     """The record of `model` itself, made when it is missing."""
     found: TrainedBeside = vars(model).setdefault(_RECORD, TrainedBeside())
@@ -62,6 +75,15 @@ def forget(model: nn.Module) -> None:
     """Drop all records in `model`."""
     for _, module, _ in list(records(model)):
         del vars(module)[_RECORD]
+
+
+def check_enabled(model: nn.Module, verb: str) -> None:
+    """`LayerError` inside a `disabled` block, where originals stand in the places of what was trained."""
+    off = any(isinstance(module, AdaptedLayer) and module.disabled for module in model.modules())
+    if off or any(kept.swapped for _, _, kept in records(model)):
+        raise LayerError(
+            f"{type(model).__name__} cannot be {verb} inside a `disabled` block; do it outside. Nothing was changed."
+        )
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -129,15 +151,24 @@ def named_tensor(module: nn.Module, leaf: str) -> Tensor:
     return found
 
 
-def bias_names(model: nn.Module, bias: Bias) -> set[str]:
+def bias_names(model: nn.Module, bias: Bias, about_to_be_adapted: Iterable[str] = ()) -> set[str]:
     """The parameters that the mode names: those called `bias` of the layers that carry an update, of all, or of none."""
     if bias == "none":
         return set()
-    named = {name for name, _ in model.named_parameters(remove_duplicate=False) if name.rpartition(".")[2] == "bias"}
+    named = {name for name, _ in model.named_parameters(remove_duplicate=False) if is_bias(name)}
     if bias == "all":
         return named
     adapted = [name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, LoRALayer) and m.r]
-    return named & {join(name, "bias") for name in adapted}
+    return named & {join(name, "bias") for name in (*adapted, *about_to_be_adapted)}
+
+
+def is_bias(name: str) -> bool:
+    """Whether a tensor of this name is one of those that the mode `bias` chooses among: it is *named* bias.
+
+    >>> is_bias("query.bias"), is_bias("bias_table.weight")
+    (True, False)
+    """
+    return name.rpartition(".")[2] == "bias"
 
 
 def is_factor(name: str) -> bool:
@@ -155,7 +186,7 @@ def trained_names(model: nn.Module, bias: Bias | None = None) -> set[str]:
     if bias is not None:
         names |= bias_names(model, check_bias(bias))
     for prefix, module, kept in records(model):
-        names |= {join(prefix, name) for name in kept.originals}
+        names |= {join(prefix, name) for name in kept.originals if not is_bias(name) or within(name, kept.modules)}
         if bias is None:
             names |= {join(prefix, name) for name in bias_names(module, kept.bias)}
     return names
@@ -186,17 +217,21 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     for parameter in parameters.values():
         parameter.requires_grad_(id(parameter) in trained)
     if bias is not None:
-        record(model).bias = bias
+        for _, _, kept in records(model):
+            kept.bias = "none"
+        record(unwrap(model)).bias = bias
 
 
 def lora_state_dict(model: nn.Module, bias: Bias | None = None) -> dict[str, Tensor]:
     """The part of `model.state_dict()` that belongs to the adaptation: the factors, the biases that `bias` names (as in
     `mark_only_lora_as_trainable`), and what `modules_to_save` named. The tensors share memory with the model's.
+    Raises `LayerError` inside a `disabled` block.
 
     >>> import loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
     >>> list(lora.lora_state_dict(model, bias="lora_only"))
     ['0.bias', '0.lora_A', '0.lora_B']
     """
+    check_enabled(model, "saved")
     names = trained_names(model, bias)
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}

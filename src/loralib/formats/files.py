@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -24,8 +25,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -38,5 +40,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """The content of a safetensors file that holds `tensors`."""
-    content: bytes = safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()}, metadata={"format": "pt"})
+    apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}  # may share memory
+    content: bytes = safetensors.torch.save(apart, metadata={"format": "pt"})
     return content

@@ -93,8 +93,8 @@ def _config(adapter: Adapter) -> dict[str, Any]:
         "lora_alpha": lora_alpha,
         "target_modules": list(updates),
         "exclude_modules": None,
-        "rank_pattern": {name: update.r for name, update in updates.items() if update.r != r},
-        "alpha_pattern": {name: update.lora_alpha for name, update in updates.items() if update.lora_alpha != lora_alpha},
+        "rank_pattern": {patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
+        "alpha_pattern": {patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
         "use_rslora": next(iter(updates.values())).use_rslora,
     }
     fixed = {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True, "fan_in_fan_out": False}
@@ -104,7 +104,7 @@ def _config(adapter: Adapter) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON ({error}); fetch or save it again.") from None
     if not isinstance(values, dict):
         raise FormatError(f"{path} is not a JSON object; fetch or save it again.")

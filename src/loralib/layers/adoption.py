@@ -25,6 +25,7 @@ _STATE = (
     "disabled",
     "_carried_forward",
     "_set_aside",
+    "_flag_at_merge",
 )
 _FACTORS = ("lora_A", "lora_B", "lora_dropout")
 _ABSENT = object()
@@ -56,8 +57,14 @@ def adoption_problem(layer: nn.Module) -> str | None:
         return f"its weight has dtype {W.dtype}; only floating-point weights can be adapted"
     if W.is_meta and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"
-    taken = [name for name in (*_STATE, *_FACTORS) if getattr(layer, name, _ABSENT) is not _ABSENT]
+    taken = [name for name in _added_names(type(layer)) if getattr(layer, name, _ABSENT) is not _ABSENT]
     return f"it has attributes of its own named {', '.join(taken)}" if taken else None
+
+
+def _added_names(base: type[nn.Module]) -> list[str]:
+    """The attributes that a layer of class `base` gains by being adapted."""
+    cls = ADAPTED[next(known for known in base.__mro__ if known in ADAPTED)]
+    return sorted({*_FACTORS, *dir(cls)} - set(dir(cls.base_class)))
 
 
 def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:

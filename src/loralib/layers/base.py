@@ -71,6 +71,7 @@ class AdaptedLayer(LoRALayer, _Module):
     disabled: bool = False
     _carried_forward: Callable[..., Any] | None = None
     _set_aside: nn.Parameter | None = None
+    _flag_at_merge: bool = False
 
     # --- what each kind of layer says of itself ---------------------------------------------------------------------
 
@@ -130,6 +131,8 @@ class AdaptedLayer(LoRALayer, _Module):
 
     def merge_problem(self) -> str | None:
         """Why the weight cannot be merged, or None."""
+        if self.disabled:
+            return "its update is disabled; merge outside the `disabled` block"
         W = self._parameters.get("weight")
         if W is None:
             return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
@@ -155,6 +158,7 @@ class AdaptedLayer(LoRALayer, _Module):
         with torch.inference_mode(False), torch.no_grad():
             merged = nn.Parameter(self.effective_weight(W), requires_grad=W.requires_grad)
         self.__dict__["_set_aside"] = W  # past nn.Module.__setattr__, which would register it
+        self._flag_at_merge = W.requires_grad
         self._parameters["weight"] = merged
         self.merged = True
 
@@ -163,7 +167,7 @@ class AdaptedLayer(LoRALayer, _Module):
         if not self.merged:
             return
         W: nn.Parameter = self.__dict__.pop("_set_aside")
-        if W.requires_grad != self.weight.requires_grad:
+        if self.weight.requires_grad != self.__dict__.pop("_flag_at_merge"):  # set meanwhile; else W's own flag stands
             W.requires_grad_(self.weight.requires_grad)
         self._parameters["weight"] = W
         self.merged = False
@@ -180,9 +184,10 @@ class AdaptedLayer(LoRALayer, _Module):
                 self.merge()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; with `merge_weights`, merge when it is evaluation and unmerge when it is training."""
+        """Set the mode; with `merge_weights`, merge when it is evaluation and unmerge when it is training (inside a
+        `disabled` block, as soon as it ends)."""
         super().train(mode)
-        if self.merge_weights:
+        if self.merge_weights and not self.disabled:
             (self.unmerge if mode else self.merge)()
         return self
 
@@ -211,6 +216,8 @@ class AdaptedLayer(LoRALayer, _Module):
         if name == "weight" and self.merged:
             with self.unmerged():
                 super().__setattr__(name, value)
+        elif name == "forward" and self._carried_forward is not None:  # hooks come and go around the base's forward
+            self._carried_forward = value
         else:
             super().__setattr__(name, value)
 

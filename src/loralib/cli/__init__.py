@@ -1,0 +1,81 @@
+"""The command line: `loralib COMMAND …`, one file a command, each loaded only when it is asked for.
+
+Exit codes: 0 done; 2 the words were off (one sentence says what to do); 1 failed; 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from .. import __version__
+from ..errors import LoRAError
+
+COMMANDS = {
+    "train": "fine-tune an encoder on labelled text: LoRA, last layers or full",
+    "evaluate": "score a run on labelled text",
+    "predict": "classify new text with a run",
+}
+
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. `argv` are the words after `loralib`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    parser = argparse.ArgumentParser(
+        prog="loralib",
+        description="LoRA for any PyTorch model.",
+        epilog="loralib COMMAND --help tells more. --debug shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=f"loralib {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    chosen, rest = parser.parse_known_args(words[:1])[0].command, words[1:]
+    return guarded(lambda: import_module(f".{chosen}", __name__).run(rest), debug)
+
+
+def guarded(work: Callable[[], int], debug: bool = False) -> int:
+    """The exit code of `work`, with errors that a user can mend told in one sentence instead of a traceback."""
+    try:
+        return work()
+    except LoRAError as error:
+        if debug:
+            raise
+        return complain(str(error), MISUSED)
+    except KeyboardInterrupt as interrupt:
+        return complain(_goodbye(interrupt), INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.startswith("loralib"):
+            raise
+        return complain(f"{error.name} is not installed: pip install 'loralib[train,eval,plot]'.", MISUSED)
+    except OSError as error:
+        if debug:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return complain(f"{error.strerror or error}{where}.", FAILED)
+
+
+def _goodbye(interrupt: KeyboardInterrupt) -> str:
+    if len(interrupt.args) != 2:
+        return "interrupted; nothing was written."
+    folder, checkpoint = interrupt.args
+    if checkpoint is None:
+        return "interrupted before the first checkpoint; nothing was kept."
+    return f"interrupted; {checkpoint} is whole. Go on with: loralib train --output {folder} --resume"
+
+
+def complain(message: str, code: int) -> int:
+    """Print one sentence to standard error and return `code`."""
+    print(f"loralib: {message}", file=sys.stderr)
+    return code
+
+
+def console_script() -> None:  # pragma: no cover - the installed `loralib` command
+    """Entry point of the installed command: quiet libraries, then `main`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""`loralib evaluate`: score a run on labelled text."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from .parsing import add_run
+
+
+def run(words: Sequence[str]) -> int:
+    """Evaluate; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
+    add_run(parser)
+    parser.add_argument("--data", required=True, help="a .tsv, .csv or .jsonl file (or .gz); dev for the run's GLUE task")
+    parser.add_argument("--text-column", help="column of the text (default: as in training)")
+    parser.add_argument("--text-pair-column", help="column of the second text (default: as in training)")
+    parser.add_argument("--label-column", help="column of the label (default: as in training)")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parsed = parser.parse_args(words)
+
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from ..recipes import finished, runs  # noqa: PLC0415
+
+    options, _ = runs.read_options(parsed.run)
+    data = finished.read_rows(options, parsed.data, vars(parsed))
+    metrics = finished.open_run(parsed.run).evaluate(data)
+    if parsed.json:
+        print(json.dumps({"data": parsed.data, "rows": len(data), **metrics}))
+        return 0
+    table = Table("metric", "value", title=f"{len(data):,} rows of {data.source}")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+    return 0

@@ -1,0 +1,56 @@
+"""`loralib train`: from a model, a data set and a method to a run folder."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from ..errors import ConfigError, RunError
+from ..recipes.options import TrainOptions
+from .parsing import dataclass_parser
+
+DESCRIPTION = """Fine-tune a Hugging Face encoder on labelled text, with LoRA, on its last layers, or in full. Writes a run
+folder: the adapter (or model), metrics.json, config.yaml, learning_curve.png and checkpoints. On several GPUs:
+torchrun --nproc-per-node N -m loralib train ..."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Train; returns the exit code."""
+    parser = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
+    parsed = parser.parse_args(list(words))
+    values = {option.name: parsed[option.name] for option in fields(TrainOptions)}
+    if parsed.overwrite and parsed.resume:
+        raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
+    if parsed.resume:
+        if values["output"] is None:
+            raise RunError("--resume needs --output, the folder of the run to go on with.")
+        folder = Path(values["output"])
+        defaults = {option.name: option.default for option in fields(TrainOptions)}
+        options = _options_of_run(folder, {k: v for k, v in values.items() if v != defaults[k] and k != "output"})
+    else:
+        options = TrainOptions(**values)
+        folder = Path(options.output or f"runs/{options.run_name}")
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from ..recipes import report, runs, text_classification  # noqa: PLC0415
+
+    results = text_classification.train(options, folder, overwrite=parsed.overwrite, resume=parsed.resume)
+    console = Console()
+    console.print(report.summary_table([results]))
+    saved = runs.ADAPTER if options.method == "lora" else runs.MODEL
+    console.print(f"Wrote {folder}/: {saved}/, {runs.METRICS}, {runs.CONFIG}, {runs.CURVE}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _options_of_run(folder: Path, given: dict[str, object]) -> TrainOptions:
+    """The options that the run was begun with; `ConfigError` when a word contradicts one of them."""
+    from ..recipes import runs  # noqa: PLC0415
+
+    options, _ = runs.read_options(folder)
+    for name, value in given.items():
+        if getattr(options, name) != value:
+            flag, kept = name.replace("_", "-"), getattr(options, name)
+            raise ConfigError(f"--{flag} is {kept!r} in the run in {folder}, and a resumed run keeps its options.")
+    return options

@@ -1,0 +1,1 @@
+"""Tasks as data, and the recipes that train them."""

@@ -1,0 +1,105 @@
+"""A finished run, used: its model again, for scoring labelled text and for classifying new text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .. import formats, surgery
+from ..errors import DataError, RunError
+from . import metrics, models, readers, runs
+from .glue import read_glue
+from .options import TrainOptions
+from .readers import TextData
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, ready to use."""
+
+    options: TrainOptions
+    labels: list[str] | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
+        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression."""
+        outputs = []
+        size = self.options.eval_batch_size
+        for start in range(0, len(texts), size):
+            part = slice(start, start + size)
+            second = list(pairs[part]) if pairs else None
+            batch = self.tokenizer(
+                list(texts[part]),
+                second,
+                truncation=True,
+                max_length=self.options.max_length,
+                padding=True,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                outputs.append(self.model(**batch.to(self.model.device)).logits.float().cpu())
+        return torch.cat(outputs)
+
+    def evaluate(self, data: TextData) -> dict[str, float]:
+        """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
+        expected: Sequence[float] = readers.scores(data) if self.labels is None else readers.class_ids(data, self.labels)
+        logits = self.logits(data.texts, data.pairs).double().numpy()
+        return dict(metrics.of_logits(logits, np.asarray(expected, dtype=np.float64)))
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str | float, float | None]]:
+        """For each text the most likely class and its probability; for regression the score and None."""
+        logits = self.logits(texts, pairs)
+        if self.labels is None:
+            return [(score, None) for score in logits[:, 0].tolist()]
+        probabilities, best = logits.softmax(-1).max(-1)
+        return [(self.labels[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
+
+
+def open_run(folder: Path) -> Run:
+    """The model that the run in `folder` trained, in evaluation mode (LoRA merged), on the GPU where there is one.
+
+    Raises `RunError` when the folder holds no finished run or the base model cannot be had, `FormatError` and
+    `AttachError` when its adapter is damaged.
+    """
+    options, labels = runs.read_options(folder)
+    saved = folder / (runs.ADAPTER if options.method == "lora" else runs.MODEL)
+    if not saved.is_dir():
+        raise RunError(f"the run in {folder} is not finished ({saved.name}/ is missing); finish it with --resume.")
+    if options.method == "lora":
+        encoder = models.load_encoder(options.model or "", labels)
+        model, tokenizer = encoder.model, encoder.tokenizer
+        surgery.attach(model, formats.load(saved))
+        surgery.merge(model)
+    else:
+        model, tokenizer = _load_saved(saved)
+    return Run(options, labels, model.train(False).to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+
+
+def _load_saved(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"the model in {folder} cannot be loaded ({error}); train again.") from None
+
+
+def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | None]) -> TextData:
+    """Labelled rows to evaluate a run on: a local file, or "dev" for its GLUE task; columns as in training unless overridden.
+
+    Raises `DataError` when they cannot be had.
+    """
+    if options.task and not readers.is_local_file(path):
+        return read_glue(options.task, path, options.data_dir)
+    if not readers.is_local_file(path):
+        raise DataError(f"--data {path!r} is no {', '.join(readers.SUFFIXES)} file.")
+    names = ("text_column", "label_column", "text_pair_column")
+    text, label, pair = (overrides.get(name) or getattr(options, name) for name in names)
+    return readers.read_file(path, text, label, pair)

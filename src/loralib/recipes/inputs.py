@@ -1,0 +1,56 @@
+"""From options to rows, and from rows to what a model takes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import readers
+from .glue import TASKS, read_glue
+from .options import TrainOptions
+from .readers import TextData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_data(options: TrainOptions) -> tuple[TextData, TextData]:
+    """The training and the evaluation rows, sampled as asked. Raises `DataError` when they cannot be had."""
+    if options.task:
+        train, held_out = (read_glue(options.task, split, options.data_dir) for split in ("train", "dev"))
+    else:
+        train, held_out = _read_own_data(options)
+    return train.sample(options.max_train_rows, options.seed), held_out.sample(options.max_eval_rows, options.seed)
+
+
+def _read_own_data(options: TrainOptions) -> tuple[TextData, TextData]:
+    assert options.data is not None
+    columns = (options.text_column, options.label_column, options.text_pair_column)
+    if options.eval_data:
+        held_out = readers.read_file(options.eval_data, *columns)
+        return _read_one(options, options.train_split, columns), held_out
+    if options.eval_split:
+        return _read_one(options, options.train_split, columns), _read_one(options, options.eval_split, columns)
+    return _read_one(options, options.train_split, columns).split(options.eval_fraction, options.seed)
+
+
+def _read_one(options: TrainOptions, split: str, columns: tuple[str, str, str | None]) -> TextData:
+    assert options.data is not None
+    if readers.is_local_file(options.data):
+        return readers.read_file(options.data, *columns)
+    return readers.read_hub(options.data, options.data_config, split, *columns)
+
+
+def classes(options: TrainOptions, data: TextData) -> list[str] | None:
+    """The names of the classes, None for regression. Raises `DataError` when the labels do not serve."""
+    if options.task:
+        labels = TASKS[options.task].labels
+        return list(labels) if labels else None
+    return readers.label_names(data) if options.problem == "classification" else None
+
+
+def encode(
+    data: TextData, labels: list[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[dict[str, Any]]:
+    """The rows as the model takes them: token ids and a label each."""
+    targets: Sequence[float] = readers.scores(data) if labels is None else readers.class_ids(data, labels)
+    inputs = tokenizer(data.texts, data.pairs, truncation=True, max_length=max_length)
+    return [{**{key: inputs[key][i] for key in inputs}, "label": target} for i, target in enumerate(targets)]

@@ -1,0 +1,46 @@
+"""The metrics of classification and regression, by scikit-learn and scipy."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+CLASSIFICATION = ("accuracy", "f1", "matthews")
+REGRESSION = ("pearson", "spearman")
+
+
+def classification(predicted: NDArray[np.int64], expected: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy, F1 (of class 1 when there are two classes, the macro average otherwise) and Matthews' correlation.
+
+    >>> classification(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))["accuracy"]
+    0.75
+    """
+    average = "binary" if max(predicted.max(), expected.max()) < 2 else "macro"
+    return {
+        "accuracy": float(accuracy_score(expected, predicted)),
+        "f1": float(f1_score(expected, predicted, average=average, zero_division=0.0)),
+        "matthews": float(matthews_corrcoef(expected, predicted)),
+    }
+
+
+def regression(predicted: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation; 0 where one side is constant, which correlates with nothing.
+
+    >>> regression(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))["spearman"]
+    1.0
+    """
+    if np.ptp(predicted) == 0 or np.ptp(expected) == 0:
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {
+        "pearson": float(pearsonr(predicted, expected).statistic),
+        "spearman": float(spearmanr(predicted, expected).statistic),
+    }
+
+
+def of_logits(logits: NDArray[np.float64], expected: NDArray[np.float64]) -> Mapping[str, float]:
+    """The metrics of a model's output: regression for one column, classification for several."""
+    if logits.shape[-1] == 1:
+        return regression(logits.reshape(-1), expected)
+    return classification(logits.argmax(-1), expected.astype(np.int64))

@@ -1,0 +1,112 @@
+"""What `loralib train` can be told, as one frozen value: the options of the command line and the keys of its YAML file.
+
+Nothing heavy is imported here, so that `loralib train --help` answers at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from ..config import check_alpha, check_dropout, check_rank
+from ..errors import ConfigError, RunError
+
+Method = Literal["lora", "last-layers", "full"]
+Problem = Literal["classification", "regression"]
+
+DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-3, "full": 5e-5}
+
+
+def _group(title: str) -> Callable[[Any, str], Any]:
+    """A field with a default and a help text, shown in the group `title` of the command's help."""
+    return lambda default, help: field(default=default, metadata={"help": help, "group": title})
+
+
+_run, _data, _method, _training = map(_group, ("run", "data", "method", "training"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """A text classification or regression run. Raises `ConfigError` or `RunError` for values that cannot work."""
+
+    model: str | None = _run(None, "Hugging Face encoder: a name on the hub or a local folder")
+    output: str | None = _run(None, "run folder to write (default: runs/<data>-<method>)")
+
+    task: str | None = _data(None, "a GLUE task by name: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli")
+    data_dir: str | None = _data(None, "folder with GLUE's own TSV folders, such as SST-2 (default: the hub)")
+    data: str | None = _data(None, "training data: a local .tsv, .csv or .jsonl file (or .gz), or a data set on the hub")
+    data_config: str | None = _data(None, "configuration of a hub data set")
+    train_split: str = _data("train", "training split of a hub data set")
+    eval_data: str | None = _data(None, "evaluation data: a local file (default: a part of the training data)")
+    eval_split: str | None = _data(None, "evaluation split of a hub data set (default: a part of the training data)")
+    eval_fraction: float = _data(0.1, "share of the training data held out when there is no evaluation data")
+    text_column: str = _data("text", "column of the text")
+    text_pair_column: str | None = _data(None, "column of the second text, for tasks on pairs")
+    label_column: str = _data("label", "column of the label")
+    problem: Problem = _data("classification", "what the labels are: classes, or numbers to regress on")
+    max_train_rows: int | None = _data(None, "use a seeded sample of so many training rows")
+    max_eval_rows: int | None = _data(None, "use a seeded sample of so many evaluation rows")
+    max_length: int = _data(128, "longest input in tokens; longer texts are cut")
+
+    method: Method = _method("lora", "what is trained: LoRA and the head, the head alone, or everything")
+    r: int = _method(8, "LoRA rank")
+    lora_alpha: float = _method(16, "LoRA scaling numerator: the update is scaled by lora_alpha / r")
+    lora_dropout: float = _method(0.0, "dropout on the input of the LoRA update")
+    target_modules: list[str] | str | None = _method(
+        None, "layers to adapt: names, a regular expression, or all-linear (default: attention query and value)"
+    )
+    use_rslora: bool = _method(False, "scale the update by lora_alpha / sqrt(r)")
+
+    learning_rate: float | None = _training(None, "peak learning rate (default: 5e-4 lora, 1e-3 last-layers, 5e-5 full)")
+    epochs: float = _training(3, "passes over the training data")
+    batch_size: int = _training(32, "rows a step, on all devices together")
+    gradient_accumulation: int = _training(1, "parts in which a device computes its share of a step")
+    eval_batch_size: int = _training(64, "rows a step in evaluation, a device")
+    weight_decay: float = _training(0.01, "AdamW's weight decay (not on biases and norms)")
+    warmup_ratio: float = _training(0.06, "share of the steps in which the learning rate rises")
+    best_epoch: bool = _training(True, "keep the epoch with the best metric (false: the last)")
+    metric: str | None = _training(None, "metric that chooses the best epoch (default: the task's; accuracy; pearson)")
+    patience: int | None = _training(None, "stop after so many epochs without a better metric")
+    save_steps: int | None = _run(None, "write a checkpoint every so many steps (default: every epoch)")
+    bf16: bool = _training(False, "train in bfloat16 autocast")
+    seed: int = _run(0, "seed of initialisation, sampling, order and dropout")
+    save_merged: bool = _run(False, "also write the merged model, for plain transformers, to <output>/merged")
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise RunError("No model was named; give --model, a name on the Hugging Face hub or a local folder.")
+        if bool(self.task) == bool(self.data):
+            raise RunError("Give either --task, a GLUE task by name, or --data, a file or a data set on the hub.")
+        check_rank(self.r), check_alpha(self.lora_alpha), check_dropout(self.lora_dropout)
+        for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation", "eval_batch_size", "max_length"):
+            self._check_positive(name)
+        for name in ("max_train_rows", "max_eval_rows", "patience", "save_steps"):
+            self._check_positive(name)
+        for name in ("eval_fraction", "warmup_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be in [0, 1).")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay={self.weight_decay!r}: must not be negative.")
+        if self.patience and not self.best_epoch:
+            raise ConfigError("patience needs best_epoch: stopping early keeps the best epoch.")
+        if self.save_steps and self.best_epoch:
+            raise ConfigError("save_steps needs best_epoch=false: the best epoch is chosen among checkpoints at epochs' ends.")
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name}={value!r}: must be positive.")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate, or the method's default."""
+        return DEFAULT_LEARNING_RATE[self.method] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def run_name(self) -> str:
+        """What the run is called when it is not told where to write."""
+        data = self.task or (self.data or "").rstrip("/").rpartition("/")[2].split(".")[0]
+        return f"{data}-{self.method}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain values, ready for YAML."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}

@@ -1,0 +1,81 @@
+"""The run folder: what a run writes, and how it is found again.
+
+RUN/config.yaml          every option, resolved        RUN/metrics.json       what came out
+RUN/adapter/             LoRA: the adapter             RUN/model/             other methods: the whole model
+RUN/merged/              with --save-merged            RUN/learning_curve.png
+RUN/checkpoints/         for --resume                  RUN/tensorboard/
+"""
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import LoRAError, RunError
+from ..formats.files import write_atomically
+from .options import TrainOptions
+
+CONFIG, METRICS = "config.yaml", "metrics.json"
+ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
+CURVE = "learning_curve.png"
+
+_PARTS = {CONFIG, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE}
+
+
+def check_free(folder: Path, overwrite: bool, resume: bool) -> None:
+    """`RunError` unless a run may write to `folder`: it is new or empty, or may be overwritten, or is to be resumed."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; give another --output.")
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if occupied and overwrite and (foreign := {path.name for path in folder.iterdir()} - _PARTS):
+        raise RunError(f"{folder} holds what no run wrote ({', '.join(sorted(foreign)[:3])}); give another --output.")
+    if occupied and not overwrite and not resume:
+        raise RunError(
+            f"{folder} exists and is not empty; add --resume to continue the run in it, or --overwrite to replace it."
+        )
+    if resume and not (folder / CONFIG).is_file():
+        raise RunError(f"{folder} holds no run to resume ({CONFIG} is missing); leave out --resume to begin one.")
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run wrote to `folder`."""
+    for part in _PARTS:
+        path = folder / part
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_options(folder: Path, options: TrainOptions, labels: list[str] | None) -> None:
+    """Write every option and the names of the classes (null for regression)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = yaml.safe_dump({**options.to_dict(), "labels": labels}, sort_keys=False)
+    write_atomically(folder / CONFIG, content.encode())
+
+
+def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
+    """The options of the run in `folder` and the names of its classes; `RunError` when it holds no run."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise RunError(f"{folder} is no run folder ({CONFIG} is missing); give a folder that loralib train wrote.")
+    try:
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        labels = values.pop("labels")
+        known = {option.name for option in fields(TrainOptions)}
+        return TrainOptions(**{key: value for key, value in values.items() if key in known}), labels
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, LoRAError) as error:
+        raise RunError(f"{path} is damaged ({error}); train again, or restore it.") from None
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write what came out."""
+    write_atomically(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+
+
+def size(folder: Path) -> int:
+    """The bytes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,1 @@
+"""LoRA in Hugging Face's Trainer: adapter-only checkpoints, resuming, clean interruption, progress."""

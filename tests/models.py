@@ -1,0 +1,94 @@
+"""Small models, and the means to see that nothing about one has changed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import loralib as lora
+
+
+def bits(tensor: Tensor) -> bytes:
+    """The very bytes of a tensor."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in dtype, shape and every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
+
+
+def close(a: Tensor, b: Tensor, factor: float = 1.0) -> bool:
+    """Whether two tensors agree up to `factor` times what their coarser dtype can resolve, relative to the largest value."""
+    eps = max(torch.finfo(t.dtype).eps for t in (a, b))
+    a, b = a.detach().double(), b.detach().double()
+    return a.shape == b.shape and bool((a - b).abs().max() <= factor * eps * (1 + b.abs().max()))
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every B (which starts at zero) random values, so that the updates show."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2] == "lora_B":
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers with ReLU between them; they are called 0, 2, 4 …"""
+    layers: list[nn.Module] = []
+    for d, k in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(d, k), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Tied(nn.Module):
+    """A language model of one layer whose head is tied to its embedding."""
+
+    def __init__(self, vocabulary: int = 11, width: int = 6):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.body = nn.Linear(width, width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self.embed(ids)).relu())
+        return logits
+
+
+def trainable(model: nn.Module) -> set[str]:
+    """The names of the parameters that would be trained."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def injected(model: nn.Module, **config: Any) -> nn.Module:
+    """The model with an update on it whose B is random."""
+    lora.inject(model, lora.LoRAConfig(**{"r": 2, "lora_alpha": 3} | config))
+    return randomize(model)
+
+
+def _seen(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        content = None if value.is_meta or not hasattr(value, "shape") else hash(bits(value))
+        return id(value), type(value), value.dtype, value.requires_grad, content
+    if isinstance(value, dict):
+        return [(key, _seen(item)) for key, item in value.items()]
+    if isinstance(value, bool | int | float | str | set | frozenset | tuple | None):
+        return repr(value)
+    return id(value)
+
+
+def snapshot(model: nn.Module) -> list[Any]:
+    """Everything about a model: of each module its class, attributes, parameters, buffers, children, hooks and flags, in
+    order; of each tensor its identity, flags and bits."""
+    return [
+        (name, id(module), type(module), {key: _seen(value) for key, value in sorted(vars(module).items())})
+        for name, module in model.named_modules(remove_duplicate=False)
+    ]
+
+
+def names(mapping: Iterable[str]) -> list[str]:
+    return list(mapping)

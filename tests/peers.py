@@ -1,0 +1,39 @@
+"""Other people's libraries and data that the tests compare ours with. In CI none of them may be missing."""
+
+import functools
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from zipimport import zipimporter
+
+import pytest
+
+WHEEL_0_1 = Path(sys.prefix) / "peers" / "loralib-0.1.2-py3-none-any.whl"
+
+
+def require(there: object, what: str) -> None:
+    """Skip the test when `what` is missing; in CI, fail it."""
+    if not there:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is missing")
+
+
+@functools.cache
+def loralib_0_1() -> ModuleType:
+    """loralib 0.1.2, run from its wheel as `loralib_0_1`; it shares our import name, which stays ours."""
+    require(WHEEL_0_1.is_file(), f"{WHEEL_0_1} (make install)")
+    package = ModuleType("loralib_0_1")
+    package.__package__, package.__path__ = package.__name__, [str(WHEEL_0_1 / "loralib")]
+    sys.modules[package.__name__] = package
+    code = zipimporter(str(WHEEL_0_1 / "loralib")).get_code("__init__")
+    exec(code, vars(package))
+    return package
+
+
+def data(*parts: str) -> Path:
+    """A file or folder of the real data, which lie where LORALIB_DATA says."""
+    folder = os.environ.get("LORALIB_DATA")
+    require(folder, "the environment variable LORALIB_DATA")
+    path = Path(str(folder), *parts)
+    require(path.exists(), str(path))
+    return path
