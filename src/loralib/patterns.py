@@ -84,10 +84,10 @@ def match(names: Sequence[str], pattern: str | Sequence[str], field: str, model:
         expression = compile_pattern(pattern, field)
         found = [name for name in names if expression.fullmatch(name)]
         if not found:
-            as_list = any(ends_with(name, pattern) for name in names)
-            remedy = (
-                f"for names that end so, give a list: [{pattern!r}]" if as_list else f"nearest names: {nearest(pattern, names)}"
-            )
+            letters = re.sub(r"\W", "", pattern)
+            remedy = f"nearest names: {nearest(letters, names)}"
+            if any(ends_with(name, pattern) for name in names):
+                remedy = f"for names that end so, give a list: [{pattern!r}]"
             raise TargetError(
                 f"{field}={pattern!r} is a regular expression that matches the whole name of no layer of {model}; {remedy}. "
                 "Nothing was changed."

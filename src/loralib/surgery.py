@@ -5,7 +5,8 @@ then acts. Modes (`training`) and `requires_grad` flags of what was there before
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -343,7 +344,7 @@ def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: d
     """The configuration that describes the layers as they are, with full names as targets."""
     updates = {name: layer.update for name, layer in found.items()}
     ranks, alphas = ([getattr(u, key) for u in updates.values()] for key in ("r", "lora_alpha"))
-    r, lora_alpha = (max(set(values), key=values.count) if values else 8 for values in (ranks, alphas))
+    r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
     dropouts = [layer.lora_dropout.p for layer in found.values() if isinstance(layer.lora_dropout, nn.Dropout)]
     biases = {kept.bias for _, _, kept in trained.records(model)} - {"none"}
     bias = biases.pop() if biases else "none"

@@ -114,18 +114,22 @@ def tie_problem(model: nn.Module, names: Iterable[str]) -> str | None:
     """Why `names` cannot be trained apart from the rest of the model, or None: one of them is tied to a tensor outside."""
     tensors, chosen = named_tensors(model), set(names)
     inside = {id(tensors[name]): name for name in chosen}
+    slots = {owner(model, name) for name in chosen}
     for name, tensor in tensors.items():
-        if name not in chosen and id(tensor) in inside:
+        if name not in chosen and id(tensor) in inside and owner(model, name) not in slots:
             return f"{inside[id(tensor)]} is tied to {name}; name the modules of both in modules_to_save, or untie them"
     return None
 
 
 def set_aside(model: nn.Module, names: Iterable[str]) -> None:
-    """Let copies of the tensors `names` take their places, and record the originals. Tied tensors get one copy."""
+    """Let copies of the tensors `names` take their places, and record the originals. Tied tensors get one copy; a tensor of
+    a module that has several names is recorded under one of them."""
     kept, tensors = record(model), named_tensors(model)
     copies: dict[int, Tensor] = {}
+    slots = {owner(model, name) for name in kept.originals}
     for name in names:
-        if name not in kept.originals:
+        if (slot := owner(model, name)) not in slots:
+            slots.add(slot)
             original = tensors[name]
             if id(original) not in copies:
                 copy = original.detach().clone()

@@ -1,11 +1,14 @@
 """What the commands' parsers share."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ..errors import ConfigError
 
 
 def dataclass_parser(options: type, prog: str, description: str) -> ArgumentParser:
@@ -13,7 +16,7 @@ def dataclass_parser(options: type, prog: str, description: str) -> ArgumentPars
 
     Words after `--config` override the file's. Types are checked as the fields are annotated.
     """
-    parser = ArgumentParser(prog=prog, description=description, formatter_class=argparse.HelpFormatter)
+    parser = ArgumentParser(prog=prog, description=description, formatter_class=argparse.HelpFormatter, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     hints = get_type_hints(options)
     groups: dict[str, Any] = {}
@@ -37,3 +40,12 @@ def _flag(name: str) -> str:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The positional argument RUN."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder that loralib train wrote")
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """The parsed words; `ConfigError`, in one sentence, for words that the parser does not take."""
+    try:
+        return parser.parse_args(list(words))
+    except ArgumentError as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{said.rstrip('.')}; see {parser.prog} --help.") from None

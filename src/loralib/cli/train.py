@@ -1,12 +1,13 @@
 """`loralib train`: from a model, a data set and a method to a run folder."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError, RunError
 from ..recipes.options import TrainOptions
-from .parsing import dataclass_parser
+from .parsing import dataclass_parser, parse
 
 DESCRIPTION = """Fine-tune a Hugging Face encoder on labelled text, with LoRA, on its last layers, or in full. Writes a run
 folder: the adapter (or model), metrics.json, config.yaml, learning_curve.png and checkpoints. On several GPUs:
@@ -18,7 +19,7 @@ def run(words: Sequence[str]) -> int:
     parser = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
-    parsed = parser.parse_args(list(words))
+    parsed = parse(parser, words)
     values = {option.name: parsed[option.name] for option in fields(TrainOptions)}
     if parsed.overwrite and parsed.resume:
         raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
@@ -29,7 +30,7 @@ def run(words: Sequence[str]) -> int:
         defaults = {option.name: option.default for option in fields(TrainOptions)}
         options = _options_of_run(folder, {k: v for k, v in values.items() if v != defaults[k] and k != "output"})
     else:
-        options = TrainOptions(**values)
+        options = TrainOptions(**values).with_absolute_paths()
         folder = Path(options.output or f"runs/{options.run_name}")
 
     from rich.console import Console  # noqa: PLC0415
@@ -44,13 +45,14 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _options_of_run(folder: Path, given: dict[str, object]) -> TrainOptions:
+def _options_of_run(folder: Path, given: dict[str, Any]) -> TrainOptions:
     """The options that the run was begun with; `ConfigError` when a word contradicts one of them."""
     from ..recipes import runs  # noqa: PLC0415
 
     options, _ = runs.read_options(folder)
-    for name, value in given.items():
-        if getattr(options, name) != value:
+    asked = replace(options, **given).with_absolute_paths()
+    for name in given:
+        if getattr(asked, name) != getattr(options, name):
             flag, kept = name.replace("_", "-"), getattr(options, name)
             raise ConfigError(f"--{flag} is {kept!r} in the run in {folder}, and a resumed run keeps its options.")
     return options

@@ -55,6 +55,8 @@ def adoption_problem(layer: nn.Module) -> str | None:
         return "it has no weight tensor"
     if not W.is_floating_point():
         return f"its weight has dtype {W.dtype}; only floating-point weights can be adapted"
+    if type(W).__name__ == "DTensor":
+        return "its weight is sharded; inject before fully_shard"
     if W.is_meta and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"
     taken = [name for name in _added_names(type(layer)) if getattr(layer, name, _ABSENT) is not _ABSENT]

@@ -12,7 +12,8 @@ REGRESSION = ("pearson", "spearman")
 
 
 def classification(predicted: NDArray[np.int64], expected: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy, F1 (of class 1 when there are two classes, the macro average otherwise) and Matthews' correlation.
+    """Accuracy, F1 (of class 1 when there are two classes, the macro average otherwise) and Matthews' correlation (0 where
+    all rows are of one class, which correlates with nothing).
 
     >>> classification(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))["accuracy"]
     0.75
@@ -21,7 +22,7 @@ def classification(predicted: NDArray[np.int64], expected: NDArray[np.int64]) ->
     return {
         "accuracy": float(accuracy_score(expected, predicted)),
         "f1": float(f1_score(expected, predicted, average=average, zero_division=0.0)),
-        "matthews": float(matthews_corrcoef(expected, predicted)),
+        "matthews": float(matthews_corrcoef(expected, predicted)) if np.union1d(expected, predicted).size > 1 else 0.0,
     }
 
 

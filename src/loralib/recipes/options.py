@@ -3,15 +3,19 @@
 Nothing heavy is imported here, so that `loralib train --help` answers at once.
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from ..config import check_alpha, check_dropout, check_rank
+from ..config import ALL_LINEAR, check_alpha, check_dropout, check_rank
 from ..errors import ConfigError, RunError
 
 Method = Literal["lora", "last-layers", "full"]
 Problem = Literal["classification", "regression"]
+
+_PATHS = ("model", "data", "eval_data", "data_dir")
 
 DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-3, "full": 5e-5}
 
@@ -52,7 +56,7 @@ class TrainOptions:
     lora_alpha: float = _method(16, "LoRA scaling numerator: the update is scaled by lora_alpha / r")
     lora_dropout: float = _method(0.0, "dropout on the input of the LoRA update")
     target_modules: list[str] | str | None = _method(
-        None, "layers to adapt: names, a regular expression, or all-linear (default: attention query and value)"
+        None, "layers to adapt: names (query,value), a regular expression, or all-linear (default: attention query and value)"
     )
     use_rslora: bool = _method(False, "scale the update by lora_alpha / sqrt(r)")
 
@@ -100,6 +104,22 @@ class TrainOptions:
     def peak_learning_rate(self) -> float:
         """The learning rate, or the method's default."""
         return DEFAULT_LEARNING_RATE[self.method] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def targets(self) -> list[str] | str | None:
+        """The target modules; words joined by commas are names."""
+        given = self.target_modules
+        names = isinstance(given, str) and given != ALL_LINEAR and re.fullmatch(r"[\w.-]+(,[\w.-]+)*", given)
+        return given.split(",") if names and isinstance(given, str) else given
+
+    def with_absolute_paths(self) -> "TrainOptions":
+        """The same options with local paths that work from any folder."""
+        local: dict[str, Any] = {}
+        for name in _PATHS:
+            value = getattr(self, name)
+            if value and Path(value).exists():
+                local[name] = str(Path(value).resolve())
+        return replace(self, **local)
 
     @property
     def run_name(self) -> str:

@@ -36,14 +36,14 @@ def summary_row(metrics: dict[str, Any]) -> list[str]:
 
 def columns(metric: str) -> list[str]:
     """The table's headings."""
-    return ["method", "trained parameters", "of the model", metric, "training", "peak memory", "on disk"]
+    return ["method", "trained", "share", metric, "time", "peak memory", "on disk"]
 
 
 def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> Table:
-    """Method, trained parameters, metric, seconds, peak memory and size on disk, one line a run."""
+    """Method, trained parameters and their share of the model's, metric, time, peak memory and size on disk, a line a run."""
     table = Table(title=title)
     for i, heading in enumerate(columns(runs[0]["metric"])):
-        table.add_column(heading, justify="left" if i == 0 else "right")
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for run in runs:
         table.add_row(*summary_row(run))
     return table

@@ -4,11 +4,14 @@ train(options)              a run, from data to run folder
 open_run(folder)            the trained model again, for `evaluate` and `predict`
 """
 
+import errno
 import resource
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import numpy as np
 import torch
 import transformers
 from rich.console import Console
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorWithPadding,
@@ -55,7 +59,7 @@ class Interrupted(KeyboardInterrupt):
 def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
     """Inject and freeze what the method asks for."""
     if options.method == "lora":
-        targets = options.target_modules or models.default_targets(encoder.model)
+        targets = options.targets or models.default_targets(encoder.model)
         config = LoRAConfig(
             r=options.r,
             lora_alpha=options.lora_alpha,
@@ -87,10 +91,18 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def train(
-    options: TrainOptions, folder: Path, *, overwrite: bool = False, resume: bool = False, console: Console | None = None
+    options: TrainOptions,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train as `options` say, write the run folder, and return what `metrics.json` holds.
 
+    overwrite: replace the run that is in `folder`. resume: go on from its last whole checkpoint. console: where progress is
+    shown (standard error). callbacks: further ones for Trainer.
     Everything that can be wrong with the words is found before anything is written. Raises `RunError`, `DataError`,
     `ConfigError` or `TargetError` then, and `Interrupted` after Ctrl-C.
     """
@@ -116,12 +128,15 @@ def train(
         runs.write_options(folder, options, labels)
     began = time.perf_counter()
     try:
-        trainer = _run_trainer(options, folder, encoder, datasets, labels, checkpoint, console)
-    except KeyboardInterrupt:
+        with _write_errors_named(folder):
+            trainer = _run_trainer(options, folder, encoder, datasets, checkpoint, console, callbacks)
+    except BaseException as error:
         last = last_whole_checkpoint(folder / runs.CHECKPOINTS)
-        if last is None and fresh:
+        if last is None and fresh and distributed.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
-        raise Interrupted(folder, last) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(folder, last) from None
+        raise
     seconds = time.perf_counter() - began
     history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
     scores = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
@@ -142,6 +157,25 @@ def train(
         _write(options, folder, encoder, trainer, results)
     distributed.wait_for_everyone()
     return results
+
+
+@contextmanager
+def _write_errors_named(folder: Path) -> Iterator[None]:
+    """Failures to write, which libraries report in many ways, become an `OSError` that names the folder.
+
+    TensorBoard's writer thread hands its failure on to the thread that logs; its own report would be a second one.
+    """
+    report_of_thread = threading.excepthook
+    threading.excepthook = lambda hook: None if isinstance(hook.exc_value, OSError) else report_of_thread(hook)
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        wrote = isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error)
+        if not wrote or (isinstance(error, OSError) and error.filename):
+            raise
+        raise OSError(errno.ENOSPC, f"writing failed, probably for want of disk space ({error})", str(folder)) from error
+    finally:
+        threading.excepthook = report_of_thread
 
 
 def _checkpoint_to_resume(folder: Path) -> Path:
@@ -169,10 +203,10 @@ def _check_metric(options: TrainOptions, labels: list[str] | None) -> None:
 
 
 def _opening(options: TrainOptions, rows: TextData, held_out: TextData, counts: Mapping[str, int]) -> str:
-    share = 100 * counts["trained"] / counts["total"]
+    trained_, total = counts["trained"], counts["total"]
     return (
-        f"{options.method} on {options.model}: {len(rows):,} training rows ({rows.source}), {len(held_out):,} evaluation rows "
-        f"({held_out.source}); {counts['trained']:,} of {counts['total']:,} parameters trained ({share:.2f} %)"
+        f"{options.method}: training {trained_:,} of {total:,} parameters ({trained_ / total:.2%}) of {options.model}\n"
+        f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}"
     )
 
 
@@ -196,7 +230,7 @@ def _arguments(options: TrainOptions, folder: Path, devices: int) -> TrainingArg
         weight_decay=options.weight_decay,
         warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
         eval_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last when training ends
         load_best_model_at_end=options.best_epoch,
         metric_for_best_model=metric_name(options),
         greater_is_better=True,
@@ -215,14 +249,15 @@ def _run_trainer(
     folder: Path,
     encoder: models.Encoder,
     datasets: list[list[dict[str, Any]]],
-    labels: list[str] | None,
     checkpoint: Path | None,
     console: Console,
+    further: Sequence[TrainerCallback],
 ) -> Trainer:
     state = accelerate.PartialState()
     stop, bar = StopOnInterrupt(), ProgressBar(console, metric_name(options))
-    board = TensorBoardCallback(SummaryWriter(str(folder / runs.LOGS)))  # type: ignore[no-untyped-call]
-    callbacks: list[TrainerCallback] = [stop, bar, board]
+    writer = SummaryWriter(str(folder / runs.LOGS))
+    board = TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
+    callbacks = [stop, bar, board, *further]
     if options.patience:
         callbacks.append(EarlyStoppingCallback(options.patience))
     common: dict[str, Any] = {
@@ -246,6 +281,7 @@ def _run_trainer(
     finally:
         bar.close()
         stop.release()
+        writer.close()
         trainer.remove_callback(board)  # it would open a second log for the evaluation that follows
     if stop.requested:
         raise KeyboardInterrupt

@@ -1,0 +1,202 @@
+"""The command line: exit codes, one-sentence errors, and what Ctrl-C and a full disk leave behind."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loralib.cli import COMMANDS, main
+from loralib.train.trainer import last_whole_checkpoint
+
+pytest_plugins = ["recipes.conftest"]
+
+
+def words(encoder: Path, reviews: Path, output: Path, *more: str) -> list[str]:
+    data = ["--data", str(reviews / "train.tsv"), "--eval-data", str(reviews / "test.tsv")]
+    return ["train", "--model", str(encoder), *data, "--output", str(output), "--target-modules", "all-linear", *more]
+
+
+@pytest.fixture(scope="module")
+def finished_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(words(encoder, reviews, folder, "--epochs", "4", "--learning-rate", "2e-2", "--batch-size", "16")) == 0
+    return folder
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom loralib.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'transformers', 'jsonargparse', 'rich', 'numpy'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert all(name in shown and summary.split(":")[0] in shown for name, summary in COMMANDS.items())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_needs_no_torch(command: str) -> None:
+    script = (
+        f"import sys\nfrom loralib.cli import main\n"
+        f"try: main([{command!r}, '--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    assert (
+        "usage: loralib " + command
+        in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    )
+
+
+def test_train_prints_the_table_and_what_it_wrote(
+    encoder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(encoder, reviews, tmp_path / "run", "--epochs", "1")) == 0
+    shown = capsys.readouterr()
+    for word in ("method", "trained", "share", "accuracy", "time", "peak memory", "on disk", str(tmp_path / "run"), "adapter/"):
+        assert word in shown.out
+    assert "epoch 1/1" in shown.err
+
+
+def test_a_config_file_gives_options_and_words_override_it(
+    encoder: Path, reviews: Path, tmp_path: Path, finished_run: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {encoder}\ndata: {reviews}/train.tsv\nepochs: 3\nr: 2\ntarget_modules: [query]\n")
+    assert main(["train", "--config", str(config), "--epochs", "1", "--output", str(tmp_path / "run")]) == 0
+    resolved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "epochs: 1" in resolved
+    assert "r: 2" in resolved
+    assert "labels:\n- blame\n- praise" in resolved
+
+
+def test_evaluate_gives_the_metrics_of_the_run(finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(finished_run), "--data", str(reviews / "test.tsv"), "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    measured = json.loads((finished_run / "metrics.json").read_text())
+    assert got["rows"] == 48
+    assert got["accuracy"] == pytest.approx(measured["value"])
+    assert main(["evaluate", str(finished_run), "--data", str(reviews / "test.tsv")]) == 0
+    assert f"{got['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_predict_takes_words_or_standard_input(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    capsys.readouterr()
+    assert main(["predict", str(finished_run), "the lamp was good and lovely"]) == 0
+    assert capsys.readouterr().out.endswith("  the lamp was good and lovely\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("a very dull poor film\n\nthe soup was awful and broken\n"))
+    assert main(["predict", str(finished_run), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == ["a very dull poor film", "the soup was awful and broken"]
+    assert {line["prediction"] for line in lines} <= {"praise", "blame"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--r", "0"], "r=0: the rank must be"),
+        (["--r", "1.5"], '"r": Expected'),
+        (["--lora-alpha", "-1"], "lora_alpha=-1.0"),
+        (["--lora-dropout", "1"], "lora_dropout=1.0"),
+        (["--metod", "lora"], "unrecognized arguments: --metod"),
+        (["--method", "loar"], "'lora', 'last-layers', 'full'"),
+        (["--model", "no/such-model"], "no/such-model"),
+        (["--data", "none.tsv"], "does not exist"),
+        (["--text-column", "txt"], "no column 'txt'"),
+        (["--target-modules", "qeury"], "query (2 layers)"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--resume", "--overwrite"], "contradict"),
+        (["--resume"], "is no run folder"),
+    ],
+)
+def test_wrong_words_end_with_code_2_and_one_sentence(
+    encoder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert main(words(encoder, reviews, tmp_path / "run", *more)) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.startswith("loralib: ")
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_output_folder_asks_for_overwrite_or_resume(
+    encoder: Path, reviews: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(encoder, reviews, finished_run)) == 2
+    shown = capsys.readouterr().err
+    assert "--overwrite" in shown
+    assert "--resume" in shown
+
+
+def test_a_resumed_run_keeps_its_options(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--output", str(finished_run), "--resume", "--epochs", "9"]) == 2
+    assert "--epochs is 4" in capsys.readouterr().err
+
+
+def test_an_unknown_command_and_an_unknown_run_end_with_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["tarin"])
+    assert end.value.code == 2
+    assert main(["predict", str(tmp_path), "text"]) == 2
+    assert main(["evaluate", str(tmp_path), "--data", "x.tsv"]) == 2
+    assert capsys.readouterr().err.count("is no run folder") == 2
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="is no run folder"):
+        main(["predict", str(tmp_path), "text", "--debug"])
+
+
+def start(arguments: list[str], **how: object) -> "subprocess.Popen[str]":
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "loralib", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, **how)  # type: ignore[call-overload,no-any-return]
+
+
+def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(words(encoder, reviews, folder, "--epochs", "30", "--best-epoch", "false"))
+    checkpoints = folder / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"Go on with: loralib train --output {folder} --resume" in shown
+    assert "Traceback" not in shown
+    whole = last_whole_checkpoint(checkpoints)
+    assert whole is not None
+    assert str(whole) in shown
+    assert main(["train", "--output", str(folder), "--resume", "--epochs", "30", "--debug"]) == 0
+    history = json.loads((folder / "metrics.json").read_text())["history"]
+    steps = [row["step"] for row in history if "eval_loss" in row]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 30
+
+
+def test_a_full_disk_is_reported_with_the_path(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk."""
+    folder = tmp_path / "run"
+    limit = 4000
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = start(words(encoder, reviews, folder, "--epochs", "1"), preexec_fn=small_files)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert str(folder) in shown
+    assert "Traceback" not in shown
+    assert not folder.exists()

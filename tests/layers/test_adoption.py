@@ -1,0 +1,342 @@
+"""In-place adoption: the layer stays itself, and eject gives back exactly what was there."""
+
+import copy
+import functools
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import loralib as lora
+from loralib import layers
+from models import bits, close, same_bits, snapshot
+from peers import library
+
+
+class Doubling(nn.Linear):
+    """A linear layer with a forward of its own, as quantized and vendor layers have."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 2 * F.linear(hidden, self.weight, self.bias)
+
+
+class Symmetric(nn.Module):
+    def forward(self, W: Tensor) -> Tensor:
+        return (W + W.t()) / 2
+
+
+def update_for(layer: nn.Linear, r: int = 2) -> lora.LoRAUpdate:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(r, layer.in_features, generator=generator)
+    return lora.LoRAUpdate(A, torch.randn(layer.out_features, r, generator=generator), lora_alpha=3)
+
+
+def adopt(layer: nn.Linear, **options) -> layers.AdaptedLayer:
+    return layers.adopt(layer, update_for(layer), **options)
+
+
+def delta_of(layer: nn.Module, x: Tensor) -> Tensor:
+    return F.linear(x, layer.update.delta().to(x.dtype))
+
+
+def oddly_set(layer: nn.Linear) -> nn.Linear:
+    """The layer with everything on it that users put on layers."""
+    layer.eval()
+    layer.weight.requires_grad_(False)
+    layer.note = {"a": 1}
+    layer.register_buffer("count", torch.tensor(3))
+    layer.register_buffer("scratch", torch.ones(2), persistent=False)
+    layer.inner = nn.Identity()
+    layer.register_forward_hook(lambda module, args, y: y + 1)
+    layer.register_full_backward_hook(lambda *_: None)
+    layer.register_state_dict_post_hook(lambda *_: None)
+    return layer
+
+
+# --- adoption -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, Doubling])
+def test_an_adopted_layer_is_the_same_object_and_still_a_layer_of_its_class(cls):
+    layer = cls(6, 5)
+    W, b, state = layer.weight, layer.bias, list(layer.state_dict())
+    assert adopt(layer) is layer
+    assert isinstance(layer, cls)
+    assert isinstance(layer, lora.LoRALayer)
+    assert layer.weight is W
+    assert layer.bias is b
+    assert list(layer.state_dict()) == [*state, "lora_A", "lora_B"]
+
+
+def test_the_factors_are_the_tensors_of_the_update_uncopied():
+    layer, update = nn.Linear(6, 5), update_for(nn.Linear(6, 5))
+    layers.adopt(layer, update)
+    assert layer.lora_A.data_ptr() == update.A.data_ptr()
+    assert (layer.update.r, layer.update.lora_alpha, layer.update.scaling) == (update.r, update.lora_alpha, update.scaling)
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, Doubling])
+def test_an_adopted_layer_adds_its_update_to_what_the_base_layer_computes(cls):
+    layer, x = cls(6, 5), torch.randn(3, 6)
+    y = layer(x)
+    adopt(layer)
+    assert close(layer(x), y + delta_of(layer, x), factor=16)
+    layer.disabled = True
+    assert same_bits(layer(x), y)
+
+
+def test_a_forward_of_ones_own_keeps_the_name_of_its_argument():
+    layer, x = Doubling(6, 5), torch.randn(3, 6)
+    adopt(layer)
+    assert torch.equal(layer(hidden=x), layer(x))
+
+
+def test_hooks_of_the_base_layer_are_kept_and_run():
+    layer, x, calls = nn.Linear(6, 5), torch.randn(3, 6), []
+    layer.register_forward_pre_hook(lambda module, args: calls.append("pre"))
+    layer.register_forward_hook(lambda module, args, y: y + 100)
+    adopt(layer)
+    assert layer(x).mean() > 50
+    assert calls == ["pre"]
+
+
+def test_mode_and_flags_stay_as_found():
+    layer = nn.Linear(6, 5).eval()
+    layer.weight.requires_grad_(False)
+    adopt(layer, lora_dropout=0.5)
+    assert not layer.training
+    assert not layer.lora_dropout.training
+    assert not layer.merged
+    assert [layer.weight.requires_grad, layer.bias.requires_grad, layer.lora_A.requires_grad] == [False, True, True]
+    assert not layer.train().eval().merged
+
+
+def test_update_dtypes_may_differ_from_the_weights():
+    layer = nn.Linear(6, 5).to(torch.bfloat16)
+    adopt(layer)
+    x = torch.randn(3, 6, dtype=torch.bfloat16)
+    assert layer(x).dtype == torch.bfloat16
+    assert layer.lora_A.dtype == torch.float32
+    layer.merge()
+    assert layer.weight.dtype == torch.bfloat16
+
+
+# --- classes made to measure ----------------------------------------------------------------------------------------
+
+
+def test_a_subclass_gets_one_class_made_to_measure():
+    a, b = adopt(Doubling(6, 5)), adopt(Doubling(3, 2))
+    assert type(a) is type(b) is layers.adapted_class(Doubling)
+    assert type(a).__name__ == "LoRADoubling"
+    assert type(a).__bases__[-1] is Doubling
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_layer_of_a_class_made_to_measure_can_be_copied_and_pickled(merged):
+    layer, x = adopt(Doubling(6, 5)), torch.randn(3, 6)
+    if merged:
+        layer.merge()
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)):
+        assert type(other) is type(layer)
+        assert other.merged is merged
+        assert same_bits(other(x), layer(x))
+        assert type(layers.eject(other)) is Doubling
+
+
+# --- eject ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, Doubling])
+@pytest.mark.parametrize("prepare", [lambda layer: layer, oddly_set])
+@pytest.mark.parametrize("merged", [False, True])
+def test_eject_restores_everything(cls, prepare, merged):
+    layer = prepare(cls(6, 5))
+    before, order = snapshot(layer), list(vars(layer))
+    adopt(layer, lora_dropout=0.1)
+    if merged:
+        layer.merge()
+    layer.disabled = True
+    assert snapshot(layer) != before
+    assert layers.eject(layer) is layer
+    assert snapshot(layer) == before
+    assert list(vars(layer)) == order
+
+
+def test_the_snapshot_sees_a_change_of_any_kind():
+    layer = oddly_set(nn.Linear(6, 5))
+    changes = [
+        layer.train,
+        lambda: layer.weight.requires_grad_(True),
+        lambda: layer.weight.data.add_(1),
+        lambda: setattr(layer, "bias", nn.Parameter(layer.bias.detach().clone())),
+        lambda: setattr(layer, "other", None),
+        lambda: layer.register_forward_hook(print),
+        lambda: layer.count.add_(1),
+        lambda: setattr(layer, "inner", nn.Identity()),
+        lambda: setattr(layer, "__class__", Doubling),
+    ]
+    for change in changes:
+        before = snapshot(layer)
+        assert snapshot(layer) == before
+        change()
+        assert snapshot(layer) != before
+
+
+def test_what_was_trained_in_the_base_while_adapted_stays():
+    layer = nn.Linear(6, 5)
+    adopt(layer)
+    with torch.no_grad():
+        layer.weight.fill_(2)
+    layer.half()
+    assert torch.equal(layers.eject(layer).weight, torch.full((5, 6), 2.0, dtype=torch.half))
+
+
+def test_the_drop_in_layer_becomes_a_plain_one():
+    layer, x = lora.Linear(6, 5, r=2), torch.randn(2, 6)
+    y = F.linear(x, layer.weight, layer.bias)
+    layers.eject(layer.eval())
+    assert type(layer) is nn.Linear
+    assert vars(layer).keys() == vars(nn.Linear(6, 5)).keys()
+    assert torch.equal(layer(x), y)
+
+
+# --- an instance's own forward --------------------------------------------------------------------------------------
+
+
+def with_own_forward(layer: nn.Linear) -> nn.Linear:
+    original = layer.forward
+    layer.forward = functools.wraps(original)(lambda x: original(x) + 7)
+    return layer
+
+
+def test_a_forward_on_the_instance_is_carried_as_the_base_forward_and_given_back():
+    layer, x = with_own_forward(nn.Linear(6, 5)), torch.randn(3, 6)
+    before, y, own = snapshot(layer), layer(x), layer.forward
+    adopt(layer)
+    assert close(layer(x), y + delta_of(layer, x), factor=16)
+    layers.eject(layer)
+    assert layer.forward is own
+    assert snapshot(layer) == before
+
+
+def test_a_forward_that_was_replaced_after_adoption_refuses_eject():
+    layer = adopt(nn.Linear(6, 5))
+    with_own_forward(layer)
+    with pytest.raises(lora.LayerError, match=r"its forward was replaced after it was adapted .* Nothing was changed"):
+        layers.eject(layer)
+    assert layer.r == 2
+
+
+def test_hooks_of_accelerate_can_be_removed_after_adoption_without_losing_the_update():
+    hooks = library("accelerate.hooks")
+    layer, x = nn.Linear(6, 5), torch.randn(3, 6)
+    hooks.add_hook_to_module(layer, hooks.ModelHook())
+    adopt(layer)
+    y = layer(x)
+    hooks.remove_hook_from_module(layer)
+    assert same_bits(layer(x), y)
+    layers.eject(layer)
+    assert type(layer) is nn.Linear
+    assert not same_bits(layer(x), y)
+
+
+# --- what cannot be adapted -----------------------------------------------------------------------------------------
+
+
+class WithOwnMerge(nn.Linear):
+    def merge(self):
+        """A method that adoption would hide."""
+
+
+def integer_layer() -> nn.Linear:
+    layer = nn.Linear(6, 5)
+    layer.weight = nn.Parameter(torch.zeros(5, 6, dtype=torch.int8), requires_grad=False)
+    return layer
+
+
+def having(**attributes) -> nn.Linear:
+    layer = nn.Linear(6, 5)
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+    return layer
+
+
+REFUSED = {
+    "other layers": (lambda: nn.Conv2d(1, 1, 1), "Conv2d layers cannot be adapted; those of Linear can"),
+    "adapted layers": (lambda: adopt(nn.Linear(6, 5)), "it is a LoRA layer already; eject it first"),
+    "LoRA layers without LoRA": (lambda: lora.Linear(6, 5), "it was built with r=0"),
+    "lazy layers": (lambda: nn.LazyLinear(5), "its shape is not known yet"),
+    "integer weights": (integer_layer, "its weight has dtype torch.int8"),
+    "attributes of ours": (lambda: having(scaling=2.0, lora_A=None, r=4), "attributes of its own named lora_A, r, scaling"),
+    "attributes of our constructor": (lambda: having(fan_in_fan_out=False), "attributes of its own named fan_in_fan_out"),
+    "methods of ours": (lambda: WithOwnMerge(6, 5), "attributes of its own named merge"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_layers_that_cannot_be_adapted_are_refused_unchanged(kind):
+    make, message = REFUSED[kind]
+    layer = make()
+    attributes, cls = dict(vars(layer)), type(layer)
+    with pytest.raises(lora.LayerError, match=message):
+        layers.adopt(layer, update_for(nn.Linear(6, 5)))
+    assert type(layer) is cls
+    assert vars(layer) == attributes
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_layers_are_refused():
+    with pytest.raises(lora.LayerError, match="cannot be adapted"):
+        layers.adopt(torch.jit.script(nn.Linear(6, 5)), update_for(nn.Linear(6, 5)))
+
+
+# --- weights that cannot be merged ----------------------------------------------------------------------------------
+
+
+def parametrized() -> nn.Linear:
+    layer = nn.Linear(6, 6)
+    parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer
+
+
+@pytest.mark.parametrize("make", [parametrized, lambda: parametrizations.weight_norm(nn.Linear(6, 6))])
+def test_a_computed_weight_is_adapted_but_never_merged(make):
+    layer, x = make(), torch.randn(3, 6)
+    y, cls = layer(x), type(layer)
+    adopt(layer)
+    assert close(layer(x), y + delta_of(layer, x), factor=16)
+    with pytest.raises(lora.LayerError, match=r"no Parameter of the layer \(a parametrization .* Nothing was changed"):
+        layer.merge()
+    assert not layer.merged
+    layer.merge_weights = True
+    with pytest.raises(lora.LayerError, match="remove that first"):
+        layer.eval()
+    assert type(layers.eject(layer)) is cls
+    assert same_bits(layer(x), y)
+
+
+def test_a_weight_of_a_subclass_of_tensor_is_not_merged():
+    class Sharded(nn.Parameter):
+        pass
+
+    layer = adopt(nn.Linear(6, 5))
+    before = bits(layer.weight)
+    layer.weight = Sharded(layer.weight.detach())
+    with pytest.raises(lora.LayerError, match="its weight is a Sharded, and only plain tensors can be merged"):
+        layer.merge()
+    assert bits(layer.weight) == before
+
+
+def test_a_disabled_layer_is_not_merged():
+    layer = adopt(nn.Linear(6, 5))
+    layer.disabled = True
+    with pytest.raises(lora.LayerError, match="its update is disabled"):
+        layer.merge()

@@ -1,0 +1,58 @@
+"""A tiny encoder on disk with its tokenizer, and a tiny data set that it can learn."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+PRAISE = ["good", "fine", "great", "lovely", "bright"]
+BLAME = ["bad", "poor", "awful", "broken", "dull"]
+FILLER = ["the", "a", "lamp", "film", "soup", "was", "is", "very", "and", "again"]
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer BERT and a tokenizer that knows the words above."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *PRAISE, *BLAME, *FILLER]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    folder = tmp_path_factory.mktemp("encoder")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def sentence(rng: random.Random, label: int) -> str:
+    words = rng.choices(FILLER, k=5) + rng.choices([BLAME, PRAISE][label], k=2)
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.tsv (192 rows) and test.tsv (48 rows): text, label (praise or blame), score."""
+    folder, rng = tmp_path_factory.mktemp("reviews"), random.Random(0)
+    for name, count in (("train", 192), ("test", 48)):
+        rows = [(sentence(rng, i % 2), ["blame", "praise"][i % 2], f"{i % 2 + rng.random() / 4:.3f}") for i in range(count)]
+        lines = ["text\tlabel\tscore", *("\t".join(row) for row in rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder

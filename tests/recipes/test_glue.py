@@ -1,0 +1,50 @@
+"""The GLUE tasks are read with the row counts that their publishers give."""
+
+from pathlib import Path
+
+import pytest
+
+from loralib.errors import DataError
+from loralib.recipes.glue import TASKS, read_glue
+from peers import data
+
+ROWS = {
+    ("cola", "train"): 8551,
+    ("cola", "dev"): 1043,
+    ("sst2", "train"): 67349,
+    ("sst2", "dev"): 872,
+    ("mrpc", "train"): 3668,
+    ("mrpc", "dev"): 408,
+    ("stsb", "train"): 5749,
+    ("stsb", "dev"): 1500,
+    ("rte", "train"): 2490,
+    ("rte", "dev"): 277,
+    ("wnli", "train"): 635,
+    ("wnli", "dev"): 71,
+}
+
+
+@pytest.mark.parametrize(("name", "split"), ROWS)
+def test_rows_and_labels(name: str, split: str) -> None:
+    rows, task = read_glue(name, split, data("glue")), TASKS[name]
+    assert len(rows) == ROWS[name, split]
+    assert all(rows.texts)
+    assert (rows.pairs is None) == (task.pair is None)
+    if task.labels:
+        assert set(rows.labels) == set(task.labels)
+    else:
+        assert all(0 <= float(label) <= 5 for label in rows.labels)
+
+
+def test_a_label_that_the_task_does_not_have_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nfine\t2\n")
+    with pytest.raises(DataError, match="label '2'; expected one of 0, 1"):
+        read_glue("sst2", "dev", tmp_path)
+
+
+def test_an_unknown_task_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of GLUE's: cola, sst2"):
+        read_glue("sst3", "dev", tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        read_glue("cola", "dev", tmp_path)

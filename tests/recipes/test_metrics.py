@@ -1,0 +1,40 @@
+"""The metrics agree with their definitions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loralib.recipes import metrics
+
+LABELS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
+
+
+@given(LABELS)
+def test_classification_follows_the_definitions(pairs: list[tuple[int, int]]) -> None:
+    predicted, expected = (np.array(column) for column in zip(*pairs, strict=True))
+    tp, fp = ((predicted == 1) & (expected == 1)).sum(), ((predicted == 1) & (expected == 0)).sum()
+    fn, tn = ((predicted == 0) & (expected == 1)).sum(), ((predicted == 0) & (expected == 0)).sum()
+    root = np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    got = metrics.classification(predicted, expected)
+    assert got["accuracy"] == pytest.approx((tp + tn) / len(pairs))
+    assert got["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp else 0)
+    assert got["matthews"] == pytest.approx((tp * tn - fp * fn) / root if root else 0)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=3, max_size=30, unique=True), st.floats(0.1, 5), st.floats(-3, 3))
+def test_regression_is_one_for_a_rising_line_and_minus_one_for_a_falling(xs: list[float], slope: float, at: float) -> None:
+    x = np.round(np.array(xs), 3)
+    if len(set(x)) < 3:
+        return
+    assert metrics.regression(slope * x + at, x) == pytest.approx({"pearson": 1, "spearman": 1})
+    assert metrics.regression(-slope * x + at, x) == pytest.approx({"pearson": -1, "spearman": -1})
+
+
+def test_a_constant_prediction_correlates_with_nothing() -> None:
+    assert metrics.regression(np.ones(4), np.arange(4.0)) == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_one_column_of_logits_is_regression_and_several_are_classification() -> None:
+    assert "pearson" in metrics.of_logits(np.arange(6.0).reshape(6, 1), np.arange(6.0))
+    assert metrics.of_logits(np.eye(3), np.arange(3.0))["accuracy"] == 1.0

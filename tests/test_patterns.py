@@ -1,0 +1,80 @@
+"""Names of layers: exact parts, whole expressions, and PEFT's reading of rank and alpha patterns."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import loralib as lora
+from loralib import patterns
+from peers import library
+
+PARTS = st.text(string.ascii_lowercase[:3] + "_.0+(", min_size=1, max_size=6).filter(
+    lambda p: ".." not in p and p.strip(".") == p
+)
+NAMES = ["encoder.0.query", "encoder.0.key", "encoder.1.query", "encoder.1.key", "my_query", "query", "head"]
+
+
+def test_a_name_matches_itself_and_what_ends_with_it_at_a_dot():
+    found = patterns.match(NAMES, ["query"], "target_modules", "Model")
+    assert found == ["encoder.0.query", "encoder.1.query", "query"]
+    assert patterns.match(NAMES, ["0.query", "head"], "target_modules", "Model") == ["encoder.0.query", "head"]
+
+
+@given(names=st.lists(PARTS, unique=True, min_size=1), entry=PARTS)
+def test_names_in_a_list_are_no_expressions(names, entry):
+    expected = [name for name in names if name == entry or name.endswith("." + entry)]
+    if expected:
+        assert patterns.match(names, [entry], "target_modules", "Model") == expected
+    else:
+        with pytest.raises(lora.TargetError, match="matches no layer of Model"):
+            patterns.match(names, [entry], "target_modules", "Model")
+
+
+def test_an_expression_must_match_the_whole_name():
+    assert patterns.match(NAMES, r"encoder\.\d\.query", "target_modules", "Model") == ["encoder.0.query", "encoder.1.query"]
+    with pytest.raises(lora.TargetError, match="matches the whole name of no layer of Model"):
+        patterns.match(NAMES, "encoder", "target_modules", "Model")
+
+
+def test_every_entry_of_a_list_must_match():
+    with pytest.raises(lora.TargetError, match=r"'keys' matches no layer of Model. Nearest names: key \(2 layers\)"):
+        patterns.match(NAMES, ["query", "keys"], "target_modules", "Model")
+
+
+def test_the_nearest_names_have_as_many_parts_as_the_one_that_was_given():
+    assert patterns.nearest("0.qurey", NAMES).startswith("0.query (1 layer)")
+    assert patterns.nearest("zzz", []) == "none"
+    assert "query (3 layers)" in patterns.nearest("zzzzzzzz", NAMES)
+
+
+@given(name=PARTS, other=PARTS)
+def test_an_exact_key_fits_its_name_alone(name, other):
+    key = patterns.exactly(name)
+    assert patterns.lookup({key: 1}, name, 0) == 1
+    assert patterns.lookup({key: 1}, other, 0) == (name == other)
+    assert patterns.lookup({key: 1}, f"{other}.{name}", 0) == 0
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [["query"], ["0.query", "query"], ["query", "0.query"], [r"encoder\.\d\.key"], ["^query"], [r"encoder.*"], ["que"], ["y"]],
+)
+def test_rank_and_alpha_patterns_are_read_as_peft_reads_them(keys):
+    get_pattern_key = library("peft.utils.other").get_pattern_key
+    table = {key: i for i, key in enumerate(keys)}
+    for name in NAMES:
+        assert patterns.lookup(table, name, None) == table.get(get_pattern_key(keys, name))
+
+
+def test_a_rank_for_no_adapted_layer_is_refused():
+    patterns.check_lookup({"query": 1}, NAMES, "rank_pattern")
+    with pytest.raises(lora.TargetError, match=r"rank_pattern: 'quarry' fits none .* query \(3 layers\)"):
+        patterns.check_lookup({"quarry": 1}, NAMES, "rank_pattern")
+
+
+def test_what_lies_in_a_module_lies_after_a_dot():
+    assert patterns.within("head", ["head"])
+    assert patterns.within("head.weight", ["body", "head"])
+    assert not patterns.within("header.weight", ["head"])

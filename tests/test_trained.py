@@ -1,0 +1,189 @@
+"""What is trained is what is saved is what is loaded, in every mode, and as in 0.1.2 wherever 0.1.2 was right."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import loralib as lora
+from loralib import trained
+from models import injected, mlp, same_bits, snapshot, trainable
+from peers import loralib_0_1
+
+BIASES = ["none", "lora_only", "all"]
+
+
+class WithBiasTable(nn.Module):
+    """Names that contain "bias" and "lora_" without being a bias or a factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.rel_bias_table = nn.Embedding(3, 4)
+        self.explora_net = nn.Linear(4, 4)
+        self.register_buffer("attn_bias", torch.ones(2))
+        self.inner = nn.Module()
+        self.inner.register_buffer("bias", torch.ones(2))
+        self.proj = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+
+class Mine(nn.Linear, lora.LoRALayer):
+    """A LoRA layer of one's own, as 0.1 let users write them."""
+
+    def __init__(self, d: int, k: int, r: int):
+        nn.Linear.__init__(self, d, k)
+        lora.LoRALayer.__init__(self, r=r, lora_alpha=1, lora_dropout=0.0, merge_weights=False)
+        self.lora_gate = nn.Parameter(torch.zeros(k))
+
+
+def drop_in(module) -> nn.Sequential:
+    """A model of 0.1's kind: layers with LoRA, without bias, without LoRA, and plain ones."""
+    return nn.Sequential(
+        module.Linear(6, 5, r=2),
+        nn.LayerNorm(5),
+        module.Linear(5, 4, r=1, bias=False),
+        nn.Linear(4, 4),
+        nn.Sequential(module.Linear(4, 3, r=2), nn.Linear(3, 2, bias=False)),
+    )
+
+
+@pytest.mark.parametrize("bias", BIASES)
+def test_drop_in_models_train_and_save_what_they_did_in_0_1(bias):
+    sets = []
+    for module in (lora, loralib_0_1()):
+        model = drop_in(module)
+        module.mark_only_lora_as_trainable(model, bias=bias)
+        sets.append((trainable(model), set(module.lora_state_dict(model, bias=bias))))
+    assert sets[0] == sets[1]
+
+
+def test_what_was_frozen_before_is_trained_again():
+    model = drop_in(lora)
+    model.requires_grad_(False)
+    lora.mark_only_lora_as_trainable(model)
+    assert trainable(model) == {n for n, _ in model.named_parameters() if "lora_" in n}
+
+
+def test_marking_again_undoes_an_earlier_mark():
+    model = drop_in(lora)
+    for bias in ("all", "lora_only", "none"):
+        lora.mark_only_lora_as_trainable(model, bias=bias)
+        assert trainable(model) == set(lora.lora_state_dict(model)) == set(lora.lora_state_dict(model, bias=bias))
+
+
+def test_only_parameters_named_bias_are_biases():
+    model = injected(WithBiasTable(), target_modules=["proj"], bias="all")
+    lora.mark_only_lora_as_trainable(model)
+    expected = {"proj.lora_A", "proj.lora_B", "proj.bias", "norm.bias", "explora_net.bias"}
+    assert trainable(model) == set(lora.lora_state_dict(model)) == expected
+    assert set(lora.extract(model).tensors) == {name for name in expected if not trained.is_factor(name)}
+
+
+def test_a_layer_without_an_update_is_not_a_lora_layer():
+    model = nn.Sequential(lora.Linear(4, 4, r=0), lora.Linear(4, 4, r=1))
+    lora.mark_only_lora_as_trainable(model, bias="lora_only")
+    assert trainable(model) == set(lora.lora_state_dict(model, bias="lora_only")) == {"1.bias", "1.lora_A", "1.lora_B"}
+
+
+def test_layers_of_ones_own_count():
+    model = nn.Sequential(Mine(4, 3, r=2), Mine(3, 2, r=0))
+    lora.mark_only_lora_as_trainable(model, bias="lora_only")
+    assert trainable(model) == set(lora.lora_state_dict(model)) == {"0.lora_gate", "0.bias", "1.lora_gate"}
+
+
+def test_a_model_in_which_nothing_would_be_trained_is_refused_unchanged():
+    for model in (mlp(4, 3), nn.Sequential(lora.Linear(4, 3))):
+        before = snapshot(model)
+        with pytest.raises(lora.ConfigError, match=r"has no LoRA parameter, so nothing would be trained.*Nothing was changed"):
+            lora.mark_only_lora_as_trainable(model)
+        assert snapshot(model) == before
+
+
+def test_an_unknown_mode_is_refused_unchanged():
+    model = drop_in(lora)
+    before = snapshot(model)
+    for call in (lora.mark_only_lora_as_trainable, lora.lora_state_dict):
+        with pytest.raises(lora.ConfigError, match="bias='some': must be 'none', 'lora_only' or 'all'"):
+            call(model, bias="some")
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("injected_with", BIASES)
+@pytest.mark.parametrize("marked_with", [None, *BIASES])
+def test_the_mode_that_was_said_last_decides(injected_with, marked_with):
+    model = injected(mlp(5, 4, 3), target_modules=["0"], bias=injected_with)
+    lora.mark_only_lora_as_trainable(model, bias=marked_with)
+    biases = {"none": set(), "lora_only": {"0.bias"}, "all": {"0.bias", "2.bias"}}[marked_with or injected_with]
+    assert trainable(model) == set(lora.lora_state_dict(model)) == {"0.lora_A", "0.lora_B"} | biases
+    assert set(lora.extract(model).tensors) == biases
+    other = mlp(5, 4, 3)
+    lora.attach(other, lora.extract(model))
+    assert set(lora.lora_state_dict(other)) == set(lora.lora_state_dict(model))
+
+
+def test_lora_state_dict_shares_memory_and_loads_back():
+    model = drop_in(lora)
+    state = lora.lora_state_dict(model, bias="all")
+    with torch.no_grad():
+        model[0].lora_A.fill_(3)
+    assert (state["0.lora_A"] == 3).all()
+    assert not drop_in(lora).load_state_dict(state, strict=False).unexpected_keys
+
+
+def test_lora_state_dict_is_the_same_for_a_merged_model():
+    model = drop_in(lora)
+    before = lora.lora_state_dict(model, bias="all")
+    after = lora.lora_state_dict(model.eval(), bias="all")
+    assert list(before) == list(after)
+    assert all(same_bits(before[name], after[name]) for name in before)
+
+
+@st.composite
+def configured_models(draw):
+    """A small random model and a configuration that fits it."""
+    sizes = draw(st.lists(st.integers(1, 5), min_size=3, max_size=6))
+    model = nn.Sequential()
+    for i, (d, k) in enumerate(pairwise(sizes)):
+        block = nn.ModuleDict({"proj": nn.Linear(d, k, bias=draw(st.booleans())), "norm": nn.BatchNorm1d(k)})
+        model.add_module(f"block{i}", block)
+    blocks = [name for name, _ in model.named_children()]
+    target = draw(st.lists(st.sampled_from(blocks), min_size=1, unique=True))
+    saved = draw(st.lists(st.sampled_from(blocks), max_size=2, unique=True))
+    saved = [f"{name}.norm" if name in target else draw(st.sampled_from([name, f"{name}.norm"])) for name in saved]
+    config = lora.LoRAConfig(
+        r=draw(st.integers(1, 3)),
+        target_modules=[f"{name}.proj" for name in target],
+        modules_to_save=saved,
+        bias=draw(st.sampled_from(BIASES)),
+    )
+    return model, config
+
+
+@given(configured_models())
+def test_what_is_trained_is_what_is_saved_is_what_is_extracted_is_what_is_loaded(drawn):
+    model, config = drawn
+    base = copy.deepcopy(model)
+    lora.inject(model, config)
+    lora.mark_only_lora_as_trainable(model)
+    adapter, state = lora.extract(model), lora.lora_state_dict(model)
+    factors = {f"{name}.lora_{key}" for name in adapter.layers for key in "AB"}
+    assert set(state) == factors | set(adapter.tensors)
+    buffers = {name for name, _ in model.named_buffers()}
+    assert trainable(model) == set(state) - buffers
+    assert all(any(name.startswith(m + ".") for m in config.modules_to_save) for name in set(state) & buffers)
+    lora.attach(base, adapter)
+    assert set(lora.lora_state_dict(base)) == set(state)
+    assert set(lora.extract(base).tensors) == set(adapter.tensors)
+    lora.mark_only_lora_as_trainable(base)
+    assert trainable(base) == trainable(model)
+
+
+def test_names_of_factors_start_with_lora():
+    assert trained.is_factor("0.lora_A")
+    assert not trained.is_factor("explora_net.weight")
+    assert trained.is_bias("bias")
+    assert not trained.is_bias("0.bias_table.weight")
