@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.provenance import write_rows
 from loralib.recipes import comparison, report
 
-LEARNING_RATES = {"lora": 1e-3, "last-layers": 5e-3, "full": 5e-5}
+LEARNING_RATES = {"lora": 1e-3, "last-layers": 5e-2, "full": 5e-5}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from loralib.recipes import comparison, finished, report
 
 REVIEWS = Path("examples/reviews")
 RUNS = Path("runs/demo")
-LEARNING_RATES = {"lora": 2e-3, "last-layers": 5e-3, "full": 1e-4}
+LEARNING_RATES = {"lora": 2e-3, "last-layers": 5e-2, "full": 1e-4}
 NEW_TEXTS = [
     "The handle came off in my hand before I had even filled it.",
     "I packed it for one night and wore it for a whole week of rain, dry to the last sock.",

@@ -17,7 +17,7 @@ Problem = Literal["classification", "regression"]
 
 _PATHS = ("model", "data", "eval_data", "data_dir")
 
-DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-3, "full": 5e-5}
+DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5}
 
 
 def _group(title: str) -> Callable[[Any, str], Any]:
@@ -60,7 +60,7 @@ class TrainOptions:
     )
     use_rslora: bool = _method(False, "scale the update by lora_alpha / sqrt(r)")
 
-    learning_rate: float | None = _training(None, "peak learning rate (default: 5e-4 lora, 1e-3 last-layers, 5e-5 full)")
+    learning_rate: float | None = _training(None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full)")
     epochs: float = _training(3, "passes over the training data")
     batch_size: int = _training(32, "rows a step, on all devices together")
     gradient_accumulation: int = _training(1, "parts in which a device computes its share of a step")
