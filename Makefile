@@ -22,7 +22,7 @@ $(PEER): $(STAMP)  # loralib 0.1.2 shares our import name, so tests load it from
 	@touch $(PEER)
 
 test: install lint types  ## everything that must pass: lint, types, doctests and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 lint: $(STAMP)  ## ruff: lint and format
 	$(BIN)/ruff check .

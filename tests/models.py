@@ -1,8 +1,10 @@
 """Small models, and the means to see that nothing about one has changed."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -88,3 +90,40 @@ def snapshot(model: nn.Module) -> list[Any]:
         (name, id(module), type(module), {key: _seen(value) for key, value in sorted(vars(module).items())})
         for name, module in model.named_modules(remove_duplicate=False)
     ]
+
+
+def deltas(model: nn.Module) -> dict[str, Tensor]:
+    return {name: update.delta() for name, update in lora.extract(model).layers.items()}
+
+
+def expect_refusal(error: type[Exception], message: str, model: nn.Module, call: Callable[[], object]) -> None:
+    """`call` must raise with `message` and leave `model` exactly as it is."""
+    before = snapshot(model)
+    with pytest.raises(error, match=message):
+        call()
+    assert snapshot(model) == before
+
+
+def trained_head() -> nn.Sequential:
+    """Layer 0 adapted, layer 2 trained beside it."""
+    model = injected(mlp(6, 5, 4), target_modules=["0"], modules_to_save=["2"])
+    with torch.no_grad():
+        model[2].weight.add_(1)
+    return model
+
+
+class Encoder(nn.Module):
+    """Nested names: `proj`, `encoder.proj`, `encoder.0.query` …, a normalization and a shared layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(6, 6)
+        self.encoder = nn.ModuleDict({str(i): nn.ModuleDict({k: nn.Linear(6, 6) for k in ("query", "key")}) for i in range(2)})
+        self.encoder["proj"] = nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.again = self.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(2):
+            x = self.encoder[str(i)]["query"](x) + self.encoder[str(i)]["key"](x).tanh()
+        return self.again(self.norm(self.encoder["proj"](self.proj(x))))

@@ -12,47 +12,23 @@ from torch import Tensor, nn
 import loralib as lora
 from hf import HEADS, batch, logits, tiny
 from loralib import trained
-from models import Tied, bits, close, injected, mlp, randomize, same_bits, snapshot, trainable
+from models import (
+    Encoder,
+    Tied,
+    bits,
+    close,
+    expect_refusal,
+    injected,
+    mlp,
+    randomize,
+    same_bits,
+    snapshot,
+    trainable,
+    trained_head,
+)
 from peers import library
 
 CONFIG = lora.LoRAConfig(r=2, lora_alpha=3)
-
-
-def deltas(model: nn.Module) -> dict[str, Tensor]:
-    return {name: update.delta() for name, update in lora.extract(model).layers.items()}
-
-
-def expect_refusal(error, message, model, call):
-    """`call` must raise with `message` and leave `model` exactly as it is."""
-    before = snapshot(model)
-    with pytest.raises(error, match=message):
-        call()
-    assert snapshot(model) == before
-
-
-def trained_head() -> nn.Sequential:
-    """Layer 0 adapted, layer 2 trained beside it."""
-    model = injected(mlp(6, 5, 4), target_modules=["0"], modules_to_save=["2"])
-    with torch.no_grad():
-        model[2].weight.add_(1)
-    return model
-
-
-class Encoder(nn.Module):
-    """Nested names: `proj`, `encoder.proj`, `encoder.0.query` …, a normalization and a shared layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.proj = nn.Linear(6, 6)
-        self.encoder = nn.ModuleDict({str(i): nn.ModuleDict({k: nn.Linear(6, 6) for k in ("query", "key")}) for i in range(2)})
-        self.encoder["proj"] = nn.Linear(6, 6)
-        self.norm = nn.BatchNorm1d(6)
-        self.again = self.proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i in range(2):
-            x = self.encoder[str(i)]["query"](x) + self.encoder[str(i)]["key"](x).tanh()
-        return self.again(self.norm(self.encoder["proj"](self.proj(x))))
 
 
 # --- inject ---------------------------------------------------------------------------------------------------------
@@ -536,159 +512,6 @@ def test_what_would_mix_up_originals_is_refused_inside_disabled():
         for call in calls:
             expect_refusal(lora.LayerError, "disabled", model, call)
     assert lora.extract(model).tensors.keys() == adapter.tensors.keys()
-
-
-# --- extract and attach ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"target_modules": ["proj"], "rank_pattern": {"^proj": 3}, "alpha_pattern": {"^proj": 5}},
-        {"target_modules": ["query"], "bias": "lora_only", "modules_to_save": ["norm"]},
-        {"target_modules": ["query"], "bias": "all", "use_rslora": True},
-    ],
-)
-def test_what_was_extracted_gives_another_copy_the_same_output(config, merged):
-    base = Encoder()
-    model, x = injected(copy.deepcopy(base), **config), torch.randn(4, 6)
-    with torch.no_grad():
-        for name in trained.trained_names(model):
-            if name in dict(model.named_parameters()):
-                model.get_parameter(name).add_(0.1)
-    model.eval(), base.eval()
-    if merged:
-        lora.merge(model)
-    adapter = lora.extract(model)
-    assert lora.attach(base, adapter) == list(adapter.layers)
-    lora.unmerge(model)
-    assert same_bits(base(x), model(x))
-    again = lora.extract(base)
-    assert again.config == adapter.config
-    assert again.layers.keys() == adapter.layers.keys()
-    assert all(same_bits(again.tensors[name], t) for name, t in adapter.tensors.items())
-
-
-def test_the_configuration_that_is_extracted_describes_the_layers():
-    model = injected(Encoder(), target_modules=["proj", "query"], rank_pattern={"^proj": 3}, alpha_pattern={"query": 7})
-    config, other = lora.extract(model).config, Encoder()
-    lora.inject(other, config)
-    for name, update in lora.extract(model).layers.items():
-        twin = other.get_submodule(name).update
-        assert (twin.r, twin.lora_alpha) == (update.r, update.lora_alpha)
-
-
-def test_an_extracted_adapter_shares_no_memory_with_the_model():
-    model = trained_head()
-    adapter = lora.extract(model)
-    before = bits(adapter.layers["0"].B), bits(adapter.tensors["2.weight"])
-    with torch.no_grad():
-        for p in model.parameters():
-            p.zero_()
-    other = mlp(6, 5, 4)
-    lora.attach(other, adapter)
-    with torch.no_grad():
-        for p in other.parameters():
-            p.zero_()
-    assert (bits(adapter.layers["0"].B), bits(adapter.tensors["2.weight"])) == before
-
-
-def test_attach_and_eject_leave_no_trace():
-    adapter, model = lora.extract(trained_head()), mlp(6, 5, 4)
-    before = snapshot(model)
-    lora.attach(model, adapter)
-    lora.eject(model)
-    assert snapshot(model) == before
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_attaching_to_an_injected_model_keeps_its_parameter_objects(merged):
-    adapter = lora.extract(trained_head())
-    model, x = mlp(6, 5, 4), torch.randn(3, 6)
-    lora.inject(model, lora.LoRAConfig(r=2, lora_alpha=9, target_modules=["0"], modules_to_save=["2"]))
-    if merged:
-        lora.merge(model)
-    before = {name: id(p) for name, p in model.named_parameters()}
-    lora.attach(model, adapter)
-    assert {name: id(p) for name, p in model.named_parameters() if name != "0.weight"} == {
-        name: i for name, i in before.items() if name != "0.weight"
-    }
-    assert model[0].scaling == adapter.layers["0"].scaling
-    expected = mlp(6, 5, 4)
-    expected.load_state_dict({k: t for k, t in model.state_dict().items() if "lora_" not in k})
-    lora.attach(expected, adapter)
-    assert close(model(x), expected(x), factor=32)
-
-
-def test_attach_lists_all_problems_at_once_and_changes_nothing():
-    adapter = lora.extract(injected(mlp(6, 5, 4, 3), modules_to_save=["4"], target_modules=["0", "2"]))
-    model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(4, 2, bias=False))
-    expect_refusal(
-        lora.AttachError,
-        r"(?s)does not fit Sequential: 0: factors of shapes .*2: Conv2d layers.*4.weight: shape \(3, 4\) in the adapter, "
-        r"\(2, 4\) in the model.*4.bias: no such tensor in the model.*Nothing was changed",
-        model,
-        lambda: lora.attach(model, adapter),
-    )
-
-
-def test_attach_to_an_injected_model_wants_the_same_layers():
-    adapter = lora.extract(injected(mlp(6, 5, 4, 3), target_modules=["0", "2"], rank_pattern={"^0": 3}))
-    model = injected(mlp(6, 5, 4, 3), target_modules=["0", "4"], modules_to_save=["2"])
-    expect_refusal(
-        lora.AttachError,
-        r"(?s)0: rank 3 in the adapter, 2 in the model.*2: adapted in the adapter, not in the model"
-        r".*4: adapted in the model, not in the adapter.*2.weight: trained in the model, not in the adapter",
-        model,
-        lambda: lora.attach(model, adapter),
-    )
-
-
-def test_attach_says_how_many_more_problems_there_are():
-    adapter = lora.extract(injected(mlp(*range(3, 15))))
-    with pytest.raises(lora.AttachError, match=r"; and 3 more\. Nothing was changed"):
-        lora.attach(nn.Sequential(nn.ReLU()), adapter)
-
-
-def test_attach_refuses_a_tensor_that_is_tied_to_another():
-    adapter = lora.Adapter(lora.LoRAConfig(target_modules=["body"]), {}, {"head.weight": torch.zeros(11, 6)})
-    model = Tied()
-    expect_refusal(lora.AttachError, "head.weight is tied to embed.weight", model, lambda: lora.attach(model, adapter))
-
-
-def test_a_bias_beside_that_no_mode_names_is_not_lost():
-    update = lora.extract(injected(mlp(6, 5, 4), target_modules=["0"])).layers["0"]
-    adapter = lora.Adapter(lora.LoRAConfig(r=2, target_modules=["0"]), {"0": update}, {"2.bias": torch.ones(4)})
-    model = mlp(6, 5, 4)
-    lora.attach(model, adapter)
-    assert same_bits(lora.extract(model).tensors["2.bias"], torch.ones(4))
-
-
-def test_a_layer_of_ones_own_cannot_be_extracted_and_says_what_to_do():
-    class Mine(nn.Module, lora.LoRALayer):
-        def __init__(self):
-            nn.Module.__init__(self)
-            lora.LoRALayer.__init__(self, 1, 1, 0.0, False)
-            self.lora_A = nn.Parameter(torch.zeros(1))
-
-    model = nn.Sequential(Mine(), lora.Linear(2, 2, r=1))
-    with pytest.raises(lora.LayerError, match="'0' is a Mine, whose update only it knows; use lora_state_dict"):
-        lora.extract(model)
-    assert list(lora.lora_state_dict(model)) == ["0.lora_A", "1.lora_A", "1.lora_B"]
-
-
-def test_tensors_without_data_are_refused_not_saved_empty():
-    model = injected(mlp(6, 5))
-    model[0].lora_B.data = torch.empty(0, 2)
-    with pytest.raises(lora.LayerError, match=r"'0.lora_B' holds no data .*gather them first"):
-        lora.extract(model)
-    with torch.device("meta"):
-        offloaded = mlp(6, 5)
-    lora.inject(offloaded, CONFIG)
-    with pytest.raises(lora.LayerError, match="holds no data"):
-        lora.extract(offloaded)
 
 
 # --- wrappers and companions ----------------------------------------------------------------------------------------

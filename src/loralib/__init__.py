@@ -23,9 +23,10 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
+    from .exchange import attach, extract
     from .formats import load, save
     from .layers import Linear, LoRALayer
-    from .surgery import attach, disabled, eject, extract, inject, merge, merged, unmerge
+    from .surgery import disabled, eject, inject, merge, merged, unmerge
     from .trained import lora_state_dict, mark_only_lora_as_trainable
 
 _HOMES = {
@@ -41,9 +42,10 @@ _HOMES = {
         "RunError",
         "TargetError",
     ),
+    "exchange": ("attach", "extract"),
     "formats": ("load", "save"),
     "layers": ("Linear", "LoRALayer"),
-    "surgery": ("attach", "disabled", "eject", "extract", "inject", "merge", "merged", "unmerge"),
+    "surgery": ("disabled", "eject", "inject", "merge", "merged", "unmerge"),
     "trained": ("lora_state_dict", "mark_only_lora_as_trainable"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

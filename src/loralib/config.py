@@ -6,6 +6,7 @@ Names mean what they mean in PEFT's `LoraConfig`. What belongs to a training run
 """
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -142,6 +143,9 @@ class LoRAConfig:
             name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
             for name, value in values.items()
         }
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _config_from_dict, (self.to_dict(),)

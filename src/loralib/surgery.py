@@ -1,24 +1,22 @@
-"""LoRA on whole models: put it in and take it out, merge and unmerge it, extract and attach what was learned.
+"""LoRA on whole models: put it in and take it out, merge and unmerge it, switch it off for a while.
 
 Every function works in place and either succeeds or changes nothing: it first plans, collecting all problems, and only
 then acts. Modes (`training`) and `requires_grad` flags of what was there before are left as found.
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import layers, patterns, trained
-from .adapter import Adapter, LoRAUpdate
+from .adapter import LoRAUpdate
 from .config import ALL_LINEAR, LoRAConfig
-from .errors import AttachError, LayerError, TargetError
-from .layers import AdaptedLayer, LoRALayer
+from .errors import LayerError, TargetError
+from .layers import AdaptedLayer
 from .patterns import within
 from .trained import check_enabled, join, unwrap
 
@@ -30,7 +28,8 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer) and m.r}
 
 
-def _require_adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
+def require_adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """`adapted_layers`; `LayerError` when there are none, and nothing trained beside any either."""
     found = adapted_layers(model)
     if not found and not any(True for _ in trained.records(model)):
         raise LayerError(
@@ -55,7 +54,8 @@ def _read_without_call(model: nn.Module, name: str) -> bool:
     return bool(name) and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
-def _layer_problem(model: nn.Module, name: str, module: nn.Module) -> str | None:
+def layer_problem(model: nn.Module, name: str, module: nn.Module) -> str | None:
+    """Why the layer `name` of `model` cannot be given an update, or None."""
     if _read_without_call(model, name):
         return "nn.MultiheadAttention reads its weight without calling it, so an update would have no effect; exclude it"
     return layers.adoption_problem(module)
@@ -84,7 +84,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
         if not names:
             raise TargetError(f"exclude_modules leaves no layer of {where} to adapt. Nothing was changed.")
     for name in names:
-        if problem := _layer_problem(model, name, modules[name]):
+        if problem := layer_problem(model, name, modules[name]):
             raise TargetError(f"{name!r} of {where} cannot be adapted: {problem}. Nothing was changed.")
     return names
 
@@ -134,14 +134,15 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
             config.use_rslora,
             dtype or torch.promote_types(layer.weight.dtype, torch.float32),
         )
-        _adopt(model, name, layer, update, config.lora_dropout)
+        adopt_in(model, name, layer, update, config.lora_dropout)
     kept = trained.record(model)
     kept.bias, kept.modules = config.bias, tuple(dict.fromkeys([*kept.modules, *saved]))
     trained.set_aside(model, beside)
     return names
 
 
-def _adopt(model: nn.Module, name: str, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
+def adopt_in(model: nn.Module, name: str, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
+    """Give the layer `name` of `model` an update, seeing to it that the layer is called."""
     adapted = layers.adopt(layer, update, lora_dropout)
     if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
         vars(adapted)["_leaves_fast_path"] = adapted.register_forward_pre_hook(_leave_fast_path)
@@ -168,7 +169,7 @@ def eject(model: nn.Module) -> None:
       (0): Linear(in_features=8, out_features=8, bias=True)
     ), True)
     """
-    found = _require_adapted(model)
+    found = require_adapted(model)
     check_enabled(model, "ejected")
     _check_all(found, layers.eject_problem, "ejected")
     for layer in found.values():
@@ -211,7 +212,7 @@ def merge(model: nn.Module, keep: bool = True) -> None:
       (0): Linear(in_features=8, out_features=8, bias=True)
     )
     """
-    found = _require_adapted(model)
+    found = require_adapted(model)
     _check_all({n: layer for n, layer in found.items() if not layer.merged}, AdaptedLayer.merge_problem, "merged")
     if not keep:
         _check_all(found, layers.eject_problem, "merged for good")
@@ -241,7 +242,7 @@ def _warn_of_ties(model: nn.Module, found: dict[str, AdaptedLayer]) -> None:
 
 def unmerge(model: nn.Module) -> None:
     """Give every merged layer the very Parameter back that `merge` set aside."""
-    for layer in _require_adapted(model).values():
+    for layer in require_adapted(model).values():
         layer.unmerge()
 
 
@@ -257,7 +258,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     >>> model[0].merged
     False
     """
-    ours = [layer for layer in _require_adapted(model).values() if not layer.merged]
+    ours = [layer for layer in require_adapted(model).values() if not layer.merged]
     merge(model)
     try:
         yield model
@@ -275,7 +276,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     >>> with lora.disabled(model):
     ...     y = model(torch.ones(1, 4))
     """
-    found = [layer for layer in _require_adapted(model).values() if not layer.disabled]
+    found = [layer for layer in require_adapted(model).values() if not layer.disabled]
     beside = [(module, kept) for _, module, kept in trained.records(model) if not kept.swapped]
     before = [(layer, layer.merged, layer.training) for layer in found]
     for layer in found:
@@ -293,146 +294,3 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
             follows_mode = layer.merge_weights and layer.training != was_training
             if (not layer.training) if follows_mode else was_merged:
                 layer.merge()
-
-
-# --- adapters out of models and onto them ---------------------------------------------------------------------------
-
-
-def _plain_copy(name: str, tensor: Tensor) -> Tensor:
-    if type(tensor) not in (Tensor, nn.Parameter):
-        raise LayerError(f"{name!r} is a {type(tensor).__name__}; gather it into a plain tensor first. Nothing was extracted.")
-    if tensor.is_meta or not tensor.numel():
-        raise LayerError(
-            f"{name!r} holds no data (shape {tuple(tensor.shape)}, device {tensor.device}): its values are elsewhere, "
-            "offloaded or partitioned; gather them first. Nothing was extracted."
-        )
-    return tensor.detach().clone()
-
-
-def extract(model: nn.Module) -> Adapter:
-    """What training changed in `model`, as a value: a copy of every update and of every tensor trained beside them.
-
-    Names are relative to `model` (wrappers of DDP and `torch.compile` aside). Merged and unmerged models give the same.
-    Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
-
-    >>> import loralib as lora
-    >>> model = nn.Sequential(nn.Linear(8, 8))
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> lora.extract(model)
-    Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
-    """
-    model = unwrap(model)
-    check_enabled(model, "extracted from")
-    found = _require_adapted(model)
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
-            raise LayerError(
-                f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. "
-                "Nothing was extracted."
-            )
-    updates = {}
-    for name, layer in found.items():
-        update = layer.update
-        A, B = (_plain_copy(join(name, key), factor) for key, factor in (("lora_A", update.A), ("lora_B", update.B)))
-        updates[name] = LoRAUpdate(A, B, update.lora_alpha, update.use_rslora)
-    beside = {name for name in trained.trained_names(model) if not trained.is_factor(name)}
-    tensors = {name: _plain_copy(name, tensor) for name, tensor in model.state_dict().items() if name in beside}
-    return Adapter(_derived_config(model, found, tensors), updates, tensors)
-
-
-def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
-    """The configuration that describes the layers as they are, with full names as targets."""
-    updates = {name: layer.update for name, layer in found.items()}
-    ranks, alphas = ([getattr(u, key) for u in updates.values()] for key in ("r", "lora_alpha"))
-    r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
-    dropouts = [layer.lora_dropout.p for layer in found.values() if isinstance(layer.lora_dropout, nn.Dropout)]
-    biases = {kept.bias for _, _, kept in trained.records(model)} - {"none"}
-    bias = biases.pop() if biases else "none"
-    modules = [join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.modules]
-    named = trained.bias_names(model, bias)
-    others = [name.rpartition(".")[0] for name in tensors if name not in named and not within(name, modules)]
-    return LoRAConfig(
-        r=r,
-        lora_alpha=lora_alpha,
-        lora_dropout=max(dropouts, default=0.0),
-        target_modules=tuple(found),
-        modules_to_save=tuple(dict.fromkeys([*modules, *others])),
-        bias=bias,
-        rank_pattern={patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
-        alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
-        use_rslora=any(u.use_rslora for u in updates.values()),
-    )
-
-
-def attach(model: nn.Module, adapter: Adapter) -> list[str]:
-    """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained beside them.
-
-    On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
-    same objects), and the layers must be the adapter's. The names of the adapted layers are returned.
-    Strict: everything missing, left over or of another shape is listed in one `AttachError`, and the model is as it was.
-
-    >>> import loralib as lora
-    >>> model, other = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> lora.attach(other, lora.extract(model))
-    ['0']
-    """
-    model = unwrap(model)
-    check_enabled(model, "attached to")
-    modules, tensors, present = dict(model.named_modules()), trained.named_tensors(model), adapted_layers(model)
-    problems = [p for name, update in adapter.layers.items() if (p := _misfit(model, modules, name, update, bool(present)))]
-    if present:
-        problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
-        beside = (join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.originals)
-        problems += [f"{n}: trained in the model, not in the adapter" for n in beside if n not in adapter.tensors]
-    for name, tensor in adapter.tensors.items():
-        if name not in tensors:
-            problems.append(f"{name}: no such tensor in the model")
-        elif tensors[name].shape != tensor.shape:
-            problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(tensors[name].shape)} in the model")
-    if not problems and (problem := trained.tie_problem(model, adapter.tensors)):
-        problems.append(problem)
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise AttachError(f"The adapter does not fit {type(model).__name__}: {shown}. Nothing was changed.")
-    for name, update in adapter.layers.items():
-        layer = modules[name]
-        if isinstance(layer, AdaptedLayer):
-            layer.load_update(update)
-        else:
-            assert isinstance(layer.weight, Tensor)
-            device = layer.weight.device
-            own = replace(update, A=update.A.to(device, copy=True), B=update.B.to(device, copy=True))
-            _adopt(model, name, layer, own, adapter.config.lora_dropout)
-    kept, saved = trained.record(model), adapter.config.modules_to_save
-    kept.bias = adapter.config.bias
-    kept.modules = tuple(name for name in modules if any(patterns.ends_with(name, entry) for entry in saved))
-    named = trained.bias_names(model, kept.bias)
-    strays = [name for name in adapter.tensors if name not in named and not within(name, kept.modules)]
-    kept.modules += tuple(dict.fromkeys(name.rpartition(".")[0] for name in strays))
-    trained.set_aside(model, adapter.tensors)
-    with torch.no_grad():
-        tensors = trained.named_tensors(model)
-        for name, tensor in adapter.tensors.items():
-            tensors[name].copy_(tensor)
-    return list(adapter.layers)
-
-
-def _misfit(model: nn.Module, modules: dict[str, nn.Module], name: str, update: LoRAUpdate, injected: bool) -> str | None:
-    """Why `update` cannot go onto the layer `name`, or None."""
-    layer = modules.get(name)
-    if layer is None:
-        return f"{name}: no such layer in the model"
-    if isinstance(layer, AdaptedLayer) and layer.r:
-        cls: type[AdaptedLayer] | None = type(layer)
-        if layer.r != update.r:
-            return f"{name}: rank {update.r} in the adapter, {layer.r} in the model"
-    elif injected:
-        return f"{name}: adapted in the adapter, not in the model"
-    elif problem := _layer_problem(model, name, layer):
-        return f"{name}: {problem}"
-    else:
-        cls = layers.adapted_class(type(layer))
-    assert cls is not None
-    expected, got = cls.update_shapes(layer, update.r), (tuple(update.A.shape), tuple(update.B.shape))
-    return None if got == expected else f"{name}: factors of shapes {got} in the adapter, {expected} in the model"

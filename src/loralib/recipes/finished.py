@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .. import formats, surgery
+from .. import exchange, formats, surgery
 from ..errors import DataError, RunError
 from . import metrics, models, readers, runs
 from .glue import read_glue
@@ -77,7 +77,7 @@ def open_run(folder: Path) -> Run:
     if options.method == "lora":
         encoder = models.load_encoder(options.model or "", labels)
         model, tokenizer = encoder.model, encoder.tokenizer
-        surgery.attach(model, formats.load(saved))
+        exchange.attach(model, formats.load(saved))
         surgery.merge(model)
     else:
         model, tokenizer = _load_saved(saved)

@@ -4,14 +4,9 @@ train(options)              a run, from data to run folder
 open_run(folder)            the trained model again, for `evaluate` and `predict`
 """
 
-import errno
-import resource
 import shutil
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,6 @@ import numpy as np
 import torch
 import transformers
 from rich.console import Console
-from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorWithPadding,
@@ -35,8 +29,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .. import __version__, formats, surgery, trained
 from ..config import LoRAConfig
 from ..errors import ConfigError, RunError
+from ..train import measure
 from ..train.callbacks import ProgressBar, StopOnInterrupt
-from ..train.trainer import AdapterTrainer, last_whole_checkpoint
+from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
 from . import inputs, metrics, models, report, runs
 from .glue import TASKS
 from .options import TrainOptions
@@ -76,17 +71,6 @@ def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
             encoder.model.get_submodule(name).requires_grad_(True)
 
 
-def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """How many parameters are trained, how many of them are LoRA factors, and how many the base model has."""
-    named = dict(model.named_parameters())
-    factors = sum(p.numel() for name, p in named.items() if trained.is_factor(name))
-    return {
-        "trained": sum(p.numel() for p in named.values() if p.requires_grad),
-        "lora": factors,
-        "total": sum(p.numel() for p in named.values()) - factors,
-    }
-
-
 # --- training -------------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +102,7 @@ def train(
     encoder = models.load_encoder(options.model or "", labels)
     prepare(encoder, options)
     datasets = [inputs.encode(data, labels, encoder.tokenizer, options.max_length) for data in (rows, held_out)]
-    counts = count_parameters(encoder.model)
+    counts = measure.count_parameters(encoder.model)
     console.print(_opening(options, rows, held_out, counts), highlight=False, soft_wrap=True)
     distributed.wait_for_everyone()
     fresh = not folder.exists()
@@ -128,7 +112,7 @@ def train(
         runs.write_options(folder, options, labels)
     began = time.perf_counter()
     try:
-        with _write_errors_named(folder):
+        with write_errors_named(folder):
             trainer = _run_trainer(options, folder, encoder, datasets, checkpoint, console, callbacks)
     except BaseException as error:
         last = last_whole_checkpoint(folder / runs.CHECKPOINTS)
@@ -147,7 +131,7 @@ def train(
         "eval_rows": len(held_out),
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": measure.peak_memory(),
         "device": str(trainer.args.device),
         "threads": torch.get_num_threads(),
         "versions": {"loralib": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
@@ -157,25 +141,6 @@ def train(
         _write(options, folder, encoder, trainer, results)
     distributed.wait_for_everyone()
     return results
-
-
-@contextmanager
-def _write_errors_named(folder: Path) -> Iterator[None]:
-    """Failures to write, which libraries report in many ways, become an `OSError` that names the folder.
-
-    TensorBoard's writer thread hands its failure on to the thread that logs; its own report would be a second one.
-    """
-    report_of_thread = threading.excepthook
-    threading.excepthook = lambda hook: None if isinstance(hook.exc_value, OSError) else report_of_thread(hook)
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        wrote = isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error)
-        if not wrote or (isinstance(error, OSError) and error.filename):
-            raise
-        raise OSError(errno.ENOSPC, f"writing failed, probably for want of disk space ({error})", str(folder)) from error
-    finally:
-        threading.excepthook = report_of_thread
 
 
 def _checkpoint_to_resume(folder: Path) -> Path:
@@ -291,13 +256,6 @@ def _run_trainer(
 def _logits(predictions: Any) -> Any:
     """The scores of a model that may also return hidden states."""
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU's memory where there is one, else of the process's memory, at its peak so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _outcome(options: TrainOptions, scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, Any]:

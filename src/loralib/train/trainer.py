@@ -3,17 +3,22 @@
 DDP, mixed precision, logging, evaluation and resuming are Trainer's own; only what a checkpoint's *model* is changes here.
 """
 
+import errno
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .. import formats, surgery
+from .. import exchange, formats
 from ..adapter import Adapter
 
 
@@ -32,19 +37,19 @@ class AdapterTrainer(Trainer):
 
     def adapter(self) -> Adapter:
         """What the model has learned so far."""
-        return surgery.extract(self.model).with_metadata(self.metadata)
+        return exchange.extract(self.model).with_metadata(self.metadata)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             formats.save(self.adapter(), output_dir or self.args.output_dir or ".")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        surgery.attach(model or self.model, formats.load(resume_from_checkpoint))
+        exchange.attach(model or self.model, formats.load(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         assert best is not None
-        surgery.attach(self.model, formats.load(best))
+        exchange.attach(self.model, formats.load(best))
 
 
 def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
@@ -62,3 +67,22 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+@contextmanager
+def write_errors_named(folder: Path) -> Iterator[None]:
+    """Failures to write, which libraries report in many ways, become an `OSError` that names the folder.
+
+    TensorBoard's writer thread hands its failure on to the thread that logs; its own report would be a second one.
+    """
+    report_of_thread = threading.excepthook
+    threading.excepthook = lambda hook: None if isinstance(hook.exc_value, OSError) else report_of_thread(hook)
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        wrote = isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error)
+        if not wrote or (isinstance(error, OSError) and error.filename):
+            raise
+        raise OSError(errno.ENOSPC, f"writing failed, probably for want of disk space ({error})", str(folder)) from error
+    finally:
+        threading.excepthook = report_of_thread

@@ -1,0 +1,159 @@
+"""Adapters out of models and onto them: `extract` what was learned, `attach` what someone else learned.
+
+Both are all or nothing: `attach` first lists everything that does not fit, and acts only when nothing is on the list.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from . import layers, patterns, trained
+from .adapter import Adapter, LoRAUpdate
+from .config import LoRAConfig
+from .errors import AttachError, LayerError
+from .layers import AdaptedLayer, LoRALayer
+from .patterns import within
+from .surgery import adapted_layers, adopt_in, layer_problem, require_adapted
+from .trained import check_enabled, join, unwrap
+
+
+def _plain_copy(name: str, tensor: Tensor) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise LayerError(f"{name!r} is a {type(tensor).__name__}; gather it into a plain tensor first. Nothing was extracted.")
+    if tensor.is_meta or not tensor.numel():
+        raise LayerError(
+            f"{name!r} holds no data (shape {tuple(tensor.shape)}, device {tensor.device}): its values are elsewhere, "
+            "offloaded or partitioned; gather them first. Nothing was extracted."
+        )
+    return tensor.detach().clone()
+
+
+def extract(model: nn.Module) -> Adapter:
+    """What training changed in `model`, as a value: a copy of every update and of every tensor trained beside them.
+
+    Names are relative to `model` (wrappers of DDP and `torch.compile` aside). Merged and unmerged models give the same.
+    Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> lora.extract(model)
+    Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
+    """
+    model = unwrap(model)
+    check_enabled(model, "extracted from")
+    found = require_adapted(model)
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
+            raise LayerError(
+                f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. "
+                "Nothing was extracted."
+            )
+    updates = {}
+    for name, layer in found.items():
+        update = layer.update
+        A, B = (_plain_copy(join(name, key), factor) for key, factor in (("lora_A", update.A), ("lora_B", update.B)))
+        updates[name] = LoRAUpdate(A, B, update.lora_alpha, update.use_rslora)
+    beside = {name for name in trained.trained_names(model) if not trained.is_factor(name)}
+    tensors = {name: _plain_copy(name, tensor) for name, tensor in model.state_dict().items() if name in beside}
+    return Adapter(_derived_config(model, found, tensors), updates, tensors)
+
+
+def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
+    """The configuration that describes the layers as they are, with full names as targets."""
+    updates = {name: layer.update for name, layer in found.items()}
+    ranks, alphas = ([getattr(u, key) for u in updates.values()] for key in ("r", "lora_alpha"))
+    r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
+    dropouts = [layer.lora_dropout.p for layer in found.values() if isinstance(layer.lora_dropout, nn.Dropout)]
+    biases = {kept.bias for _, _, kept in trained.records(model)} - {"none"}
+    bias = biases.pop() if biases else "none"
+    modules = [join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.modules]
+    named = trained.bias_names(model, bias)
+    others = [name.rpartition(".")[0] for name in tensors if name not in named and not within(name, modules)]
+    return LoRAConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=max(dropouts, default=0.0),
+        target_modules=tuple(found),
+        modules_to_save=tuple(dict.fromkeys([*modules, *others])),
+        bias=bias,
+        rank_pattern={patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
+        alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
+        use_rslora=any(u.use_rslora for u in updates.values()),
+    )
+
+
+def attach(model: nn.Module, adapter: Adapter) -> list[str]:
+    """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained beside them.
+
+    On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
+    same objects), and the layers must be the adapter's. The names of the adapted layers are returned.
+    Strict: everything missing, left over or of another shape is listed in one `AttachError`, and the model is as it was.
+
+    >>> import loralib as lora
+    >>> model, other = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> lora.attach(other, lora.extract(model))
+    ['0']
+    """
+    model = unwrap(model)
+    check_enabled(model, "attached to")
+    modules, tensors, present = dict(model.named_modules()), trained.named_tensors(model), adapted_layers(model)
+    problems = [p for name, update in adapter.layers.items() if (p := _misfit(model, modules, name, update, bool(present)))]
+    if present:
+        problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
+        beside = (join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.originals)
+        problems += [f"{n}: trained in the model, not in the adapter" for n in beside if n not in adapter.tensors]
+    for name, tensor in adapter.tensors.items():
+        if name not in tensors:
+            problems.append(f"{name}: no such tensor in the model")
+        elif tensors[name].shape != tensor.shape:
+            problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(tensors[name].shape)} in the model")
+    if not problems and (problem := trained.tie_problem(model, adapter.tensors)):
+        problems.append(problem)
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise AttachError(f"The adapter does not fit {type(model).__name__}: {shown}. Nothing was changed.")
+    for name, update in adapter.layers.items():
+        layer = modules[name]
+        if isinstance(layer, AdaptedLayer):
+            layer.load_update(update)
+        else:
+            assert isinstance(layer.weight, Tensor)
+            device = layer.weight.device
+            own = replace(update, A=update.A.to(device, copy=True), B=update.B.to(device, copy=True))
+            adopt_in(model, name, layer, own, adapter.config.lora_dropout)
+    kept, saved = trained.record(model), adapter.config.modules_to_save
+    kept.bias = adapter.config.bias
+    kept.modules = tuple(name for name in modules if any(patterns.ends_with(name, entry) for entry in saved))
+    named = trained.bias_names(model, kept.bias)
+    strays = [name for name in adapter.tensors if name not in named and not within(name, kept.modules)]
+    kept.modules += tuple(dict.fromkeys(name.rpartition(".")[0] for name in strays))
+    trained.set_aside(model, adapter.tensors)
+    with torch.no_grad():
+        tensors = trained.named_tensors(model)
+        for name, tensor in adapter.tensors.items():
+            tensors[name].copy_(tensor)
+    return list(adapter.layers)
+
+
+def _misfit(model: nn.Module, modules: dict[str, nn.Module], name: str, update: LoRAUpdate, injected: bool) -> str | None:
+    """Why `update` cannot go onto the layer `name`, or None."""
+    layer = modules.get(name)
+    if layer is None:
+        return f"{name}: no such layer in the model"
+    if isinstance(layer, AdaptedLayer) and layer.r:
+        cls: type[AdaptedLayer] | None = type(layer)
+        if layer.r != update.r:
+            return f"{name}: rank {update.r} in the adapter, {layer.r} in the model"
+    elif injected:
+        return f"{name}: adapted in the adapter, not in the model"
+    elif problem := layer_problem(model, name, layer):
+        return f"{name}: {problem}"
+    else:
+        cls = layers.adapted_class(type(layer))
+    assert cls is not None
+    expected, got = cls.update_shapes(layer, update.r), (tuple(update.A.shape), tuple(update.B.shape))
+    return None if got == expected else f"{name}: factors of shapes {got} in the adapter, {expected} in the model"

@@ -1,0 +1,27 @@
+"""What a run costs: parameters and memory."""
+
+import resource
+import sys
+
+import torch
+from torch import nn
+
+from .. import trained
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """How many parameters are trained, how many of them are LoRA factors, and how many the base model has."""
+    named = dict(model.named_parameters())
+    factors = sum(p.numel() for name, p in named.items() if trained.is_factor(name))
+    return {
+        "trained": sum(p.numel() for p in named.values() if p.requires_grad),
+        "lora": factors,
+        "total": sum(p.numel() for p in named.values()) - factors,
+    }
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU's memory where there is one, else of the process's memory, at its peak so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
