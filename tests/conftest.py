@@ -1,5 +1,5 @@
-"""What all tests share: one thread (the models are tiny), random numbers that are the same in every run of a test, and
-hypothesis that draws the same examples on every CI run."""
+"""What all tests share: no network, one thread (the models are tiny), random numbers that are the same in every run of a
+test, and hypothesis that draws the same examples on every CI run."""
 
 import os
 
@@ -7,6 +7,8 @@ import hypothesis
 import pytest
 import torch
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile(

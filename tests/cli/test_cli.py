@@ -185,6 +185,21 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Pat
     assert len(steps) == 30
 
 
+def test_two_processes_share_a_run(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    """The global batch stays what it was, one process writes, and one table is printed."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "loralib"]
+    arguments = words(encoder, reviews, tmp_path / "run", "--epochs", "2", "--batch-size", "16")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("share") == 1
+    assert done.stderr.count("epoch 2/2") == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == 2 * 192 / 16
+    whole = last_whole_checkpoint(tmp_path / "run" / "checkpoints")
+    assert whole is not None
+    assert len(list(whole.glob("rng_state_*.pth"))) == 2
+
+
 def test_a_full_disk_is_reported_with_the_path(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk."""
     folder = tmp_path / "run"

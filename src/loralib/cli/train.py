@@ -38,6 +38,8 @@ def run(words: Sequence[str]) -> int:
     from ..recipes import report, runs, text_classification  # noqa: PLC0415
 
     results = text_classification.train(options, folder, overwrite=parsed.overwrite, resume=parsed.resume)
+    if not text_classification.processes().is_main_process:
+        return 0
     console = Console()
     console.print(report.summary_table([results]))
     saved = runs.ADAPTER if options.method == "lora" else runs.MODEL

@@ -90,8 +90,8 @@ def train(
     Everything that can be wrong with the words is found before anything is written. Raises `RunError`, `DataError`,
     `ConfigError` or `TargetError` then, and `Interrupted` after Ctrl-C.
     """
-    console = console or Console(stderr=True)
-    distributed = accelerate.PartialState()
+    distributed = processes()
+    console = console or Console(stderr=True, quiet=not distributed.is_main_process)
     if distributed.is_main_process:
         runs.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
@@ -123,9 +123,8 @@ def train(
         raise
     seconds = time.perf_counter() - began
     history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
-    scores = {key.removeprefix("eval_"): value for key, value in trainer.evaluate().items()}
     results = {
-        **_outcome(options, scores, history),
+        **_outcome(options, history),
         "parameters": counts,
         "train_rows": len(rows),
         "eval_rows": len(held_out),
@@ -141,6 +140,11 @@ def train(
         _write(options, folder, encoder, trainer, results)
     distributed.wait_for_everyone()
     return results
+
+
+def processes() -> accelerate.PartialState:
+    """The processes that torchrun started, on accelerators or on processors; one without it."""
+    return accelerate.PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _checkpoint_to_resume(folder: Path) -> Path:
@@ -203,6 +207,7 @@ def _arguments(options: TrainOptions, folder: Path, devices: int) -> TrainingArg
         bf16=options.bf16,
         seed=options.seed,
         report_to="none",
+        use_cpu=not torch.accelerator.is_available(),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         **saving,
@@ -218,16 +223,14 @@ def _run_trainer(
     console: Console,
     further: Sequence[TrainerCallback],
 ) -> Trainer:
-    state = accelerate.PartialState()
     stop, bar = StopOnInterrupt(), ProgressBar(console, metric_name(options))
     writer = SummaryWriter(str(folder / runs.LOGS))
-    board = TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
-    callbacks = [stop, bar, board, *further]
+    callbacks = [stop, bar, TensorBoardCallback(writer), *further]  # type: ignore[no-untyped-call]
     if options.patience:
         callbacks.append(EarlyStoppingCallback(options.patience))
     common: dict[str, Any] = {
         "model": encoder.model,
-        "args": _arguments(options, folder, state.num_processes),
+        "args": _arguments(options, folder, processes().num_processes),
         "train_dataset": datasets[0],
         "eval_dataset": datasets[1],
         "data_collator": DataCollatorWithPadding(encoder.tokenizer),
@@ -247,8 +250,7 @@ def _run_trainer(
         bar.close()
         stop.release()
         writer.close()
-        trainer.remove_callback(board)  # it would open a second log for the evaluation that follows
-    if stop.requested:
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
     return trainer
 
@@ -258,17 +260,18 @@ def _logits(predictions: Any) -> Any:
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
 
-def _outcome(options: TrainOptions, scores: dict[str, float], history: list[dict[str, float]]) -> dict[str, Any]:
-    """What was trained and how good it got."""
+def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str, Any]:
+    """What was trained and how good the epoch that was kept is."""
     metric = metric_name(options)
     evaluations = [row for row in history if "eval_loss" in row]
-    best = max(evaluations, key=lambda row: row[f"eval_{metric}"]) if options.best_epoch else evaluations[-1]
+    kept = max(evaluations, key=lambda row: row[f"eval_{metric}"]) if options.best_epoch else evaluations[-1]
+    names = (*metrics.CLASSIFICATION, *metrics.REGRESSION, "loss")
     return {
         "method": options.method,
         "metric": metric,
-        "value": scores[metric],
-        "metrics": {key: scores[key] for key in (*metrics.CLASSIFICATION, *metrics.REGRESSION, "loss") if key in scores},
-        "best_epoch": best["epoch"],
+        "value": kept[f"eval_{metric}"],
+        "metrics": {name: kept[f"eval_{name}"] for name in names if f"eval_{name}" in kept},
+        "best_epoch": kept["epoch"],
     }
 
 

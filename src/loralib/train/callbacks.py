@@ -13,7 +13,7 @@ class StopOnInterrupt(TrainerCallback):
     """Ctrl-C finishes the step in hand, saves a checkpoint and ends training; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.cut_short = False
         self._previous: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -26,13 +26,15 @@ class StopOnInterrupt(TrainerCallback):
         self.requested = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop, when asked to."""
+        """Stop, when asked to. An epoch that ends with this step ends as ever, with its evaluation and checkpoint."""
         if self.requested:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            self.cut_short = not (float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps)
+            control.should_save |= self.cut_short
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """An epoch that was cut short is neither evaluated nor saved as if it were whole."""
-        if self.requested:
+        if self.cut_short:
             control.should_evaluate = control.should_save = control.should_log = False
 
     def release(self) -> None:
