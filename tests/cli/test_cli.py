@@ -191,7 +191,7 @@ def test_two_processes_share_a_run(encoder: Path, reviews: Path, tmp_path: Path)
     arguments = words(encoder, reviews, tmp_path / "run", "--epochs", "2", "--batch-size", "16")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.count("share") == 1
+    assert done.stdout.count("peak memory") == 1
     assert done.stderr.count("epoch 2/2") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["steps"] == 2 * 192 / 16
