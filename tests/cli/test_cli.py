@@ -190,7 +190,8 @@ def test_two_processes_share_a_run(encoder: Path, reviews: Path, tmp_path: Path)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "loralib"]
     arguments = words(encoder, reviews, tmp_path / "run", "--epochs", "2", "--batch-size", "16")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("peak memory") == 1
     assert done.stderr.count("epoch 2/2") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -36,11 +36,11 @@ def run(words: Sequence[str]) -> int:
     from rich.console import Console  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
-    from ..recipes import report, runs, text_classification  # noqa: PLC0415
+    from ..recipes import report, runs, text_classification, training  # noqa: PLC0415
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     results = text_classification.train(options, folder, overwrite=parsed.overwrite, resume=parsed.resume)
-    if not text_classification.processes().is_main_process:
+    if not training.processes().is_main_process:
         return 0
     console = Console()
     console.print(report.summary_table([results]))

@@ -1,43 +1,25 @@
-"""Fine-tuning an encoder to classify or score text: with LoRA, on the head alone, or in full.
-
-train(options)              a run, from data to run folder
-open_run(folder)            the trained model again, for `evaluate` and `predict`
-"""
+"""Fine-tuning an encoder to classify or score text, with LoRA, on the head alone, or in full: from data to run folder."""
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import numpy as np
 import torch
 import transformers
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
-from transformers import (
-    DataCollatorWithPadding,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
-from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import Trainer, TrainerCallback
 
 from .. import __version__, formats, surgery, trained
 from ..config import LoRAConfig
-from ..errors import ConfigError, RunError
+from ..errors import RunError
 from ..train import measure
-from ..train.callbacks import ProgressBar, StopOnInterrupt
 from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
-from . import inputs, metrics, models, report, runs
-from .glue import TASKS
+from . import inputs, metrics, models, report, runs, training
 from .options import TrainOptions
 from .readers import TextData
-
-TASK_TYPE = "SEQ_CLS"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,9 +28,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, folder: Path, checkpoint: Path | None):
         super().__init__(folder, checkpoint)
         self.folder, self.checkpoint = folder, checkpoint
-
-
-# --- the model ------------------------------------------------------------------------------------------------------
 
 
 def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
@@ -71,7 +50,28 @@ def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
             encoder.model.get_submodule(name).requires_grad_(True)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs, found good before anything is written."""
+
+    labels: list[str] | None
+    data: tuple[TextData, TextData]
+    datasets: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    encoder: models.Encoder
+    parameters: dict[str, int]
+
+
+def plan(options: TrainOptions, folder: Path) -> Plan:
+    """Read the data, load the model and prepare both. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
+    data = inputs.read_data(options)
+    labels = inputs.classes(options, data[0])
+    training.check_metric(options, labels)
+    training.arguments(options, folder)
+    transformers.set_seed(options.seed)
+    encoder = models.load_encoder(options.model or "", labels)
+    prepare(encoder, options)
+    first, second = (inputs.encode(part, labels, encoder.tokenizer, options.max_length) for part in data)
+    return Plan(labels, data, (first, second), encoder, measure.count_parameters(encoder.model))
 
 
 def train(
@@ -88,63 +88,38 @@ def train(
     overwrite: replace the run that is in `folder`. resume: go on from its last whole checkpoint. console: where progress is
     shown (standard error). callbacks: further ones for Trainer.
     Everything that can be wrong with the words is found before anything is written. Raises `RunError`, `DataError`,
-    `ConfigError` or `TargetError` then, and `Interrupted` after Ctrl-C.
+    `ConfigError` or `TargetError` then, `Interrupted` after Ctrl-C, and `OSError` with the path when writing fails.
     """
-    distributed = processes()
-    console = console or Console(stderr=True, quiet=not distributed.is_main_process)
-    if distributed.is_main_process:
+    processes = training.processes()
+    console = console or Console(stderr=True, quiet=not processes.is_main_process)
+    if processes.is_main_process:
         runs.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
-    rows, held_out = inputs.read_data(options)
-    labels = inputs.classes(options, rows)
-    _check_metric(options, labels)
-    transformers.set_seed(options.seed)
-    encoder = models.load_encoder(options.model or "", labels)
-    prepare(encoder, options)
-    datasets = [inputs.encode(data, labels, encoder.tokenizer, options.max_length) for data in (rows, held_out)]
-    counts = measure.count_parameters(encoder.model)
-    console.print(_opening(options, rows, held_out, counts), highlight=False, soft_wrap=True)
-    distributed.wait_for_everyone()
+    planned = plan(options, folder)
+    console.print(_opening(options, planned), highlight=False, soft_wrap=True)
     fresh = not folder.exists()
-    if distributed.is_main_process:
+    if processes.is_main_process:
         if not resume:
             runs.clear(folder)
-        runs.write_options(folder, options, labels)
+        runs.write_options(folder, options, planned.labels)
+    processes.wait_for_everyone()
+    how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": callbacks}
     began = time.perf_counter()
     try:
         with write_errors_named(folder):
-            trainer = _run_trainer(options, folder, encoder, datasets, checkpoint, console, callbacks)
+            trainer = training.run_trainer(options, folder, planned.encoder, planned.datasets, **how)
+            results = _results(options, planned, trainer, time.perf_counter() - began)
+            if processes.is_main_process:
+                _write(options, folder, planned.encoder, trainer, results)
     except BaseException as error:
         last = last_whole_checkpoint(folder / runs.CHECKPOINTS)
-        if last is None and fresh and distributed.is_main_process:
+        if last is None and fresh and processes.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(folder, last) from None
         raise
-    seconds = time.perf_counter() - began
-    history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
-    results = {
-        **_outcome(options, history),
-        "parameters": counts,
-        "train_rows": len(rows),
-        "eval_rows": len(held_out),
-        "steps": trainer.state.global_step,
-        "train_seconds": seconds,
-        "peak_memory_bytes": measure.peak_memory(),
-        "device": str(trainer.args.device),
-        "threads": torch.get_num_threads(),
-        "versions": {"loralib": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "history": history,
-    }
-    if distributed.is_main_process:
-        _write(options, folder, encoder, trainer, results)
-    distributed.wait_for_everyone()
+    processes.wait_for_everyone()
     return results
-
-
-def processes() -> accelerate.PartialState:
-    """The processes that torchrun started, on accelerators or on processors; one without it."""
-    return accelerate.PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _checkpoint_to_resume(folder: Path) -> Path:
@@ -156,113 +131,34 @@ def _checkpoint_to_resume(folder: Path) -> Path:
     return checkpoint
 
 
-def metric_name(options: TrainOptions) -> str:
-    """The metric that chooses the best epoch and stands in the table."""
-    if options.metric:
-        return options.metric
-    if options.task:
-        return TASKS[options.task].metric
-    return "accuracy" if options.problem == "classification" else "pearson"
-
-
-def _check_metric(options: TrainOptions, labels: list[str] | None) -> None:
-    known = metrics.CLASSIFICATION if labels else metrics.REGRESSION
-    if metric_name(options) not in known:
-        raise ConfigError(f"metric={options.metric!r}: must be one of {', '.join(known)} for this problem.")
-
-
-def _opening(options: TrainOptions, rows: TextData, held_out: TextData, counts: Mapping[str, int]) -> str:
-    trained_, total = counts["trained"], counts["total"]
+def _opening(options: TrainOptions, planned: Plan) -> str:
+    count, total, (rows, held_out) = planned.parameters["trained"], planned.parameters["total"], planned.data
     return (
-        f"{options.method}: training {trained_:,} of {total:,} parameters ({trained_ / total:.2%}) of {options.model}\n"
+        f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
         f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}"
     )
 
 
-def _arguments(options: TrainOptions, folder: Path, devices: int) -> TrainingArguments:
-    share, left = divmod(options.batch_size, devices * options.gradient_accumulation)
-    if left:
-        raise ConfigError(
-            f"batch_size={options.batch_size} cannot be shared by {devices} devices in {options.gradient_accumulation} parts; "
-            f"make it a multiple of {devices * options.gradient_accumulation}."
-        )
-    saving: dict[str, Any] = {"save_strategy": "epoch"}
-    if options.save_steps:
-        saving = {"save_strategy": "steps", "save_steps": options.save_steps}
-    return TrainingArguments(
-        output_dir=str(folder / runs.CHECKPOINTS),
-        per_device_train_batch_size=share,
-        per_device_eval_batch_size=options.eval_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation,
-        learning_rate=options.peak_learning_rate,
-        num_train_epochs=options.epochs,
-        weight_decay=options.weight_decay,
-        warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
-        eval_strategy="epoch",
-        save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last when training ends
-        load_best_model_at_end=options.best_epoch,
-        metric_for_best_model=metric_name(options),
-        greater_is_better=True,
-        logging_steps=10,
-        bf16=options.bf16,
-        seed=options.seed,
-        report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **saving,
-    )
-
-
-def _run_trainer(
-    options: TrainOptions,
-    folder: Path,
-    encoder: models.Encoder,
-    datasets: list[list[dict[str, Any]]],
-    checkpoint: Path | None,
-    console: Console,
-    further: Sequence[TrainerCallback],
-) -> Trainer:
-    stop, bar = StopOnInterrupt(), ProgressBar(console, metric_name(options))
-    writer = SummaryWriter(str(folder / runs.LOGS))
-    callbacks = [stop, bar, TensorBoardCallback(writer), *further]  # type: ignore[no-untyped-call]
-    if options.patience:
-        callbacks.append(EarlyStoppingCallback(options.patience))
-    common: dict[str, Any] = {
-        "model": encoder.model,
-        "args": _arguments(options, folder, processes().num_processes),
-        "train_dataset": datasets[0],
-        "eval_dataset": datasets[1],
-        "data_collator": DataCollatorWithPadding(encoder.tokenizer),
-        "compute_metrics": lambda output: dict(metrics.of_logits(_logits(output.predictions), output.label_ids)),
-        "callbacks": callbacks,
+def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: float) -> dict[str, Any]:
+    history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
+    return {
+        **_outcome(options, history),
+        "parameters": planned.parameters,
+        "train_rows": len(planned.data[0]),
+        "eval_rows": len(planned.data[1]),
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "peak_memory_bytes": measure.peak_memory(),
+        "device": str(trainer.args.device),
+        "threads": torch.get_num_threads(),
+        "versions": {"loralib": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "history": history,
     }
-    if options.method == "lora":
-        metadata = {"base_model_name_or_path": options.model or "", "task_type": TASK_TYPE}
-        trainer: Trainer = AdapterTrainer(**common, metadata=metadata)
-    else:
-        trainer = Trainer(**common)
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        bar.close()
-        stop.release()
-        writer.close()
-    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise KeyboardInterrupt
-    return trainer
-
-
-def _logits(predictions: Any) -> Any:
-    """The scores of a model that may also return hidden states."""
-    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
 
 def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str, Any]:
     """What was trained and how good the epoch that was kept is."""
-    metric = metric_name(options)
+    metric = training.metric_name(options)
     evaluations = [row for row in history if "eval_loss" in row]
     kept = max(evaluations, key=lambda row: row[f"eval_{metric}"]) if options.best_epoch else evaluations[-1]
     names = (*metrics.CLASSIFICATION, *metrics.REGRESSION, "loss")

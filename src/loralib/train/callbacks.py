@@ -1,12 +1,14 @@
 """What a person sees while training runs, and what Ctrl-C does."""
 
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -37,7 +39,7 @@ class StopOnInterrupt(TrainerCallback):
         if self.cut_short:
             control.should_evaluate = control.should_save = control.should_log = False
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give the signal back."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
@@ -96,3 +98,16 @@ class ProgressBar(TrainerCallback):
     def close(self) -> None:
         """Take the bar away."""
         self.progress.stop()
+
+
+class TensorBoardLog(TensorBoardCallback):
+    """Losses, metrics and learning rate for TensorBoard, in `folder`."""
+
+    def __init__(self, folder: Path):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.logging_dir = str(folder)
+
+    def close(self) -> None:
+        """Finish the log."""
+        if self.tb_writer is not None:
+            self.tb_writer.close()

@@ -1,0 +1,130 @@
+"""From the options of a run to the Hugging Face Trainer that carries it out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..errors import ConfigError
+from ..train.callbacks import ProgressBar, StopOnInterrupt, TensorBoardLog
+from ..train.trainer import AdapterTrainer
+from . import metrics, models, runs
+from .glue import TASKS
+from .options import TrainOptions
+
+TASK_TYPE = "SEQ_CLS"
+
+
+def processes() -> accelerate.PartialState:
+    """The processes that torchrun started, on accelerators or on processors; one without it."""
+    return accelerate.PartialState(cpu=not torch.accelerator.is_available())
+
+
+def devices() -> int:
+    """How many devices share a batch."""
+    state = processes()
+    return state.num_processes if state.use_distributed else max(1, torch.cuda.device_count())
+
+
+def metric_name(options: TrainOptions) -> str:
+    """The metric that chooses the best epoch and stands in the table."""
+    if options.metric:
+        return options.metric
+    if options.task:
+        return TASKS[options.task].metric
+    return "accuracy" if options.problem == "classification" else "pearson"
+
+
+def check_metric(options: TrainOptions, labels: list[str] | None) -> None:
+    """`ConfigError` when the metric is not one of the problem's."""
+    known = metrics.CLASSIFICATION if labels else metrics.REGRESSION
+    if metric_name(options) not in known:
+        raise ConfigError(f"metric={options.metric!r}: must be one of {', '.join(known)} for this problem.")
+
+
+def arguments(options: TrainOptions, folder: Path) -> TrainingArguments:
+    """Trainer's arguments; `ConfigError` when the devices cannot share the batch evenly."""
+    parts = devices() * options.gradient_accumulation
+    share, left = divmod(options.batch_size, parts)
+    if left:
+        raise ConfigError(
+            f"batch_size={options.batch_size} cannot be shared by {devices()} devices in {options.gradient_accumulation} "
+            f"parts; make it a multiple of {parts}."
+        )
+    saving: dict[str, Any] = {"save_strategy": "epoch"}
+    if options.save_steps:
+        saving = {"save_strategy": "steps", "save_steps": options.save_steps}
+    return TrainingArguments(
+        output_dir=str(folder / runs.CHECKPOINTS),
+        per_device_train_batch_size=share,
+        per_device_eval_batch_size=options.eval_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        learning_rate=options.peak_learning_rate,
+        num_train_epochs=options.epochs,
+        weight_decay=options.weight_decay,
+        warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
+        eval_strategy="epoch",
+        save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last when training ends
+        load_best_model_at_end=options.best_epoch,
+        metric_for_best_model=metric_name(options),
+        greater_is_better=True,
+        logging_steps=10,
+        bf16=options.bf16,
+        seed=options.seed,
+        report_to="none",
+        use_cpu=not torch.accelerator.is_available(),
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **saving,
+    )
+
+
+def run_trainer(
+    options: TrainOptions,
+    folder: Path,
+    encoder: models.Encoder,
+    datasets: Sequence[list[dict[str, Any]]],
+    *,
+    checkpoint: Path | None,
+    console: Console,
+    callbacks: Sequence[TrainerCallback],
+) -> Trainer:
+    """Train on the first of `datasets`, evaluate on the second, and return the Trainer. Raises `KeyboardInterrupt` after
+    Ctrl-C, once a checkpoint is written."""
+    stop, bar, log = StopOnInterrupt(), ProgressBar(console, metric_name(options)), TensorBoardLog(folder / runs.LOGS)
+    patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
+    common: dict[str, Any] = {
+        "model": encoder.model,
+        "args": arguments(options, folder),
+        "train_dataset": datasets[0],
+        "eval_dataset": datasets[1],
+        "data_collator": DataCollatorWithPadding(encoder.tokenizer),
+        "compute_metrics": lambda output: dict(metrics.of_logits(_logits(output.predictions), output.label_ids)),
+        "callbacks": [stop, bar, log, *patience, *callbacks],
+    }
+    if options.method == "lora":
+        metadata = {"base_model_name_or_path": options.model or "", "task_type": TASK_TYPE}
+        trainer: Trainer = AdapterTrainer(**common, metadata=metadata)
+    else:
+        trainer = Trainer(**common)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        for callback in (bar, stop, log):
+            callback.close()
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt
+    return trainer
+
+
+def _logits(predictions: Any) -> Any:
+    """The scores of a model that may also return hidden states."""
+    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
