@@ -43,7 +43,7 @@ def main() -> int:
             "trained": run["parameters"]["trained"],
             "total": run["parameters"]["total"],
             "dev_accuracy": round(run["value"], 4),
-            "best_epoch": run["best_epoch"],
+            "kept_epoch": run["kept_epoch"],
             "train_rows": run["train_rows"],
             "epochs": options["epochs"],
             "learning_rate": LEARNING_RATES[run["method"]],

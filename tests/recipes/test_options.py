@@ -28,7 +28,13 @@ def options(**values: Any) -> TrainOptions:
         {"max_length": -1},
         {"max_train_rows": 0},
         {"eval_fraction": 1.0},
+        {"eval_fraction": 0},
         {"weight_decay": -1.0},
+        {"epochs": float("inf")},
+        {"seed": -1},
+        {"method": "last_layers"},
+        {"problem": "regresion"},
+        {"target_modules": ""},
         {"patience": 1, "best_epoch": False},
         {"save_steps": 5},
     ],
@@ -36,6 +42,32 @@ def options(**values: Any) -> TrainOptions:
 def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         options(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"method": "full", "r": 4}, "r"),
+        ({"method": "full", "save_merged": True}, "save_merged"),
+        ({"method": "last-layers", "target_modules": "query"}, "target_modules"),
+        ({"task": "mrpc", "data": None, "text_column": "a"}, "text_column"),
+        ({"task": "mrpc", "data": None, "problem": "regression"}, "problem"),
+        ({"data_dir": "glue"}, "data_dir"),
+        ({"train_split": "all"}, "train_split"),
+        ({"eval_data": "e.tsv", "eval_fraction": 0.2}, "eval_fraction"),
+        ({"data": "imdb", "eval_split": "test", "eval_fraction": 0.2}, "eval_fraction"),
+    ],
+)
+def test_an_option_that_could_not_act_is_refused(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}=.*(no effect|give one)"):
+        options(**values)
+
+
+def test_a_run_knows_whether_its_inputs_are_pairs() -> None:
+    assert options(task="mrpc", data=None).takes_pairs
+    assert not options(task="sst2", data=None).takes_pairs
+    assert options(text_pair_column="b").takes_pairs
+    assert not options().takes_pairs
 
 
 @pytest.mark.parametrize("values", [{"model": None}, {"data": None}, {"task": "sst2"}])
@@ -47,6 +79,7 @@ def test_a_model_and_one_source_of_data_must_be_named(values: dict[str, Any]) ->
 def test_words_joined_by_commas_are_names_and_the_rest_are_expressions() -> None:
     assert options(target_modules="query,value").targets == ["query", "value"]
     assert options(target_modules="attn.q").targets == ["attn.q"]
+    assert options(target_modules="query , value,").targets == ["query", "value"]
     assert options(target_modules=r".*\.query").targets == r".*\.query"
     assert options(target_modules="all-linear").targets == "all-linear"
     assert options(target_modules=["a"]).targets == ["a"]
@@ -71,10 +104,11 @@ def test_local_paths_are_made_absolute_and_names_are_left(tmp_path: Path, monkey
     assert options().with_absolute_paths() == options(data=str(tmp_path / "d.tsv"))
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "model: m", "a: [", "model: m\ndata: d\nr: 0\nlabels: null"])
+@pytest.mark.parametrize("content", ["", "[1]", "model: m", "a: [\nb", "model: m\ndata: d\nr: 0", "model: m\ndata: d\nr: x"])
 def test_a_damaged_config_is_one_clear_error(tmp_path: Path, content: str) -> None:
+    runs.write_options(tmp_path, options(), None)
     (tmp_path / runs.CONFIG).write_text(content)
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match=r"^[^\n]*damaged[^\n]*$"):
         runs.read_options(tmp_path)
 
 

@@ -24,8 +24,10 @@ DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` are the words after `loralib`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    options = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in options
+    if debug:
+        words.remove("--debug")
     parser = argparse.ArgumentParser(
         prog="loralib",
         description="LoRA for any PyTorch model.",
@@ -52,11 +54,12 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
     except ModuleNotFoundError as error:
         if debug or error.name is None or error.name.startswith("loralib"):
             raise
-        return complain(f"{error.name} is not installed: pip install 'loralib[train,eval,plot]'.", MISUSED)
+        remedy = "install this library with its extras: pip install '.[train,eval,plot]' in its folder"
+        return complain(f"the package that provides {error.name!r} is missing; {remedy}.", MISUSED)
     except OSError as error:
         if debug:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         return complain(f"{error.strerror or error}{where}.", FAILED)
 
 
@@ -70,8 +73,9 @@ def _goodbye(interrupt: KeyboardInterrupt) -> str:
 
 
 def complain(message: str, code: int) -> int:
-    """Print one sentence to standard error and return `code`."""
-    print(f"loralib: {message}", file=sys.stderr)
+    """Print one sentence to standard error (by the first of several processes) and return `code`."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"loralib: {message}", file=sys.stderr)
     return code
 
 

@@ -1,15 +1,14 @@
 """`loralib evaluate`: score a run on labelled text."""
 
-import argparse
 import json
 from collections.abc import Sequence
 
-from .parsing import add_run
+from .parsing import OneSentenceParser, add_run
 
 
 def run(words: Sequence[str]) -> int:
     """Evaluate; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
+    parser = OneSentenceParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
     add_run(parser)
     parser.add_argument("--data", required=True, help="a .tsv, .csv or .jsonl file (or .gz); dev for the run's GLUE task")
     parser.add_argument("--text-column", help="column of the text (default: as in training)")

@@ -1,12 +1,13 @@
 """What the commands' parsers share."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import ConfigError
 
@@ -16,8 +17,15 @@ def dataclass_parser(options: type, prog: str, description: str) -> ArgumentPars
 
     Words after `--config` override the file's. Types are checked as the fields are annotated.
     """
-    parser = ArgumentParser(prog=prog, description=description, formatter_class=argparse.HelpFormatter, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser = ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    help_ = "YAML file with any of these options (paths in it are relative to the working directory)"
+    parser.add_argument("--config", action="config", help=help_)
     hints = get_type_hints(options)
     groups: dict[str, Any] = {}
     for option in fields(options):
@@ -29,8 +37,9 @@ def dataclass_parser(options: type, prog: str, description: str) -> ArgumentPars
 
 
 def _add(group: Any, option: Field[Any], kind: Any) -> None:
-    default = "" if option.default is None else f" (default: {option.default})"
-    group.add_argument(_flag(option.name), type=kind, default=option.default, help=option.metadata["help"] + default)
+    default = "" if option.default is None else f" (default: {str(option.default).lower() if kind is bool else option.default})"
+    how = {"nargs": "?", "const": True} if kind is bool else {}
+    group.add_argument(_flag(option.name), type=kind, default=option.default, help=option.metadata["help"] + default, **how)
 
 
 def _flag(name: str) -> str:
@@ -42,10 +51,24 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder that loralib train wrote")
 
 
-def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """The parsed words; `ConfigError`, in one sentence, for words that the parser does not take."""
+class OneSentenceParser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence: a `ConfigError`."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the words."""
+        raise ConfigError(f"{message}; see {self.prog} --help.")
+
+
+def given(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    """What the words (and the YAML file that they name) say, without defaults; `ConfigError`, in one sentence, for words
+    that the parser does not take."""
     try:
-        return parser.parse_args(list(words))
+        parsed = parser.parse_args(list(words), defaults=False)
     except ArgumentError as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{said.rstrip('.')}; see {parser.prog} --help.") from None
+        said = " ".join(str(error).split()).rstrip(".")
+        said = re.sub(r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(\w+)":', lambda m: _flag(m[1]) + ":", said))
+        raise ConfigError(f"{said}; see {parser.prog} --help.") from None
+    return {name: value for name, value in vars(parsed).items() if name != "config"}

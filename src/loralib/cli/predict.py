@@ -1,42 +1,55 @@
 """`loralib predict`: classify new text with a run."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
 from ..errors import DataError
-from .parsing import add_run
+from .parsing import OneSentenceParser, add_run
 
 
 def run(words: Sequence[str]) -> int:
     """Predict; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="loralib predict", description="Classify (or score) new text with the model of a run."
-    )
+    parser = OneSentenceParser(prog="loralib predict", description="Classify (or score) new text with the model of a run.")
     add_run(parser)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text each (default: a line each from standard input)")
-    parser.add_argument(
-        "--pair", action="append", metavar="TEXT", help="the second text, once for each text, for tasks on pairs"
-    )
+    parser.add_argument("--pair", action="append", metavar="TEXT", help="the second text, once for each text (tasks on pairs)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parsed = parser.parse_args(words)
-    texts = parsed.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    parsed = parser.parse_intermixed_args(words)
+    texts = [_utf8(text) for text in parsed.texts] or _lines()
+    pairs = None if parsed.pair is None else [_utf8(text) for text in parsed.pair]
     if not texts:
         raise DataError("there is no text to classify; give it as words in quotes, or a line each on standard input.")
-    if parsed.pair is not None and len(parsed.pair) != len(texts):
-        raise DataError(f"{len(texts)} texts but {len(parsed.pair)} --pair; give one for each.")
-
-    from rich.console import Console  # noqa: PLC0415
 
     from ..recipes import finished  # noqa: PLC0415
 
-    console = Console()
-    for text, (prediction, probability) in zip(texts, finished.open_run(parsed.run).predict(texts, parsed.pair), strict=True):
+    for text, (prediction, probability) in zip(texts, finished.open_run(parsed.run).predict(texts, pairs), strict=True):
         if parsed.json:
             print(json.dumps({"text": text, "prediction": prediction, "probability": probability}))
-        elif probability is None:
-            console.print(f"{prediction:.4f}  {text}", markup=False, highlight=False, soft_wrap=True)
         else:
-            console.print(f"{prediction} ({probability:.2f})  {text}", markup=False, highlight=False, soft_wrap=True)
+            outcome = f"{prediction:.4f}" if probability is None else f"{prediction} ({probability:.2f})"
+            print(f"{outcome}  {_printable(text)}")
     return 0
+
+
+def _lines() -> list[str]:
+    if sys.stdin.isatty():
+        print("Reading texts from the terminal, one a line; Ctrl-D ends.", file=sys.stderr)
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    return [_utf8(line.rstrip("\r\n")) for line in sys.stdin]
+
+
+def _utf8(text: str) -> str:
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"the text {text[:40]!r} is not UTF-8; convert it first.") from None
+
+
+def _printable(text: str) -> str:
+    """The text with control characters shown, so that it stays on its line and the terminal obeys nobody.
+
+    >>> _printable("tab\\there")
+    'tab\\\\there'
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,7 +17,7 @@ from transformers import (
 from .. import exchange, formats, surgery
 from ..errors import DataError, RunError
 from . import metrics, models, readers, runs
-from .glue import read_glue
+from .glue import read_glue, read_glue_file
 from .options import TrainOptions
 from .readers import TextData
 
@@ -31,7 +32,17 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression."""
+        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression.
+
+        Raises `DataError` when there is no text, or second texts are missing or superfluous.
+        """
+        if not texts:
+            raise DataError("there is no text.")
+        if self.options.takes_pairs != (pairs is not None):
+            needs = "takes pairs: give each text its second one" if self.options.takes_pairs else "takes single texts, no pairs"
+            raise DataError(f"the run {needs} (--pair).")
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts)} texts but {len(pairs)} second texts; give one for each.")
         outputs = []
         size = self.options.eval_batch_size
         for start in range(0, len(texts), size):
@@ -51,9 +62,8 @@ class Run:
 
     def evaluate(self, data: TextData) -> dict[str, float]:
         """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
-        expected: Sequence[float] = readers.scores(data) if self.labels is None else readers.class_ids(data, self.labels)
-        logits = self.logits(data.texts, data.pairs).double().numpy()
-        return dict(metrics.of_logits(logits, np.asarray(expected, dtype=np.float64)))
+        expected = np.asarray(readers.targets(data, self.labels), dtype=np.float64)
+        return metrics.of_logits(self.logits(data.texts, data.pairs).double().numpy(), expected)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str | float, float | None]]:
         """For each text the most likely class and its probability; for regression the score and None."""
@@ -81,25 +91,33 @@ def open_run(folder: Path) -> Run:
         surgery.merge(model)
     else:
         model, tokenizer = _load_saved(saved)
-    return Run(options, labels, model.train(False).to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+    return Run(options, labels, model.train(False).to(torch.accelerator.current_accelerator() or "cpu"), tokenizer)
 
 
 def _load_saved(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         return AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(f"the model in {folder} cannot be loaded ({error}); train again.") from None
 
 
 def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | None]) -> TextData:
-    """Labelled rows to evaluate a run on: a local file, or "dev" for its GLUE task; columns as in training unless overridden.
+    """Labelled rows to evaluate a run on: a local file with columns as in training unless overridden, which for a GLUE task
+    is one of the task's own files; or "dev" for that task's development set.
 
     Raises `DataError` when they cannot be had.
     """
-    if options.task and not readers.is_local_file(path):
-        return read_glue(options.task, path, options.data_dir)
+    names = ("text_column", "label_column", "text_pair_column")
+    renamed = any(overrides.get(name) for name in names)
+    if options.task and not renamed:
+        return (
+            read_glue_file(options.task, Path(path))
+            if readers.is_local_file(path)
+            else read_glue(options.task, path, options.data_dir)
+        )
     if not readers.is_local_file(path):
         raise DataError(f"--data {path!r} is no {', '.join(readers.SUFFIXES)} file.")
-    names = ("text_column", "label_column", "text_pair_column")
     text, label, pair = (overrides.get(name) or getattr(options, name) for name in names)
+    if options.takes_pairs and pair is None:
+        raise DataError("the run takes pairs: name the column of the second text with --text-pair-column.")
     return readers.read_file(path, text, label, pair)

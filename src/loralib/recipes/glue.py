@@ -1,7 +1,7 @@
 """The GLUE tasks as data: where each keeps its texts and labels, and how it is scored (Wang et al. 2018, 1804.07461)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,9 +13,12 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One task: its folder, columns and files in the original distribution, its columns on the hub, and its metric.
+    """One task, in the original distribution and on the hub.
 
-    labels: the names of the classes, in order; None for regression. written: those names as the local files write them.
+    folder: where its files lie. text, label: their columns. pair: the column of the second text; None where there is one text.
+    metric: by which it is scored. labels: the names of the classes, in order; None for regression. written: those names as the
+    files write them, where they differ. dev: the name of the development file, without `.tsv`. headless: the positions of text
+    and label in files without column names, from 0. hub_text, hub_pair: columns on the hub, where they differ.
     """
 
     folder: str
@@ -76,18 +79,30 @@ def read_glue(name: str, split: str, data_dir: str | Path | None = None) -> Text
 
     Raises `DataError` for an unknown task or a file that is not there.
     """
-    if name not in TASKS:
-        raise DataError(f"task {name!r} is none of GLUE's: {', '.join(TASKS)}.")
-    task = TASKS[name]
+    task = _task(name)
     if data_dir is None:
         hub_split = {"dev": "validation" + ("_matched" if name == "mnli" else "")}.get(split, split)
         return read_hub(HUB, name, hub_split, task.hub_text or task.text, "label", task.hub_pair or task.pair)
-    path = Path(data_dir) / task.folder / f"{task.dev if split == 'dev' else split}.tsv"
+    return read_glue_file(name, Path(data_dir) / task.folder / f"{task.dev if split == 'dev' else split}.tsv")
+
+
+def read_glue_file(name: str, path: str | Path) -> TextData:
+    """The rows of a task's file in the form of the original distribution, its labels by their names.
+
+    Raises `DataError` for an unknown task, a file that is not there or a label that the task does not have.
+    """
+    task, path = _task(name), Path(path)
     data = read_headless(path, *task.headless) if task.headless else read_file(path, task.text, task.label, task.pair)
-    if task.labels and task.written:
-        names = dict(zip(task.written, task.labels, strict=True))
-        unknown = set(data.labels) - names.keys()
-        if unknown:
-            raise DataError(f"{path} has the label {unknown.pop()!r}; expected one of {', '.join(task.written)}.")
-        return TextData(data.source, data.texts, [names[label] for label in data.labels], data.pairs)
-    return data
+    if task.labels is None:
+        return data
+    names = dict(zip(task.written or task.labels, task.labels, strict=True))
+    unknown = sorted(set(data.labels) - names.keys())
+    if unknown:
+        raise DataError(f"{path} has the label {unknown[0]!r:.60}; expected one of {', '.join(names)}.")
+    return replace(data, labels=[names[label] for label in data.labels])
+
+
+def _task(name: str) -> GlueTask:
+    if name not in TASKS:
+        raise DataError(f"task {name!r} is none of GLUE's: {', '.join(TASKS)}.")
+    return TASKS[name]

@@ -1,8 +1,9 @@
 """From options to rows, and from rows to what a model takes."""
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError
 from . import readers
 from .glue import TASKS, read_glue
 from .options import TrainOptions
@@ -25,9 +26,15 @@ def _read_own_data(options: TrainOptions) -> tuple[TextData, TextData]:
     assert options.data is not None
     columns = (options.text_column, options.label_column, options.text_pair_column)
     if options.eval_data:
+        if not readers.is_local_file(options.eval_data):
+            raise DataError(
+                f"--eval-data {options.eval_data!r} must be a {readers.KINDS}; for a split of a hub data set use --eval-split."
+            )
         held_out = readers.read_file(options.eval_data, *columns)
         return _read_one(options, options.train_split, columns), held_out
     if options.eval_split:
+        if readers.is_local_file(options.data):
+            raise DataError(f"--eval-split names a split of a hub data set; {options.data} is a local file: give --eval-data.")
         return _read_one(options, options.train_split, columns), _read_one(options, options.eval_split, columns)
     return _read_one(options, options.train_split, columns).split(options.eval_fraction, options.seed)
 
@@ -36,11 +43,16 @@ def _read_one(options: TrainOptions, split: str, columns: tuple[str, str, str | 
     assert options.data is not None
     if readers.is_local_file(options.data):
         return readers.read_file(options.data, *columns)
+    if Path(options.data).exists():
+        raise DataError(f"--data {options.data!r} is on this disk and is no {readers.KINDS}; convert it to one.")
     return readers.read_hub(options.data, options.data_config, split, *columns)
 
 
 def classes(options: TrainOptions, data: TextData) -> list[str] | None:
-    """The names of the classes, None for regression. Raises `DataError` when the labels do not serve."""
+    """The names of the classes in all the training data, whatever part `data` is of it; None for regression.
+
+    Raises `DataError` when the labels do not serve.
+    """
     if options.task:
         labels = TASKS[options.task].labels
         return list(labels) if labels else None
@@ -51,6 +63,6 @@ def encode(
     data: TextData, labels: list[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[dict[str, Any]]:
     """The rows as the model takes them: token ids and a label each."""
-    targets: Sequence[float] = readers.scores(data) if labels is None else readers.class_ids(data, labels)
+    targets = readers.targets(data, labels)
     inputs = tokenizer(data.texts, data.pairs, truncation=True, max_length=max_length)
     return [{**{key: inputs[key][i] for key in inputs}, "label": target} for i, target in enumerate(targets)]

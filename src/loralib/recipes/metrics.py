@@ -1,7 +1,5 @@
 """The metrics of classification and regression, by scikit-learn and scipy."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
@@ -11,14 +9,15 @@ CLASSIFICATION = ("accuracy", "f1", "matthews")
 REGRESSION = ("pearson", "spearman")
 
 
-def classification(predicted: NDArray[np.int64], expected: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy, F1 (of class 1 when there are two classes, the macro average otherwise) and Matthews' correlation (0 where
-    all rows are of one class, which correlates with nothing).
+def classification(predicted: NDArray[np.int64], expected: NDArray[np.int64], classes: int) -> dict[str, float]:
+    """Accuracy, F1 and Matthews' correlation (0 where all rows are of one class, which correlates with nothing).
 
-    >>> classification(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))["accuracy"]
+    F1 is that of class 1 when there are two `classes`, otherwise the mean over the classes that occur.
+
+    >>> classification(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]), classes=2)["accuracy"]
     0.75
     """
-    average = "binary" if max(predicted.max(), expected.max()) < 2 else "macro"
+    average = "binary" if classes == 2 else "macro"
     return {
         "accuracy": float(accuracy_score(expected, predicted)),
         "f1": float(f1_score(expected, predicted, average=average, zero_division=0.0)),
@@ -40,8 +39,8 @@ def regression(predicted: NDArray[np.float64], expected: NDArray[np.float64]) ->
     }
 
 
-def of_logits(logits: NDArray[np.float64], expected: NDArray[np.float64]) -> Mapping[str, float]:
+def of_logits(logits: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, float]:
     """The metrics of a model's output: regression for one column, classification for several."""
     if logits.shape[-1] == 1:
         return regression(logits.reshape(-1), expected)
-    return classification(logits.argmax(-1), expected.astype(np.int64))
+    return classification(logits.argmax(-1), expected.astype(np.int64), classes=logits.shape[-1])

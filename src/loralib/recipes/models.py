@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -27,6 +29,9 @@ QUERY_VALUE = {
 }
 
 
+COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")  # positions start behind the padding id
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A model with a classification head, its tokenizer, and the names of the modules that its checkpoint did not fill or
@@ -40,6 +45,7 @@ class Encoder:
 def load_encoder(name: str, labels: list[str] | None) -> Encoder:
     """The pretrained encoder `name` with a new head: one output a label, or a single one (regression) for None.
 
+    A head that the checkpoint brings along is kept only when it was trained for the same labels in the same order.
     Raises `RunError` when the model cannot be had, offline included.
     """
     outputs: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
@@ -54,12 +60,13 @@ def load_encoder(name: str, labels: list[str] | None) -> Encoder:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the new head is no news
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        own_labels = list((AutoConfig.from_pretrained(name).id2label or {}).values())
         config = AutoConfig.from_pretrained(name, **outputs)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(
             f"model {name!r} cannot be loaded; give a local folder, or a name on the Hugging Face hub and a network. ({reason})"
@@ -70,7 +77,32 @@ def load_encoder(name: str, labels: list[str] | None) -> Encoder:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return Encoder(model, tokenizer, _head(model, info["missing_keys"]))
+    missing = info["missing_keys"]
+    encoder = Encoder(model, tokenizer, _head(model, missing))
+    if own_labels != labels:
+        _renew_head(encoder, missing)
+    return encoder
+
+
+def _renew_head(encoder: Encoder, missing: set[str]) -> None:
+    """Draw the parts of the head anew that the checkpoint brings along: they were trained for other classes."""
+    for part in encoder.head:
+        for name, module in encoder.model.get_submodule(part).named_modules(prefix=part):
+            if f"{name}.weight" not in missing and isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=getattr(encoder.model.config, "initializer_range", 0.02))
+                nn.init.zeros_(module.bias)
+
+
+def check_length(encoder: Encoder, max_length: int, pairs: bool) -> None:
+    """`ConfigError` when the model has no positions for inputs of `max_length` tokens, or no text would be left of them."""
+    config, tokenizer = encoder.model.config, encoder.tokenizer
+    positions = getattr(config, "max_position_embeddings", None)
+    offset = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
+    if positions and positions > 0 and max_length > positions - offset:
+        raise ConfigError(f"max_length={max_length}: the model takes at most {positions - offset} tokens.")
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if max_length <= special:
+        raise ConfigError(f"max_length={max_length}: {special} tokens are the tokenizer's own, so no text would be left.")
 
 
 def _head(model: PreTrainedModel, missing: set[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
 
@@ -51,8 +52,6 @@ def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> T
 
 def learning_curve(path: Path, history: Sequence[dict[str, float]], metric: str, title: str) -> None:
     """Draw training and evaluation loss and the metric over epochs, as a PNG."""
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
     for axes, key, label in (

@@ -8,7 +8,6 @@ RUN/checkpoints/         for --resume                  RUN/tensorboard/
 
 import json
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from ..errors import LoRAError, RunError
 from ..formats.files import write_atomically
 from .options import TrainOptions
 
-CONFIG, METRICS = "config.yaml", "metrics.json"
+CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
 CURVE = "learning_curve.png"
 
-_PARTS = {CONFIG, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE}
+_PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE}
 
 
 def check_free(folder: Path, overwrite: bool, resume: bool) -> None:
@@ -51,10 +50,10 @@ def clear(folder: Path) -> None:
 
 
 def write_options(folder: Path, options: TrainOptions, labels: list[str] | None) -> None:
-    """Write every option and the names of the classes (null for regression)."""
+    """Write every option and the names of the classes (None for regression)."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = yaml.safe_dump({**options.to_dict(), "labels": labels}, sort_keys=False)
-    write_atomically(folder / CONFIG, content.encode())
+    write_atomically(folder / LABELS, (json.dumps(labels) + "\n").encode())
+    write_atomically(folder / CONFIG, yaml.safe_dump(options.to_dict(), sort_keys=False).encode())
 
 
 def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
@@ -64,16 +63,16 @@ def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
         raise RunError(f"{folder} is no run folder ({CONFIG} is missing); give a folder that loralib train wrote.")
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        labels = values.pop("labels")
-        known = {option.name for option in fields(TrainOptions)}
-        return TrainOptions(**{key: value for key, value in values.items() if key in known}), labels
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, LoRAError) as error:
-        raise RunError(f"{path} is damaged ({error}); train again, or restore it.") from None
+        labels: list[str] | None = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        return TrainOptions(**values), labels
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, OSError, LoRAError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} or {LABELS} beside it is damaged ({reason}); train again, or restore it.") from None
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Write what came out."""
-    write_atomically(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+    write_atomically(folder / METRICS, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
 
 
 def size(folder: Path) -> int:

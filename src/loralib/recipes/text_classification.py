@@ -66,9 +66,10 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
     data = inputs.read_data(options)
     labels = inputs.classes(options, data[0])
     training.check_metric(options, labels)
-    training.arguments(options, folder)
+    training.arguments(options, folder, len(data[0]))
     transformers.set_seed(options.seed)
     encoder = models.load_encoder(options.model or "", labels)
+    models.check_length(encoder, options.max_length, options.takes_pairs)
     prepare(encoder, options)
     first, second = (inputs.encode(part, labels, encoder.tokenizer, options.max_length) for part in data)
     return Plan(labels, data, (first, second), encoder, measure.count_parameters(encoder.model))
@@ -96,6 +97,8 @@ def train(
         runs.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
     planned = plan(options, folder)
+    if resume and (known := runs.read_options(folder)[1]) != planned.labels:
+        raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
     console.print(_opening(options, planned), highlight=False, soft_wrap=True)
     fresh = not folder.exists()
     if processes.is_main_process:
@@ -113,8 +116,10 @@ def train(
                 _write(options, folder, planned.encoder, trainer, results)
     except BaseException as error:
         last = last_whole_checkpoint(folder / runs.CHECKPOINTS)
-        if last is None and fresh and processes.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
+        if last is None and processes.is_main_process:
+            runs.clear(folder)
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(folder, last) from None
         raise
@@ -167,7 +172,7 @@ def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str
         "metric": metric,
         "value": kept[f"eval_{metric}"],
         "metrics": {name: kept[f"eval_{name}"] for name in names if f"eval_{name}" in kept},
-        "best_epoch": kept["epoch"],
+        "kept_epoch": kept["epoch"],
     }
 
 
@@ -181,7 +186,7 @@ def _write(options: TrainOptions, folder: Path, encoder: models.Encoder, trainer
     else:
         _save_model(encoder, folder / runs.MODEL)
         results["saved_bytes"] = runs.size(folder / runs.MODEL)
-    title = f"{options.method}, {options.run_name.removesuffix('-' + options.method)}"
+    title = f"{options.method}, {options.data_name}"
     report.learning_curve(folder / runs.CURVE, results["history"], results["metric"], title)
     runs.write_metrics(folder, results)
 

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import ConfigError
-from ..train.callbacks import ProgressBar, StopOnInterrupt, TensorBoardLog
+from ..train.callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
 from ..train.trainer import AdapterTrainer
 from . import metrics, models, runs
 from .glue import TASKS
@@ -45,17 +45,17 @@ def check_metric(options: TrainOptions, labels: list[str] | None) -> None:
     """`ConfigError` when the metric is not one of the problem's."""
     known = metrics.CLASSIFICATION if labels else metrics.REGRESSION
     if metric_name(options) not in known:
-        raise ConfigError(f"metric={options.metric!r}: must be one of {', '.join(known)} for this problem.")
+        raise ConfigError(f"metric={metric_name(options)!r}: must be one of {', '.join(known)} for this problem.")
 
 
-def arguments(options: TrainOptions, folder: Path) -> TrainingArguments:
-    """Trainer's arguments; `ConfigError` when the devices cannot share the batch evenly."""
+def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArguments:
+    """Trainer's arguments for `rows` of training data; `ConfigError` when the devices cannot share the batch evenly."""
     parts = devices() * options.gradient_accumulation
     share, left = divmod(options.batch_size, parts)
     if left:
         raise ConfigError(
-            f"batch_size={options.batch_size} cannot be shared by {devices()} devices in {options.gradient_accumulation} "
-            f"parts; make it a multiple of {parts}."
+            f"batch_size={options.batch_size} cannot be split evenly (devices: {devices()}, gradient_accumulation: "
+            f"{options.gradient_accumulation}); make it a multiple of {parts}."
         )
     saving: dict[str, Any] = {"save_strategy": "epoch"}
     if options.save_steps:
@@ -74,7 +74,9 @@ def arguments(options: TrainOptions, folder: Path) -> TrainingArguments:
         load_best_model_at_end=options.best_epoch,
         metric_for_best_model=metric_name(options),
         greater_is_better=True,
-        logging_steps=10,
+        restore_callback_states_from_checkpoint=True,  # how patient it has been
+        logging_steps=max(1, min(10, rows // options.batch_size // 4)),
+        logging_nan_inf_filter=False,
         bf16=options.bf16,
         seed=options.seed,
         report_to="none",
@@ -101,12 +103,12 @@ def run_trainer(
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
     common: dict[str, Any] = {
         "model": encoder.model,
-        "args": arguments(options, folder),
+        "args": arguments(options, folder, len(datasets[0])),
         "train_dataset": datasets[0],
         "eval_dataset": datasets[1],
         "data_collator": DataCollatorWithPadding(encoder.tokenizer),
-        "compute_metrics": lambda output: dict(metrics.of_logits(_logits(output.predictions), output.label_ids)),
-        "callbacks": [stop, bar, log, *patience, *callbacks],
+        "compute_metrics": lambda output: metrics.of_logits(_logits(output.predictions), output.label_ids),
+        "callbacks": [stop, bar, log, StopOnNonFinite(), *patience, *callbacks],
     }
     if options.method == "lora":
         metadata = {"base_model_name_or_path": options.model or "", "task_type": TASK_TYPE}

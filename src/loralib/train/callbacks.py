@@ -1,34 +1,48 @@
 """What a person sees while training runs, and what Ctrl-C does."""
 
+import math
+import os
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch.distributed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from ..errors import RunError
+
+_FINISHING = b"\nFinishing this step; Ctrl-C again stops at once.\n"
+
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C finishes the step in hand, saves a checkpoint and ends training; a second Ctrl-C ends it at once."""
+    """Ctrl-C (or SIGTERM) finishes the step in hand, saves a checkpoint and ends training; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.requested = self.cut_short = False
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take over the signal."""
-        self._previous = signal.signal(signal.SIGINT, self._request)
+        """Take over the signals (Python lets only the main thread do so)."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        os.write(2, _FINISHING)  # unlike print, safe in a signal handler
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop, when asked to. An epoch that ends with this step ends as ever, with its evaluation and checkpoint."""
+        """Stop, when asked to. An epoch that ends with this step is evaluated as ever before."""
+        if args.world_size > 1:  # all processes stop at the same step
+            asked = torch.tensor(int(self.requested), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.requested = bool(asked)
         if self.requested:
             control.should_training_stop = True
             self.cut_short = not (float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps)
@@ -38,12 +52,28 @@ class StopOnInterrupt(TrainerCallback):
         """An epoch that was cut short is neither evaluated nor saved as if it were whole."""
         if self.cut_short:
             control.should_evaluate = control.should_save = control.should_log = False
+        elif self.requested:
+            control.should_save = True
 
     def close(self) -> None:
-        """Give the signal back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class StopOnNonFinite(TrainerCallback):
+    """A loss that is no number ends training with a `RunError` instead of a result."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the training and evaluation losses."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise RunError(
+                    f"the {name.replace('_', ' ')} is {logs[name]} at step {state.global_step}; lower the learning rate "
+                    f"(it is {args.learning_rate:g}) and train again."
+                )
 
 
 class ProgressBar(TrainerCallback):
@@ -64,12 +94,12 @@ class ProgressBar(TrainerCallback):
             transient=True,
         )
         self.task: TaskID | None = None
-        self.loss: float | None = None
+        self.losses: list[float] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show the bar."""
-        self.task = self.progress.add_task("train", total=state.max_steps, completed=state.global_step, epoch="1", loss="-")
-        if state.is_world_process_zero:
+        self.task = self.progress.add_task("train", total=state.max_steps, completed=state.global_step, epoch="-", loss="-")
+        if state.is_world_process_zero and self.console.is_terminal:
             self.progress.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -81,14 +111,15 @@ class ProgressBar(TrainerCallback):
         """Show the training loss."""
         logs: dict[str, float] = kwargs.get("logs") or {}
         if "loss" in logs and self.task is not None:
-            self.loss = logs["loss"]
-            self.progress.update(self.task, loss=f"{self.loss:.4f}")
+            self.losses.append(logs["loss"])
+            self.progress.update(self.task, loss=f"{logs['loss']:.4f}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Print one line: training loss, evaluation loss, metric."""
+        """Print one line: the mean training loss since the last one, the evaluation loss and the metric."""
         metrics: dict[str, float] = kwargs["metrics"]
-        if state.is_world_process_zero and self.progress.live.is_started:
-            loss = "-" if self.loss is None else f"{self.loss:.4f}"
+        if state.is_world_process_zero:
+            loss = f"{sum(self.losses) / len(self.losses):.4f}" if self.losses else "-"
+            self.losses = []
             self.console.print(
                 f"epoch {state.epoch or 0:g}/{args.num_train_epochs:g}  loss {loss}  "
                 f"eval loss {metrics['eval_loss']:.4f}  {self.metric} {metrics[f'eval_{self.metric}']:.4f}",

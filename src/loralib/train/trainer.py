@@ -6,13 +6,15 @@ DDP, mixed precision, logging, evaluation and resuming are Trainer's own; only w
 import errno
 import json
 import os
+import re
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -53,25 +55,27 @@ class AdapterTrainer(Trainer):
 
 
 def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end, or None.
-
-    Trainer writes its state last, so a checkpoint whose state can be read is whole.
-    """
-    found = sorted(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return next((path for path in reversed(found) if _is_whole(path)), None)
+    """The newest checkpoint in `folder` that was written to its end and not damaged since, or None."""
+    steps = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(folder).glob("*")}
+    found = sorted((int(step[1]), path) for path, step in steps.items() if step)
+    return next((path for _, path in reversed(found) if _is_whole(path)), None)
 
 
 def _is_whole(checkpoint: Path) -> bool:
+    """Trainer writes its state last; archives of torch and safetensors tell by themselves whether their end is there."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
+        for path in checkpoint.glob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
         return False
-    return True
+    return all(zipfile.is_zipfile(path) for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")])
 
 
 @contextmanager
 def write_errors_named(folder: Path) -> Iterator[None]:
-    """Failures to write, which libraries report in many ways, become an `OSError` that names the folder.
+    """A disk that is full, which libraries report in many ways, becomes an `OSError` that names the folder.
 
     TensorBoard's writer thread hands its failure on to the thread that logs; its own report would be a second one.
     """
@@ -80,9 +84,14 @@ def write_errors_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        wrote = isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error)
-        if not wrote or (isinstance(error, OSError) and error.filename):
+        if not _is_full_disk(error) or (isinstance(error, OSError) and error.filename):
             raise
         raise OSError(errno.ENOSPC, f"writing failed, probably for want of disk space ({error})", str(folder)) from error
     finally:
         threading.excepthook = report_of_thread
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "I/O error" in str(error) if isinstance(error, SafetensorError) else "PytorchStreamWriter" in str(error)
