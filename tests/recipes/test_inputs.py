@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes import inputs, readers
+from loralib.recipes import inputs, labelling, readers
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.readers import TextData
 
@@ -41,14 +41,14 @@ def test_the_classes_are_those_of_the_whole_training_file(folder: Path, values: 
     train, held_out = inputs.read_data(chosen)
     names = inputs.classes(chosen, train)
     assert names == ["bad", "good", "rare"]
-    assert len(readers.targets(train, names)) + len(readers.targets(held_out, names)) <= 40
+    assert len(labelling.targets(train, names)) + len(labelling.targets(held_out, names)) <= 40
 
 
 def test_a_label_that_only_the_evaluation_file_has_is_refused(folder: Path) -> None:
     chosen = options(folder, eval_data=str(folder / "dev.tsv"))
     train, held_out = inputs.read_data(chosen)
     with pytest.raises(DataError, match=r"dev.tsv has the label 'new', which is none of 'bad', 'good', 'rare'"):
-        readers.targets(held_out, inputs.classes(chosen, train))
+        labelling.targets(held_out, inputs.classes(chosen, train))
 
 
 @pytest.mark.parametrize("data", ["imdb", "notes.txt", "all.json"])

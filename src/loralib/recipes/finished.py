@@ -16,7 +16,7 @@ from transformers import (
 
 from .. import exchange, formats, surgery
 from ..errors import DataError, RunError
-from . import metrics, models, readers, runs
+from . import labelling, metrics, models, readers, runs
 from .glue import read_glue, read_glue_file
 from .options import TrainOptions
 from .readers import TextData
@@ -62,7 +62,7 @@ class Run:
 
     def evaluate(self, data: TextData) -> dict[str, float]:
         """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
-        expected = np.asarray(readers.targets(data, self.labels), dtype=np.float64)
+        expected = np.asarray(labelling.targets(data, self.labels), dtype=np.float64)
         return metrics.of_logits(self.logits(data.texts, data.pairs).double().numpy(), expected)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str | float, float | None]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from . import readers
+from . import labelling, readers
 from .glue import TASKS, read_glue
 from .options import TrainOptions
 from .readers import TextData
@@ -56,13 +56,13 @@ def classes(options: TrainOptions, data: TextData) -> list[str] | None:
     if options.task:
         labels = TASKS[options.task].labels
         return list(labels) if labels else None
-    return readers.label_names(data) if options.problem == "classification" else None
+    return labelling.label_names(data) if options.problem == "classification" else None
 
 
 def encode(
     data: TextData, labels: list[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[dict[str, Any]]:
     """The rows as the model takes them: token ids and a label each."""
-    targets = readers.targets(data, labels)
+    targets = labelling.targets(data, labels)
     inputs = tokenizer(data.texts, data.pairs, truncation=True, max_length=max_length)
     return [{**{key: inputs[key][i] for key in inputs}, "label": target} for i, target in enumerate(targets)]

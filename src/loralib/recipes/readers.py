@@ -9,9 +9,7 @@ import csv
 import gzip
 import io
 import json
-import math
 import random
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -203,17 +201,17 @@ def check_columns(source: str, columns: Sequence[str], present: Sequence[str]) -
     for column in columns:
         if column not in present:
             raise DataError(
-                f"{source} has no column {column!r}; it has {_listed(present)}. "
+                f"{source} has no column {column!r}; it has {listed(present)}. "
                 f"Nearest: {nearest_of(column, present)}. Name columns with --text-column, --label-column, --text-pair-column."
             )
         if present.count(column) > 1:
             raise DataError(f"{source} has {present.count(column)} columns named {column!r}; rename all but one.")
 
 
-def _listed(names: Sequence[str], most: int = 8, width: int = 60) -> str:
+def listed(names: Sequence[str], most: int = 8, width: int = 60) -> str:
     """Names for a message, so that it stays one sentence however many and long they are.
 
-    >>> _listed(["a", "b", "c"], most=2)
+    >>> listed(["a", "b", "c"], most=2)
     "'a', 'b' and 1 more"
     """
     shown = [repr(name if len(name) < width else name[: width - 1] + "…") for name in names[:most]]
@@ -281,57 +279,3 @@ def _load_table(where: str, name: str, config: str | None, split: str) -> Any:
     finally:
         if not silent:
             datasets.enable_progress_bars()
-
-
-def label_names(data: TextData) -> list[str]:
-    """The classes of the whole data of which `data` may be a part, in order: whole numbers by value, then text.
-
-    Raises `DataError` when there are fewer than two, or so many that they cannot be classes.
-
-    >>> label_names(TextData("x", ["a", "b", "c"], ["10", "9", "10"]))
-    ['9', '10']
-    """
-    names, rows = list(data.label_counts), sum(data.label_counts.values())
-    if len(names) < 2:
-        raise DataError(f"{data.source}: all {rows} rows have the label {_listed(names)}; classification needs two classes.")
-    if len(names) > max(50, rows / 2):
-        raise DataError(
-            f"{data.source} has {len(names)} labels in {rows} rows: the label column looks like text or a number: "
-            "use --label-column or --problem regression."
-        )
-    return sorted(names, key=_class_order)
-
-
-def _class_order(name: str) -> tuple[int, int, str]:
-    return (0, int(name), name) if re.fullmatch(r"-?[0-9]{1,18}", name) else (1, 0, name)
-
-
-def class_ids(data: TextData, names: Sequence[str]) -> list[int]:
-    """The label of each row as a position in `names`; `DataError` for a label that is none of them."""
-    ids = {name: i for i, name in enumerate(names)}
-    for label in data.labels:
-        if label not in ids:
-            raise DataError(f"{data.source} has the label {_listed([label])}, which is none of {_listed(names)}.")
-    return [ids[label] for label in data.labels]
-
-
-def scores(data: TextData) -> list[float]:
-    """The label of each row as a number; `DataError` naming the first that is none."""
-    values = []
-    for text, label in zip(data.texts, data.labels, strict=True):
-        try:
-            value = float(label)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise DataError(
-                f"{data.source}: the label {_listed([label])} of the text {_listed([text])} is no number, "
-                "and regression needs numbers."
-            )
-        values.append(value)
-    return values
-
-
-def targets(data: TextData, labels: Sequence[str] | None) -> list[float] | list[int]:
-    """What a model learns for each row: the position of its class in `labels`, or its number where there are no classes."""
-    return scores(data) if labels is None else class_ids(data, labels)
