@@ -128,7 +128,8 @@ class ProgressBar(TrainerCallback):
 
     def close(self) -> None:
         """Take the bar away."""
-        self.progress.stop()
+        if self.progress.live.is_started:
+            self.progress.stop()
 
 
 class TensorBoardLog(TensorBoardCallback):

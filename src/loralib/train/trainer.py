@@ -23,6 +23,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .. import exchange, formats
 from ..adapter import Adapter
 
+# what safetensors and torch.save say, neither of them as an OSError
+_SIGNS_OF_FAILED_WRITING = ("I/O error", "PytorchStreamWriter", "inline_container.cc", "iostream error")
+
 
 class AdapterTrainer(Trainer):
     """Trainer for a model that was injected: each checkpoint holds the adapter (with the tensors trained beside the
@@ -94,4 +97,4 @@ def write_errors_named(folder: Path) -> Iterator[None]:
 def _is_full_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "I/O error" in str(error) if isinstance(error, SafetensorError) else "PytorchStreamWriter" in str(error)
+    return any(sign in str(error) for sign in _SIGNS_OF_FAILED_WRITING)
