@@ -38,6 +38,7 @@ def provenance() -> dict[str, str]:
 
 def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write `results/<name>.csv`, each row followed by its provenance; the path is returned."""
+    RESULTS.mkdir(exist_ok=True)
     path, origin = RESULTS / f"{name}.csv", provenance()
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *origin], lineterminator="\n")
