@@ -201,7 +201,8 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     configuration's `modules_to_save` named; False for all else.
 
     bias: "none", "lora_only" (those of layers with an update) or "all" (every parameter *named* bias); None means what the
-    model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save.
+    model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save; one that the
+    model was not injected with is trained in place, so `eject` leaves it as trained.
     Raises `ConfigError` when nothing would be trained, with no flag changed.
 
     >>> import loralib as lora

@@ -65,7 +65,7 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
 
 def _goodbye(interrupt: KeyboardInterrupt) -> str:
     if len(interrupt.args) != 2:
-        return "interrupted; nothing was written."
+        return "interrupted."
     folder, checkpoint = interrupt.args
     if checkpoint is None:
         return "interrupted before the first checkpoint; nothing was kept."

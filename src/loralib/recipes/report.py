@@ -65,6 +65,7 @@ def learning_curve(path: Path, history: Sequence[dict[str, float]], metric: str,
     losses.legend()
     metrics.set(xlabel="epoch", ylabel=metric)
     for axes in (losses, metrics):
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
