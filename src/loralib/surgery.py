@@ -122,23 +122,22 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")
     modules = dict(model.named_modules())
-    for name in names:
-        layer = modules[name]
-        cls = layers.adapted_class(type(layer))
-        assert cls is not None
-        assert isinstance(layer.weight, Tensor)
-        update = cls.new_update(
-            layer,
-            patterns.lookup(config.rank_pattern, name, config.r),
-            patterns.lookup(config.alpha_pattern, name, config.lora_alpha),
-            config.use_rslora,
-            dtype or torch.promote_types(layer.weight.dtype, torch.float32),
-        )
-        adopt_in(model, name, layer, update, config.lora_dropout)
+    updates = {name: _new_update(name, modules[name], config, dtype) for name in names}
+    for name, update in updates.items():
+        adopt_in(model, name, modules[name], update, config.lora_dropout)
     kept = trained.record(model)
     kept.bias, kept.modules = config.bias, tuple(dict.fromkeys([*kept.modules, *saved]))
     trained.set_aside(model, beside)
     return names
+
+
+def _new_update(name: str, layer: nn.Module, config: LoRAConfig, dtype: torch.dtype | None) -> LoRAUpdate:
+    cls, W = layers.adapted_class(type(layer)), layer.weight
+    assert cls is not None
+    assert isinstance(W, Tensor)
+    r = patterns.lookup(config.rank_pattern, name, config.r)
+    lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
+    return cls.new_update(layer, r, lora_alpha, config.use_rslora, dtype or torch.promote_types(W.dtype, torch.float32))
 
 
 def adopt_in(model: nn.Module, name: str, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
