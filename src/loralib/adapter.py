@@ -60,8 +60,8 @@ class LoRAUpdate:
 class Adapter:
     """A configuration, the update of each adapted layer, and the tensors that were trained in full beside them.
 
-    layers: by layer name. tensors: by tensor name, such as `classifier.weight`. metadata: free text that travels with the
-    adapter, such as `base_model_name_or_path`.
+    layers: by layer name. tensors: by tensor name, such as `classifier.weight`. metadata: what a format says beside them;
+    PEFT's knows `base_model_name_or_path`, `task_type` and `revision`.
 
     >>> layers = {"proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
     >>> adapter = Adapter(LoRAConfig(r=2, lora_alpha=4, target_modules=["proj"]), layers)
@@ -98,7 +98,7 @@ class Adapter:
         """ΔW of the layer `name`, shape (out, in), in at least float32; `KeyError` when it is not adapted."""
         return self.layers[name].delta()
 
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Adapter":
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Adapter":
         """The same adapter with its tensors in another dtype or on another device."""
 
         def move(tensor: Tensor) -> Tensor:

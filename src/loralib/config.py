@@ -145,7 +145,7 @@ class LoRAConfig:
         }
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.to_dict(), sort_keys=True))
+        return hash(json.dumps(self.to_dict() | {"lora_alpha": float(self.lora_alpha)}, sort_keys=True))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _config_from_dict, (self.to_dict(),)

@@ -1,7 +1,7 @@
 """Errors that teach: each names what was got, what was expected, and what to do.
 
 Every error that a caller can cause derives from `LoRAError` and from the built-in a Python programmer would expect, so
-`except ValueError` works as well as `except lora.LoRAError`. When one is raised, nothing has been changed.
+`except ValueError` works as well as `except lora.LoRAError`. When one is raised, models, adapters and files are as they were.
 """
 
 

@@ -104,7 +104,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     problems = [p for name, update in adapter.layers.items() if (p := _misfit(model, modules, name, update, bool(present)))]
     if present:
         problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
-        beside = (join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.originals)
+        beside = sorted(name for name in trained.trained_names(model) if not trained.is_factor(name))
         problems += [f"{n}: trained in the model, not in the adapter" for n in beside if n not in adapter.tensors]
     for name, tensor in adapter.tensors.items():
         if name not in tensors:

@@ -126,7 +126,8 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     for name, update in updates.items():
         adopt_in(model, name, modules[name], update, config.lora_dropout)
     kept = trained.record(model)
-    kept.bias, kept.modules = config.bias, tuple(dict.fromkeys([*kept.modules, *saved]))
+    kept.bias = config.bias if config.bias != "none" else kept.bias
+    kept.modules = tuple(dict.fromkeys([*kept.modules, *saved]))
     trained.set_aside(model, beside)
     return names
 
@@ -173,7 +174,7 @@ def eject(model: nn.Module) -> None:
     _check_all(found, layers.eject_problem, "ejected")
     for layer in found.values():
         _eject_layer(layer)
-    for _, module, kept in trained.records(model):
+    for _, module, kept in reversed(list(trained.records(model))):
         trained.swap_originals(module, kept)
     trained.forget(model)
 
@@ -258,8 +259,8 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     False
     """
     ours = [layer for layer in require_adapted(model).values() if not layer.merged]
-    merge(model)
     try:
+        merge(model)
         yield model
     finally:
         for layer in ours:
@@ -278,16 +279,17 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     found = [layer for layer in require_adapted(model).values() if not layer.disabled]
     beside = [(module, kept) for _, module, kept in trained.records(model) if not kept.swapped]
     before = [(layer, layer.merged, layer.training) for layer in found]
-    for layer in found:
-        layer.unmerge()
-        layer.disabled = True
-    for module, kept in beside:
-        trained.swap_originals(module, kept)
     try:
-        yield model
-    finally:
+        for layer in found:
+            layer.unmerge()
+            layer.disabled = True
         for module, kept in beside:
             trained.swap_originals(module, kept)
+        yield model
+    finally:
+        for module, kept in reversed(beside):
+            if kept.swapped:
+                trained.swap_originals(module, kept)
         for layer, was_merged, was_training in before:
             layer.disabled = False
             follows_mode = layer.merge_weights and layer.training != was_training

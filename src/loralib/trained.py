@@ -126,7 +126,7 @@ def set_aside(model: nn.Module, names: Iterable[str]) -> None:
     a module that has several names is recorded under one of them."""
     kept, tensors = record(model), named_tensors(model)
     copies: dict[int, Tensor] = {}
-    slots = {owner(model, name) for name in kept.originals}
+    slots = {owner(module, name) for _, module, other in records(model) for name in other.originals}
     for name in names:
         if (slot := owner(model, name)) not in slots:
             slots.add(slot)
@@ -203,7 +203,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     bias: "none", "lora_only" (those of layers with an update) or "all" (every parameter *named* bias); None means what the
     model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save; one that the
     model was not injected with is trained in place, so `eject` leaves it as trained.
-    Raises `ConfigError` when nothing would be trained, with no flag changed.
+    Raises `ConfigError` when nothing would be trained, and `LayerError` inside a `disabled` block, with no flag changed.
 
     >>> import loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
@@ -211,6 +211,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     >>> [name for name, p in model.named_parameters() if p.requires_grad]
     ['0.lora_A', '0.lora_B']
     """
+    check_enabled(model, "marked")
     names = trained_names(model, bias)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not names & parameters.keys():

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -192,21 +191,21 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         main(["predict", str(tmp_path), "text", "--debug"])
 
 
-def start(arguments: list[str], **how: object) -> "subprocess.Popen[str]":
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "loralib", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, **how)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(words(encoder, reviews, folder, "--epochs", "30", "--best-epoch", "false"))
     checkpoints = folder / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    while last_whole_checkpoint(checkpoints) is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=120)
+    _, shown = process.communicate(timeout=600)
     assert process.returncode == 130
     assert f"Go on with: loralib train --output {folder} --resume" in shown
     assert "Traceback" not in shown
@@ -222,10 +221,10 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Pat
 
 def test_two_processes_share_a_run(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     """The global batch stays what it was, one process writes, and one table is printed."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "loralib"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "loralib"]
     arguments = words(encoder, reviews, tmp_path / "run", "--epochs", "2", "--batch-size", "16")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("peak memory") == 1
     assert done.stderr.count("epoch 2/2") == 1
@@ -240,13 +239,14 @@ def test_a_full_disk_is_reported_with_the_path(encoder: Path, reviews: Path, tmp
     """A limit on the size of files stands in for a full disk."""
     folder = tmp_path / "run"
     limit = 4000
-
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    process = start(words(encoder, reviews, folder, "--epochs", "1"), preexec_fn=small_files)
-    _, shown = process.communicate(timeout=120)
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "from loralib.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *words(encoder, reviews, folder, "--epochs", "1")]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    shown = process.stderr
     assert process.returncode == 1
     assert str(folder) in shown
     assert "Traceback" not in shown

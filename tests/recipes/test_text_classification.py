@@ -146,7 +146,11 @@ def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path,
     results = run(tmp_path / "run", chosen)
     evaluations = [row for row in results["history"] if "eval_loss" in row]
     assert len(evaluations) < 20
-    assert results["value"] == max(row["eval_accuracy"] for row in evaluations)
+    best = max(row["eval_accuracy"] for row in evaluations)
+    assert best > evaluations[-1]["eval_accuracy"] or len(evaluations) == 1
+    opened = finished.open_run(tmp_path / "run")
+    rows = finished.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    assert opened.evaluate(rows)["accuracy"] == pytest.approx(best) == pytest.approx(results["value"])
 
 
 @pytest.mark.parametrize("step", [2, 11, 12, 17, 35])  # an epoch has 12 steps
@@ -299,8 +303,10 @@ def test_a_second_interrupt_ends_at_once_and_leaves_no_half_written_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_signal_handler_is_given_back(lora_run: Path) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_the_signal_handlers_are_given_back(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run(tmp_path / "run", options(encoder, reviews, epochs=1))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:

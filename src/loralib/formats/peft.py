@@ -24,7 +24,7 @@ from .. import patterns
 from ..adapter import Adapter, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from .files import read_tensors, tensor_bytes, write_atomically
+from .files import read_tensors, tensor_bytes, write_together
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
@@ -62,7 +62,7 @@ def read(path: Path) -> Adapter:
 
 
 def write(adapter: Adapter, path: Path) -> None:
-    """Write the folder `path`, made when it is missing: the tensors first, then the configuration."""
+    """Write the folder `path`, made when it is missing."""
     if not adapter.layers:
         raise FormatError("The adapter adapts no layer, and PEFT reads no such adapter. Nothing was written.")
     tensors = {}
@@ -74,8 +74,7 @@ def write(adapter: Adapter, path: Path) -> None:
         tensors[f"{_PREFIX}{layer}{'.' if layer else ''}{inner}{leaf}"] = tensor
     config = json.dumps(_config(adapter), indent=2, sort_keys=True) + "\n"
     path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / TENSORS, tensor_bytes(tensors))
-    write_atomically(path / CONFIG, config.encode())
+    write_together({path / TENSORS: tensor_bytes(tensors), path / CONFIG: config.encode()})
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
@@ -84,6 +83,8 @@ def _config(adapter: Adapter) -> dict[str, Any]:
     r, lora_alpha = (
         Counter(getattr(update, key) for update in updates.values()).most_common(1)[0][0] for key in ("r", "lora_alpha")
     )
+    if foreign := adapter.metadata.keys() - set(_METADATA):
+        raise FormatError(f"PEFT's configuration has no place for the metadata {sorted(foreign)}. Nothing was written.")
     if len({update.use_rslora for update in updates.values()}) > 1:
         raise FormatError(
             "Some layers scale by lora_alpha / √r and some by lora_alpha / r, which PEFT cannot hold. Nothing was written."

@@ -82,8 +82,10 @@ def open_run(folder: Path) -> Run:
     """
     options, labels = runs.read_options(folder)
     saved = folder / (runs.ADAPTER if options.method == "lora" else runs.MODEL)
-    if not saved.is_dir():
-        raise RunError(f"the run in {folder} is not finished ({saved.name}/ is missing); finish it with --resume.")
+    if not saved.is_dir() or not (folder / runs.METRICS).is_file():
+        raise RunError(
+            f"the run in {folder} is not finished ({saved.name}/ or {runs.METRICS} is missing); finish it with --resume."
+        )
     if options.method == "lora":
         encoder = models.load_encoder(options.model or "", labels)
         model, tokenizer = encoder.model, encoder.tokenizer

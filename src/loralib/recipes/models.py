@@ -29,7 +29,19 @@ QUERY_VALUE = {
 }
 
 
-COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")  # positions start behind the padding id
+COUNT_FROM_PADDING = {  # models whose positions start behind the padding id
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ def load_encoder(name: str, labels: list[str] | None) -> Encoder:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the new head is no news
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        own_labels = list((AutoConfig.from_pretrained(name).id2label or {}).values())
+        stored = AutoConfig.from_pretrained(name)
         config = AutoConfig.from_pretrained(name, **outputs)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -79,7 +91,8 @@ def load_encoder(name: str, labels: list[str] | None) -> Encoder:
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = info["missing_keys"]
     encoder = Encoder(model, tokenizer, _head(model, missing))
-    if own_labels != labels:
+    classifies = any("SequenceClassification" in architecture for architecture in stored.architectures or [])
+    if classifies and list((stored.id2label or {}).values()) != labels:
         _renew_head(encoder, missing)
     return encoder
 
@@ -90,7 +103,8 @@ def _renew_head(encoder: Encoder, missing: set[str]) -> None:
         for name, module in encoder.model.get_submodule(part).named_modules(prefix=part):
             if f"{name}.weight" not in missing and isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=getattr(encoder.model.config, "initializer_range", 0.02))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def check_length(encoder: Encoder, max_length: int, pairs: bool) -> None:

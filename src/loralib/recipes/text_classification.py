@@ -101,17 +101,16 @@ def train(
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
     console.print(_opening(options, planned), highlight=False, soft_wrap=True)
     fresh = not folder.exists()
-    if processes.is_main_process:
-        if not resume:
-            runs.clear(folder)
-        runs.write_options(folder, options, planned.labels)
-    processes.wait_for_everyone()
     how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": callbacks}
     began = time.perf_counter()
     try:
         with write_errors_named(folder):
+            if processes.is_main_process and not resume:
+                runs.clear(folder)
+                runs.write_options(folder, options, planned.labels)
+            processes.wait_for_everyone()
             trainer = training.run_trainer(options, folder, planned.encoder, planned.datasets, **how)
-            results = _results(options, planned, trainer, time.perf_counter() - began)
+            results = _results(options, planned, trainer, time.perf_counter() - began) | {"resumed": resume}
             if processes.is_main_process:
                 _write(options, folder, planned.encoder, trainer, results)
     except BaseException as error:

@@ -23,7 +23,7 @@ class StopOnInterrupt(TrainerCallback):
     """Ctrl-C (or SIGTERM) finishes the step in hand, saves a checkpoint and ends training; a second one ends it at once."""
 
     def __init__(self) -> None:
-        self.requested = self.cut_short = False
+        self.requested = self.cut_short = self._pressed = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -32,15 +32,16 @@ class StopOnInterrupt(TrainerCallback):
             self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._pressed:
             raise KeyboardInterrupt
-        self.requested = True
+        self._pressed = True
         os.write(2, _FINISHING)  # unlike print, safe in a signal handler
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop, when asked to. An epoch that ends with this step is evaluated as ever before."""
+        self.requested = self._pressed
         if args.world_size > 1:  # all processes stop at the same step
-            asked = torch.tensor(int(self.requested), device=args.device)
+            asked = torch.tensor(int(self._pressed), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
             self.requested = bool(asked)
         if self.requested:

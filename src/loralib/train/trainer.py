@@ -83,7 +83,7 @@ def write_errors_named(folder: Path) -> Iterator[None]:
     TensorBoard's writer thread hands its failure on to the thread that logs; its own report would be a second one.
     """
     report_of_thread = threading.excepthook
-    threading.excepthook = lambda hook: None if isinstance(hook.exc_value, OSError) else report_of_thread(hook)
+    threading.excepthook = lambda hook: None if _is_full_disk(hook.exc_value) else report_of_thread(hook)
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -94,7 +94,8 @@ def write_errors_named(folder: Path) -> Iterator[None]:
         threading.excepthook = report_of_thread
 
 
-def _is_full_disk(error: Exception) -> bool:
+def _is_full_disk(error: BaseException | None) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return any(sign in str(error) for sign in _SIGNS_OF_FAILED_WRITING)
+    said = str(error)
+    return any(sign in said for sign in _SIGNS_OF_FAILED_WRITING) and "PytorchStreamReader" not in said
