@@ -173,3 +173,17 @@ def test_tensors_without_data_are_refused_not_saved_empty():
     lora.inject(offloaded, CONFIG)
     with pytest.raises(lora.LayerError, match="holds no data"):
         lora.extract(offloaded)
+
+
+def test_attach_takes_back_what_extract_gave_when_the_biases_are_no_longer_trained() -> None:
+    model = injected(mlp(6, 5, 4), target_modules=["0"], bias="lora_only")
+    lora.mark_only_lora_as_trainable(model, bias="none")
+    adapter = lora.extract(model)
+    assert not adapter.tensors
+    assert lora.attach(model, adapter) == ["0"]
+
+
+def test_a_second_injection_leaves_the_bias_mode_of_the_first() -> None:
+    model = injected(mlp(6, 5, 4), target_modules=["0"], bias="all")
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["2"]))
+    assert set(lora.extract(model).tensors) == {"0.bias", "2.bias"}

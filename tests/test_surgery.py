@@ -661,3 +661,19 @@ def test_a_module_with_two_names_is_trained_once_and_restored():
     lora.attach(model, lora.extract(model))
     lora.eject(model)
     assert snapshot(model) == before
+
+
+def test_injections_into_a_part_and_then_the_whole_are_disabled_and_ejected_in_turn() -> None:
+    model = nn.Sequential(mlp(6, 5, 4), nn.Linear(4, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lora.inject(model[0], lora.LoRAConfig(r=2, target_modules=["0"], bias="all"))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules="1", bias="all"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    learned = {name: tensor.clone() for name, tensor in lora.extract(model).tensors.items()}
+    with lora.disabled(model):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters() if name in learned)
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in lora.extract(model).tensors.items())
+    lora.eject(model)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in learned)
