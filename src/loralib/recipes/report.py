@@ -37,11 +37,11 @@ def summary_row(metrics: dict[str, Any]) -> list[str]:
 
 def columns(metric: str) -> list[str]:
     """The table's headings."""
-    return ["method", "trained", "share", metric, "time", "peak memory", "on disk"]
+    return ["method", "trained", "share", metric, "time", "memory", "disk"]
 
 
 def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> Table:
-    """Method, trained parameters and their share of the model's, metric, time, peak memory and size on disk, a line a run."""
+    """Method, trained parameters and their share, metric, training time, peak memory and size on disk, a line a run."""
     table = Table(title=title)
     for i, heading in enumerate(columns(runs[0]["metric"])):
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
