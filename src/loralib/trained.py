@@ -104,10 +104,15 @@ def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 def replace_tensor(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """Put `tensor` in the place of the parameter or buffer `name`; the one that was there is returned."""
     module, leaf = owner(model, name)
-    slots: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+    slots = _slots(module, leaf)
     before: Tensor = slots[leaf]
     slots[leaf] = tensor
     return before
+
+
+def _slots(module: nn.Module, leaf: str) -> dict[str, Any]:
+    """Where `module` keeps its own tensor `leaf`: among its parameters or among its buffers."""
+    return module._parameters if leaf in module._parameters else module._buffers
 
 
 def tie_problem(model: nn.Module, names: Iterable[str]) -> str | None:
@@ -150,8 +155,7 @@ def swap_originals(module: nn.Module, kept: TrainedBeside) -> None:
 
 def named_tensor(module: nn.Module, leaf: str) -> Tensor:
     """The parameter or buffer `leaf` of `module` itself."""
-    slots: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
-    found: Tensor = slots[leaf]
+    found: Tensor = _slots(module, leaf)[leaf]
     return found
 
 

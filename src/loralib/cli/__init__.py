@@ -18,7 +18,7 @@ COMMANDS = {
     "predict": "classify new text with a run",
 }
 
-DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
