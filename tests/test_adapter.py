@@ -44,7 +44,7 @@ def test_delta_is_computed_in_at_least_float32(dtype):
     assert made.delta().dtype == torch.promote_types(dtype, torch.float32)
 
 
-@pytest.mark.parametrize("shapes", [((2, 3), (4, 3)), ((3,), (4, 3)), ((2, 3, 1), (4, 2)), ((0, 3), (4, 0))])
+@pytest.mark.parametrize("shapes", [((2, 3), (4, 3)), ((3,), (4, 3)), ((2, 3), (4, 2, 2)), ((0, 3), (4, 0))])
 def test_tensors_that_are_no_factors_of_one_update_are_refused(shapes):
     A, B = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(lora.ConfigError, match=r"are no factors of one update: expected \(r, in\) and \(out, r\)"):

@@ -15,9 +15,9 @@ PACKAGE = Path(lora.__file__).parent
 LEVELS = [
     {"errors", "config", "patterns"},
     {"ops"},
-    {"adapter"},
+    {"updates", "adapter"},
     {"formats", "layers"},
-    {"trained", "surgery", "exchange"},
+    {"trained", "surgery", "exchange", "legacy"},
     {"train"},
     {"recipes"},
     {"cli"},

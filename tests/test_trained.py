@@ -163,6 +163,7 @@ def configured_models(draw):
     return model, config
 
 
+@pytest.mark.filterwarnings("ignore:.*larger than both sides")
 @given(configured_models())
 def test_what_is_trained_is_what_is_saved_is_what_is_extracted_is_what_is_loaded(drawn):
     model, config = drawn

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
-    from .adapter import Adapter, LoRAUpdate
+    from .adapter import Adapter
     from .config import LoRAConfig
     from .errors import (
         AttachError,
@@ -25,12 +25,32 @@ if TYPE_CHECKING:
     )
     from .exchange import attach, extract
     from .formats import load, save
-    from .layers import Linear, LoRALayer
+    from .layers import (
+        AdaptedLayer,
+        Conv1d,
+        Conv2d,
+        Conv3d,
+        ConvLoRA,
+        Embedding,
+        Linear,
+        LoRALayer,
+        MergedLinear,
+        register_layer,
+    )
+    from .legacy import LegacyReport, load_legacy
     from .surgery import disabled, eject, inject, merge, merged, unmerge
     from .trained import lora_state_dict, mark_only_lora_as_trainable
+    from .updates import (
+        ConvolutionUpdate,
+        EmbeddingUpdate,
+        LegacyConvolutionUpdate,
+        LoRAUpdate,
+        MergedUpdate,
+        ProjectionUpdate,
+    )
 
 _HOMES = {
-    "adapter": ("Adapter", "LoRAUpdate"),
+    "adapter": ("Adapter",),
     "config": ("LoRAConfig",),
     "errors": (
         "AttachError",
@@ -44,9 +64,29 @@ _HOMES = {
     ),
     "exchange": ("attach", "extract"),
     "formats": ("load", "save"),
-    "layers": ("Linear", "LoRALayer"),
+    "layers": (
+        "AdaptedLayer",
+        "Conv1d",
+        "Conv2d",
+        "Conv3d",
+        "ConvLoRA",
+        "Embedding",
+        "Linear",
+        "LoRALayer",
+        "MergedLinear",
+        "register_layer",
+    ),
+    "legacy": ("LegacyReport", "load_legacy"),
     "surgery": ("disabled", "eject", "inject", "merge", "merged", "unmerge"),
     "trained": ("lora_state_dict", "mark_only_lora_as_trainable"),
+    "updates": (
+        "ConvolutionUpdate",
+        "EmbeddingUpdate",
+        "LegacyConvolutionUpdate",
+        "LoRAUpdate",
+        "MergedUpdate",
+        "ProjectionUpdate",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

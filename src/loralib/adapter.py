@@ -13,47 +13,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from .config import LoRAConfig, lora_scaling
-from .errors import ConfigError
-from .ops import linear_delta
-
-
-@dataclass(frozen=True, eq=False)
-class LoRAUpdate:
-    """The update of one layer: ΔW = s·B·A with A (r, in), B (out, r) and s from `lora_alpha`.
-
-    Raises `ConfigError` when the two factors do not share one rank.
-
-    >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
-    >>> update.r, update.scaling, update.delta().shape
-    (2, 2.0, torch.Size([5, 3]))
-    """
-
-    A: Tensor
-    B: Tensor
-    lora_alpha: float
-    use_rslora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.A.dim() != 2 or self.B.dim() != 2 or not 0 < self.A.shape[0] == self.B.shape[1]:
-            raise ConfigError(
-                f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: "
-                "expected (r, in) and (out, r) with the same r > 0."
-            )
-
-    @property
-    def r(self) -> int:
-        """The rank."""
-        return self.A.shape[0]
-
-    @property
-    def scaling(self) -> float:
-        """The factor s."""
-        return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
-
-    def delta(self) -> Tensor:
-        """ΔW, shape (out, in), in at least float32."""
-        return linear_delta(self.A, self.B, self.scaling)
+from .config import LoRAConfig
+from .updates import LoRAUpdate
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +56,7 @@ class Adapter:
         return sum(update.A.numel() + update.B.numel() for update in self.layers.values())
 
     def delta(self, name: str) -> Tensor:
-        """ΔW of the layer `name`, shape (out, in), in at least float32; `KeyError` when it is not adapted."""
+        """ΔW of the layer `name`, shape (out, in) for a linear one, in at least float32; `KeyError` when it is not adapted."""
         return self.layers[name].delta()
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Adapter":
@@ -104,10 +65,7 @@ class Adapter:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
-        layers = {
-            name: LoRAUpdate(move(update.A), move(update.B), update.lora_alpha, update.use_rslora)
-            for name, update in self.layers.items()
-        }
+        layers = {name: replace(update, A=move(update.A), B=move(update.B)) for name, update in self.layers.items()}
         return Adapter(self.config, layers, {name: move(t) for name, t in self.tensors.items()}, self.metadata)
 
     def with_metadata(self, metadata: Mapping[str, str]) -> "Adapter":

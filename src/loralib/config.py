@@ -48,6 +48,22 @@ def check_bias(bias: object) -> Bias:
     return bias  # type: ignore[return-value]
 
 
+def check_mask(enable_lora: object) -> tuple[bool, ...]:
+    """`enable_lora`, if it says True or False for each slice and True for one at least; `ConfigError` otherwise."""
+    mask = tuple(enable_lora) if isinstance(enable_lora, Sequence) else ()
+    if not all(isinstance(on, bool) for on in mask) or not any(mask):
+        raise ConfigError(f"enable_lora={enable_lora!r}: must enable at least one slice, such as [True, False, True].")
+    return mask
+
+
+def check_widths(widths: object) -> tuple[int, ...]:
+    """The widths of slices, if they are positive integers; `ConfigError` otherwise."""
+    slices = tuple(widths) if isinstance(widths, Sequence) else ()
+    if not slices or not all(type(width) is int and width > 0 for width in slices):
+        raise ConfigError(f"slice_widths: {widths!r} must be positive integers, such as [2048, 512, 512].")
+    return slices
+
+
 def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
     """The factor s of the update s·B·A: lora_alpha / r (paper, section 4.1), or lora_alpha / √r (rsLoRA, 2312.03732).
 
@@ -66,7 +82,7 @@ def _names(value: str | Sequence[str] | None, field: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _check_pattern(pattern: object, field: str, check: Callable[[object], float]) -> None:
+def _check_pattern(pattern: object, field: str, check: Callable[[object], object]) -> None:
     if not isinstance(pattern, Mapping):
         raise ConfigError(f"{field}={pattern!r}: must be a dictionary {{name or regular expression: value}}.")
     for key, value in pattern.items():
@@ -88,7 +104,11 @@ class LoRAConfig:
     modules_to_save: modules trained in full beside the factors and saved with them, such as a new head.
     bias: which biases are trained too: none, those of adapted layers, or all parameters named `bias`.
     rank_pattern, alpha_pattern: {name or regular expression: value} for layers that differ.
-    use_rslora: scale by lora_alpha / √r.
+    use_rslora: scale by lora_alpha / √r. fan_in_fan_out: says that the layers store their weight as (in, out), as
+    transformers' `Conv1D` does; it need not be said, and is an error where it is not so.
+    enable_lora: for layers that fuse several projections, which slices of the output get an update of their own, such as
+    [True, False, True] for query and value; a list for all targets, or {name or regular expression: list}.
+    slice_widths: {name or regular expression: widths} where the slices are not of equal width.
 
     Raises `ConfigError` for values that cannot work.
 
@@ -110,17 +130,28 @@ class LoRAConfig:
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
     use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    enable_lora: Sequence[bool] | Mapping[str, Sequence[bool]] = ()
+    slice_widths: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_rank(self.r)
         check_alpha(self.lora_alpha)
         check_dropout(self.lora_dropout)
         check_bias(self.bias)
-        if not isinstance(self.use_rslora, bool):
-            raise ConfigError(f"use_rslora={self.use_rslora!r}: must be True or False.")
+        for field in ("use_rslora", "fan_in_fan_out"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigError(f"{field}={getattr(self, field)!r}: must be True or False.")
         _check_pattern(self.rank_pattern, "rank_pattern", check_rank)
         _check_pattern(self.alpha_pattern, "alpha_pattern", check_alpha)
+        masks = (
+            self.enable_lora if isinstance(self.enable_lora, Mapping) else {".*": self.enable_lora} if self.enable_lora else {}
+        )
+        _check_pattern(masks, "enable_lora", check_mask)
+        _check_pattern(self.slice_widths, "slice_widths", check_widths)
         frozen: dict[str, object] = {
+            "enable_lora": MappingProxyType({key: tuple(mask) for key, mask in masks.items()}),
+            "slice_widths": MappingProxyType({key: tuple(widths) for key, widths in self.slice_widths.items()}),
             "modules_to_save": _names(self.modules_to_save, "modules_to_save"),
             "rank_pattern": MappingProxyType(dict(self.rank_pattern)),
             "alpha_pattern": MappingProxyType(dict(self.alpha_pattern)),
@@ -132,23 +163,31 @@ class LoRAConfig:
             object.__setattr__(self, field, value)
 
     @property
+    def masks(self) -> Mapping[str, Sequence[bool]]:
+        """`enable_lora` by name or regular expression."""
+        assert isinstance(self.enable_lora, Mapping)
+        return self.enable_lora
+
+    @property
     def scaling(self) -> float:
         """The scaling of layers that no pattern singles out."""
         return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain lists, dictionaries and numbers, ready for JSON or YAML."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-            for name, value in values.items()
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict() | {"lora_alpha": float(self.lora_alpha)}, sort_keys=True))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _config_from_dict, (self.to_dict(),)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _config_from_dict(values: dict[str, Any]) -> LoRAConfig:

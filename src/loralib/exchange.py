@@ -9,14 +9,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from . import layers, patterns, trained
-from .adapter import Adapter, LoRAUpdate
+from . import layers, patterns, surgery, trained
+from .adapter import Adapter
 from .config import LoRAConfig
 from .errors import AttachError, LayerError
 from .layers import AdaptedLayer, LoRALayer
 from .patterns import within
 from .surgery import adapted_layers, adopt_in, layer_problem, require_adapted
 from .trained import check_enabled, join, unwrap
+from .updates import MergedUpdate
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def extract(model: nn.Module) -> Adapter:
     for name, layer in found.items():
         update = layer.update
         A, B = (_plain_copy(join(name, key), factor) for key, factor in (("lora_A", update.A), ("lora_B", update.B)))
-        updates[name] = LoRAUpdate(A, B, update.lora_alpha, update.use_rslora)
+        updates[name] = replace(update, A=A, B=B)
     beside = {name for name in trained.trained_names(model) if not trained.is_factor(name)}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in model.state_dict().items() if name in beside}
     return Adapter(_derived_config(model, found, tensors), updates, tensors)
@@ -64,6 +65,7 @@ def extract(model: nn.Module) -> Adapter:
 def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
     """The configuration that describes the layers as they are, with full names as targets."""
     updates = {name: layer.update for name, layer in found.items()}
+    merged = {name: u for name, u in updates.items() if isinstance(u, MergedUpdate)}
     ranks, alphas = ([getattr(u, key) for u in updates.values()] for key in ("r", "lora_alpha"))
     r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
     dropouts = [layer.lora_dropout.p for layer in found.values() if isinstance(layer.lora_dropout, nn.Dropout)]
@@ -82,6 +84,9 @@ def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: d
         rank_pattern={patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
         alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
         use_rslora=any(u.use_rslora for u in updates.values()),
+        fan_in_fan_out=any(layer.fan_in_fan_out for layer in found.values() if isinstance(layer, layers.LinearLoRA)),
+        enable_lora={patterns.exactly(name): u.enable_lora for name, u in merged.items()},
+        slice_widths={patterns.exactly(name): u.widths for name, u in merged.items() if len(set(u.widths)) > 1},
     )
 
 
@@ -100,8 +105,9 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     """
     model = unwrap(model)
     check_enabled(model, "attached to")
-    modules, tensors, present = dict(model.named_modules()), trained.named_tensors(model), adapted_layers(model)
-    problems = [p for name, update in adapter.layers.items() if (p := _misfit(model, modules, name, update, bool(present)))]
+    modules, tensors, present = surgery.sites(model), trained.named_tensors(model), adapted_layers(model)
+    dropout = adapter.config.lora_dropout
+    problems = [p for name in adapter.layers if (p := _misfit(model, modules, name, adapter, bool(present)))]
     if present:
         problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
         beside = sorted(name for name in trained.trained_names(model) if not trained.is_factor(name))
@@ -124,7 +130,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
             assert isinstance(layer.weight, Tensor)
             device = layer.weight.device
             own = replace(update, A=update.A.to(device, copy=True), B=update.B.to(device, copy=True))
-            adopt_in(model, name, layer, own, adapter.config.lora_dropout)
+            adopt_in(model, name, layer, own, dropout)
     kept, saved = trained.record(model), adapter.config.modules_to_save
     kept.bias = adapter.config.bias
     kept.modules = tuple(name for name in modules if any(patterns.ends_with(name, entry) for entry in saved))
@@ -139,21 +145,19 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     return list(adapter.layers)
 
 
-def _misfit(model: nn.Module, modules: dict[str, nn.Module], name: str, update: LoRAUpdate, injected: bool) -> str | None:
-    """Why `update` cannot go onto the layer `name`, or None."""
-    layer = modules.get(name)
+def _misfit(model: nn.Module, modules: dict[str, nn.Module], name: str, adapter: Adapter, injected: bool) -> str | None:
+    """Why the update of the layer `name` does not fit the one in the model, or None."""
+    layer, update = modules.get(name), adapter.layers[name]
     if layer is None:
         return f"{name}: no such layer in the model"
-    if isinstance(layer, AdaptedLayer) and layer.r:
-        cls: type[AdaptedLayer] | None = type(layer)
-        if layer.r != update.r:
-            return f"{name}: rank {update.r} in the adapter, {layer.r} in the model"
-    elif injected:
+    if isinstance(layer, AdaptedLayer) and layer.has_update:
+        misfit = layer.misfit(layer, update)
+        return misfit and f"{name}: {misfit}"
+    if injected:
         return f"{name}: adapted in the adapter, not in the model"
-    elif problem := layer_problem(model, name, layer):
+    if problem := layer_problem(model, name, layer, adapter.config.lora_dropout, type(update)):
         return f"{name}: {problem}"
-    else:
-        cls = layers.adapted_class(type(layer))
-    assert cls is not None
-    expected, got = cls.update_shapes(layer, update.r), (tuple(update.A.shape), tuple(update.B.shape))
-    return None if got == expected else f"{name}: factors of shapes {got} in the adapter, {expected} in the model"
+    treatment = layers.treatment(type(layer), type(update))
+    assert treatment is not None
+    misfit = treatment.misfit(layer, update)
+    return misfit and f"{name}: {misfit}"

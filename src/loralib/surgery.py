@@ -5,27 +5,26 @@ then acts. Modes (`training`) and `requires_grad` flags of what was there before
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import layers, patterns, trained
-from .adapter import LoRAUpdate
 from .config import ALL_LINEAR, LoRAConfig
-from .errors import LayerError, TargetError
+from .errors import ConfigError, LayerError, TargetError
 from .layers import AdaptedLayer
 from .patterns import within
 from .trained import check_enabled, join, unwrap
+from .updates import LoRAUpdate, MergedUpdate
 
 # --- finding layers -------------------------------------------------------------------------------------------------
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     """The layers of `model` that carry an update, by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer) and m.r}
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer) and m.has_update}
 
 
 def require_adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
@@ -35,6 +34,18 @@ def require_adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
         raise LayerError(
             f"{type(model).__name__} has no layer with a LoRA update; inject a LoRAConfig or attach an adapter first."
         )
+    return found
+
+
+def sites(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules of `model` by name, and with them the projections of its `nn.MultiheadAttention`s, which become modules
+    when they are adapted."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        found[name] = module
+        if isinstance(module, nn.MultiheadAttention) and layers.attention_problem(module) is None:
+            missing = (p for p in layers.PROJECTIONS if p not in module._modules)
+            found |= {join(name, projection): layers.Projection(module, projection) for projection in missing}
     return found
 
 
@@ -49,16 +60,22 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
     return protocol() if protocol else None
 
 
-def _read_without_call(model: nn.Module, name: str) -> bool:
-    """Whether the layer is the output projection of an `nn.MultiheadAttention`, whose weight is read, never called."""
-    return bool(name) and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
-
-
-def layer_problem(model: nn.Module, name: str, module: nn.Module) -> str | None:
+def layer_problem(
+    model: nn.Module, name: str, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None
+) -> str | None:
     """Why the layer `name` of `model` cannot be given an update, or None."""
-    if _read_without_call(model, name):
-        return "nn.MultiheadAttention reads its weight without calling it, so an update would have no effect; exclude it"
-    return layers.adoption_problem(module)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if name and isinstance(parent, nn.MultiheadAttention) and (problem := layers.attention_problem(parent)):
+        return problem
+    return layers.adoption_problem(layer, lora_dropout, update_class)
+
+
+def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
+    """The names that `pattern` matches; an `nn.MultiheadAttention` stands for its four projections."""
+    names = patterns.match([name for name in modules if name], pattern, field, model)
+    whole = [name for name in names if isinstance(modules[name], nn.MultiheadAttention)]
+    parts = {join(name, part) for name in whole for part in (*layers.PROJECTIONS, "out_proj")}
+    return [name for name in modules if (name in names and name not in whole) or name in parts]
 
 
 def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -66,25 +83,26 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
 
     Raises `TargetError` when a pattern matches nothing or matches a layer that cannot be adapted.
     """
-    modules, where = dict(model.named_modules()), type(model).__name__
-    if layers.adapted_class(type(model)):
+    modules, where = sites(model), type(model).__name__
+    if layers.treatment(type(model)):
         raise TargetError(f"{where} is itself a layer, and layers are known by name; put it in an nn.Sequential first.")
     if config.target_modules == ALL_LINEAR:
         saved, output = _saved_modules(model, config), _output_embedding(model)
-        names = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not output and not within(n, saved)]
+        names = [n for n, m in modules.items() if layers.is_linear(m) and m is not output and not within(n, saved)]
         if not names:
             raise TargetError(f"target_modules={ALL_LINEAR!r}: {where} has no linear layer to adapt. Nothing was changed.")
     else:
-        names = patterns.match([n for n in modules if n], config.target_modules, "target_modules", where)
+        names = _match(modules, config.target_modules, "target_modules", where)
         if not names:
             raise TargetError("target_modules=[] names no layer to adapt. Nothing was changed.")
     if config.exclude_modules:
-        excluded = set(patterns.match([n for n in modules if n], config.exclude_modules, "exclude_modules", where))
+        excluded = set(_match(modules, config.exclude_modules, "exclude_modules", where))
         names = [name for name in names if name not in excluded]
         if not names:
             raise TargetError(f"exclude_modules leaves no layer of {where} to adapt. Nothing was changed.")
     for name in names:
-        if problem := layer_problem(model, name, modules[name]):
+        update_class = MergedUpdate if patterns.lookup(config.masks, name, ()) else None
+        if problem := layer_problem(model, name, modules[name], config.lora_dropout, update_class):
             raise TargetError(f"{name!r} of {where} cannot be adapted: {problem}. Nothing was changed.")
     return names
 
@@ -114,15 +132,16 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     for name in names:
         if within(name, saved):
             raise TargetError(f"{name!r} is both a target and in modules_to_save; choose one. Nothing was changed.")
-    patterns.check_lookup(config.rank_pattern, names, "rank_pattern")
-    patterns.check_lookup(config.alpha_pattern, names, "alpha_pattern")
+    for field in ("rank_pattern", "alpha_pattern", "enable_lora", "slice_widths"):
+        patterns.check_lookup(getattr(config, field), names, field)
     beside = [name for name in trained.named_tensors(model) if within(name, saved)]
     beside += sorted(trained.bias_names(model, config.bias, names) - set(beside))
     if problem := trained.tie_problem(model, beside):
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")
-    modules = dict(model.named_modules())
+    modules = sites(model)
     updates = {name: _new_update(name, modules[name], config, dtype) for name in names}
+    _warn_of_ranks(updates)
     for name, update in updates.items():
         adopt_in(model, name, modules[name], update, config.lora_dropout)
     kept = trained.record(model)
@@ -133,24 +152,44 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
 
 
 def _new_update(name: str, layer: nn.Module, config: LoRAConfig, dtype: torch.dtype | None) -> LoRAUpdate:
-    cls, W = layers.adapted_class(type(layer)), layer.weight
-    assert cls is not None
+    mask, widths = patterns.lookup(config.masks, name, ()), patterns.lookup(config.slice_widths, name, ())
+    structure = {"enable_lora": tuple(mask), "widths": tuple(widths)} if mask or widths else {}
+    treatment, W = layers.treatment(type(layer), MergedUpdate if structure else None), layer.weight
+    assert treatment is not None
     assert isinstance(W, Tensor)
+    if config.fan_in_fan_out and not getattr(treatment, "fan_in_fan_out", False):
+        raise TargetError(
+            f"fan_in_fan_out=True, but {name!r}, a {type(layer).__name__}, does not store its weight as (in, out); leave the "
+            "field out: which layers do is known. Nothing was changed."
+        )
     r = patterns.lookup(config.rank_pattern, name, config.r)
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
-    return cls.new_update(layer, r, lora_alpha, config.use_rslora, dtype or torch.promote_types(W.dtype, torch.float32))
+    dtype = dtype or torch.promote_types(W.dtype, torch.float32)
+    try:
+        return treatment.new_update(layer, r, lora_alpha, config.use_rslora, dtype, **structure)
+    except ConfigError as error:
+        raise TargetError(f"{name!r} of rank {r} cannot be adapted: {error} Nothing was changed.") from None
+
+
+def _warn_of_ranks(updates: dict[str, LoRAUpdate]) -> None:
+    large = [name for name, u in updates.items() if layers.rank_is_excessive(u.r, tuple(u.A.shape), tuple(u.B.shape))]
+    if large:
+        warnings.warn(
+            f"The rank is larger than both sides of the weight in {len(large)} layers, {large[0]!r} first: a full update of "
+            "those weights would be smaller than its factors.",
+            stacklevel=3,
+        )
 
 
 def adopt_in(model: nn.Module, name: str, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
     """Give the layer `name` of `model` an update, seeing to it that the layer is called."""
-    adapted = layers.adopt(layer, update, lora_dropout)
-    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
-        vars(adapted)["_leaves_fast_path"] = adapted.register_forward_pre_hook(_leave_fast_path)
-
-
-def _leave_fast_path(module: nn.Module, args: Any) -> None:
-    """A hook that does nothing: with one on any layer, `nn.TransformerEncoderLayer` calls its layers instead of reading
-    their weights in its fast path, which would miss the update."""
+    adapted, parent = layers.adopt(layer, update, lora_dropout), model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        layers.enter(parent)
+        if isinstance(layer, layers.Projection):
+            parent.add_module(layer.name, layer)
+    elif isinstance(parent, nn.TransformerEncoderLayer):
+        adapted.stay_called()
 
 
 def eject(model: nn.Module) -> None:
@@ -172,18 +211,20 @@ def eject(model: nn.Module) -> None:
     found = require_adapted(model)
     check_enabled(model, "ejected")
     _check_all(found, layers.eject_problem, "ejected")
-    for layer in found.values():
-        _eject_layer(layer)
+    _eject_layers(model, found.values())
     for _, module, kept in reversed(list(trained.records(model))):
         trained.swap_originals(module, kept)
     trained.forget(model)
 
 
-def _eject_layer(layer: AdaptedLayer) -> None:
-    hook = vars(layer).pop("_leaves_fast_path", None)
-    if hook is not None:
-        hook.remove()
-    layers.eject(layer)
+def _eject_layers(model: nn.Module, adapted: Iterable[AdaptedLayer]) -> None:
+    for layer in adapted:
+        layers.eject(layer)
+        if isinstance(layer, layers.Projection):
+            del layer.owner._modules[layer.name]
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            layers.leave(module)
 
 
 def _check_all(found: dict[str, AdaptedLayer], check: Callable[[AdaptedLayer], str | None], verb: str) -> None:
@@ -213,17 +254,16 @@ def merge(model: nn.Module, keep: bool = True) -> None:
     )
     """
     found = require_adapted(model)
-    _check_all({n: layer for n, layer in found.items() if not layer.merged}, AdaptedLayer.merge_problem, "merged")
+    _check_all({n: layer for n, layer in found.items() if not layer.merged}, lambda layer: layer.merge_problem(), "merged")
     if not keep:
         _check_all(found, layers.eject_problem, "merged for good")
         _warn_of_ties(model, found)
     for layer in found.values():
         layer.merge()
         if not keep:
-            merged = layer.weight
-            _eject_layer(layer)
-            layer.weight = merged
+            layer.keep_merged()
     if not keep:
+        _eject_layers(model, found.values())
         trained.forget(model)
 
 
@@ -232,12 +272,22 @@ def _warn_of_ties(model: nn.Module, found: dict[str, AdaptedLayer]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for name, layer in found.items():
-        if others := [other for other in names.get(id(layer.pristine_weight), []) if other != join(name, "weight")]:
+        own, W = _home_of_weight(name, layer)
+        if others := [other for other in names.get(id(W), []) if other != own]:
             warnings.warn(
-                f"{name}.weight was tied to {', '.join(others)}, which keeps the original: the merged weight is untied. "
+                f"{own} was tied to {', '.join(others)}, which keeps the original: the merged weight is untied. "
                 "Tell the model so before saving it (Hugging Face: config.tie_word_embeddings = False).",
                 stacklevel=3,
             )
+
+
+def _home_of_weight(name: str, layer: AdaptedLayer) -> tuple[str, Tensor]:
+    """The name of the Parameter that the layer's weight is in, and that Parameter."""
+    if isinstance(layer, layers.Projection):
+        owner = layer.owner
+        assert isinstance(owner, layers.MultiheadAttentionLoRA)
+        return join(name.rpartition(".")[0], layer.slot), owner.original(layer.slot)
+    return join(name, "weight"), layer.pristine_weight
 
 
 def unmerge(model: nn.Module) -> None:

@@ -166,8 +166,12 @@ def bias_names(model: nn.Module, bias: Bias, about_to_be_adapted: Iterable[str] 
     named = {name for name, _ in model.named_parameters(remove_duplicate=False) if is_bias(name)}
     if bias == "all":
         return named
-    adapted = [name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, LoRALayer) and m.r]
+    adapted = [name for name, m in model.named_modules(remove_duplicate=False) if _carries_update(m)]
     return named & {join(name, "bias") for name in (*adapted, *about_to_be_adapted)}
+
+
+def _carries_update(module: nn.Module) -> bool:
+    return module.has_update if isinstance(module, AdaptedLayer) else isinstance(module, LoRALayer) and bool(module.r)
 
 
 def is_bias(name: str) -> bool:

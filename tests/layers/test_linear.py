@@ -57,6 +57,7 @@ COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dum
 # --- against loralib 0.1.2 ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*larger than both sides")
 @given(
     seed=st.integers(0, 2**16),
     d=SIZES,
@@ -131,6 +132,7 @@ def test_dropout_drops_the_inputs_of_the_update_as_0_1_does():
 # --- forward is the base operation with the effective weight --------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*larger than both sides")
 @given(d=SIZES, k=SIZES, r=st.integers(1, 9), fan_in_fan_out=st.booleans(), bias=st.booleans(), dtype=st.sampled_from(DTYPES))
 def test_forward_is_the_base_operation_with_the_effective_weight(d, k, r, fan_in_fan_out, bias, dtype):
     layer = layer_of(d, k, r, fan_in_fan_out=fan_in_fan_out, bias=bias, dtype=dtype)

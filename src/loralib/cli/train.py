@@ -37,7 +37,7 @@ def run(words: Sequence[str]) -> int:
 
     from ..recipes import report, text_classification, training  # noqa: PLC0415
 
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
     results = text_classification.train(options, folder, overwrite=overwrite, resume=resume)
     if not training.processes().is_main_process:
         return 0

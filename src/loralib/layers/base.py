@@ -1,23 +1,24 @@
-"""How a layer comes to carry a LoRA update, and how it is rid of it again: in-place adoption.
+"""What all layers with a LoRA update share, whether they were built with it or adopted in place.
 
-An adapted layer *is* its base layer: its class becomes a subclass of the base's, its weight, hooks, ties and outside
-references stay, and `super().forward` is the base's own computation. Each kind of layer adds two things in its own file:
-`forward`, and `effective_weight`, the one truth that merging uses.
-
-Merging never subtracts. It sets the original Parameter aside and puts a new one in its place; unmerging puts the same
-object back, so no bit of the weight can change, in any dtype, after any number of cycles.
+An adapted layer *is* its base layer: its class is a subclass of the base's, its weight, hooks, ties and outside references
+stay, and `super().forward` is the base's own computation. Each kind of layer has its own file, which says the shapes of
+its factors, `effective_weight`, the one truth that merging uses, and, where there is a better way, `forward`.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..adapter import LoRAUpdate
 from ..config import check_alpha, check_dropout, check_rank, lora_scaling
-from ..errors import LayerError
+from ..errors import ConfigError, LayerError
+from ..updates import LoRAUpdate
+from .aside import SetAside
+from .made import MadeToMeasure
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -59,10 +60,17 @@ def dropout_module(p: float) -> nn.Module:
     return nn.Dropout(check_dropout(p)) if p else nn.Identity()
 
 
-class AdaptedLayer(LoRALayer, _Module):
-    """A base layer that carries a LoRA update. Mixed in front of the base class by each kind of layer."""
+class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
+    """A base layer that carries a LoRA update. Mixed in front of the base class by each kind of layer.
 
-    base_class: ClassVar[type[nn.Module]]
+    A kind says of itself `factor_shapes` and `effective_weight`, and where the base's forward with the effective weight in
+    its place is not the best way to compute, `forward`. Where its updates are not `LoRAUpdate` with a Kaiming-uniform A and a
+    zero B, it says that as well: `update_classes`, `make_update`, `reset_factors`; and when shapes alone do not tell what the
+    factors mean, `structure`, whose entries `own_state` keeps on the layer. `register_layer` has an example.
+    """
+
+    update_classes: ClassVar[tuple[type[LoRAUpdate], ...]] = (LoRAUpdate,)
+    own_state: ClassVar[tuple[str, ...]] = ()
     weight: nn.Parameter
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -70,24 +78,75 @@ class AdaptedLayer(LoRALayer, _Module):
     use_rslora: bool = False
     disabled: bool = False
     _carried_forward: Callable[..., Any] | None = None
-    _set_aside: nn.Parameter | None = None
-    _flag_at_merge: bool = False
 
     # --- what each kind of layer says of itself ---------------------------------------------------------------------
+
+    @classmethod
+    def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of A and B that fit `layer` (adapted already or not) at rank `r`."""
+        raise NotImplementedError
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """The weight with which the base layer would compute what this layer computes; `W` is the base's weight."""
         raise NotImplementedError
 
-    @classmethod
-    def new_update(cls, layer: nn.Module, r: int, lora_alpha: float, use_rslora: bool, dtype: torch.dtype) -> LoRAUpdate:
-        """A freshly initialised update for `layer`, on its weight's device: A random and B zero, so that ΔW = 0."""
-        raise NotImplementedError
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the base layer computes, with the update."""
+        if not self.acts:
+            return self.base_forward(*args, **kwargs)
+        with self.computing_with(self.effective_weight(self.weight)):
+            return self.base_forward(*args, **kwargs)
 
     @classmethod
-    def update_shapes(cls, layer: nn.Module, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of A and B that fit `layer` at rank `r`."""
-        raise NotImplementedError
+    def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` of this kind cannot be adapted, or None."""
+        if lora_dropout and cls.forward is AdaptedLayer.forward:
+            return f"lora_dropout={lora_dropout} cannot act in it, since its update is added to its weight; exclude it or use 0"
+        return None
+
+    @classmethod
+    def make_update(
+        cls, layer: nn.Module, A: Tensor, B: Tensor, lora_alpha: float, use_rslora: bool, **structure: Any
+    ) -> LoRAUpdate:
+        """The factors as an update of a layer like `layer`."""
+        return cls.update_classes[0](A, B, lora_alpha, use_rslora, **structure)
+
+    @classmethod
+    def structure(cls, source: Any) -> dict[str, Any]:
+        """What, beside shapes, an update or an adapted layer says about the meaning of its factors: by default nothing."""
+        return {name: getattr(source, name) for name in cls.own_state}
+
+    @staticmethod
+    def reset_factors(A: Tensor, B: Tensor) -> None:
+        """Starting values: A Kaiming-uniform (a = √5, as nn.Linear's own weight), and B zero, so that ΔW = 0."""
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        nn.init.zeros_(B)
+
+    @classmethod
+    def new_update(
+        cls, layer: nn.Module, r: int, lora_alpha: float, use_rslora: bool, dtype: torch.dtype, **structure: Any
+    ) -> LoRAUpdate:
+        """A freshly initialised update for `layer`, on its weight's device."""
+        W = layer.weight
+        assert isinstance(W, Tensor)
+        A, B = (torch.empty(shape, dtype=dtype, device=W.device) for shape in cls.factor_shapes(layer, r, **structure))
+        cls.reset_factors(A, B)
+        return cls.make_update(layer, A, B, lora_alpha, use_rslora, **structure)
+
+    @classmethod
+    def misfit(cls, layer: nn.Module, update: LoRAUpdate) -> str | None:
+        """Why `update`, of one of `update_classes`, does not fit `layer` (adapted already or not), or None."""
+        if isinstance(layer, AdaptedLayer) and layer.has_update:
+            expected = layer.update
+        else:
+            structure = cls.structure(update)
+            try:
+                A, B = (torch.empty(shape, device="meta") for shape in cls.factor_shapes(layer, update.r, **structure))
+                expected = cls.make_update(layer, A, B, update.lora_alpha, update.use_rslora, **structure)
+            except ConfigError as error:
+                return str(error)
+        pairs = zip(update.form(), expected.form(), strict=False)
+        return "; ".join(f"{key} {a} in the adapter, {b} in the model" for (key, a), (_, b) in pairs if a != b) or None
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -97,17 +156,23 @@ class AdaptedLayer(LoRALayer, _Module):
         lora_alpha = self.lora_alpha
         if self.scaling != lora_scaling(self.r, lora_alpha, self.use_rslora):  # `scaling` was assigned, as 0.1 allows
             lora_alpha = self.scaling / lora_scaling(self.r, 1, self.use_rslora)
-        return LoRAUpdate(self.lora_A.detach(), self.lora_B.detach(), lora_alpha, self.use_rslora)
+        factors = self.lora_A.detach(), self.lora_B.detach()
+        return self.make_update(self, *factors, lora_alpha, self.use_rslora, **self.structure(self))
+
+    @property
+    def has_update(self) -> bool:
+        """Whether the layer has factors at all, which it has not with r = 0."""
+        return "lora_A" in self._parameters
 
     @property
     def acts(self) -> bool:
         """Whether the forward pass has an update to add to what the base layer computes."""
-        return bool(self.r) and not self.merged and not self.disabled
+        return self.has_update and not self.merged and not self.disabled
 
     @property
     def pristine_weight(self) -> nn.Parameter:
         """The base's own weight, which is not the one in place while the layer is merged."""
-        return self.weight if self._set_aside is None else self._set_aside
+        return self.original("weight")
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base layer computes, with the weight it holds now."""
@@ -115,10 +180,23 @@ class AdaptedLayer(LoRALayer, _Module):
             return self._carried_forward(*args, **kwargs)
         return super().forward(*args, **kwargs)
 
+    @contextmanager
+    def computing_with(self, weight: Tensor) -> Iterator[None]:
+        """Inside the block the base's forward finds `weight` in the place of its own."""
+        slots: dict[str, Any] = self._parameters
+        own = slots["weight"]
+        slots["weight"] = weight
+        try:
+            yield
+        finally:
+            slots["weight"] = own
+
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""
         self.lora_A, self.lora_B = nn.Parameter(update.A), nn.Parameter(update.B)
         self.use_rslora, self.scaling = update.use_rslora, update.scaling
+        for name, value in self.structure(update).items():
+            setattr(self, name, value)
 
     def load_update(self, update: LoRAUpdate) -> None:
         """Copy an update of the same shapes into this layer's factors; a merged layer is merged anew."""
@@ -127,61 +205,87 @@ class AdaptedLayer(LoRALayer, _Module):
             self.lora_B.copy_(update.B)
             self.lora_alpha, self.use_rslora, self.scaling = update.lora_alpha, update.use_rslora, update.scaling
 
+    def build(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
+        """What loralib 0.1's constructors do once the base layer is built: set the attributes, add factors where the shapes
+        leave room for any, freeze the weight then, and draw all parameters (again: the same seed gives 0.1's numbers)."""
+        LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
+        shapes = self.factor_shapes(self, r, **self.structure(self))
+        if all(all(shape) for shape in shapes):
+            if rank_is_excessive(r, *shapes):
+                warnings.warn(f"r={r} is larger than both sides of {type(self).__name__}'s weight.", stacklevel=3)
+            self.lora_A, self.lora_B = (nn.Parameter(self.weight.new_zeros(shape)) for shape in shapes)
+            self.scaling = lora_scaling(r, lora_alpha)
+            self.weight.requires_grad_(False)
+            if not merge_weights:
+                self.stay_called()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the base's parameters as it does itself, and the factors' starting values."""
+        super().reset_parameters()  # type: ignore[misc]
+        if self.has_update:
+            self.reset_factors(self.lora_A, self.lora_B)
+
     # --- merging ----------------------------------------------------------------------------------------------------
 
     def merge_problem(self) -> str | None:
         """Why the weight cannot be merged, or None."""
         if self.disabled:
             return "its update is disabled; merge outside the `disabled` block"
-        W = self._parameters.get("weight")
-        if W is None:
-            return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
-        if type(W) is not nn.Parameter:
-            return (
-                f"its weight is a {type(W).__name__}, and only plain tensors can be merged: gather it first "
-                "(merge_weights=False keeps eval() from merging)"
-            )
-        if not W.is_floating_point():
-            return f"its weight has dtype {W.dtype}; dequantize it first"
-        return None
+        return weight_problem(self._parameters.get("weight"))
 
     def merge(self) -> None:
         """Compute with W' = `effective_weight(W)` from now on; W is set aside. Nothing happens to a merged layer.
 
         Raises `LayerError` when the weight is sharded, quantized or computed by a parametrization.
         """
-        if self.merged or not self.r:
+        if self.merged or not self.has_update:
             return
         if problem := self.merge_problem():
             raise LayerError(f"{type(self).__name__} cannot be merged: {problem}. Nothing was changed.")
-        W = self.weight
-        with torch.inference_mode(False), torch.no_grad():
-            merged = nn.Parameter(self.effective_weight(W), requires_grad=W.requires_grad)
-        self.__dict__["_set_aside"] = W  # past nn.Module.__setattr__, which would register it
-        self._flag_at_merge = W.requires_grad
-        self._parameters["weight"] = merged
+        self.merge_again()
         self.merged = True
+
+    def merge_again(self) -> None:
+        """Put the effective weight of the original in its place."""
+        with torch.inference_mode(False), torch.no_grad():
+            self.stand_in("weight", self.effective_weight(self.original("weight")))
 
     def unmerge(self) -> None:
         """Put back the Parameter object that `merge` set aside, bit for bit. Nothing happens to an unmerged layer."""
-        if not self.merged:
-            return
-        W: nn.Parameter = self.__dict__.pop("_set_aside")
-        if self.weight.requires_grad != self.__dict__.pop("_flag_at_merge"):  # set meanwhile; else W's own flag stands
-            W.requires_grad_(self.weight.requires_grad)
-        self._parameters["weight"] = W
+        if self.merged:
+            self.restore("weight")
+            self.merged = False
+            if not self.training:
+                self.stay_called()
+
+    def keep_merged(self) -> None:
+        """Let the merged weight be the layer's own from now on; the original is forgotten."""
+        self.forget("weight")
         self.merged = False
 
     @contextmanager
     def unmerged(self) -> Iterator[None]:
         """The pristine weight is in its place inside the block; a merged layer is merged anew after it."""
         was_merged = self.merged
-        self.unmerge()
+        if was_merged:
+            self.restore("weight")
+            self.merged = False
         try:
             yield
         finally:
             if was_merged:
                 self.merge()
+
+    def originals(self) -> AbstractContextManager[None]:
+        """`unmerged`: what acts on the pristine weight may change the factors too, so the layer is merged anew."""
+        return self.unmerged()
+
+    def stay_called(self) -> None:
+        """Keep `nn.TransformerEncoderLayer` from reading the weight in its fast path in evaluation mode, which would miss
+        the update: with a hook on any of its layers it calls them."""
+        if "_stays_called" not in vars(self):
+            vars(self)["_stays_called"] = self.register_forward_pre_hook(do_nothing)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; with `merge_weights`, merge when it is evaluation and unmerge when it is training (inside a
@@ -191,55 +295,40 @@ class AdaptedLayer(LoRALayer, _Module):
             (self.unmerge if mode else self.merge)()
         return self
 
-    # --- what must act on the pristine weight, merged or not --------------------------------------------------------
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        merged = self._parameters.get("weight")
-        if self.merged:
-            self._parameters["weight"] = self._set_aside
-        try:
-            super()._save_to_state_dict(destination, prefix, keep_vars)
-        finally:
-            if self.merged:
-                self._parameters["weight"] = merged
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        with self.unmerged():
-            super()._load_from_state_dict(*args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        with self.unmerged():
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight" and self.merged:
-            with self.unmerged():
-                super().__setattr__(name, value)
-        elif name == "forward" and self._carried_forward is not None:  # hooks come and go around the base's forward
+        if name == "forward" and self._carried_forward is not None:  # hooks come and go around the base's forward
             self._carried_forward = value
         else:
             super().__setattr__(name, value)
 
-    # --- pickling classes that were made to measure -----------------------------------------------------------------
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced = super().__reduce_ex__(protocol)
-        mixin = vars(type(self)).get("_mixin")
-        return (_new_made_to_measure, (mixin, self.base_class), *reduced[2:]) if mixin else reduced
+    def extra_repr(self) -> str:
+        """The base layer's description and the update's."""
+        update = f", r={self.r}, lora_alpha={self.lora_alpha}" if self.r else ", r=0"
+        return super().extra_repr() + update + (", merged" if self.merged else "")
 
 
-_MADE: dict[tuple[type[AdaptedLayer], type[nn.Module]], type[AdaptedLayer]] = {}
+def do_nothing(module: nn.Module, args: Any) -> None:
+    """A hook whose presence is its purpose."""
 
 
-def made_to_measure(mixin: type[AdaptedLayer], base: type[nn.Module]) -> type[AdaptedLayer]:
-    """`mixin` in front of a base class that has no adapted class of its own; the same class on every call."""
-    if (mixin, base) not in _MADE:
-        members = {"__doc__": base.__doc__, "_mixin": mixin, "base_class": base}
-        _MADE[mixin, base] = type(f"LoRA{base.__name__}", (mixin, base), members)
-    return _MADE[mixin, base]
+def rank_is_excessive(r: int, shape_A: tuple[int, ...], shape_B: tuple[int, ...]) -> bool:
+    """Whether `r` exceeds both sides of ΔW as a matrix: the plain ΔW would then be smaller than its factors.
+
+    >>> rank_is_excessive(8, (8, 4), (6, 8)), rank_is_excessive(8, (8, 4), (16, 8))
+    (True, False)
+    """
+    return r > max(math.prod(shape_A[1:]), shape_B[0])
 
 
-def _new_made_to_measure(mixin: type[AdaptedLayer], base: type[nn.Module]) -> AdaptedLayer:
-    cls = made_to_measure(mixin, base)
-    return cls.__new__(cls)
+def weight_problem(W: Tensor | None) -> str | None:
+    """Why another weight cannot stand in for `W`, or None."""
+    if W is None:
+        return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
+    if type(W) is not nn.Parameter:
+        return (
+            f"its weight is a {type(W).__name__}, and only plain tensors can be merged: gather it first "
+            "(merge_weights=False keeps eval() from merging)"
+        )
+    if not W.is_floating_point():
+        return f"its weight has dtype {W.dtype}; dequantize it first"
+    return None

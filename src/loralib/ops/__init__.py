@@ -2,6 +2,24 @@
 against; it is also the one in use.
 """
 
-from .reference import add_linear_update, linear_delta, merge_delta
+from .reference import (
+    add_convolution_update,
+    add_embedding_update,
+    add_expanded,
+    add_linear_update,
+    add_merged_linear_update,
+    linear_delta,
+    merge_delta,
+    merged_linear_delta,
+)
 
-__all__ = ["add_linear_update", "linear_delta", "merge_delta"]
+__all__ = [
+    "add_convolution_update",
+    "add_embedding_update",
+    "add_expanded",
+    "add_linear_update",
+    "add_merged_linear_update",
+    "linear_delta",
+    "merge_delta",
+    "merged_linear_delta",
+]

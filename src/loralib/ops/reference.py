@@ -1,15 +1,23 @@
 """The specification: LoRA's arithmetic on tensors in the plainest torch.
 
-    y' = y + s·(x·Aᵀ)·Bᵀ          W' = W + s·B·A
+    y' = y + s·(x·Aᵀ)·Bᵀ          W' = W + ΔW,   ΔW = s·B·A
 
-n tokens (any leading dimensions), d in, k out, r rank: x (..., d), y (..., k), A (r, d), B (k, r), W (k, d).
+n tokens (any leading dimensions), d in, k out, r rank: x (..., d), y (..., k), A (r, d), B (k, r), W (k, d). What the other
+kinds of layers change about this is said at their functions.
 Low-precision inputs stay as they are: only the small factors are cast, never x. No modules, no state, no choice of
 implementation here.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+# --- forward --------------------------------------------------------------------------------------------------------
 
 
 def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -19,14 +27,80 @@ def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float
     >>> add_linear_update(torch.zeros(3, 2), x, A, B, 0.5)[0]
     tensor([2., 2.])
     """
-    t = F.linear(x, A.to(x.dtype)) * scaling  # (..., r)
+    return add_expanded(y, F.linear(x, A.to(x.dtype)), B, scaling)
+
+
+def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """y + scaling·t·Bᵀ in the dtype of `y`, for t (..., r) that `A` has made of the input."""
+    t = t * scaling
     return y + F.linear(t, B.to(t.dtype)).to(y.dtype)
 
 
+def add_merged_linear_update(
+    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, widths: Sequence[int], enabled: Sequence[bool]
+) -> Tensor:
+    """`y` in slices of `widths`, each enabled one with an update of its own; ΔW is never formed.
+
+    Shapes for n enabled slices: y (..., Σ widths), x (..., d), A (n·r, d), B (Σ enabled widths, r).
+
+    >>> x, A, B = torch.ones(1, 4), torch.ones(1, 4), torch.ones(2, 1)
+    >>> add_merged_linear_update(torch.zeros(1, 5), x, A, B, 1.0, widths=(3, 2), enabled=(False, True))
+    tensor([[0., 0., 0., 4., 4.]])
+    """
+    if not any(enabled):
+        return y
+    chosen = [width for width, on in zip(widths, enabled, strict=True) if on]
+    t = F.linear(x, A.to(x.dtype))  # (..., n·r)
+    parts = iter(zip(t.split(B.shape[1], dim=-1), B.split(chosen), strict=True))
+    slices = zip(y.split(list(widths), dim=-1), enabled, strict=True)
+    return torch.cat([add_expanded(part, *next(parts), scaling) if on else part for part, on in slices], dim=-1)
+
+
+def add_embedding_update(
+    y: Tensor, ids: Tensor, A: Tensor, B: Tensor, scaling: float, keep: Tensor | None = None, by_frequency: bool = False
+) -> Tensor:
+    """y + scaling·Aᵀ[ids]·Bᵀ. Shapes: ids (...), y (..., k), A (r, V), B (k, r).
+
+    keep (...): what each token's update is multiplied by. by_frequency: divide the gradient of a column of A by how often its
+    token occurs.
+
+    >>> A, B = torch.tensor([[1.0, 2.0]]), torch.ones(3, 1)
+    >>> add_embedding_update(torch.zeros(2, 3), torch.tensor([1, 0]), A, B, 1.0)
+    tensor([[2., 2., 2.],
+            [1., 1., 1.]])
+    """
+    t = F.embedding(ids, A.t(), scale_grad_by_freq=by_frequency)  # (..., r)
+    if keep is not None:
+        t = t * keep.unsqueeze(-1).to(t.dtype)
+    return add_expanded(y, t, B, scaling)
+
+
+def add_convolution_update(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int = 1) -> Tensor:
+    """y + scaling·(B ∗ t), B a convolution of kernel 1. Shapes: y (n, k, *), t (n, groups·r, *), B (k, r, 1…)."""
+    update = CONVOLUTIONS[B.dim() - 2](t * scaling, B.to(t.dtype), groups=groups)
+    return y + update.to(y.dtype)
+
+
+# --- the effective weight -------------------------------------------------------------------------------------------
+
+
 def linear_delta(A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """ΔW = scaling·B·A, shape (k, d), in at least float32."""
+    """ΔW = scaling·B·A in at least float32, for A (r, *) and B (k, r, 1…): shape (k, *).
+
+    >>> linear_delta(torch.ones(2, 4, 3, 3), torch.ones(5, 2, 1, 1), 0.5).shape
+    torch.Size([5, 4, 3, 3])
+    """
     wide = torch.promote_types(A.dtype, torch.float32)
-    return (B.to(wide) @ A.to(wide)) * scaling
+    return (B.flatten(1).to(wide) @ A.flatten(1).to(wide)).reshape(len(B), *A.shape[1:]) * scaling
+
+
+def merged_linear_delta(A: Tensor, B: Tensor, scaling: float, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
+    """ΔW (Σ widths, d) in at least float32: the product of each enabled slice in its place, zero elsewhere."""
+    chosen = [width for width, on in zip(widths, enabled, strict=True) if on]
+    products = iter([linear_delta(a, b, scaling) for a, b in zip(A.split(B.shape[1]), B.split(chosen), strict=True)])
+    zero = A.new_zeros(0, A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32))
+    rows = [next(products) if on else zero.new_zeros(width, A.shape[1]) for width, on in zip(widths, enabled, strict=True)]
+    return torch.cat([zero, *rows])
 
 
 def merge_delta(W: Tensor, delta: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ def load_encoder(name: str, labels: list[str] | None) -> Encoder:
             "label2id": {label: i for i, label in enumerate(labels)},
         }
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the new head is no news
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # the new head is no news
+    transformers_logging.disable_progress_bar()
     try:
         stored = AutoConfig.from_pretrained(name)
         config = AutoConfig.from_pretrained(name, **outputs)

@@ -1,0 +1,275 @@
+"""LoRA on `nn.MultiheadAttention`, which keeps the weights of its projections itself and never calls a layer.
+
+Each projection of query, key and value is a layer of its own here: `q_proj`, `k_proj` and `v_proj` hold the factors, while
+the weight stays where the module keeps it, in `in_proj_weight` or in `q_proj_weight` and its like. `out_proj` is a linear
+layer that is there anyway. As long as one of the four has an update that acts, the module computes
+
+    q = query·Wqᵀ + bq + s·Bq·Aq·query,   k and v likewise,   softmax(q·kᵀ/√h + mask)·v,   then out_proj
+
+in the order that torch documents; otherwise torch's own forward runs, its fast path included. n batch, l target and s source
+length, e embedding, H heads of width h.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import LayerError
+from ..updates import ProjectionUpdate
+from .aside import SetAside
+from .base import AdaptedLayer, do_nothing, weight_problem
+from .linear import LinearLoRA
+from .made import MadeToMeasure, made_to_measure
+
+if TYPE_CHECKING:
+    _Attention = nn.MultiheadAttention
+else:
+    _Attention = object
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def slot_of(owner: nn.MultiheadAttention, name: str) -> str:
+    """The Parameter of `owner` that the weight of its projection `name` is in."""
+    return "in_proj_weight" if owner._qkv_same_embed_dim else f"{name}_weight"
+
+
+def rows_of(owner: nn.MultiheadAttention, name: str, matrix: Tensor) -> Tensor:
+    """What belongs to the projection `name` in a Parameter of `owner` (or in its bias)."""
+    i = PROJECTIONS.index(name) * owner.embed_dim
+    return matrix[i : i + owner.embed_dim] if len(matrix) == 3 * owner.embed_dim else matrix
+
+
+class Projection(nn.Module):
+    """The projection of query, key or value of an `nn.MultiheadAttention`, as a layer that can be adapted.
+
+    Its weight is a part of its owner's; it holds no Parameter until it is adapted.
+    """
+
+    owner: nn.MultiheadAttention
+
+    def __init__(self, owner: nn.MultiheadAttention, name: str):
+        super().__init__()
+        self.__dict__["owner"] = owner  # past nn.Module.__setattr__: the owner is no child
+        self.name = name
+        self.training = owner.training
+
+    @property
+    def slot(self) -> str:
+        """The Parameter of the owner that the weight is in."""
+        return slot_of(self.owner, self.name)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (e, in) in use."""
+        return self.rows(getattr(self.owner, self.slot))
+
+    def rows(self, matrix: Tensor) -> Tensor:
+        """What belongs to this projection in a Parameter of the owner."""
+        return rows_of(self.owner, self.name, matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) projected, (..., e)."""
+        b = self.owner.in_proj_bias
+        return F.linear(x, self.weight, None if b is None else self.rows(b))
+
+
+class OutProjectionLoRA(LinearLoRA):
+    """The treatment of `out_proj`, a linear layer of a class that torch made for this purpose."""
+
+    update_classes = (ProjectionUpdate,)
+
+
+class ProjectionLoRA(LinearLoRA):
+    """The treatment of a `Projection`. Its owner merges and unmerges, since the weight is there."""
+
+    update_classes = (ProjectionUpdate,)
+
+    owner: "MultiheadAttentionLoRA"
+    name: str
+    slot: str
+    rows: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def features(cls, layer: nn.Module) -> tuple[int, int]:
+        """How many features go in and come out."""
+        W = layer.weight
+        assert isinstance(W, Tensor)
+        return W.shape[1], W.shape[0]
+
+    def original(self, name: str) -> Any:
+        """The part of the owner's own Parameter that is this projection's weight."""
+        return self.rows(self.owner.original(self.slot))
+
+    def merge_problem(self) -> str | None:
+        """Why the weight cannot be merged, or None."""
+        return super().merge_problem() if self.disabled else weight_problem(self.owner._parameters.get(self.slot))
+
+    def merge_again(self) -> None:
+        """Put the effective weight of the original in its place."""
+        self.merged = True
+        self.owner.merge_again()
+
+    def restore(self, name: str) -> None:
+        """Put the original back."""
+        self.merged = False
+        self.owner.merge_again()
+
+    def forget(self, name: str) -> None:
+        """Let the weight in its place be the owner's own."""
+        self.owner.forget(self.slot)
+
+
+class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
+    """The treatment of an `nn.MultiheadAttention` that has projections with updates."""
+
+    def adapted(self) -> list[ProjectionLoRA]:
+        """The projections of query, key and value that have updates."""
+        return [m for name in PROJECTIONS if isinstance(m := self._modules.get(name), ProjectionLoRA)]
+
+    def merge_again(self) -> None:
+        """Put the weights that the merged projections make of the originals in their places; the others are restored."""
+        if "_held" in vars(self):
+            return
+        merged = [projection for projection in self.adapted() if projection.merged]
+        for slot in {slot_of(self, name) for name in PROJECTIONS}:
+            chosen = [projection for projection in merged if projection.slot == slot]
+            if not chosen:
+                self.restore(slot)
+                continue
+            with torch.inference_mode(False), torch.no_grad():
+                W = self.original(slot).detach().clone()
+                for projection in chosen:
+                    part = projection.rows(W)
+                    part.copy_(projection.effective_weight(part))
+                self.stand_in(slot, W)
+
+    @contextmanager
+    def originals(self) -> Iterator[None]:
+        """All originals are in their places inside the block, whatever the projections do meanwhile."""
+        for slot in list(self._aside):
+            self.restore(slot)
+        self.__dict__["_held"] = True
+        try:
+            yield
+        finally:
+            del self.__dict__["_held"]
+            self.merge_again()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `nn.MultiheadAttention`: the output, shaped as `query`, and the weights where they are asked for."""
+        masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
+        if not any(isinstance(layer, AdaptedLayer) and layer.acts for layer in (*self.adapted(), self.out_proj)):
+            asked: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
+            return super().forward(query, key, value, **masks, **asked)
+        if query.is_nested:  # nn.TransformerEncoder packs padded batches so, for its fast path
+            return self._forward_nested(query), None
+        if is_causal and attn_mask is None:
+            raise LayerError("is_causal=True is a hint about attn_mask, which is missing; give the causal mask as well.")
+        batched, first = query.dim() == 3, self.batch_first
+        if not batched:
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        inputs = [x.unsqueeze(0) if not batched else x if first else x.transpose(0, 1) for x in (query, key, value)]
+        q, k, v = (self._project(name, x) for name, x in zip(PROJECTIONS, inputs, strict=True))
+        y, weights = self._attend(q, k, v, key_padding_mask, attn_mask, need_weights)
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(dim=1)
+        if not batched:
+            return y.squeeze(0), None if weights is None else weights.squeeze(0)
+        return y if first else y.transpose(0, 1), weights
+
+    def _project(self, name: str, x: Tensor) -> Tensor:
+        if name in self._modules:
+            projected: Tensor = self.get_submodule(name)(x)
+            return projected
+        b = self.in_proj_bias
+        return F.linear(
+            x, rows_of(self, name, getattr(self, slot_of(self, name))), None if b is None else rows_of(self, name, b)
+        )
+
+    def _forward_nested(self, x: Tensor) -> Tensor:
+        """Self-attention on a nested tensor (n, l of each, e), which becomes a padded one meanwhile."""
+        lengths = [len(row) for row in x.unbind()]
+        padded = x.to_padded_tensor(0.0)
+        mask = torch.arange(padded.shape[1], device=x.device) >= torch.tensor(lengths, device=x.device).unsqueeze(-1)
+        y, _ = MultiheadAttentionLoRA.forward(self, padded, padded, padded, key_padding_mask=mask, need_weights=False)
+        return torch.nested.as_nested_tensor([row[:length] for row, length in zip(y, lengths, strict=True)])
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output (n, l, e) and perhaps the weights (n, H, l, s), for q (n, l, e), k and v (n, s, e)."""
+        n, s = k.shape[:2]
+        if self.bias_k is not None and self.bias_v is not None:
+            k, v = (torch.cat([x, b.expand(n, 1, -1)], dim=1) for x, b in ((k, self.bias_k), (v, self.bias_v)))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (n, H, ·, h)
+        if self.add_zero_attn:
+            k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+        mask = _additive(attn_mask, key_padding_mask, n, k.shape[2] - s, q.dtype)
+        p = self.dropout if self.training else 0.0
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (n, H, l, s)
+            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), p)
+            heads = weights @ v
+        else:
+            weights, heads = None, F.scaled_dot_product_attention(q, k, v, mask, p)
+        return self.out_proj(heads.transpose(1, 2).flatten(2)), weights
+
+
+def _additive(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, n: int, extra: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Both masks as one that is added to the scores (n, H, l, s + extra); the `extra` positions are never masked.
+
+    attn_mask (l, s) or (n·H, l, s), key_padding_mask (n, s); True, or -∞, is what is not attended to.
+    """
+    masks = []
+    if attn_mask is not None:
+        masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (n, -1)))
+    if key_padding_mask is not None:
+        masks.append(key_padding_mask[:, None, None, :])
+    total = None
+    for mask in masks:
+        zeros = torch.zeros((), dtype=dtype, device=mask.device)
+        added = zeros.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask.to(dtype)
+        added = F.pad(added, (0, extra))
+        total = added if total is None else total + added
+    return total
+
+
+def attention_problem(module: nn.MultiheadAttention) -> str | None:
+    """Why the projections of `module` cannot be adapted, or None."""
+    if isinstance(module, MultiheadAttentionLoRA):
+        return None
+    if type(module).forward is not nn.MultiheadAttention.forward or "forward" in vars(module):
+        return f"the {type(module).__name__} it belongs to has a forward of its own, which reads its weight without calling it"
+    return None
+
+
+def enter(module: nn.MultiheadAttention) -> None:
+    """Make `module` one that computes with the updates of its projections."""
+    if not isinstance(module, MultiheadAttentionLoRA):
+        module.__class__ = made_to_measure(MultiheadAttentionLoRA, type(module))
+        vars(module)["_stays_called"] = module.register_forward_pre_hook(do_nothing)
+
+
+def leave(module: nn.MultiheadAttention) -> None:
+    """Make `module` what it was, once none of its projections is adapted."""
+    if isinstance(module, MultiheadAttentionLoRA) and not any(isinstance(m, AdaptedLayer) for m in module.children()):
+        vars(module).pop("_stays_called").remove()
+        module.__class__ = module.base_class  # type: ignore[assignment]

@@ -1,0 +1,33 @@
+"""LoRA on bilinear layers: y_o = x₁ᵀ·W_o·x₂ + b_o, with ΔW = s·B·A for A (r, in1, in2) and B (out, r): each of the r
+components of the update is a bilinear form of its own.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from .base import AdaptedLayer
+
+
+class BilinearLoRA(AdaptedLayer):
+    """The treatment of `nn.Bilinear`. `lora_dropout` acts on the first input."""
+
+    def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        """y (..., out) for inputs (..., in1) and (..., in2)."""
+        y: Tensor = self.base_forward(input1, input2)
+        if not self.acts:
+            return y
+        t = F.bilinear(self.lora_dropout(input1), input2, self.lora_A.to(input1.dtype))  # (..., r)
+        return ops.add_expanded(y, t, self.lora_B, self.scaling)
+
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W + s·B·A in the dtype of `W`, added in at least float32 and rounded once."""
+        return ops.merge_delta(W, ops.linear_delta(self.lora_A, self.lora_B, self.scaling))
+
+    @classmethod
+    def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A (r, in1, in2), B (out, r)."""
+        assert isinstance(layer, nn.Bilinear)
+        return (r, layer.in1_features, layer.in2_features), (layer.out_features, r)

@@ -1,0 +1,266 @@
+"""LoRA on convolutions: y = W ∗ x + b + s·B ∗ (A ∗ dropout(x)).
+
+d in, k out, g groups, r rank: W (k, d/g, *kernel), A (r, d/g, *kernel), B (k, r, 1…). A is a convolution like the base's
+(stride, padding, dilation and all) onto r channels, B one of kernel 1, so ΔW as a matrix (k, d/g·kernel) has rank r. All
+groups share A, which leaves ΔW in the shape of W. A transposed convolution, whose weight is (d, k/g, *kernel), has factors
+of the same shapes.
+
+loralib 0.1 factors the weight of a square kernel κ otherwise: A (r·κ, d·κ), B (k/g·κ, r·κ), and B·A is *reshaped* to W's
+shape, which is no product of two convolutions: W + ΔW is formed in the forward pass. `Conv2d` keeps that form, so that
+checkpoints of 0.1 load; injection and the other constructors have true rank r.
+"""
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import LayerError
+from ..updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate
+from .base import AdaptedLayer
+from .linear import first_input
+from .made import made_to_measure
+
+_Convolution = nn.modules.conv._ConvNd
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class ConvolutionLoRA(AdaptedLayer):
+    """The treatment of convolutions, transposed ones included. One whose class has a forward of its own computes with that
+    and the effective weight, so `lora_dropout` cannot act in it."""
+
+    update_classes = (ConvolutionUpdate, LegacyConvolutionUpdate)
+    own_state = ("legacy",)
+    legacy: bool = False
+    bias: nn.Parameter | None
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    transposed: bool
+    groups: int
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """y (n, k, *) for x (n, d, *), or both without n."""
+        if not self.acts:
+            return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
+        if has_own_forward(type(self).base_class):
+            return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+        drops = self.training and isinstance(self.lora_dropout, nn.Dropout)
+        if self.legacy and not drops:
+            return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+        y: Tensor = self.base_forward(*args, **kwargs)
+        x = self.lora_dropout(first_input(args, kwargs).to(self.lora_A.device))
+        if self.legacy:
+            return y + self._convolve(x, self.delta().to(x.dtype), y).to(y.dtype)
+        return ops.add_convolution_update(
+            y, self._convolve(x, self._first_factor(x), y), self.lora_B, self.scaling, self.groups
+        )
+
+    def _first_factor(self, x: Tensor) -> Tensor:
+        """A for all groups, as the weight of a convolution like the base's onto g·r channels."""
+        A = self.lora_A.to(x.dtype)
+        if self.transposed:
+            A = A.transpose(0, 1)  # (d/g, r, *kernel)
+        return A if self.groups == 1 else A.repeat(self.groups, *[1] * (A.dim() - 1))
+
+    def _convolve(self, x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+        """x convolved as the base does, but with `weight` and without bias; `y` is what the base made of it."""
+        if not self.transposed:
+            result: Tensor = self._conv_forward(x, weight, None)  # type: ignore[operator]
+            return result
+        n = len(self.kernel_size)
+        padding = [int(p) for p in self.padding]
+        sizes = zip(y.shape[-n:], x.shape[-n:], self.stride, padding, self.dilation, self.kernel_size, strict=True)
+        output_padding = [o - ((i - 1) * s - 2 * p + d * (k - 1) + 1) for o, i, s, p, d, k in sizes]
+        convolution = _TRANSPOSED[n]
+        return convolution(x, weight, None, self.stride, padding, output_padding, self.groups, self.dilation)
+
+    def delta(self) -> Tensor:
+        """ΔW in the layout of the weight, differentiable, in at least float32."""
+        delta = ops.linear_delta(self.lora_A, self.lora_B, self.scaling)
+        if self.legacy:
+            return delta.reshape(self.weight.shape)
+        if self.transposed:  # (k, d/g, *) → (d, k/g, *)
+            delta = delta.reshape(self.groups, -1, *delta.shape[1:]).transpose(1, 2).flatten(0, 1)
+        return delta
+
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W + ΔW in the dtype of `W`, added in at least float32 and rounded once."""
+        return ops.merge_delta(W, self.delta())
+
+    @classmethod
+    def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A (r, in / groups, *kernel), B (out, r, 1…), or those of 0.1."""
+        assert isinstance(layer, _Convolution)
+        d, k, g, kernel = layer.in_channels, layer.out_channels, layer.groups, layer.kernel_size
+        if structure.get("legacy"):
+            return (r * kernel[-1], d * kernel[-1]), (k // g * kernel[-1], r * kernel[-1])
+        return (r, d // g, *kernel), (k, r, *[1] * len(kernel))
+
+    @classmethod
+    def structure(cls, source: Any) -> dict[str, Any]:
+        """In which of the two forms the factors are."""
+        return {"legacy": source.legacy if isinstance(source, ConvolutionLoRA) else type(source) is LegacyConvolutionUpdate}
+
+    @classmethod
+    def make_update(
+        cls, layer: nn.Module, A: Tensor, B: Tensor, lora_alpha: float, use_rslora: bool, **structure: Any
+    ) -> LoRAUpdate:
+        """The factors as an update of a convolution like `layer`."""
+        assert isinstance(layer, _Convolution)
+        if structure.get("legacy"):
+            return LegacyConvolutionUpdate(A, B, lora_alpha, use_rslora, tuple(layer.weight.shape))
+        return ConvolutionUpdate(A, B, lora_alpha, use_rslora, layer.groups, layer.transposed)
+
+    @classmethod
+    def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` cannot be adapted, or None."""
+        if lora_dropout and has_own_forward(type(layer)):
+            return f"lora_dropout={lora_dropout} cannot act in it, which has a forward of its own; exclude it or use 0"
+        return None
+
+
+def has_own_forward(cls: type[nn.Module]) -> bool:
+    """Whether a class of convolutions computes with a forward of its own, not torch's."""
+    own = [getattr(cls, name) for name in ("forward", "_conv_forward") if hasattr(cls, name)]
+    return any(not method.__module__.startswith("torch.nn.modules.conv") for method in own)
+
+
+class ConvLoRA(ConvolutionLoRA, nn.Module):
+    """What loralib 0.1's convolutions have in common, and a base for one's own: `conv_module` is torch's class.
+
+    Parameters and their order are 0.1's; further keywords go to `conv_module`. `weight` is the one key of the weight in a
+    state dict; the names of all versions of 0.1 are read (`weight`, `conv.weight`, both). `layer.conv` is a view of the bare
+    convolution: what is read from it or assigned to it is the layer's. With nn.Conv2d and a square kernel the factors have
+    0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a true rank r, (r, in / groups,
+    *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
+
+    >>> layer = ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
+    >>> isinstance(layer, nn.Conv1d), layer.lora_A.shape, layer.conv.weight is layer.weight
+    (True, torch.Size([2, 4, 3]), True)
+    """
+
+    def __init__(
+        self,
+        conv_module: type[nn.Module],
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        r: int = 0,
+        lora_alpha: float = 1,
+        lora_dropout: float = 0.0,
+        merge_weights: bool = True,
+        **kwargs: Any,
+    ):
+        if not isinstance(self, conv_module):
+            self.__class__ = made_to_measure(type(self), conv_module)
+        conv_module.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
+        self.legacy = isinstance(self, nn.Conv2d) and len(set(self.kernel_size)) == 1
+        self.build(r, lora_alpha, lora_dropout, merge_weights)
+
+    @property
+    def conv(self) -> "BareConvolution":
+        """The convolution without its update, as 0.1's layers hold it."""
+        return BareConvolution(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "conv":
+            self.conv.take(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        rename_legacy_keys(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def rename_legacy_keys(state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Give the tensors of a convolution that a version of 0.1 saved the names that they have here."""
+    for leaf in ("weight", "bias"):
+        if prefix + "conv." + leaf in state_dict:  # where both are there, they are the same tensor
+            state_dict[prefix + leaf] = state_dict.pop(prefix + "conv." + leaf)
+
+
+class BareConvolution:
+    """A view of a `ConvLoRA` layer as the convolution in it: everything but its call and its state is the layer's own."""
+
+    def __init__(self, layer: ConvLoRA):
+        self.__dict__["layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["layer"], name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the convolution computes with the weight in place, without the update."""
+        return self.__dict__["layer"].base_forward(*args, **kwargs)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weight and, where there is one, the bias."""
+        return {name: t for name, t in self.__dict__["layer"].state_dict().items() if name in ("weight", "bias")}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
+        """Load the weight and the bias of a plain convolution."""
+        layer: ConvLoRA = self.__dict__["layer"]
+        factors = {name: t for name, t in layer.state_dict().items() if name not in ("weight", "bias")}
+        return layer.load_state_dict(factors | dict(state_dict), strict=strict)
+
+    def take(self, module: nn.Module) -> None:
+        """Let the Parameters of `module`, a convolution of the same shape, become the layer's."""
+        layer: ConvLoRA = self.__dict__["layer"]
+        given = module._parameters
+        own = {name: p for name, p in layer._parameters.items() if not name.startswith("lora_")}
+        if [(n, p is None or p.shape) for n, p in given.items()] != [(n, p is None or p.shape) for n, p in own.items()]:
+            raise LayerError(f"{module} cannot take the place of the convolution in {layer}. Nothing was changed.")
+        for name, parameter in given.items():
+            setattr(layer, name, parameter)
+
+
+class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
+    """`nn.Conv1d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r: in 0.1 it never worked.
+
+    >>> import torch
+    >>> layer = Conv1d(4, 8, 3, r=2, padding=1)
+    >>> layer(torch.zeros(1, 4, 10)).shape, layer.lora_A.shape, layer.lora_B.shape
+    (torch.Size([1, 8, 10]), torch.Size([2, 4, 3]), torch.Size([8, 2, 1]))
+    """
+
+    base_class: ClassVar[type[nn.Module]] = nn.Conv1d
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(nn.Conv1d, *args, **kwargs)
+
+
+class Conv2d(ConvLoRA, nn.Conv2d):  # type: ignore[misc]
+    """`nn.Conv2d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. A square kernel κ has 0.1's factors,
+    `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ). For a true rank r inject into `nn.Conv2d`.
+
+    >>> import torch
+    >>> layer = Conv2d(4, 8, 3, r=2, padding=1)
+    >>> layer(torch.zeros(1, 4, 5, 5)).shape, layer.lora_A.shape, layer.lora_B.shape
+    (torch.Size([1, 8, 5, 5]), torch.Size([6, 12]), torch.Size([24, 6]))
+    """
+
+    base_class: ClassVar[type[nn.Module]] = nn.Conv2d
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(nn.Conv2d, *args, **kwargs)
+
+
+class Conv3d(ConvLoRA, nn.Conv3d):  # type: ignore[misc]
+    """`nn.Conv3d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r: in 0.1 it never worked.
+
+    >>> Conv3d(4, 8, (1, 3, 3), r=2).lora_A.shape
+    torch.Size([2, 4, 1, 3, 3])
+    """
+
+    base_class: ClassVar[type[nn.Module]] = nn.Conv3d
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(nn.Conv3d, *args, **kwargs)

@@ -1,0 +1,183 @@
+"""LoRA on embeddings: y = W[x] + s·(B·A)ᵀ[x] = W[x] + s·Aᵀ[x]·Bᵀ.
+
+V tokens, k wide, r rank: W (V, k), A (r, V), B (k, r). The input selects columns of A, as if it were one-hot, so the cost
+is one skinny product; no tensor of size (V, k) is formed, nor is one for the gradient.
+
+As in loralib 0.1, A starts at zero and B normal. It looks inverted, and is intended: A takes the place of a matrix whose
+*rows* are selected, and with A zero only the tokens that occur are ever changed.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..updates import EmbeddingUpdate
+from .base import AdaptedLayer
+from .linear import first_input
+
+
+class _Lookup(AdaptedLayer):
+    """What embeddings and bags of them share."""
+
+    update_classes = (EmbeddingUpdate,)
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    scale_grad_by_freq: bool
+    sparse: bool
+
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W (rows renormalised, where the layer has a `max_norm`) + s·(B·A)ᵀ, but for the padding row; rounded once."""
+        delta = ops.linear_delta(self.lora_A, self.lora_B, self.scaling).t()
+        if self.padding_idx is not None:
+            rows = torch.arange(len(W), device=delta.device) != self.padding_idx
+            delta = delta * rows.unsqueeze(-1)
+        if self.max_norm is not None:
+            W = torch.renorm(W, self.norm_type, 0, self.max_norm)
+        return ops.merge_delta(W, delta)
+
+    def keep_merged(self) -> None:
+        """Let the merged weight be the layer's own; `max_norm`, whose effect is in it, would undo the update and goes."""
+        super().keep_merged()
+        self.max_norm = None
+
+    @classmethod
+    def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A (r, num_embeddings), B (embedding_dim, r)."""
+        assert isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+        return (r, layer.num_embeddings), (layer.embedding_dim, r)
+
+    @staticmethod
+    def reset_factors(A: Tensor, B: Tensor) -> None:
+        """A zero and B normal, as 0.1 starts them."""
+        nn.init.zeros_(A)
+        nn.init.normal_(B)
+
+
+class EmbeddingLoRA(_Lookup):
+    """The treatment of embeddings.
+
+    padding_idx: that row of the output stays what the base gives, whatever A holds there. max_norm: renormalises the rows
+    of the base's weight when they are looked up, as `nn.Embedding` does; A and B are not touched, and the update is added to
+    the renormalised rows. scale_grad_by_freq: applies to A. sparse: concerns the base's weight only; the gradient of A is
+    dense, (r, V). lora_dropout: drops a token's update as a whole, as dropout on a one-hot input does. A subclass with a
+    forward of its own must be linear in its weight, as the scaled embeddings of some language models are.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """y (..., k) for token numbers x (...)."""
+        ids = first_input(args, kwargs)
+        if self.merged and self.max_norm is not None:  # its rows are renormalised before the update, not after it
+            return F.embedding(ids, self.weight, self.padding_idx)
+        y: Tensor = self.base_forward(*args, **kwargs)
+        if not self.acts:
+            return y
+        ids = ids.to(self.lora_A.device)
+        A, B, keep = self.lora_A, self.lora_B, self._kept(ids)
+        if has_own_forward(type(self).base_class):
+            with self.computing_with(A.t()):
+                t = self.base_forward(*args, **kwargs)
+            return ops.add_expanded(y, t if keep is None else t * keep.unsqueeze(-1), B, self.scaling)
+        return ops.add_embedding_update(y, ids, A, B, self.scaling, keep, self.scale_grad_by_freq)
+
+    def _kept(self, ids: Tensor) -> Tensor | None:
+        """What each token's update is multiplied by (...), or None for 1 everywhere."""
+        keep = None if self.padding_idx is None else (ids != self.padding_idx).to(self.lora_A.dtype)
+        if self.training and isinstance(self.lora_dropout, nn.Dropout):
+            keep = self.lora_dropout(torch.ones_like(ids, dtype=self.lora_A.dtype) if keep is None else keep)
+        return keep
+
+    @classmethod
+    def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` cannot be adapted, or None."""
+        if has_own_forward(type(layer)) and layer.max_norm is not None:
+            return "it has both a forward of its own and a max_norm, whose order is not known"
+        return None
+
+
+def has_own_forward(cls: type[nn.Module]) -> bool:
+    """Whether a class of embeddings computes with a forward of its own, not torch's."""
+    return cls.forward is not nn.Embedding.forward
+
+
+class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
+    """`nn.Embedding` with a LoRA update: y = W[x] + (lora_alpha / r)·Aᵀ[x]·Bᵀ.
+
+    Shapes: x (...), y (..., embedding_dim), `lora_A` (r, num_embeddings), `lora_B` (embedding_dim, r). With r = 0 it is a
+    plain embedding. With r > 0 the weight is frozen; A starts at zero and B normal, which is intended. `merge_weights` merges
+    on `eval()` and unmerges on `train()`. Further keywords go to `nn.Embedding`: the update is zero at `padding_idx`;
+    `max_norm` renormalises the rows of the weight and leaves A and B alone; `scale_grad_by_freq` applies to A; the gradient
+    of A is dense, whatever `sparse` says. Raises `ConfigError` for values that cannot work.
+
+    >>> layer = Embedding(10, 4, r=2, lora_alpha=4, padding_idx=0)
+    >>> layer(torch.tensor([[1, 2, 0]])).shape
+    torch.Size([1, 3, 4])
+    >>> layer.lora_A.shape, layer.lora_B.shape
+    (torch.Size([2, 10]), torch.Size([4, 2]))
+    """
+
+    base_class: ClassVar[type[nn.Module]] = nn.Embedding
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        r: int = 0,
+        lora_alpha: float = 1,
+        merge_weights: bool = True,
+        **kwargs: Any,
+    ):
+        nn.Embedding.__init__(self, num_embeddings, embedding_dim, **kwargs)
+        self.build(r, lora_alpha, 0.0, merge_weights)
+
+
+class EmbeddingBagLoRA(_Lookup):
+    """The treatment of bags of embeddings: Aᵀ is summed or averaged over a bag as W is. The maximum is no linear function of
+    the weight, so there the rows in use are updated before it is taken."""
+
+    mode: str
+    include_last_offset: bool
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """y (bags, k) for token numbers in bags."""
+        if self.merged and self.max_norm is not None:  # its rows are renormalised before the update, not after it
+            return self._bags(input, self.weight, offsets, per_sample_weights, self.padding_idx)
+        y: Tensor = self.base_forward(input, offsets, per_sample_weights)
+        if not self.acts:
+            return y
+        if self.mode == "max":
+            return self._maximum(input, offsets).to(y.dtype)
+        A = self.lora_A.t()
+        weights = None if per_sample_weights is None else per_sample_weights.to(A.dtype)
+        t = self._bags(input, A, offsets, weights, self.padding_idx)
+        return ops.add_expanded(y, t, self.lora_B, self.scaling)
+
+    def _bags(self, ids: Tensor, W: Tensor, offsets: Tensor | None, weights: Tensor | None, padding_idx: int | None) -> Tensor:
+        return F.embedding_bag(
+            ids,
+            W,
+            offsets,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            mode=self.mode,
+            per_sample_weights=weights,
+            include_last_offset=self.include_last_offset,
+            padding_idx=padding_idx,
+        )
+
+    def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
+        used, numbers = ids.unique(return_inverse=True)
+        rows = ops.add_embedding_update(self.weight[used], used, self.lora_A, self.lora_B, self.scaling)
+        padding = None if self.padding_idx is None else (used == self.padding_idx).nonzero().flatten().tolist()
+        return self._bags(numbers, rows, offsets, None, padding[0] if padding else None)
+
+    @classmethod
+    def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` cannot be adapted, or None."""
+        if lora_dropout:
+            return f"lora_dropout={lora_dropout} has no meaning for the tokens of a bag; exclude it or use 0"
+        return None if type(layer).forward is nn.EmbeddingBag.forward else "it has a forward of its own"
