@@ -253,14 +253,14 @@ def test_adapters_of_peft_0_6_give_the_outputs_that_it_recorded(name, tmp_path):
     assert ((computed - recorded).abs() < 2e-6 * (1 + recorded.abs())).all()
 
 
-def test_an_adapter_for_another_kind_of_layer_is_read_but_does_not_fit():
+def test_an_adapter_of_gpt2_lands_on_its_fused_projections():
     adapter = lora.load(data("adapters", "gpt2-anirudh"))
     transformers = library("transformers")
-    config = transformers.GPT2Config(n_embd=768, n_layer=12, vocab_size=5, n_positions=8)
+    config = transformers.GPT2Config(n_layer=12, n_positions=8, num_labels=6)
     with torch.device("meta"):
         model = transformers.GPT2ForSequenceClassification(config)
-    with pytest.raises(lora.AttachError, match="Conv1D layers cannot be adapted"):
-        lora.attach(model, adapter)
+    assert set(lora.attach(model, adapter)) == {f"transformer.h.{i}.attn.c_attn" for i in range(12)}
+    assert adapter.config.fan_in_fan_out
 
 
 # --- files that are damaged, foreign or hostile ---------------------------------------------------------------------
@@ -342,7 +342,7 @@ def test_a_configuration_that_is_no_json_object_is_refused(folder, text):
         (lambda t: t.update({KEY.format("A"): torch.ones(3, 6)}), "are no factors of one update"),
         (lambda t: t.update({"0.lora_A.weight": torch.ones(2)}), r"tensor '0.lora_A.weight' has no PEFT name"),
         (lambda t: t.update({"base_model.model.0.lora_magnitude_vector": torch.ones(5)}), "kind of layer that cannot be"),
-        (lambda t: t.update({"base_model.model.e.lora_embedding_A": torch.ones(2, 5)}), "kind of layer that cannot be"),
+        (lambda t: t.update({"base_model.model.e.lora_embedding_A": torch.ones(2, 5)}), "layer 'e' has no lora_embedding_B"),
         (lambda t: t.clear(), "holds no LoRA factors"),
     ],
 )

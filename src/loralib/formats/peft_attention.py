@@ -1,0 +1,81 @@
+"""`nn.MultiheadAttention` in PEFT's layout.
+
+PEFT gives the packed projection of query, key and value one update, A (r, e) and B (3·e, r), under the name of the attention
+N, and `out_proj` another one of the same rank and alpha under N.base_layer.out_proj. Here each of the four has its own. The
+same ΔW in PEFT's form has the ranks of query, key and value added up, and zeros wherever a part does not see a factor; on
+reading, components that are zero in a part are left out of it, so that what was written comes back.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from ..errors import FormatError
+from ..updates import LoRAUpdate, ProjectionUpdate
+
+_PACKED = ("q_proj", "k_proj", "v_proj")
+_OUT, _INNER_OUT = ".out_proj", ".base_layer.out_proj"
+
+
+def plain(name: str) -> str:
+    """The model's own name of a layer that PEFT calls `name`."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
+
+
+def joined(updates: Mapping[str, LoRAUpdate]) -> dict[str, LoRAUpdate]:
+    """`updates` with those of each attention in PEFT's form. Raises `FormatError` for one with a `kdim` or `vdim`."""
+    found = {name: update for name, update in updates.items() if not isinstance(update, ProjectionUpdate)}
+    attentions: dict[str, dict[str, ProjectionUpdate]] = {}
+    for name, update in updates.items():
+        if isinstance(update, ProjectionUpdate):
+            owner, _, part = name.rpartition(".")
+            attentions.setdefault(owner, {})[part] = update
+    for owner, parts in attentions.items():
+        found[owner], found[owner + _INNER_OUT] = _pack(owner, parts)
+    return found
+
+
+def _pack(owner: str, parts: dict[str, ProjectionUpdate]) -> tuple[LoRAUpdate, LoRAUpdate]:
+    first = next(iter(parts.values()))
+    e, packed = len(first.B), [parts[name] for name in _PACKED if name in parts]
+    if any((update.A.shape[1], len(update.B)) != (e, e) for update in parts.values()):
+        raise FormatError(f"{owner!r} has keys or values of another width, which PEFT cannot adapt. Nothing was written.")
+    R = max(sum(update.r for update in packed), parts["out_proj"].r if "out_proj" in parts else 0)
+    scalings = {update.scaling for update in parts.values()}
+    s = scalings.pop() if len(scalings) == 1 else 1.0
+    A, B, A_out, B_out = (first.A.new_zeros(shape) for shape in ((R, e), (3 * e, R), (R, e), (e, R)))
+    at = 0
+    for update in packed:
+        row = _PACKED.index(next(name for name in _PACKED if parts.get(name) is update)) * e
+        A[at : at + update.r] = update.A
+        B[row : row + e, at : at + update.r] = update.B * (update.scaling / s)
+        at += update.r
+    if out := parts.get("out_proj"):
+        A_out[: out.r], B_out[:, : out.r] = out.A, out.B * (out.scaling / s)
+    lora_alpha = s * (math.sqrt(R) if first.use_rslora else R)
+    return LoRAUpdate(A, B, lora_alpha, first.use_rslora), LoRAUpdate(A_out, B_out, lora_alpha, first.use_rslora)
+
+
+def apart(updates: Mapping[str, LoRAUpdate]) -> dict[str, LoRAUpdate]:
+    """`updates`, by PEFT's names, with those of each attention taken apart into its projections'."""
+    found: dict[str, LoRAUpdate] = {}
+    owners = {name.removesuffix(_INNER_OUT) for name in updates if name.endswith(_INNER_OUT)}
+    for name, update in updates.items():
+        if name in owners:
+            blocks = zip(_PACKED, update.B.chunk(3), strict=False)
+            parts = {part: _without_zeros(update, B) for part, B in blocks if B.any() or not update.B.any()}
+            found |= {f"{name}.{part}": projection for part, projection in parts.items()}
+        elif name.endswith(_INNER_OUT):
+            if update.B.any() or not updates.get(name.removesuffix(_INNER_OUT), update).B.any():
+                found[plain(name)] = _without_zeros(update, update.B)
+        else:
+            found[plain(name)] = update
+    return found
+
+
+def _without_zeros(update: LoRAUpdate, B: torch.Tensor) -> ProjectionUpdate:
+    kept = B.any(dim=0) if B.any() else torch.ones(B.shape[1], dtype=torch.bool)
+    r = int(kept.sum())
+    lora_alpha = update.scaling * (math.sqrt(r) if update.use_rslora else r)
+    return ProjectionUpdate(update.A[kept], B[:, kept], lora_alpha, update.use_rslora)
