@@ -1,0 +1,187 @@
+"""Checkpoints of loralib 0.1, loaded into a model with LoRA layers.
+
+0.1 saved three kinds: the factors alone (`lora_state_dict`), the factors with a head, and the whole state dict. A whole one
+that was saved in evaluation mode holds *merged* weights, W + ΔW, beside the factors, and nothing in it says so; merged again
+they would hold ΔW twice. The caller may say which it is; otherwise it is found by comparison with the weights that the model
+has, if those are the pretrained ones.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import AttachError, FormatError
+from .formats.loralib import read_state_dict
+from .layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
+from .surgery import adapted_layers
+from .trained import check_enabled, is_factor, join, unwrap
+
+_OLD_BUFFERS = ("position_ids", "masked_bias")  # transformers once saved them
+
+
+@dataclass(frozen=True)
+class LegacyReport:
+    """What `load_legacy` found and did.
+
+    layers: whose factors were loaded. beside: other tensors that were loaded, such as a head or the base weights. merged:
+    whether the base weights were saved merged; None when the file holds none. kept: layers whose base weight the model had
+    already, bit for bit. subtracted: layers whose ΔW was subtracted from a merged weight, which is exact but for rounding.
+    skipped: buffers of old transformers models that the model no longer has.
+    """
+
+    path: Path
+    layers: tuple[str, ...]
+    beside: tuple[str, ...]
+    merged: bool | None
+    kept: tuple[str, ...] = ()
+    subtracted: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = [f"{self.path.name}: the factors of {_count(self.layers, 'layer')} and {_count(self.beside, 'other tensor')}"]
+        if self.merged is None:
+            said.append("no base weights")
+        elif self.merged:
+            kept = f"{_count(self.kept, 'layer')} kept the model's own" if self.kept else ""
+            subtracted = f"from {_count(self.subtracted, 'layer')} ΔW was subtracted" if self.subtracted else ""
+            said.append("base weights saved merged: " + ", ".join(filter(None, (kept, subtracted))))
+        else:
+            said.append("base weights saved unmerged")
+        if self.skipped:
+            said.append(f"skipped {_count(self.skipped, 'buffer')} that the model no longer has")
+        return "; ".join(said) + "."
+
+
+def _count(names: tuple[str, ...], noun: str) -> str:
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+
+
+def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: bool | None = None) -> LegacyReport:
+    """Load a checkpoint of loralib 0.1 into `model`, which has its LoRA layers already: built, or injected with the rank and
+    the lora_alpha of the checkpoint's training, which it does not say.
+
+    assume_merged: whether the base weights in the file were saved merged, that is in evaluation mode. None: found out by
+    comparison with the model's own weights, where those are the pretrained ones; a file without base weights needs neither.
+    Where the model has the very weight, it keeps it; else ΔW is subtracted once, in at least float32.
+
+    Returns what was found and done. Raises `FormatError` when the file cannot be read safely, and `AttachError`, listing
+    everything, when the checkpoint is not for this model, or when it cannot be told whether it is merged. The model is then
+    unchanged.
+
+    >>> import tempfile, loralib as lora
+    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+    >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+    ...     torch.save(lora.lora_state_dict(model), file.name)
+    ...     report = lora.load_legacy(model, file.name)
+    >>> str(report).partition(": ")[2]
+    'the factors of 1 layer and 0 other tensors; no base weights.'
+    """
+    model, path = unwrap(model), Path(path)
+    check_enabled(model, "loaded into")
+    state = read_state_dict(path)
+    for name, module in model.named_modules():
+        if isinstance(module, ConvLoRA):
+            rename_legacy_keys(state, f"{name}." if name else "")
+    own = model.state_dict(keep_vars=True)
+    skipped = tuple(name for name in state if name not in own and _is_old_buffer(name))
+    state = {name: tensor for name, tensor in state.items() if name not in skipped}
+    layers = adapted_layers(model)
+    _check_fit(model, path, state, own, layers)
+    held = {name: layer for name, layer in layers.items() if join(name, "weight") in state}
+    deltas = {name: _delta(layer, name, state) for name, layer in held.items()}
+    relations = {n: _relation(state[join(n, "weight")], own[join(n, "weight")], delta) for n, delta in deltas.items()}
+    merged = (_found_merged(path, relations) if assume_merged is None else assume_merged) if held else None
+    kept = tuple(name for name in held if merged and relations[name] == "merged")
+    subtracted = tuple(name for name in held if merged and name not in kept)
+    for name in kept:
+        state[join(name, "weight")] = own[join(name, "weight")].detach()
+    for name in subtracted:
+        W = state[join(name, "weight")]
+        state[join(name, "weight")] = (W.to(deltas[name].dtype) - deltas[name]).to(W.dtype)
+    model.load_state_dict(state, strict=False)
+    beside = tuple(name for name in state if not is_factor(name))
+    return LegacyReport(path, tuple(layers), beside, merged, kept, subtracted, skipped)
+
+
+def _is_old_buffer(name: str) -> bool:
+    """Whether transformers once saved a buffer of this name; GPT-2's attention had its causal mask as `attn.bias`."""
+    return name.rpartition(".")[2] in _OLD_BUFFERS or name.endswith(".attn.bias")
+
+
+def _check_fit(
+    model: nn.Module, path: Path, state: dict[str, Tensor], own: dict[str, Tensor], layers: dict[str, AdaptedLayer]
+) -> None:
+    factors = [name for name in state if is_factor(name)]
+    if not factors:
+        raise FormatError(f"{path} holds no LoRA factors (tensors named lora_A and lora_B); load it with load_state_dict.")
+    if not layers:
+        A = state[factors[0]]
+        ends = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in factors})
+        raise AttachError(
+            f"{type(model).__name__} has no LoRA layers: inject a LoRAConfig(r=…, lora_alpha=…, target_modules={ends}) "
+            f"with the values of the checkpoint's training, whose factors begin with {tuple(A.shape)}. Nothing was changed."
+        )
+    whole = [name for name in layers if join(name, "weight") in state]
+    problems = [f"{name}: in the checkpoint, not in the model" for name in state if name not in own]
+    needed = [name for name in own if is_factor(name)]
+    if whole:
+        needed += [name for name, tensor in own.items() if isinstance(tensor, nn.Parameter) and not is_factor(name)]
+    problems += [f"{name}: in the model, not in the checkpoint" for name in needed if name not in state]
+    problems += [
+        f"{name}: shape {tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        raise AttachError(f"{path} does not fit {type(model).__name__}: {_listed(problems)}. Nothing was changed.")
+
+
+def _listed(problems: list[str]) -> str:
+    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+
+
+def _delta(layer: AdaptedLayer, name: str, state: dict[str, Tensor]) -> Tensor:
+    """ΔW of the checkpoint's factors, in the layout of the layer's weight and at least float32."""
+    W = layer.pristine_weight
+    zeros = torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32), device="cpu")
+    slots = layer._parameters
+    own = {key: slots[key] for key in ("lora_A", "lora_B")}
+    try:
+        slots.update({key: nn.Parameter(state[join(name, key)], requires_grad=False) for key in own})
+        return layer.effective_weight(zeros).detach()
+    finally:
+        slots.update(own)
+
+
+def _relation(saved: Tensor, own: Tensor, delta: Tensor) -> str:
+    """What a saved weight is to the model's own one: that weight ("unmerged"), that weight with ΔW added ("merged"), both,
+    because ΔW is lost in rounding ("either"), or another weight altogether ("other").
+
+    The nearer one counts, if it is nearer by far than ΔW is large: 0.1's own merging left traces of rounding.
+    """
+    eps = max(torch.finfo(t.dtype).eps for t in (saved, own))
+    saved, own = saved.to(delta.dtype), own.detach().to("cpu", delta.dtype)
+    to_own, to_merged = float((saved - own).norm()), float((saved - own - delta).norm())
+    size, noise = float(delta.norm()), 4 * eps * float(own.norm() + delta.norm())
+    if size <= noise:
+        return "either" if to_own <= 2 * noise else "other"
+    if min(to_own, to_merged) > size / 4:
+        return "other"
+    return "unmerged" if to_own < to_merged else "merged"
+
+
+def _found_merged(path: Path, relations: dict[str, str]) -> bool:
+    found = set(relations.values()) - {"either"}
+    if found <= {"unmerged"}:
+        return False
+    if found == {"merged"}:
+        return True
+    other = next(name for name, relation in relations.items() if relation not in ("either", "unmerged"))
+    raise AttachError(
+        f"{path} holds base weights, and whether they were saved merged (in evaluation mode) cannot be told: that of {other!r} "
+        "is neither the model's own nor that with the update. Load the pretrained weights into the model first, or say "
+        "assume_merged=True or False. Nothing was changed."
+    )
