@@ -228,31 +228,6 @@ def test_a_published_adapter_of_distilbert_computes_what_peft_computes():
     assert not close(result, base, factor=1e3)
 
 
-class RegressionModel(nn.Module):
-    """The model of PEFT's own regression tests."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.lin0, self.lin1 = nn.Linear(10, 20), nn.Linear(20, 2)
-
-    def forward(self, x):
-        return self.lin1(self.lin0(x).relu()).log_softmax(-1)
-
-
-@pytest.mark.parametrize("name", ["lora_mlp", "lora_mlp_modules_to_save"])
-def test_adapters_of_peft_0_6_give_the_outputs_that_it_recorded(name, tmp_path):
-    folder = data("adapters", "peft_regression_0.6.1", name)
-    tensors = torch.load(folder / "adapter_model.bin", weights_only=True, map_location="cpu")
-    safetensors.torch.save_file({k: t.contiguous() for k, t in tensors.items()}, tmp_path / TENSORS)
-    (tmp_path / CONFIG).write_text((folder / CONFIG).read_text())
-    model = RegressionModel().eval()
-    lora.attach(model, lora.load(tmp_path))
-    recorded = torch.load(folder / "output.pt", weights_only=True, map_location="cpu")
-    computed = model(torch.arange(90).reshape(9, 10).float())
-    assert ((computed - recorded).abs() < 2e-6 * (1 + recorded.abs())).all()
-
-
 def test_an_adapter_of_gpt2_lands_on_its_fused_projections():
     adapter = lora.load(data("adapters", "gpt2-anirudh"))
     transformers = library("transformers")
@@ -387,7 +362,7 @@ def test_a_pickle_in_disguise_is_refused_and_does_not_run(folder, tmp_path):
         refused(folder, "is not a whole safetensors file")
         (folder / TENSORS).unlink()
         (folder / "adapter_model.bin").write_bytes(content)
-        refused(folder, f"has {CONFIG} but no {TENSORS}")
+        refused(folder, "is no checkpoint of tensors that is safe to read")
     assert not marker.exists()
 
 

@@ -1,8 +1,11 @@
 """Files that appear whole or not at all, and safetensors files from strangers."""
 
 import os
+import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -10,6 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import FormatError
+
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -47,6 +52,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} is not a whole safetensors file ({error}); fetch or save it again.") from None
+
+
+def read_pickled(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, if it is made of tensors and plain values; nothing in the file is executed.
+    `FormatError` when it is not, or is damaged."""
+    if not path.is_file():
+        raise FormatError(f"{path} is no file; give the path of a checkpoint that torch.save wrote.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about what makes it fail in the next moment
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        reason = str(error).partition("\n")[0]
+        raise FormatError(f"{path} is no checkpoint of tensors that is safe to read ({reason}).") from None
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -3,14 +3,13 @@
 Such a file says neither lora_alpha nor r, so it makes an adapter only together with a model: see `load_legacy`.
 """
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import FormatError
+from .files import read_pickled
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _DDP = "module."
@@ -22,13 +21,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     A state dict inside a training checkpoint (`model_state_dict`, as 0.1's GPT-2 examples save it) is found, and the prefix
     that DistributedDataParallel leaves is taken off. Raises `FormatError` when the file is none of this.
     """
-    if not path.is_file():
-        raise FormatError(f"{path} is no file; give the path of a checkpoint that torch.save wrote.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is no checkpoint of tensors that is safe to read ({reason}).") from None
+    content = read_pickled(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -33,9 +33,10 @@ from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
 from .files import read_tensors, tensor_bytes, write_together
-from .peft_attention import apart, joined, plain
+from .loralib import read_state_dict
+from .peft_attention import apart, configured, joined, plain
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
 
 _PREFIX = "base_model.model."
@@ -61,9 +62,7 @@ def read(path: Path) -> Adapter:
         config = LoRAConfig(**{key: values[key] for key in _OURS if values.get(key) is not None})
     except ConfigError as error:
         raise FormatError(f"{path / CONFIG}: {error}") from None
-    if not (path / TENSORS).is_file():
-        raise FormatError(f"{path} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
-    factors, tensors = _sort(path / TENSORS, read_tensors(path / TENSORS))
+    factors, tensors = _sort(path / TENSORS, _read_stored(path))
     layers = apart({name: _update(path, name, pair, config) for name, pair in factors.items()})
     if not layers:
         raise FormatError(f"{path / TENSORS} holds no LoRA factors; it is no LoRA adapter.")
@@ -120,17 +119,27 @@ def _config(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dict[str, An
         raise FormatError(
             "Some layers scale by lora_alpha / √r and some by lora_alpha / r, which PEFT cannot hold. Nothing was written."
         )
+    named = {name: update for name, update in updates.items() if configured(name) == name}
     config = {name: value for name, value in adapter.config.to_dict().items() if name in _OURS} | {
         "r": r,
         "lora_alpha": lora_alpha,
-        "target_modules": [name for name in updates if plain(name) == name],
+        "target_modules": list(named),
         "exclude_modules": None,
-        "rank_pattern": {patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
-        "alpha_pattern": {patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
+        "rank_pattern": {patterns.exactly(name): u.r for name, u in named.items() if u.r != r},
+        "alpha_pattern": {patterns.exactly(name): u.lora_alpha for name, u in named.items() if u.lora_alpha != lora_alpha},
         "use_rslora": next(iter(updates.values())).use_rslora,
     }
     fixed = {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True}
     return config | fixed | {key: adapter.metadata.get(key) for key in _METADATA}
+
+
+def _read_stored(path: Path) -> dict[str, Tensor]:
+    """The tensors of the folder; before version 0.7 PEFT pickled them."""
+    if (path / TENSORS).is_file():
+        return read_tensors(path / TENSORS)
+    if (path / PICKLED).is_file():
+        return read_state_dict(path / PICKLED)
+    raise FormatError(f"{path} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -192,6 +201,7 @@ def _update(path: Path, name: str, pair: dict[str, Tensor], config: LoRAConfig) 
     for factor in (A, B):
         if factor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise FormatError(f"{where} has factors of dtype {factor.dtype}; expected float32, float16, bfloat16 or float64.")
+    name = configured(name)
     r = patterns.lookup(config.rank_pattern, name, config.r)
     kind = EmbeddingUpdate if keys is _EMBEDDING else ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
     try:

@@ -4,6 +4,9 @@ PEFT gives the packed projection of query, key and value one update, A (r, e) an
 N, and `out_proj` another one of the same rank and alpha under N.base_layer.out_proj. Here each of the four has its own. The
 same ΔW in PEFT's form has the ranks of query, key and value added up, and zeros wherever a part does not see a factor; on
 reading, components that are zero in a part are left out of it, so that what was written comes back.
+
+PEFT (0.21 and before) adds the update of `out_proj` twice: its `merge`, which its forward pass uses as well, puts W + ΔW in
+the place of W and then lets the inner layer merge. Its adapters were trained so and mean that; hence the factor 2 here.
 """
 
 import math
@@ -15,12 +18,18 @@ from ..errors import FormatError
 from ..updates import LoRAUpdate, ProjectionUpdate
 
 _PACKED = ("q_proj", "k_proj", "v_proj")
-_OUT, _INNER_OUT = ".out_proj", ".base_layer.out_proj"
+_INNER_OUT = ".base_layer.out_proj"
+_TIMES_ADDED = 2
 
 
 def plain(name: str) -> str:
     """The model's own name of a layer that PEFT calls `name`."""
     return ".".join(part for part in name.split(".") if part != "base_layer")
+
+
+def configured(name: str) -> str:
+    """The name by which PEFT's configuration knows the layer that it calls `name`."""
+    return name.removesuffix(_INNER_OUT)
 
 
 def joined(updates: Mapping[str, LoRAUpdate]) -> dict[str, LoRAUpdate]:
@@ -52,7 +61,7 @@ def _pack(owner: str, parts: dict[str, ProjectionUpdate]) -> tuple[LoRAUpdate, L
         B[row : row + e, at : at + update.r] = update.B * (update.scaling / s)
         at += update.r
     if out := parts.get("out_proj"):
-        A_out[: out.r], B_out[:, : out.r] = out.A, out.B * (out.scaling / s)
+        A_out[: out.r], B_out[:, : out.r] = out.A, out.B * (out.scaling / s / _TIMES_ADDED)
     lora_alpha = s * (math.sqrt(R) if first.use_rslora else R)
     return LoRAUpdate(A, B, lora_alpha, first.use_rslora), LoRAUpdate(A_out, B_out, lora_alpha, first.use_rslora)
 
@@ -60,17 +69,17 @@ def _pack(owner: str, parts: dict[str, ProjectionUpdate]) -> tuple[LoRAUpdate, L
 def apart(updates: Mapping[str, LoRAUpdate]) -> dict[str, LoRAUpdate]:
     """`updates`, by PEFT's names, with those of each attention taken apart into its projections'."""
     found: dict[str, LoRAUpdate] = {}
-    owners = {name.removesuffix(_INNER_OUT) for name in updates if name.endswith(_INNER_OUT)}
+    owners = {configured(name) for name in updates if name.endswith(_INNER_OUT)} & updates.keys()
     for name, update in updates.items():
-        if name in owners:
-            blocks = zip(_PACKED, update.B.chunk(3), strict=False)
-            parts = {part: _without_zeros(update, B) for part, B in blocks if B.any() or not update.B.any()}
-            found |= {f"{name}.{part}": projection for part, projection in parts.items()}
-        elif name.endswith(_INNER_OUT):
-            if update.B.any() or not updates.get(name.removesuffix(_INNER_OUT), update).B.any():
-                found[plain(name)] = _without_zeros(update, update.B)
-        else:
+        if configured(name) not in owners:
             found[plain(name)] = update
+    for owner in owners:
+        packed, out = updates[owner], updates[owner + _INNER_OUT]
+        blocks = dict(zip(_PACKED, packed.B.chunk(3), strict=False)) | {"out_proj": out.B * _TIMES_ADDED}
+        untrained = not any(B.any() for B in blocks.values())
+        for part, B in blocks.items():
+            if B.any() or untrained:
+                found[f"{owner}.{part}"] = _without_zeros(out if part == "out_proj" else packed, B)
     return found
 
 
