@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .config import Bias, check_bias
 from .errors import ConfigError, LayerError
-from .layers import AdaptedLayer, LoRALayer
+from .layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA
 from .patterns import within
 
 _RECORD = "_lora_trained_beside"
@@ -204,6 +204,18 @@ def trained_names(model: nn.Module, bias: Bias | None = None) -> set[str]:
     return names
 
 
+def _check_called(model: nn.Module) -> None:
+    """`LayerError` when a layer with an update was put by hand where torch reads its weight without calling it."""
+    for name, module in model.named_modules():
+        by_hand = isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttentionLoRA)
+        if by_hand and any(_carries_update(child) for child in module.children()):
+            where = join(name, "out_proj")
+            raise LayerError(
+                f"{where!r} is a LoRA layer whose weight nn.MultiheadAttention reads without calling it, so its update would "
+                "have no effect: leave the plain layer there and inject a LoRAConfig that targets it. Nothing was changed."
+            )
+
+
 def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> None:
     """Set `requires_grad` of every parameter: True for the factors, for the biases that `bias` names and for what the
     configuration's `modules_to_save` named; False for all else.
@@ -211,7 +223,8 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     bias: "none", "lora_only" (those of layers with an update) or "all" (every parameter *named* bias); None means what the
     model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save; one that the
     model was not injected with is trained in place, so `eject` leaves it as trained.
-    Raises `ConfigError` when nothing would be trained, and `LayerError` inside a `disabled` block, with no flag changed.
+    Raises `ConfigError` when nothing would be trained, and `LayerError` inside a `disabled` block or when a layer would be
+    trained that is never called, with no flag changed.
 
     >>> import loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
@@ -220,6 +233,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     ['0.lora_A', '0.lora_B']
     """
     check_enabled(model, "marked")
+    _check_called(model)
     names = trained_names(model, bias)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not names & parameters.keys():
