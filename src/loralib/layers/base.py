@@ -256,7 +256,7 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         if self.merged:
             self.restore("weight")
             self.merged = False
-            if not self.training:
+            if self.merge_weights and not self.training:  # against its own habit
                 self.stay_called()
 
     def keep_merged(self) -> None:
