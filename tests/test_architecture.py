@@ -17,7 +17,7 @@ LEVELS = [
     {"ops"},
     {"updates", "adapter"},
     {"formats", "layers"},
-    {"trained", "surgery", "exchange", "legacy"},
+    {"trained", "surgery", "exchange", "legacy", "utils"},
     {"train"},
     {"recipes"},
     {"cli"},

@@ -8,6 +8,7 @@ Names mean what they mean in PEFT's `LoraConfig`. What belongs to a training run
 import dataclasses
 import json
 import math
+import numbers
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -22,23 +23,23 @@ ALL_LINEAR = "all-linear"
 
 def check_rank(r: object, *, zero: bool = False) -> int:
     """The rank, if it is a positive integer (or 0 where `zero` allows it); `ConfigError` otherwise."""
-    if isinstance(r, bool) or not isinstance(r, int) or r < (0 if zero else 1):
+    if isinstance(r, bool) or not isinstance(r, numbers.Integral) or r < (0 if zero else 1):
         raise ConfigError(f"r={r!r}: the rank must be {'0 (no LoRA) or ' if zero else ''}a positive integer, such as 8.")
-    return r
+    return int(r)
 
 
 def check_alpha(lora_alpha: object) -> float:
     """`lora_alpha`, if it is a positive finite number; `ConfigError` otherwise."""
-    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha < math.inf:
+    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, numbers.Real) or not 0 < float(lora_alpha) < math.inf:
         raise ConfigError(f"lora_alpha={lora_alpha!r}: must be a positive number; the update is scaled by lora_alpha / r.")
-    return lora_alpha
+    return int(lora_alpha) if isinstance(lora_alpha, numbers.Integral) else float(lora_alpha)
 
 
 def check_dropout(lora_dropout: object) -> float:
     """`lora_dropout`, if it is a probability below 1; `ConfigError` otherwise."""
-    if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
+    if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, numbers.Real) or not 0 <= float(lora_dropout) < 1:
         raise ConfigError(f"lora_dropout={lora_dropout!r}: must be a probability in [0, 1), such as 0.1.")
-    return lora_dropout
+    return float(lora_dropout)
 
 
 def check_bias(bias: object) -> Bias:
@@ -135,9 +136,8 @@ class LoRAConfig:
     slice_widths: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_rank(self.r)
-        check_alpha(self.lora_alpha)
-        check_dropout(self.lora_dropout)
+        checked = {"r": check_rank(self.r), "lora_alpha": check_alpha(self.lora_alpha)}
+        checked["lora_dropout"] = check_dropout(self.lora_dropout)
         check_bias(self.bias)
         for field in ("use_rslora", "fan_in_fan_out"):
             if not isinstance(getattr(self, field), bool):
@@ -149,7 +149,7 @@ class LoRAConfig:
         )
         _check_pattern(masks, "enable_lora", check_mask)
         _check_pattern(self.slice_widths, "slice_widths", check_widths)
-        frozen: dict[str, object] = {
+        frozen: dict[str, object] = checked | {
             "enable_lora": MappingProxyType({key: tuple(mask) for key, mask in masks.items()}),
             "slice_widths": MappingProxyType({key: tuple(widths) for key, widths in self.slice_widths.items()}),
             "modules_to_save": _names(self.modules_to_save, "modules_to_save"),

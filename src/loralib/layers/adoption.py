@@ -35,7 +35,7 @@ _KINDS = (
     "and what register_layer knows"
 )
 
-_STATE = ("r", "lora_alpha", "scaling", "use_rslora", "merged", "merge_weights", "disabled", "fan_in_fan_out")
+_STATE = ("r", "lora_alpha", "scaling", "use_rslora", "has_update", "merged", "merge_weights", "disabled", "fan_in_fan_out")
 _HIDDEN = ("_carried_forward", "_aside")
 _FACTORS = ("lora_A", "lora_B", "lora_dropout")
 _ABSENT = object()

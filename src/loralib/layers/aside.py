@@ -75,7 +75,7 @@ class SetAside(_Module):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._aside:
+        if name in self._aside and name in self._parameters:  # a replica of DataParallel has no Parameters
             with self.originals():
                 super().__setattr__(name, value)
         else:

@@ -49,8 +49,12 @@ class LoRALayer:
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
         self.r = check_rank(r, zero=True)
-        self.lora_alpha = check_alpha(lora_alpha)
-        self.lora_dropout = dropout_module(lora_dropout)
+        self.lora_alpha = check_alpha(lora_alpha) if r else lora_alpha
+        dropout = dropout_module(lora_dropout)
+        if "_modules" in vars(self) or not isinstance(self, nn.Module):
+            self.lora_dropout = dropout
+        else:  # called before nn.Module's constructor, which 0.1 allows
+            vars(self)["lora_dropout"] = dropout
         self.merged = False
         self.merge_weights = merge_weights
 
@@ -76,6 +80,7 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
     lora_B: nn.Parameter
     scaling: float = 0.0
     use_rslora: bool = False
+    has_update: bool = False
     disabled: bool = False
     _carried_forward: Callable[..., Any] | None = None
 
@@ -94,15 +99,19 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         """What the base layer computes, with the update."""
         if not self.acts:
             return self.base_forward(*args, **kwargs)
-        with self.computing_with(self.effective_weight(self.weight)):
-            return self.base_forward(*args, **kwargs)
+        return self.forward_with(self.effective_weight(self.weight), *args, **kwargs)
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
         """Why a plain `layer` of this kind cannot be adapted, or None."""
-        if lora_dropout and cls.forward is AdaptedLayer.forward:
+        return cls.problem_of_weights(layer, lora_dropout) if cls.forward is AdaptedLayer.forward else None
+
+    @staticmethod
+    def problem_of_weights(layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` cannot be computed by its own forward with another weight, or None."""
+        if lora_dropout:
             return f"lora_dropout={lora_dropout} cannot act in it, since its update is added to its weight; exclude it or use 0"
-        return None
+        return "its forward was replaced (by accelerate hooks, say); undo that first" if "forward" in vars(layer) else None
 
     @classmethod
     def make_update(
@@ -160,11 +169,6 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         return self.make_update(self, *factors, lora_alpha, self.use_rslora, **self.structure(self))
 
     @property
-    def has_update(self) -> bool:
-        """Whether the layer has factors at all, which it has not with r = 0."""
-        return "lora_A" in self._parameters
-
-    @property
     def acts(self) -> bool:
         """Whether the forward pass has an update to add to what the base layer computes."""
         return self.has_update and not self.merged and not self.disabled
@@ -180,21 +184,18 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
             return self._carried_forward(*args, **kwargs)
         return super().forward(*args, **kwargs)
 
-    @contextmanager
-    def computing_with(self, weight: Tensor) -> Iterator[None]:
-        """Inside the block the base's forward finds `weight` in the place of its own."""
-        slots: dict[str, Any] = self._parameters
-        own = slots["weight"]
-        slots["weight"] = weight
-        try:
-            yield
-        finally:
-            slots["weight"] = own
+    def forward_with(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the base layer computes with `weight` in the place of its own. The layer itself is not touched, which other
+        threads may be using: a twin of the base's class, which shares all else, computes."""
+        twin = object.__new__(type(self).base_class)
+        own = {name: value for name, value in vars(self).items() if name != "weight"}
+        vars(twin).update(own | {"_parameters": self._parameters | {"weight": weight}})
+        return twin.forward(*args, **kwargs)
 
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""
         self.lora_A, self.lora_B = nn.Parameter(update.A), nn.Parameter(update.B)
-        self.use_rslora, self.scaling = update.use_rslora, update.scaling
+        self.use_rslora, self.scaling, self.has_update = update.use_rslora, update.scaling, True
         for name, value in self.structure(update).items():
             setattr(self, name, value)
 
@@ -214,17 +215,16 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
             if rank_is_excessive(r, *shapes):
                 warnings.warn(f"r={r} is larger than both sides of {type(self).__name__}'s weight.", stacklevel=3)
             self.lora_A, self.lora_B = (nn.Parameter(self.weight.new_zeros(shape)) for shape in shapes)
-            self.scaling = lora_scaling(r, lora_alpha)
+            self.scaling, self.has_update = lora_scaling(r, lora_alpha), True
             self.weight.requires_grad_(False)
-            if not merge_weights:
-                self.stay_called()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the base's parameters as it does itself, and the factors' starting values."""
-        super().reset_parameters()  # type: ignore[misc]
-        if self.has_update:
-            self.reset_factors(self.lora_A, self.lora_B)
+        with self.originals():
+            super().reset_parameters()  # type: ignore[misc]
+            if self.has_update:
+                self.reset_factors(self.lora_A, self.lora_B)
 
     # --- merging ----------------------------------------------------------------------------------------------------
 
@@ -256,8 +256,6 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         if self.merged:
             self.restore("weight")
             self.merged = False
-            if self.merge_weights and not self.training:  # against its own habit
-                self.stay_called()
 
     def keep_merged(self) -> None:
         """Let the merged weight be the layer's own from now on; the original is forgotten."""
@@ -290,10 +288,22 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
     def train(self, mode: bool = True) -> Self:
         """Set the mode; with `merge_weights`, merge when it is evaluation and unmerge when it is training (inside a
         `disabled` block, as soon as it ends)."""
-        super().train(mode)
         if self.merge_weights and not self.disabled:
             (self.unmerge if mode else self.merge)()
+        super().train(mode)
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickled state; one of loralib 0.1's layers, which could be pickled with dropout, becomes one of ours."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "lora_A" in self._parameters and not self.has_update:
+            self.has_update = True
+            if self.merged:  # by addition
+                self.merged, W = False, self.weight
+                with torch.no_grad():
+                    delta = self.effective_weight(torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32)))
+                    W.copy_(W - delta)
+                self.merge()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward" and self._carried_forward is not None:  # hooks come and go around the base's forward

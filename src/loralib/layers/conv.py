@@ -10,6 +10,8 @@ shape, which is no product of two convolutions: W + ΔW is formed in the forward
 checkpoints of 0.1 load; injection and the other constructors have true rank r.
 """
 
+import copy
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -49,11 +51,11 @@ class ConvolutionLoRA(AdaptedLayer):
             return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
         if has_own_forward(type(self).base_class):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
-        drops = self.training and isinstance(self.lora_dropout, nn.Dropout)
-        if self.legacy and not drops:
-            return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+        x = first_input(args, kwargs).to(self.lora_A.device)
+        if self.legacy and (isinstance(self.lora_dropout, nn.Identity) or not self.training):
+            return self._conv_forward(x, self.effective_weight(self.weight), self.bias)  # type: ignore[operator,no-any-return]
         y: Tensor = self.base_forward(*args, **kwargs)
-        x = self.lora_dropout(first_input(args, kwargs).to(self.lora_A.device))
+        x = self.lora_dropout(x)
         if self.legacy:
             return y + self._convolve(x, self.delta().to(x.dtype), y).to(y.dtype)
         return ops.add_convolution_update(
@@ -119,9 +121,7 @@ class ConvolutionLoRA(AdaptedLayer):
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
         """Why a plain `layer` cannot be adapted, or None."""
-        if lora_dropout and has_own_forward(type(layer)):
-            return f"lora_dropout={lora_dropout} cannot act in it, which has a forward of its own; exclude it or use 0"
-        return None
+        return cls.problem_of_weights(layer, lora_dropout) if has_own_forward(type(layer)) else None
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:
@@ -159,8 +159,13 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
         if not isinstance(self, conv_module):
             self.__class__ = made_to_measure(type(self), conv_module)
         conv_module.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        self.legacy = isinstance(self, nn.Conv2d) and len(set(self.kernel_size)) == 1
+        square = isinstance(self, nn.Conv2d) and len(set(self.kernel_size)) == 1
+        self.legacy = square or (set(self.kernel_size) == {1} and not self.transposed)
         self.build(r, lora_alpha, lora_dropout, merge_weights)
+
+    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the convolution computes; 0.1 calls the input x."""
+        return super().base_forward(first_input(args, kwargs)) if not args else super().base_forward(*args, **kwargs)
 
     @property
     def conv(self) -> "BareConvolution":
@@ -172,6 +177,13 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
             self.conv.take(value)
         else:
             super().__setattr__(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickled state; 0.1 kept the convolution as a module in the layer."""
+        inner = state["_modules"].pop("conv", None)
+        if inner is not None:
+            state = vars(inner) | state | {"legacy": True, "_parameters": inner._parameters | state["_parameters"]}
+        super().__setstate__(state)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         rename_legacy_keys(state_dict, prefix)
@@ -186,40 +198,82 @@ def rename_legacy_keys(state_dict: dict[str, Tensor], prefix: str) -> None:
 
 
 class BareConvolution:
-    """A view of a `ConvLoRA` layer as the convolution in it: everything but its call and its state is the layer's own."""
+    """A view of a `ConvLoRA` layer as the convolution in it: its weight, bias and settings are the layer's own, its call and
+    its state are those of the convolution alone."""
 
     def __init__(self, layer: ConvLoRA):
         self.__dict__["layer"] = layer
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)
+        if name == "layer":  # of a copy in the making
+            raise AttributeError(name)
+        return getattr(self.layer, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["layer"], name, value)
+        setattr(self.layer, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the convolution computes with the weight in place, without the update."""
-        return self.__dict__["layer"].base_forward(*args, **kwargs)
+        return self.layer.base_forward(*args, **kwargs)
+
+    def module(self) -> nn.Module:
+        """A plain convolution that shares the weight and bias."""
+        layer = self.layer
+        base: Any = type(layer).base_class
+        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        settings = {name: getattr(layer, name) for name in names}
+        sizes = layer.in_channels, layer.out_channels, layer.kernel_size
+        plain: nn.Module = base(*sizes, **settings, bias=layer.bias is not None, device="meta").train(layer.training)
+        plain._parameters.update({name: layer._parameters[name] for name in plain._parameters})
+        return plain
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return copy.deepcopy(self.module(), memo)
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.module(),)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weight and, where there is one, the bias, by name."""
+        return self.module().named_parameters()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weight and, where there is one, the bias."""
+        return self.module().parameters()
+
+    def requires_grad_(self, requires_grad: bool = True) -> "BareConvolution":
+        """Set `requires_grad` of the weight and the bias."""
+        self.module().requires_grad_(requires_grad)
+        return self
+
+    def reset_parameters(self) -> None:
+        """Draw the weight and the bias as torch's convolution does."""
+        with self.layer.originals():
+            self.module().reset_parameters()  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weight and, where there is one, the bias."""
-        return {name: t for name, t in self.__dict__["layer"].state_dict().items() if name in ("weight", "bias")}
+        return {name: t for name, t in self.layer.state_dict().items() if name in ("weight", "bias")}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
         """Load the weight and the bias of a plain convolution."""
-        layer: ConvLoRA = self.__dict__["layer"]
-        factors = {name: t for name, t in layer.state_dict().items() if name not in ("weight", "bias")}
-        return layer.load_state_dict(factors | dict(state_dict), strict=strict)
+        factors = {name: t for name, t in self.layer.state_dict().items() if name not in ("weight", "bias")}
+        return self.layer.load_state_dict(factors | dict(state_dict), strict=strict)
 
     def take(self, module: nn.Module) -> None:
-        """Let the Parameters of `module`, a convolution of the same shape, become the layer's."""
-        layer: ConvLoRA = self.__dict__["layer"]
-        given = module._parameters
-        own = {name: p for name, p in layer._parameters.items() if not name.startswith("lora_")}
-        if [(n, p is None or p.shape) for n, p in given.items()] != [(n, p is None or p.shape) for n, p in own.items()]:
-            raise LayerError(f"{module} cannot take the place of the convolution in {layer}. Nothing was changed.")
-        for name, parameter in given.items():
-            setattr(layer, name, parameter)
+        """Let the Parameters and settings of `module`, a convolution with a weight of the same shape, become the layer's."""
+        base, W = type(self.layer).base_class, module._parameters.get("weight")
+        if type(module) is not base or W is None or W.shape != self.layer.weight.shape:
+            raise LayerError(f"{module} cannot take the place of {self.module()}. Nothing was changed.")
+        for name, parameter in module._parameters.items():
+            setattr(self.layer, name, parameter)
+        settings = ("stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
+        for name in settings:
+            setattr(self.layer, name, getattr(module, name))
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]

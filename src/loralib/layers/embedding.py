@@ -80,8 +80,7 @@ class EmbeddingLoRA(_Lookup):
         ids = ids.to(self.lora_A.device)
         A, B, keep = self.lora_A, self.lora_B, self._kept(ids)
         if has_own_forward(type(self).base_class):
-            with self.computing_with(A.t()):
-                t = self.base_forward(*args, **kwargs)
+            t = self.forward_with(A.t(), *args, **kwargs)
             return ops.add_expanded(y, t if keep is None else t * keep.unsqueeze(-1), B, self.scaling)
         return ops.add_embedding_update(y, ids, A, B, self.scaling, keep, self.scale_grad_by_freq)
 
@@ -95,9 +94,11 @@ class EmbeddingLoRA(_Lookup):
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
         """Why a plain `layer` cannot be adapted, or None."""
-        if has_own_forward(type(layer)) and layer.max_norm is not None:
+        if not has_own_forward(type(layer)):
+            return None
+        if layer.max_norm is not None:
             return "it has both a forward of its own and a max_norm, whose order is not known"
-        return None
+        return cls.problem_of_weights(layer, 0.0)
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:
@@ -133,7 +134,20 @@ class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
         **kwargs: Any,
     ):
         nn.Embedding.__init__(self, num_embeddings, embedding_dim, **kwargs)
+        self._given = kwargs.get("_weight") is not None
         self.build(r, lora_alpha, 0.0, merge_weights)
+        del self._given
+
+    def reset_parameters(self) -> None:
+        """Draw the weight as `nn.Embedding` does, unless the constructor was given one, and the factors' starting values."""
+        if not vars(self).get("_given"):
+            super().reset_parameters()
+        elif self.has_update:
+            self.reset_factors(self.lora_A, self.lora_B)
+
+    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What `nn.Embedding` computes; 0.1 calls the input x."""
+        return super().base_forward(first_input(args, kwargs))
 
 
 class EmbeddingBagLoRA(_Lookup):

@@ -22,10 +22,9 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def transposable_forward(layer: "LinearLoRA", forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """What `nn.Linear` computes, for a layer of 0.1 that may store its weight as (in, out)."""
-    if layer.fan_in_fan_out:
-        return F.linear(first_input(args, kwargs), layer.weight.t(), layer.bias)
-    return forward(*args, **kwargs)
+    """What `nn.Linear` computes, for a layer of 0.1 that may store its weight as (in, out) and calls its input x."""
+    x = first_input(args, kwargs)
+    return F.linear(x, layer.weight.t(), layer.bias) if layer.fan_in_fan_out else forward(x)
 
 
 class LinearLoRA(AdaptedLayer):
@@ -57,8 +56,11 @@ class LinearLoRA(AdaptedLayer):
         return ops.merge_delta(W, self.delta().t() if self.fan_in_fan_out else self.delta())
 
     def store_weight(self, fan_in_fan_out: bool) -> None:
-        """Store the weight, which is (out, in) so far, as loralib 0.1's `fan_in_fan_out` asks."""
+        """Store the weight, which is (out, in) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then
+        without calling the layer, nor while there is an update."""
         self.fan_in_fan_out = fan_in_fan_out
+        if fan_in_fan_out or self.has_update:
+            self.stay_called()
         if fan_in_fan_out:
             W = self.weight
             self.weight = nn.Parameter(W.detach().t().contiguous(), requires_grad=W.requires_grad)

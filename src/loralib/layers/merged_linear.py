@@ -116,9 +116,14 @@ class MergedLinear(MergedLinearLoRA, nn.Linear):  # type: ignore[misc]
     ):
         widths = slice_widths(out_features, enable_lora)
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
-        self.enable_lora, self.widths = enable_lora, widths
+        self.enable_lora, self.widths = list(enable_lora), widths
         self.build(r, lora_alpha, lora_dropout, merge_weights)
         self.store_weight(fan_in_fan_out)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickled state; 0.1 kept which rows are enabled, where we keep the widths of the slices."""
+        state.pop("lora_ind", None)
+        super().__setstate__({"widths": slice_widths(state["out_features"], state["enable_lora"])} | state)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Linear` computes, whichever way the weight is stored."""

@@ -91,7 +91,8 @@ def linear_delta(A: Tensor, B: Tensor, scaling: float) -> Tensor:
     torch.Size([5, 4, 3, 3])
     """
     wide = torch.promote_types(A.dtype, torch.float32)
-    return (B.flatten(1).to(wide) @ A.flatten(1).to(wide)).reshape(len(B), *A.shape[1:]) * scaling
+    delta: Tensor = (B.flatten(1).to(wide) @ A.flatten(1).to(wide)).unflatten(1, A.shape[1:]) * scaling
+    return delta
 
 
 def merged_linear_delta(A: Tensor, B: Tensor, scaling: float, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
