@@ -65,6 +65,7 @@ def extract(model: nn.Module) -> Adapter:
 def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
     """The configuration that describes the layers as they are, with full names as targets."""
     updates = {name: layer.update for name, layer in found.items()}
+    linear = [layer for layer in found.values() if isinstance(layer, layers.LinearLoRA)]
     merged = {name: u for name, u in updates.items() if isinstance(u, MergedUpdate)}
     ranks, alphas = ([getattr(u, key) for u in updates.values()] for key in ("r", "lora_alpha"))
     r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
@@ -84,7 +85,7 @@ def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: d
         rank_pattern={patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
         alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
         use_rslora=any(u.use_rslora for u in updates.values()),
-        fan_in_fan_out=any(layer.fan_in_fan_out for layer in found.values() if isinstance(layer, layers.LinearLoRA)),
+        fan_in_fan_out=bool(linear) and all(layer.fan_in_fan_out for layer in linear),
         enable_lora={patterns.exactly(name): u.enable_lora for name, u in merged.items()},
         slice_widths={patterns.exactly(name): u.widths for name, u in merged.items() if len(set(u.widths)) > 1},
     )
@@ -107,7 +108,8 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     check_enabled(model, "attached to")
     modules, tensors, present = surgery.sites(model), trained.named_tensors(model), adapted_layers(model)
     dropout = adapter.config.lora_dropout
-    problems = [p for name in adapter.layers if (p := _misfit(model, modules, name, adapter, bool(present)))]
+    owner = surgery.owners(model)
+    problems = [p for name in adapter.layers if (p := _misfit(owner, modules, name, adapter, bool(present)))]
     if present:
         problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
         beside = sorted(name for name in trained.trained_names(model) if not trained.is_factor(name))
@@ -130,7 +132,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
             assert isinstance(layer.weight, Tensor)
             device = layer.weight.device
             own = replace(update, A=update.A.to(device, copy=True), B=update.B.to(device, copy=True))
-            adopt_in(model, name, layer, own, dropout)
+            adopt_in(owner.get(id(layer)), layer, own, dropout)
     kept, saved = trained.record(model), adapter.config.modules_to_save
     kept.bias = adapter.config.bias
     kept.modules = tuple(name for name in modules if any(patterns.ends_with(name, entry) for entry in saved))
@@ -145,7 +147,9 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     return list(adapter.layers)
 
 
-def _misfit(model: nn.Module, modules: dict[str, nn.Module], name: str, adapter: Adapter, injected: bool) -> str | None:
+def _misfit(
+    owner: dict[int, nn.Module], modules: dict[str, nn.Module], name: str, adapter: Adapter, injected: bool
+) -> str | None:
     """Why the update of the layer `name` does not fit the one in the model, or None."""
     layer, update = modules.get(name), adapter.layers[name]
     if layer is None:
@@ -155,7 +159,7 @@ def _misfit(model: nn.Module, modules: dict[str, nn.Module], name: str, adapter:
         return misfit and f"{name}: {misfit}"
     if injected:
         return f"{name}: adapted in the adapter, not in the model"
-    if problem := layer_problem(model, name, layer, adapter.config.lora_dropout, type(update)):
+    if problem := layer_problem(owner.get(id(layer)), layer, adapter.config.lora_dropout, type(update)):
         return f"{name}: {problem}"
     treatment = layers.treatment(type(layer), type(update))
     assert treatment is not None

@@ -60,12 +60,17 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
     return protocol() if protocol else None
 
 
+def owners(model: nn.Module) -> dict[int, nn.Module]:
+    """The modules of torch that read weights of their layers without calling them, by the ids of those layers."""
+    readers = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer))
+    return {id(child): module for module in readers for child in module.children()}
+
+
 def layer_problem(
-    model: nn.Module, name: str, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None
+    owner: nn.Module | None, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None
 ) -> str | None:
-    """Why the layer `name` of `model` cannot be given an update, or None."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if name and isinstance(parent, nn.MultiheadAttention) and (problem := layers.attention_problem(parent)):
+    """Why `layer`, whose owner is that of `owners`, cannot be given an update, or None."""
+    if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
         return problem
     return layers.adoption_problem(layer, lora_dropout, update_class)
 
@@ -100,9 +105,11 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
         names = [name for name in names if name not in excluded]
         if not names:
             raise TargetError(f"exclude_modules leaves no layer of {where} to adapt. Nothing was changed.")
+    owner = owners(model)
     for name in names:
-        update_class = MergedUpdate if patterns.lookup(config.masks, name, ()) else None
-        if problem := layer_problem(model, name, modules[name], config.lora_dropout, update_class):
+        is_sliced = any(patterns.lookup(field, name, ()) for field in (config.masks, config.slice_widths))
+        update_class = MergedUpdate if is_sliced else None
+        if problem := layer_problem(owner.get(id(modules[name])), modules[name], config.lora_dropout, update_class):
             raise TargetError(f"{name!r} of {where} cannot be adapted: {problem}. Nothing was changed.")
     return names
 
@@ -142,8 +149,9 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     modules = sites(model)
     updates = {name: _new_update(name, modules[name], config, dtype) for name in names}
     _warn_of_ranks(updates)
+    owner = owners(model)
     for name, update in updates.items():
-        adopt_in(model, name, modules[name], update, config.lora_dropout)
+        adopt_in(owner.get(id(modules[name])), modules[name], update, config.lora_dropout)
     kept = trained.record(model)
     kept.bias = config.bias if config.bias != "none" else kept.bias
     kept.modules = tuple(dict.fromkeys([*kept.modules, *saved]))
@@ -181,15 +189,18 @@ def _warn_of_ranks(updates: dict[str, LoRAUpdate]) -> None:
         )
 
 
-def adopt_in(model: nn.Module, name: str, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
-    """Give the layer `name` of `model` an update, seeing to it that the layer is called."""
-    adapted, parent = layers.adopt(layer, update, lora_dropout), model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
-        layers.enter(parent)
-        if isinstance(layer, layers.Projection):
-            parent.add_module(layer.name, layer)
-    elif isinstance(parent, nn.TransformerEncoderLayer):
+def adopt_in(owner: nn.Module | None, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
+    """Give `layer`, whose owner is that of `owners`, an update, seeing to it that the layer is called."""
+    adapted = layers.adopt(layer, update, lora_dropout)
+    if isinstance(layer, layers.Projection):
+        layers.enter(layer.owner)
+        layer.owner.add_module(layer.name, layer)
+    elif isinstance(owner, nn.MultiheadAttention):
+        layers.enter(owner)
+    elif isinstance(owner, nn.TransformerEncoderLayer):
         adapted.stay_called()
+        if layers.attention_problem(owner.self_attn) is None:  # which may be given a nested tensor that needs a gradient
+            layers.enter(owner.self_attn)
 
 
 def eject(model: nn.Module) -> None:
@@ -222,6 +233,7 @@ def _eject_layers(model: nn.Module, adapted: Iterable[AdaptedLayer]) -> None:
         layers.eject(layer)
         if isinstance(layer, layers.Projection):
             del layer.owner._modules[layer.name]
+            layers.leave(layer.owner)
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             layers.leave(module)

@@ -105,7 +105,7 @@ class ConvolutionUpdate(LoRAUpdate):
     def _problem(self) -> str | None:
         if self.A.dim() != self.B.dim() or self.A.dim() < 3:
             return "expected (r, in / groups, *kernel) and (out, r, 1…)"
-        if len(self.B) % self.groups:
+        if self.groups < 1 or len(self.B) % self.groups:
             return f"groups={self.groups} does not divide the output channels"
         return super()._problem()
 
@@ -125,7 +125,8 @@ class LegacyConvolutionUpdate(LoRAUpdate):
 
     def _problem(self) -> str | None:
         A, B, shape = self.A, self.B, torch.Size(self.weight_shape)
-        if len(shape) < 3 or A.dim() != 2 or B.dim() != 2 or not 0 < len(A) == B.shape[1] or len(A) % shape[-1]:
+        matrices = A.dim() == B.dim() == 2 and 0 < len(A) == B.shape[1]
+        if len(shape) < 3 or min(shape) < 1 or not matrices or len(A) % shape[-1]:
             return "expected (r·kernel, in·kernel) and (out / groups·kernel, r·kernel)"
         return None if len(B) * A.shape[1] == shape.numel() else f"their product cannot take the weight's shape {tuple(shape)}"
 
@@ -156,6 +157,8 @@ class MergedUpdate(LoRAUpdate):
 
     def _problem(self) -> str | None:
         A, B = self.A, self.B
+        if min(self.widths, default=1) < 1:
+            return f"slices are at least 1 wide, not {self.widths}"
         if len(self.enable_lora) != len(self.widths) or not any(self.enable_lora):
             return f"enable_lora={self.enable_lora} must name at least one of the {len(self.widths)} slices"
         enabled = sum(width for width, on in zip(self.widths, self.enable_lora, strict=True) if on)

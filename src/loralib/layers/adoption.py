@@ -24,7 +24,12 @@ _TREATMENTS: dict[type[nn.Module], Treatments] = {
     nn.Linear: (LinearLoRA, MergedLinearLoRA),
     nn.Embedding: (EmbeddingLoRA,),
     nn.EmbeddingBag: (EmbeddingBagLoRA,),
-    nn.modules.conv._ConvNd: (ConvolutionLoRA,),
+    nn.Conv1d: (ConvolutionLoRA,),
+    nn.Conv2d: (ConvolutionLoRA,),
+    nn.Conv3d: (ConvolutionLoRA,),
+    nn.ConvTranspose1d: (ConvolutionLoRA,),
+    nn.ConvTranspose2d: (ConvolutionLoRA,),
+    nn.ConvTranspose3d: (ConvolutionLoRA,),
     nn.Bilinear: (BilinearLoRA,),
     Projection: (ProjectionLoRA,),
     nn.modules.linear.NonDynamicallyQuantizableLinear: (OutProjectionLoRA,),
@@ -74,8 +79,13 @@ def register_layer(layer_class: type[nn.Module], treatment: type[AdaptedLayer]) 
             raise ConfigError(
                 f"{value!r} is no subclass of {base.__name__}; register_layer takes a layer class and a treatment."
             )
-    if _TREATMENTS.setdefault(layer_class, (treatment,)) != (treatment,):
+    known = _TREATMENTS.get(layer_class) or _BY_NAME.get(f"{layer_class.__module__}.{layer_class.__qualname__}")
+    if known not in (None, (treatment,)):
         raise ConfigError(f"{layer_class.__name__} layers have another treatment already; derive a class and register that.")
+    for method in ("factor_shapes", "effective_weight"):
+        if not any(method in vars(cls) for cls in treatment.__mro__[: treatment.__mro__.index(AdaptedLayer)]):
+            raise ConfigError(f"{treatment.__name__} does not say its {method}; a treatment has to.")
+    _TREATMENTS[layer_class] = (treatment,)
 
 
 def _row(base: type[nn.Module]) -> tuple[type[nn.Module], Treatments] | None:
@@ -113,7 +123,7 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
         return f"{type(layer).__name__} layers carry a {kinds}, not a {update_class.__name__ if update_class else 'None'}"
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module; inject before scripting"
-    W = layer.weight
+    W = getattr(layer, "weight", None)
     if isinstance(W, UninitializedParameter):
         return "its shape is not known yet; run one batch through the model first"
     if not isinstance(W, torch.Tensor):

@@ -31,10 +31,10 @@ class SetAside(_Module):
 
     def stand_in(self, name: str, tensor: Tensor) -> None:
         """Let `tensor` take the place of the Parameter `name`, or of what stands in for it already."""
-        W = self.original(name)
+        present: nn.Parameter = getattr(self, name)
         if name not in self._aside:  # past nn.Module.__setattr__, which would register it
-            self.__dict__["_aside"] = dict(self._aside) | {name: (W, W.requires_grad)}
-        self._parameters[name] = nn.Parameter(tensor, requires_grad=W.requires_grad)
+            self.__dict__["_aside"] = dict(self._aside) | {name: (present, present.requires_grad)}
+        self._parameters[name] = nn.Parameter(tensor, requires_grad=present.requires_grad)
 
     def restore(self, name: str) -> None:
         """Put the original Parameter `name` back."""

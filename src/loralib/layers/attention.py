@@ -130,7 +130,8 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
 
     def adapted(self) -> list[ProjectionLoRA]:
         """The projections of query, key and value that have updates."""
-        return [m for name in PROJECTIONS if isinstance(m := self._modules.get(name), ProjectionLoRA)]
+        children = [self._modules.get(name) for name in PROJECTIONS]
+        return [child for child in children if isinstance(child, ProjectionLoRA)]
 
     def merge_again(self) -> None:
         """Put the weights that the merged projections make of the originals in their places; the others are restored."""
@@ -174,24 +175,32 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention`: the output, shaped as `query`, and the weights where they are asked for."""
         masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
-        if not any(isinstance(layer, AdaptedLayer) and layer.acts for layer in (*self.adapted(), self.out_proj)):
+        needs_gradient = torch.is_grad_enabled() and query.requires_grad  # torch attends to nested tensors without only
+        if not self._acts() and not (query.is_nested and needs_gradient):
             asked: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
             return super().forward(query, key, value, **masks, **asked)
         if query.is_nested:  # nn.TransformerEncoder packs padded batches so, for its fast path
-            return self._forward_nested(query), None
+            return self._forward_nested(query, key, value, key_padding_mask, attn_mask, need_weights), None
         if is_causal and attn_mask is None:
             raise LayerError("is_causal=True is a hint about attn_mask, which is missing; give the causal mask as well.")
         batched, first = query.dim() == 3, self.batch_first
+        if batched and not first:
+            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         if not batched:
+            query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        inputs = [x.unsqueeze(0) if not batched else x if first else x.transpose(0, 1) for x in (query, key, value)]
-        q, k, v = (self._project(name, x) for name, x in zip(PROJECTIONS, inputs, strict=True))
+        _check_shapes(query, key, value, key_padding_mask, attn_mask, self.num_heads)
+        q, k, v = self._project("q_proj", query), self._project("k_proj", key), self._project("v_proj", value)
         y, weights = self._attend(q, k, v, key_padding_mask, attn_mask, need_weights)
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
         if not batched:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return y if first else y.transpose(0, 1), weights
+
+    def _acts(self) -> bool:
+        adapted: list[nn.Module] = [*self.adapted(), self.out_proj]
+        return any([isinstance(layer, AdaptedLayer) and layer.acts for layer in adapted])
 
     def _project(self, name: str, x: Tensor) -> Tensor:
         if name in self._modules:
@@ -202,12 +211,16 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
             x, rows_of(self, name, getattr(self, slot_of(self, name))), None if b is None else rows_of(self, name, b)
         )
 
-    def _forward_nested(self, x: Tensor) -> Tensor:
+    def _forward_nested(
+        self, x: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, mask: Tensor | None, need_weights: bool
+    ) -> Tensor:
         """Self-attention on a nested tensor (n, l of each, e), which becomes a padded one meanwhile."""
+        if x is not key or x is not value or padding is not None or mask is not None or need_weights:
+            raise LayerError("A nested tensor is attended to by itself only, without masks and without weights.")
         lengths = [len(row) for row in x.unbind()]
         padded = x.to_padded_tensor(0.0)
-        mask = torch.arange(padded.shape[1], device=x.device) >= torch.tensor(lengths, device=x.device).unsqueeze(-1)
-        y, _ = MultiheadAttentionLoRA.forward(self, padded, padded, padded, key_padding_mask=mask, need_weights=False)
+        outside = torch.arange(padded.shape[1], device=x.device) >= torch.tensor(lengths, device=x.device).unsqueeze(-1)
+        y, _ = MultiheadAttentionLoRA.forward(self, padded, padded, padded, key_padding_mask=outside, need_weights=False)
         return torch.nested.as_nested_tensor([row[:length] for row, length in zip(y, lengths, strict=True)])
 
     def _attend(
@@ -216,10 +229,10 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
         """The output (n, l, e) and perhaps the weights (n, H, l, s), for q (n, l, e), k and v (n, s, e)."""
         n, s = k.shape[:2]
         if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([x, b.expand(n, 1, -1)], dim=1) for x, b in ((k, self.bias_k), (v, self.bias_v)))
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (n, H, ·, h)
+            k, v = torch.cat([k, self.bias_k.expand(n, 1, -1)], dim=1), torch.cat([v, self.bias_v.expand(n, 1, -1)], dim=1)
+        q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (n, H, ·, h)
         if self.add_zero_attn:
-            k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         mask = _additive(attn_mask, key_padding_mask, n, k.shape[2] - s, q.dtype)
         p = self.dropout if self.training else 0.0
         if need_weights:
@@ -229,6 +242,26 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
         else:
             weights, heads = None, F.scaled_dot_product_attention(q, k, v, mask, p)
         return self.out_proj(heads.transpose(1, 2).flatten(2)), weights
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None, H: int) -> None:
+    """`LayerError` for what would be broadcast here and is refused by torch: q (n, l, e), k and v (n, s, ·)."""
+    (n, target), source = q.shape[:2], k.shape[1]
+    if q.dim() != 3 or k.shape[:2] != v.shape[:2] or k.shape[0] != n:
+        raise LayerError(f"query {tuple(q.shape)}, key {tuple(k.shape)} and value {tuple(v.shape)} do not go together.")
+    of_keys: list[tuple[int, ...]] = [(n, source)]
+    of_pairs: list[tuple[int, ...]] = [(target, source), (n * H, target, source)]
+    for name, mask, shapes in (("key_padding_mask", key_padding_mask, of_keys), ("attn_mask", attn_mask, of_pairs)):
+        if mask is None:
+            continue
+        if tuple(mask.shape) not in shapes:
+            raise LayerError(f"{name} has shape {tuple(mask.shape)}; expected {' or '.join(map(str, shapes))}.")
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise LayerError(f"{name} has dtype {mask.dtype}; expected torch.bool or a floating-point one.")
 
 
 def _additive(

@@ -111,6 +111,8 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         """Why a plain `layer` cannot be computed by its own forward with another weight, or None."""
         if lora_dropout:
             return f"lora_dropout={lora_dropout} cannot act in it, since its update is added to its weight; exclude it or use 0"
+        if "weight" not in layer._parameters:
+            return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
         return "its forward was replaced (by accelerate hooks, say); undo that first" if "forward" in vars(layer) else None
 
     @classmethod
@@ -189,8 +191,11 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         threads may be using: a twin of the base's class, which shares all else, computes."""
         twin = object.__new__(type(self).base_class)
         own = {name: value for name, value in vars(self).items() if name != "weight"}
-        vars(twin).update(own | {"_parameters": self._parameters | {"weight": weight}})
-        return twin.forward(*args, **kwargs)
+        own["_parameters"] = self._parameters | {"weight": weight}
+        vars(twin).update(own)
+        result = twin.forward(*args, **kwargs)
+        vars(self).update({name: value for name, value in vars(twin).items() if own.get(name, twin) is not value})
+        return result
 
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""

@@ -12,19 +12,26 @@ from .base import AdaptedLayer
 
 
 class BilinearLoRA(AdaptedLayer):
-    """The treatment of `nn.Bilinear`. `lora_dropout` acts on the first input."""
+    """The treatment of `nn.Bilinear`. `lora_dropout` acts on the first input. A subclass with a forward of its own computes
+    with that and the effective weight, so that `lora_dropout` cannot act in it."""
 
-    def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., out) for inputs (..., in1) and (..., in2)."""
-        y: Tensor = self.base_forward(input1, input2)
-        if not self.acts:
-            return y
+        if not self.acts or type(self).base_class.forward is not nn.Bilinear.forward:
+            return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+        y: Tensor = self.base_forward(*args, **kwargs)
+        input1, input2 = (*args, *(kwargs[name] for name in ("input1", "input2") if name in kwargs))
         t = F.bilinear(self.lora_dropout(input1), input2, self.lora_A.to(input1.dtype))  # (..., r)
         return ops.add_expanded(y, t, self.lora_B, self.scaling)
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """W + s·B·A in the dtype of `W`, added in at least float32 and rounded once."""
         return ops.merge_delta(W, ops.linear_delta(self.lora_A, self.lora_B, self.scaling))
+
+    @classmethod
+    def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` cannot be adapted, or None."""
+        return None if type(layer).forward is nn.Bilinear.forward else cls.problem_of_weights(layer, lora_dropout)
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

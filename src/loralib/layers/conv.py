@@ -52,7 +52,8 @@ class ConvolutionLoRA(AdaptedLayer):
         if has_own_forward(type(self).base_class):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
         x = first_input(args, kwargs).to(self.lora_A.device)
-        if self.legacy and (isinstance(self.lora_dropout, nn.Identity) or not self.training):
+        drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
+        if self.legacy and not drops and self._carried_forward is None:
             return self._conv_forward(x, self.effective_weight(self.weight), self.bias)  # type: ignore[operator,no-any-return]
         y: Tensor = self.base_forward(*args, **kwargs)
         x = self.lora_dropout(x)

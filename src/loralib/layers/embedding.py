@@ -65,12 +65,16 @@ class EmbeddingLoRA(_Lookup):
     padding_idx: that row of the output stays what the base gives, whatever A holds there. max_norm: renormalises the rows
     of the base's weight when they are looked up, as `nn.Embedding` does; A and B are not touched, and the update is added to
     the renormalised rows. scale_grad_by_freq: applies to A. sparse: concerns the base's weight only; the gradient of A is
-    dense, (r, V). lora_dropout: drops a token's update as a whole, as dropout on a one-hot input does. A subclass with a
-    forward of its own must be linear in its weight, as the scaled embeddings of some language models are.
+    dense, (r, V). lora_dropout: drops a token's update as a whole, as dropout on a one-hot input does.
+
+    A subclass with a forward of its own computes with that and the effective weight, (V, k), so that `lora_dropout` cannot act
+    in it; but transformers' scaled embeddings, whose forward is a lookup times `embed_scale`, look up in Aᵀ as well.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., k) for token numbers x (...)."""
+        if self.acts and has_own_forward(type(self).base_class) and not is_scaled(self):
+            return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
         ids = first_input(args, kwargs)
         if self.merged and self.max_norm is not None:  # its rows are renormalised before the update, not after it
             return F.embedding(ids, self.weight, self.padding_idx)
@@ -98,7 +102,15 @@ class EmbeddingLoRA(_Lookup):
             return None
         if layer.max_norm is not None:
             return "it has both a forward of its own and a max_norm, whose order is not known"
-        return cls.problem_of_weights(layer, 0.0)
+        if layer.sparse:
+            return "it has both a forward of its own and a sparse gradient, which cannot reach the factors"
+        return cls.problem_of_weights(layer, 0.0 if is_scaled(layer) else lora_dropout)
+
+
+def is_scaled(layer: nn.Module) -> bool:
+    """Whether `layer` is one of transformers' embeddings whose forward is a lookup times `embed_scale`."""
+    known = [cls for cls in type(layer).__mro__ if cls.__module__.startswith("transformers.models.")]
+    return bool(known) and known[0].__name__.endswith("ScaledWordEmbedding") and hasattr(layer, "embed_scale")
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:
@@ -164,6 +176,8 @@ class EmbeddingBagLoRA(_Lookup):
         y: Tensor = self.base_forward(input, offsets, per_sample_weights)
         if not self.acts:
             return y
+        if self.mode == "max" and torch.compiler.is_compiling():  # how many rows are in use is not known in advance
+            return self._bags(input, self.effective_weight(self.weight), offsets, None, self.padding_idx)
         if self.mode == "max":
             return self._maximum(input, offsets).to(y.dtype)
         A = self.lora_A.t()

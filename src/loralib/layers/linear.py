@@ -16,8 +16,8 @@ from .base import AdaptedLayer
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The layer's input: the first argument, whatever the base layer calls it."""
-    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    """The layer's input: the first argument, by torch's name or whatever the base layer calls it."""
+    x: Tensor = args[0] if args else kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
     return x
 
 

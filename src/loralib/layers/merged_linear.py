@@ -123,7 +123,9 @@ class MergedLinear(MergedLinearLoRA, nn.Linear):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a pickled state; 0.1 kept which rows are enabled, where we keep the widths of the slices."""
         state.pop("lora_ind", None)
-        super().__setstate__({"widths": slice_widths(state["out_features"], state["enable_lora"])} | state)
+        if "widths" not in state:
+            state = state | {"widths": slice_widths(state["out_features"], state["enable_lora"])}
+        super().__setstate__(state)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Linear` computes, whichever way the weight is stored."""
