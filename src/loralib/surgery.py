@@ -120,7 +120,8 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
 def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> list[str]:
     """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned.
 
-    B starts at zero, so the model computes bit for bit what it did. dtype: of the factors; None means float32 where the
+    B starts at zero, so the model computes bit for bit what it did (but for `nn.MultiheadAttention`, whose products are then
+    done one by one: up to rounding). dtype: of the factors; None means float32 where the
     weight has a lower precision and the weight's own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
     does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
     Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted; the model is then unchanged.

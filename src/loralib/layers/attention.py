@@ -6,8 +6,8 @@ layer that is there anyway. As long as one of the four has an update that acts, 
 
     q = query·Wqᵀ + bq + s·Bq·Aq·query,   k and v likewise,   softmax(q·kᵀ/√h + mask)·v,   then out_proj
 
-in the order that torch documents; otherwise torch's own forward runs, its fast path included. n batch, l target and s source
-length, e embedding, H heads of width h.
+in the order that torch documents, with `lora_dropout` on each input; otherwise torch's own forward runs, its fast path
+included. n batch, l target and s source length, e embedding, H heads of width h.
 """
 
 import math

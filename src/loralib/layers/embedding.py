@@ -108,9 +108,11 @@ class EmbeddingLoRA(_Lookup):
 
 
 def is_scaled(layer: nn.Module) -> bool:
-    """Whether `layer` is one of transformers' embeddings whose forward is a lookup times `embed_scale`."""
+    """Whether `layer` is one of transformers' embeddings whose forward is a lookup times `embed_scale`, and nothing else: one
+    with a Parameter beside its weight does more."""
     known = [cls for cls in type(layer).__mro__ if cls.__module__.startswith("transformers.models.")]
-    return bool(known) and known[0].__name__.endswith("ScaledWordEmbedding") and hasattr(layer, "embed_scale")
+    beside = layer._parameters.keys() - {"weight", "lora_A", "lora_B"}
+    return bool(known) and known[0].__name__.endswith("ScaledWordEmbedding") and not beside
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:

@@ -98,6 +98,8 @@ def linear_delta(A: Tensor, B: Tensor, scaling: float) -> Tensor:
 def merged_linear_delta(A: Tensor, B: Tensor, scaling: float, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
     """ΔW (Σ widths, d) in at least float32: the product of each enabled slice in its place, zero elsewhere."""
     chosen = [width for width, on in zip(widths, enabled, strict=True) if on]
+    if not chosen:
+        return A.new_zeros(sum(widths), A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32))
     products = iter([linear_delta(a, b, scaling) for a, b in zip(A.split(B.shape[1]), B.split(chosen), strict=True)])
     zero = A.new_zeros(0, A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32))
     rows = [next(products) if on else zero.new_zeros(width, A.shape[1]) for width, on in zip(widths, enabled, strict=True)]
