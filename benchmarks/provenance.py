@@ -1,38 +1,51 @@
 """Where a figure comes from: the machine, the versions and the commit."""
 
 import csv
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 import loralib
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def _processor() -> str:
-    if torch.cuda.is_available():
+def _processor(device: str | None) -> str:
+    if device == "cuda" or (device is None and torch.cuda.is_available()):
         return torch.cuda.get_device_name()
     names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     return f"{len(names)} cores of {names[0]}" if names else platform.processor()
 
 
-def provenance() -> dict[str, str]:
-    """The columns that every row of results ends with."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+def _git(*words: str) -> str:
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    run = subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent.parent, env=quiet, capture_output=True, text=True, check=False
+    )
+    return run.stdout.strip()
+
+
+def provenance(device: str | None = None) -> dict[str, str]:
+    """The columns that every row of results ends with. device: "cpu" or "cuda"; None means CUDA where there is one.
+
+    A commit whose `src/` has been changed since is marked with a "+".
+    """
+    commit = _git("rev-parse", "--short", "HEAD")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": _processor(),
+        "device": _processor(device),
         "loralib": loralib.__version__,
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": commit or "unknown",
+        "transformers": version("transformers"),
+        "peft": version("peft"),
+        "commit": commit + ("+" if _git("status", "--porcelain", "--", "src") else "") if commit else "unknown",
     }
 
 

@@ -1,0 +1,100 @@
+"""Run a benchmark: `python -m benchmarks NAME [--quick] [--device cpu|cuda] [--threads N] [--record] [--reference]`."""
+
+import argparse
+import ast
+import os
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks import provenance, report
+from benchmarks.goals import Benchmark
+from benchmarks.harness import Effort, Options, Row
+
+NAMES = (
+    "linear",
+    "merged_linear",
+    "embedding",
+    "conv",
+    "whole_model",
+    "merge",
+    "attach",
+    "import_time",
+    "fidelity",
+    "generate",
+)
+
+
+def description(name: str) -> str:
+    """The first line of a benchmark's docstring."""
+    text = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return str(ast.get_docstring(ast.parse(text))).partition("\n")[0]
+
+
+def listing() -> str:
+    """All benchmarks, a line each."""
+    return "\n".join(["Benchmarks:", *(f"  {name:14} {description(name)}" for name in NAMES)])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, epilog=listing())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("name", nargs="?", metavar="NAME", help='which benchmark, or "all"')
+    parser.add_argument("--quick", action="store_true", help="a few cases and rounds, in less than a minute: for a first look")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="of torch on the CPU (default: all)")
+    parser.add_argument("--record", action="store_true", help="write results/NAME.csv and results/NAME.png")
+    parser.add_argument("--reference", action="store_true", help="also measure ours with the reference arithmetic")
+    given = parser.parse_args()
+    if given.name not in (*NAMES, "all"):
+        print(f"{given.name!r} is no benchmark." if given.name else "Which benchmark?", listing(), sep="\n", file=sys.stderr)
+        sys.exit(2)
+    return given
+
+
+def measured(benchmark: Benchmark, given: argparse.Namespace, console: Console) -> list[Row]:
+    """The rows of all cases."""
+    cases = benchmark.quick if given.quick else benchmark.cases
+    effort = Effort(rounds=3, seconds=15 / len(cases)) if given.quick else Effort()
+    rows: list[Row] = []
+    for i, case in enumerate(cases, 1):
+        with console.status(f"{i} of {len(cases)}: {case.group}, {case.label}"):
+            torch.manual_seed(0)
+            rows += benchmark.measure(case, Options(given.device, effort, given.reference))
+    return rows
+
+
+def run(name: str, given: argparse.Namespace, load: float, console: Console) -> None:
+    """Measure, show and, where that is wanted, write down. load: how busy the machine was before the first benchmark."""
+    benchmark: Benchmark = import_module(f"benchmarks.{name}").BENCHMARK
+    origin = provenance.provenance(given.device) | {"load": f"{load:.1f}"}
+    rows = measured(benchmark, given, console)
+    machine = f"{origin['device']}, {given.threads} threads, load {origin['load']} at the start"
+    title = f"{description(name)}\n{machine}; torch {origin['torch']}, loralib {origin['commit']}"
+    console.print(report.table(benchmark, rows, title))
+    for goal in benchmark.goals(rows):
+        console.print(str(goal), style={True: "green", False: "red", None: ""}[goal.met], highlight=False)
+    if given.record:
+        plot = provenance.RESULTS / f"{name}.png"
+        report.plot(benchmark, rows, plot, title)
+        console.print(f"Wrote {provenance.write_rows(name, report.rounded(rows), origin)} and {plot}.", highlight=False)
+
+
+def main() -> None:
+    # peft 0.21 on transformers 5.23
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    given, console = arguments(), Console()
+    torch.set_num_threads(given.threads)
+    load = os.getloadavg()[0]
+    if load > 1 and given.device == "cpu" and given.threads > 1:
+        console.print(f"The machine is busy (load {load:.1f}), so threads wait for each other: better --threads 1, or later.")
+    for name in NAMES if given.name == "all" else (given.name,):
+        run(name, given, load, console)
+
+
+if __name__ == "__main__":
+    main()

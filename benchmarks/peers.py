@@ -1,0 +1,118 @@
+"""Who is measured: a frozen layer, our update on it, PEFT's, and loralib 0.1.2's layers with the same weight.
+
+0.1.2 shares our import name, so it is run from its wheel, which `make install` fetches, as `loralib_0_1`.
+"""
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zipimport import zipimporter
+
+import peft
+import torch
+from torch import Tensor, nn
+
+import loralib as lora
+
+FROZEN, LEGACY, PEFT = "frozen", "loralib 0.1.2", "PEFT"
+
+WHEEL_0_1 = Path(sys.prefix) / "peers" / "loralib-0.1.2-py3-none-any.whl"
+
+
+@functools.cache
+def loralib_0_1() -> ModuleType:
+    """loralib 0.1.2."""
+    if not WHEEL_0_1.is_file():
+        raise FileNotFoundError(f"{WHEEL_0_1} is missing; `make install` fetches it.")
+    package = ModuleType("loralib_0_1")
+    package.__package__, package.__path__ = package.__name__, [str(WHEEL_0_1 / "loralib")]
+    sys.modules[package.__name__] = package
+    code = zipimporter(str(WHEEL_0_1 / "loralib")).get_code("__init__")
+    assert code is not None
+    exec(code, vars(package))
+    return package
+
+
+def draw_factors(model: Any) -> Any:
+    """Give all that is trained small random values, so that no library can profit from a zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and not parameter.is_meta:
+                parameter.normal_(0, 0.02)
+    return model
+
+
+# --- on whole models, in place ---------------------------------------------------------------------------------------
+
+
+def ours_on(model: nn.Module, dtype: torch.dtype | None = None, **config: Any) -> Any:
+    """Our updates. dtype: of the factors; None means at least float32."""
+    lora.inject(model, lora.LoRAConfig(**config), dtype)
+    lora.mark_only_lora_as_trainable(model)
+    return draw_factors(model)
+
+
+def peft_on(model: Any, upcast: bool = True, **config: Any) -> Any:
+    """PEFT's updates, without its wrapper. upcast: factors of at least float32, as PEFT makes them by default."""
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**config), autocast_adapter_dtype=upcast)
+    return draw_factors(wrapped.base_model.model)
+
+
+def legacy_on(model: nn.Module, made: Mapping[str, Any], dtype: torch.dtype | None = None) -> Any:
+    """0.1.2's layers, by name, in their places, with the weights that are there. dtype: of the factors, or the weight's."""
+    for name, layer in made.items():
+        old: Any = model.get_submodule(name)
+        getattr(layer, "conv", layer).load_state_dict(old.state_dict(), strict=False)
+        model.set_submodule(name, layer.to(old.weight.device, old.weight.dtype))
+        for factor in (layer.lora_A, layer.lora_B):
+            factor.data = factor.data.to(dtype)
+    loralib_0_1().mark_only_lora_as_trainable(model)
+    return draw_factors(model)
+
+
+# --- on a layer, copied -----------------------------------------------------------------------------------------------
+
+
+def holder(layer: nn.Module) -> nn.Sequential:
+    """A copy of `layer` as the only layer, "0", of a model, frozen."""
+    return nn.Sequential(copy.deepcopy(layer)).requires_grad_(False)
+
+
+def ours(layer: nn.Module, dtype: torch.dtype | None = None, **config: Any) -> Any:
+    """The layer with our update."""
+    return ours_on(holder(layer), dtype, target_modules=["0"], **config)
+
+
+def peft_layer(layer: nn.Module, upcast: bool = True, **config: Any) -> Any:
+    """The layer with PEFT's update."""
+    return peft_on(holder(layer), upcast, target_modules=["0"], **config)
+
+
+def legacy(kind: str, layer: nn.Module, *sizes: int, dtype: torch.dtype | None = None, **options: Any) -> Any:
+    """The layer as one of 0.1.2's class `kind`. dtype: of the factors; None means the weight's."""
+    made: nn.Module = getattr(loralib_0_1(), kind)(*sizes, **options)
+    return legacy_on(holder(layer), {"0": made}, dtype)
+
+
+def step(model: nn.Module, *inputs: Tensor, autocast: torch.dtype | None = None) -> Callable[[], object]:
+    """Forward and backward once: the gradients of all inputs and parameters that want one (the output, where none does)."""
+    wanted = [tensor for tensor in (*inputs, *model.parameters()) if tensor.requires_grad]
+
+    def forward() -> Tensor:
+        with torch.autocast(inputs[0].device.type, autocast) if autocast else nullcontext():
+            y: Tensor = model(*inputs)
+        return y
+
+    @functools.cache
+    def dy() -> Tensor:
+        return torch.randn_like(forward().detach())
+
+    def forward_and_backward() -> object:
+        return torch.autograd.grad(forward(), wanted, dy()) if wanted else forward()
+
+    return forward_and_backward

@@ -1,0 +1,108 @@
+"""What was measured, for people: a table and a plot. Goals print themselves."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from rich.table import Table
+
+from benchmarks.goals import Benchmark
+from benchmarks.harness import OURS, Row
+from benchmarks.peers import LEGACY, PEFT
+from loralib.recipes.report import human_bytes
+
+HIDDEN = ("group", "case", "contender", "what", "saved_share", "peak_share", "rounds", "calls", "threads")
+COLOURS = {LEGACY: "C0", PEFT: "C1", OURS: "C2"}
+PANELS, BAR = 3, 0.17  # panels side by side; inches that a bar is high
+
+
+def shown(name: str, value: Any) -> str:
+    """A figure as the table shows it."""
+    if value is None:
+        return ""
+    if name.endswith("_bytes"):
+        return human_bytes(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}") if isinstance(value, float) else str(value)
+
+
+def ranged(row: Row, name: str) -> str:
+    """A figure with its quantiles, where the row has them."""
+    text, low, high = shown(name, row[name]), row.get(f"{name}_20"), row.get(f"{name}_80")
+    return text if low is None or low == high else f"{text}  ({shown(name, low)}-{shown(name, high)})"
+
+
+def table(benchmark: Benchmark, rows: Sequence[Row], title: str) -> Table:
+    """A line for every contender, with those figures that any of them has."""
+    own = {*HIDDEN, *(field.name for field in fields(benchmark.smallest))}
+    if rows[0]["contender"] == OURS:  # which the ratio is to
+        own.add("speedup")
+    names = [name for name in rows[0] if name not in own and not name.endswith(("_20", "_80"))]
+    names = [name for name in names if any(row.get(name) not in (None, "") for row in rows)]
+    result = Table("case", "contender", title=title)
+    for name in names:
+        heading = {"ratio": benchmark.axis, "speedup": "time / ours", "milliseconds": "ms"}.get(name, name.replace("_", " "))
+        result.add_column(heading, justify="left" if name == "note" else "right")
+    for (group, case), lines in groupby(rows, key=lambda row: (row["group"], row["case"])):
+        for i, row in enumerate(lines):
+            figures = [ranged(row, name) if name in row else "" for name in names]
+            result.add_row((group, case, "")[min(i, 2)], row["contender"], *figures)
+        result.add_section()
+    return result
+
+
+def rounded(rows: Sequence[Row]) -> list[Row]:
+    """The rows with five digits of every figure, which is more than any of them is worth."""
+    return [{name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+
+
+def draw_panel(axes: Axes, benchmark: Benchmark, rows: Sequence[Row], colours: dict[str, str]) -> None:
+    """The cases of one group: a bar for each contender but the reference, with whiskers from the 20 % to the 80 % quantile."""
+    name, ticks, labels, y = benchmark.figure, [], [], 0.0
+    for case, lines in groupby(rows, key=lambda row: row["case"]):
+        bars = [row for row in lines if row["contender"] in colours]
+        ticks.append(y + (len(bars) - 1) / 2)
+        labels.append(case)
+        for row in bars:
+            if row[name] is not None:
+                whiskers = [[max(0.0, row[name] - row[f"{name}_20"])], [max(0.0, row[f"{name}_80"] - row[name])]]
+                axes.barh(y, row[name], height=0.9, color=colours[row["contender"]], xerr=whiskers, error_kw={"lw": 0.8})
+            y += 1
+        y += 0.6
+    axes.set_yticks(ticks, labels, fontsize=8)
+    axes.axvline(benchmark.ideal, color="black", lw=0.8, ls="--")
+    axes.set_title(rows[0]["group"], fontsize=9)
+    axes.tick_params(axis="x", labelsize=8, labelbottom=True)
+    axes.invert_yaxis()
+
+
+def plot(benchmark: Benchmark, rows: Sequence[Row], path: Path, title: str) -> None:
+    """A panel for every group of cases, as a PNG."""
+    groups = [list(lines) for _, lines in groupby(rows, key=lambda row: row["group"])]
+    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    bars = contenders[1:] if benchmark.figure == "ratio" else contenders
+    colours = {contender: COLOURS.get(contender, f"C{i + len(COLOURS)}") for i, contender in enumerate(bars)}
+    across, bands = min(PANELS, len(groups)), math.ceil(len(groups) / PANELS)
+    highest = max(len(lines) for lines in groups) * BAR + 0.8
+    figure = Figure(figsize=(4.6 * across, highest * bands + 0.8), layout="constrained")
+    grid = figure.subplots(bands, across, squeeze=False, sharex=True).flatten()
+    for axes, lines in zip(grid, groups, strict=False):
+        draw_panel(axes, benchmark, lines, colours)
+    for axes in grid[len(groups) :]:
+        axes.remove()
+    figure.legend(
+        handles=[Patch(color=colour, label=name) for name, colour in colours.items()],
+        loc="outside upper center",
+        ncols=len(colours),
+        fontsize=8,
+    )
+    figure.supxlabel(f"{benchmark.axis}\n{title}", fontsize=9)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
