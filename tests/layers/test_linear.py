@@ -125,7 +125,6 @@ def test_dropout_drops_the_inputs_of_the_update_as_0_1_does():
         rates.append(float((kept == 0).double().mean()))
     sd = math.sqrt(p * (1 - p) / n)
     assert all(abs(rate - p) < 5 * sd for rate in rates)
-    assert rates[0] == rates[1]
     assert torch.equal(ours.eval()(x), torch.full((1, 1), float(n)))
 
 
@@ -137,7 +136,8 @@ def test_dropout_drops_the_inputs_of_the_update_as_0_1_does():
 def test_forward_is_the_base_operation_with_the_effective_weight(d, k, r, fan_in_fan_out, bias, dtype):
     layer = layer_of(d, k, r, fan_in_fan_out=fan_in_fan_out, bias=bias, dtype=dtype)
     x = torch.randn(3, d).to(dtype)
-    W = layer.effective_weight(layer.weight)
+    with torch.no_grad():
+        W = layer.effective_weight(layer.weight)
     assert (W.dtype, W.shape) == (layer.weight.dtype, layer.weight.shape)
     unmerged, effective = layer(x), F.linear(x, W.t() if fan_in_fan_out else W, layer.bias)
     scale = 1 + dense(layer, x).abs().max() + layer.scaling * layer.lora_B.abs().max() * r * x.abs().max()

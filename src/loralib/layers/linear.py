@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..errors import LayerError
 from .base import AdaptedLayer
 
 
@@ -19,6 +20,16 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The layer's input: the first argument, by torch's name or whatever the base layer calls it."""
     x: Tensor = args[0] if args else kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
     return x
+
+
+def dropout_of(module: nn.Module) -> tuple[float, nn.Module | None]:
+    """The probability with which `module` drops now, for an operation that drops by itself; or, for a module of another kind
+    that a user put there, 0 and that module."""
+    if isinstance(module, nn.Identity):
+        return 0.0, None
+    if type(module) is nn.Dropout and not module.inplace:
+        return module.p if module.training else 0.0, None
+    return 0.0, module
 
 
 def transposable_forward(layer: "LinearLoRA", forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -35,25 +46,52 @@ class LinearLoRA(AdaptedLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., k) for x (..., d), which is the first argument, whatever the base layer calls it."""
-        y: Tensor = self.base_forward(*args, **kwargs)
         if not self.acts:
-            return y
+            return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
         x = first_input(args, kwargs)
+        try:
+            return self._updated(x, args, kwargs)
+        except RuntimeError as error:
+            if problem := self._mismatch(x):
+                raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
+            raise
+
+    def _updated(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        p, drop = dropout_of(self.lora_dropout)
+        if drop is None and self._is_plain():
+            return self.compute(x, self.weight.t() if self.fan_in_fan_out else self.weight, p)
+        y: Tensor = self.base_forward(*args, **kwargs)
         if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
             x = x.to(self.lora_A.device)
-        return self.add_update(y, self.lora_dropout(x))
+        return self.add_update(y, x if drop is None else drop(x), p)
 
-    def add_update(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + s·B·A·x."""
-        return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling)
+    def _mismatch(self, x: Tensor) -> str | None:
+        """What of the input and the factors does not go together, or None."""
+        A, B = self.lora_A, self.lora_B
+        if x.shape[-1:] != A.shape[1:]:
+            return f"the input has shape {tuple(x.shape)}, and lora_A {tuple(A.shape)} takes {A.shape[1]} features"
+        if len({x.device, A.device, B.device, self.weight.device}) > 1:
+            where = {"the input": x, "the weight": self.weight, "lora_A": A, "lora_B": B}
+            return "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in where.items())
+        if x.dtype != self.weight.dtype:
+            return f"the input is {x.dtype} and the weight {self.weight.dtype}"
+        return None
 
-    def delta(self) -> Tensor:
-        """ΔW (k, d), differentiable, in at least float32."""
-        return ops.linear_delta(self.lora_A, self.lora_B, self.scaling)
+    def _is_plain(self) -> bool:
+        """Whether the base computes W·x + b and nothing else, so that its product and the update's can be one operation."""
+        return type(self).base_class.forward is nn.Linear.forward and self._carried_forward is None
+
+    def compute(self, x: Tensor, W: Tensor, p: float) -> Tensor:
+        """W·x + b + s·B·A·dropout(x) for W (k, d)."""
+        return ops.lora_linear(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, p)
+
+    def add_update(self, y: Tensor, x: Tensor, p: float) -> Tensor:
+        """y + s·B·A·dropout(x)."""
+        return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p)
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """W + s·B·A in the layout and dtype of `W`, added in at least float32 and rounded once."""
-        return ops.merge_delta(W, self.delta().t() if self.fan_in_fan_out else self.delta())
+        return ops.merge_linear(W, self.lora_A, self.lora_B, self.scaling, self.fan_in_fan_out)
 
     def store_weight(self, fan_in_fan_out: bool) -> None:
         """Store the weight, which is (out, in) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then

@@ -55,13 +55,19 @@ class MergedLinearLoRA(LinearLoRA):
         """Which slices have updates, and how wide all are."""
         return {"enable_lora": tuple(source.enable_lora), "widths": source.widths}
 
-    def add_update(self, y: Tensor, x: Tensor) -> Tensor:
-        """`y` with s·Bᵢ·Aᵢ·x added to each enabled slice i."""
-        return ops.add_merged_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, self.widths, self.enable_lora)
+    def compute(self, x: Tensor, W: Tensor, p: float) -> Tensor:
+        """W·x + b with s·Bᵢ·Aᵢ·dropout(x) added to each enabled slice i, for W (k, d)."""
+        A, B, s = self.lora_A, self.lora_B, self.scaling
+        return ops.merged_lora_linear(x, W, self.bias, A, B, s, self.widths, self.enable_lora, p)
 
-    def delta(self) -> Tensor:
-        """ΔW (k, d), zero in the slices that are not enabled, differentiable, in at least float32."""
-        return ops.merged_linear_delta(self.lora_A, self.lora_B, self.scaling, self.widths, self.enable_lora)
+    def add_update(self, y: Tensor, x: Tensor, p: float) -> Tensor:
+        """`y` with s·Bᵢ·Aᵢ·dropout(x) added to each enabled slice i."""
+        return ops.add_merged_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, self.widths, self.enable_lora, p)
+
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W + ΔW, which is zero in the slices that are not enabled, added in at least float32 and rounded once."""
+        delta = ops.merged_linear_delta(self.lora_A, self.lora_B, self.scaling, self.widths, self.enable_lora)
+        return ops.merge_delta(W, delta.t() if self.fan_in_fan_out else delta)
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

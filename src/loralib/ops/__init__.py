@@ -1,25 +1,157 @@
-"""LoRA's arithmetic as pure functions on tensors. `reference` is the specification that every implementation is tested
-against; it is also the one in use.
+"""LoRA's arithmetic as pure functions on tensors, and the choice of who computes them.
+
+`reference` is the specification. `autograd` gives the same numbers with fewer passes and less kept for the backward pass; it
+is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form) and for
+tensors that are not plain ones, such as sharded weights. `onednn` is `autograd` with the big float32 products by oneDNN's
+kernel, which is much faster than torch's default on some processors and not on others: `benchmarks/linear.py` tells.
+
+    with loralib.ops.use("reference"):
+        ...
 """
 
-from .reference import (
-    add_convolution_update,
-    add_embedding_update,
-    add_expanded,
-    add_linear_update,
-    add_merged_linear_update,
-    linear_delta,
-    merge_delta,
-    merged_linear_delta,
-)
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..errors import ConfigError, LayerError
+from . import autograd, reference
+from .reference import add_expanded, linear_delta, merge_delta, merged_linear_delta
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "add_convolution_update",
     "add_embedding_update",
     "add_expanded",
     "add_linear_update",
     "add_merged_linear_update",
     "linear_delta",
+    "lora_linear",
     "merge_delta",
+    "merge_linear",
     "merged_linear_delta",
+    "merged_lora_linear",
+    "use",
 ]
+
+IMPLEMENTATIONS = ("reference", "autograd", "onednn")
+
+_forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=None)
+
+
+@contextmanager
+def use(implementation: str) -> Iterator[None]:
+    """Inside the block (and the thread) every operation is computed by one of `IMPLEMENTATIONS`, or raises `LayerError`.
+
+    The backward pass is that of the forward pass, wherever it runs; compilers trace "reference" in any case. Raises
+    `ConfigError` for an unknown implementation, or one that this build of torch has not.
+
+    >>> x, W, A, B = torch.ones(1, 4), torch.zeros(3, 4), torch.ones(2, 4), torch.ones(3, 2)
+    >>> with use("reference"):
+    ...     lora_linear(x, W, None, A, B, 0.5)
+    tensor([[4., 4., 4.]])
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(f"{implementation!r} is no implementation; choose one of {', '.join(IMPLEMENTATIONS)}.")
+    if implementation == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        raise ConfigError("This build of torch has no oneDNN linear operation; use 'autograd'.")
+    token = _forced.set(implementation)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _obstacle(tensors: Sequence[Tensor | None]) -> str | None:
+    """Why `autograd` cannot compute with these tensors here and now, or None."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func or forward-mode differentiation transforms the computation"
+    if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.is_nested for tensor in tensors if tensor is not None):
+        return "not all tensors are plain ones"
+    return None
+
+
+def _fused(*tensors: Tensor | None) -> bool:
+    """Whether `autograd` computes; `LayerError` when it is told to and cannot."""
+    if torch.compiler.is_compiling():  # torch.compile or torch.export, which cannot read the context either
+        return False
+    forced = _forced.get()
+    if forced == "reference":
+        return False
+    obstacle = _obstacle(tensors)
+    if obstacle and forced:
+        raise LayerError(f"The implementation {forced!r} cannot be used here: {obstacle}. Leave the choice to the library.")
+    if forced == "onednn" and any(tensor.device.type != "cpu" for tensor in tensors if tensor is not None):
+        raise LayerError("The implementation 'onednn' is for tensors on the CPU.")
+    return obstacle is None
+
+
+def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
+    """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
+    if _fused(x, W, b, A, B):
+        return autograd.lora_linear(x, W, b, A, B, scaling, p, onednn=_forced.get() == "onednn")
+    return reference.lora_linear(x, W, b, A, B, scaling, p)
+
+
+def merged_lora_linear(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    widths: Sequence[int],
+    enabled: Sequence[bool],
+    p: float = 0.0,
+) -> Tensor:
+    """`lora_linear` for an output in slices, each enabled one with factors of its own: see `reference`."""
+    if _fused(x, W, b, A, B):
+        B = autograd.block_diagonal(B, widths, enabled)
+        return autograd.lora_linear(x, W, b, A, B, scaling, p, onednn=_forced.get() == "onednn")
+    return reference.merged_lora_linear(x, W, b, A, B, scaling, widths, enabled, p)
+
+
+def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
+    """y + scaling·B·A·dropout(x), where the base's own computation is not known: see `reference.add_linear_update`."""
+    compute = autograd.add_linear_update if _fused(y, x, A, B) else reference.add_linear_update
+    return compute(y, x, A, B, scaling, p)
+
+
+def add_merged_linear_update(
+    y: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    widths: Sequence[int],
+    enabled: Sequence[bool],
+    p: float = 0.0,
+) -> Tensor:
+    """`add_linear_update` for an output in slices: see `reference.add_merged_linear_update`."""
+    if _fused(y, x, A, B):
+        return autograd.add_linear_update(y, x, A, autograd.block_diagonal(B, widths, enabled), scaling, p)
+    return reference.add_merged_linear_update(y, x, A, B, scaling, widths, enabled, p)
+
+
+def add_embedding_update(
+    y: Tensor, ids: Tensor, A: Tensor, B: Tensor, scaling: float, keep: Tensor | None = None, by_frequency: bool = False
+) -> Tensor:
+    """y + scaling·Aᵀ[ids]·Bᵀ: see `reference.add_embedding_update`. `y` may be overwritten."""
+    compute = autograd.add_embedding_update if _fused(y, ids, A, B) else reference.add_embedding_update
+    return compute(y, ids, A, B, scaling, keep, by_frequency)
+
+
+def add_convolution_update(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int = 1) -> Tensor:
+    """y + scaling·(B ∗ t): see `reference.add_convolution_update`. `y` may be overwritten."""
+    compute = autograd.add_convolution_update if _fused(y, t, B) else reference.add_convolution_update
+    return compute(y, t, B, scaling, groups)
+
+
+def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:
+    """W + scaling·B·A, or W + scaling·(B·A)ᵀ, added in at least float32 and rounded once to the dtype of `W`."""
+    in_place = not torch.is_grad_enabled() and _fused(W, A, B)
+    compute = autograd.merge_linear if in_place else reference.merge_linear
+    return compute(W, A, B, scaling, transposed)

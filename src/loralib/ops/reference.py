@@ -20,14 +20,39 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # --- forward --------------------------------------------------------------------------------------------------------
 
 
-def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """y + scaling·(x·Aᵀ)·Bᵀ in the dtype of `y` (paper, equation 3). Shapes: y (..., k), x (..., d), A (r, d), B (k, r).
+def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
+    """W·x + b + scaling·B·A·dropout(x) (paper, equation 3). Shapes: x (..., d), W (k, d), A (r, d), B (k, r), result (..., k).
+
+    >>> x, W, A, B = torch.ones(3, 4), torch.ones(2, 4), torch.ones(1, 4), torch.ones(2, 1)
+    >>> lora_linear(x, W, None, A, B, 0.5)[0]
+    tensor([6., 6.])
+    """
+    return add_linear_update(F.linear(x, W, b), x, A, B, scaling, p)
+
+
+def merged_lora_linear(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    widths: Sequence[int],
+    enabled: Sequence[bool],
+    p: float = 0.0,
+) -> Tensor:
+    """`lora_linear` for an output in slices of `widths`, each enabled one with an update of its own."""
+    return add_merged_linear_update(F.linear(x, W, b), x, A, B, scaling, widths, enabled, p)
+
+
+def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
+    """y + scaling·B·A·dropout(x) in the dtype of `y`. Shapes: y (..., k), x (..., d), A (r, d), B (k, r).
 
     >>> x, A, B = torch.ones(3, 4), torch.ones(1, 4), torch.ones(2, 1)
     >>> add_linear_update(torch.zeros(3, 2), x, A, B, 0.5)[0]
     tensor([2., 2.])
     """
-    return add_expanded(y, F.linear(x, A.to(x.dtype)), B, scaling)
+    return add_expanded(y, F.linear(F.dropout(x, p), A.to(x.dtype)), B, scaling)
 
 
 def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -37,7 +62,14 @@ def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
 
 
 def add_merged_linear_update(
-    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, widths: Sequence[int], enabled: Sequence[bool]
+    y: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    widths: Sequence[int],
+    enabled: Sequence[bool],
+    p: float = 0.0,
 ) -> Tensor:
     """`y` in slices of `widths`, each enabled one with an update of its own; ΔW is never formed.
 
@@ -50,7 +82,7 @@ def add_merged_linear_update(
     if not any(enabled):
         return y
     chosen = [width for width, on in zip(widths, enabled, strict=True) if on]
-    t = F.linear(x, A.to(x.dtype))  # (..., n·r)
+    t = F.linear(F.dropout(x, p), A.to(x.dtype))  # (..., n·r)
     parts = iter(zip(t.split(B.shape[1], dim=-1), B.split(chosen), strict=True))
     slices = zip(y.split(list(widths), dim=-1), enabled, strict=True)
     return torch.cat([add_expanded(part, *next(parts), scaling) if on else part for part, on in slices], dim=-1)
@@ -104,6 +136,12 @@ def merged_linear_delta(A: Tensor, B: Tensor, scaling: float, widths: Sequence[i
     zero = A.new_zeros(0, A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32))
     rows = [next(products) if on else zero.new_zeros(width, A.shape[1]) for width, on in zip(widths, enabled, strict=True)]
     return torch.cat([zero, *rows])
+
+
+def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:
+    """W + scaling·B·A in the dtype of W (k, d), or W + scaling·(B·A)ᵀ for a W that is stored as (d, k)."""
+    delta = linear_delta(A, B, scaling)
+    return merge_delta(W, delta.t() if transposed else delta)
 
 
 def merge_delta(W: Tensor, delta: Tensor) -> Tensor:

@@ -1,0 +1,471 @@
+"""The fused operations give the reference's numbers, keep what they say, and stand aside where they cannot compute."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import loralib as lora
+from loralib import ops
+from loralib.ops import autograd, reference
+
+SIZES = st.sampled_from([1, 2, 3, 5, 17, 123])
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+LOW = [torch.bfloat16, torch.float16]
+
+
+def drawn(n, d: int, k: int, r: int, dtype: torch.dtype = torch.float32, bias: bool = True) -> dict[str, Tensor | None]:
+    """Tensors of a linear step, each requiring a gradient."""
+    shapes = {"x": (*n, d), "W": (k, d), "b": (k,), "A": (r, d), "B": (k, r)}
+    made = {name: torch.randn(shape).to(dtype).requires_grad_() for name, shape in shapes.items()}
+    return made | {"b": made["b"] if bias else None}
+
+
+def step(operation, tensors: dict[str, Tensor | None], *args, **options) -> list[Tensor]:
+    """The output and the gradients of its weighted sum."""
+    tensors = {name: None if t is None else t.detach().clone().requires_grad_() for name, t in tensors.items()}
+    y = operation(*tensors.values(), *args, **options)
+    weights = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
+    (y * weights).sum().backward()
+    return [y.detach(), *(t.grad for t in tensors.values() if t is not None)]
+
+
+def as_good(computed: list[Tensor], plain: list[Tensor], exact: list[Tensor]) -> bool:
+    """Whether each result is at most twice as far from the exact one as the plain formula's is, up to one rounding of a
+    low precision, or some of a high one (in which both are nearly exact)."""
+    for mine, theirs, true in zip(computed, plain, exact, strict=True):
+        roundings = 1 if theirs.dtype in LOW else 64
+        slack = roundings * torch.finfo(theirs.dtype).eps * (1 + true.abs().max())
+        mine_off, theirs_off = ((t.double() - true).abs().max() for t in (mine, theirs))
+        if mine.dtype != theirs.dtype or mine_off > 2 * theirs_off + slack:
+            return False
+    return True
+
+
+def doubled(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {name: None if t is None else t.detach().double() for name, t in tensors.items()}
+
+
+# --- the same numbers -----------------------------------------------------------------------------------------------
+
+
+@given(
+    n=st.lists(st.integers(1, 5), max_size=3),
+    d=SIZES,
+    k=SIZES,
+    r=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    bias=st.booleans(),
+)
+def test_a_linear_step_is_as_exact_as_the_plain_formula(n, d, k, r, dtype, bias):
+    tensors = drawn(n, d, k, r, dtype, bias)
+    exact = step(reference.lora_linear, doubled(tensors), 0.7)
+    assert as_good(step(autograd.lora_linear, tensors, 0.7), step(reference.lora_linear, tensors, 0.7), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [((400,), 5, 7, 3), ((2, 200), 17, 3, 2), ((300, 1), 1, 1, 1)])
+def test_many_tokens_are_as_exact_too(shape, dtype):
+    tensors = drawn(*shape, dtype)
+    exact = step(reference.lora_linear, doubled(tensors), 0.7)
+    assert as_good(step(autograd.lora_linear, tensors, 0.7), step(reference.lora_linear, tensors, 0.7), exact)
+
+
+@given(n=st.lists(st.integers(1, 5), max_size=3), d=SIZES, k=SIZES, r=st.integers(1, 9), dtype=st.sampled_from(DTYPES))
+def test_an_update_of_an_output_is_as_exact_as_the_plain_formula(n, d, k, r, dtype):
+    made = drawn(n, d, k, r, dtype)
+    tensors = {"y": torch.randn(*n, k).to(dtype), "x": made["x"], "A": made["A"], "B": made["B"]}
+    exact = step(reference.add_linear_update, doubled(tensors), 0.7)
+    assert as_good(step(autograd.add_linear_update, tensors, 0.7), step(reference.add_linear_update, tensors, 0.7), exact)
+
+
+MASKS = [((4, 4, 4), (True, False, True)), ((8, 2, 2), (False, True, True)), ((5, 1), (True, True)), ((3, 9), (False, True))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("widths", "enabled"), MASKS)
+@pytest.mark.parametrize("fused_base", [True, False])
+def test_slices_are_as_exact_as_the_plain_formula(widths, enabled, dtype, fused_base):
+    n, r, rows = sum(enabled), 2, sum(w for w, on in zip(widths, enabled, strict=True) if on)
+    shapes = {"x": (3, 5), "W": (sum(widths), 5), "b": (sum(widths),), "A": (n * r, 5), "B": (rows, r)}
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    mine, plain = ops.merged_lora_linear, reference.merged_lora_linear
+    if not fused_base:
+        tensors = {"y": torch.randn(3, sum(widths)).to(dtype)} | {name: tensors[name] for name in ("x", "A", "B")}
+        mine, plain = ops.add_merged_linear_update, reference.add_merged_linear_update
+    exact = step(plain, doubled(tensors), 0.7, widths, enabled)
+    assert as_good(step(mine, tensors, 0.7, widths, enabled), step(plain, tensors, 0.7, widths, enabled), exact)
+
+
+@given(
+    n=st.lists(st.integers(1, 5), max_size=3),
+    V=SIZES,
+    k=SIZES,
+    r=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    keeps=st.booleans(),
+    by_frequency=st.booleans(),
+)
+def test_an_embedding_step_is_as_exact_as_the_plain_formula(n, V, k, r, dtype, keeps, by_frequency):
+    ids = torch.randint(0, V, tuple(n))
+    keep = torch.rand(ids.shape).to(dtype) if keeps else None
+    tensors = {"y": torch.randn(*n, k).to(dtype), "A": torch.randn(r, V).to(dtype), "B": torch.randn(k, r).to(dtype)}
+
+    def on(module, dtype):
+        kept = None if keep is None else keep.to(dtype)
+        return lambda y, A, B: module.add_embedding_update(y.clone(), ids, A, B, 0.7, kept, by_frequency)
+
+    exact = step(on(reference, torch.float64), doubled(tensors))
+    assert as_good(step(on(autograd, dtype), tensors), step(on(reference, dtype), tensors), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spatial", [(5,), (4, 3), (2, 3, 4)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolutions_update_is_as_exact_as_the_plain_formula(spatial, groups, dtype):
+    ones = [1] * len(spatial)
+    tensors = {"y": torch.randn(2, 6, *spatial), "t": torch.randn(2, 3 * groups, *spatial), "B": torch.randn(6, 3, *ones)}
+    tensors = {name: t.to(dtype) for name, t in tensors.items()}
+
+    def on(module):
+        return lambda y, t, B: module.add_convolution_update(y.clone(), t, B, 0.7, groups)
+
+    assert as_good(step(on(autograd), tensors), step(on(reference), tensors), step(on(reference), doubled(tensors)))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_merging_by_blocks_is_as_exact_as_the_plain_formula(dtype, transposed, monkeypatch):
+    monkeypatch.setattr(autograd, "_BLOCK", 40)
+    A, B = torch.randn(3, 17), torch.randn(13, 3)
+    W = torch.randn(17, 13).to(dtype) if transposed else torch.randn(13, 17).to(dtype)
+    with torch.no_grad():
+        mine, plain = (module.merge_linear(W, A, B, 0.7, transposed) for module in (autograd, reference))
+        exact = reference.merge_linear(W.double(), A.double(), B.double(), 0.7, transposed)
+    assert as_good([mine], [plain], [exact])
+    assert mine.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_factors_of_higher_precision_get_gradients_of_theirs(dtype):
+    tensors = drawn((4,), 6, 5, 2)
+    low = {name: t.detach().to(dtype) if name in "xWb" else t for name, t in tensors.items()}
+    results = step(autograd.lora_linear, low, 0.7)
+    assert [t.dtype for t in results] == [dtype, dtype, dtype, dtype, torch.float32, torch.float32]
+    exact = step(reference.lora_linear, doubled(low), 0.7)
+    assert as_good(results, step(reference.lora_linear, low, 0.7), exact)
+
+
+def test_autocast_computes_in_its_dtype():
+    tensors = drawn((4,), 6, 5, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, plain = (step(module.lora_linear, tensors, 0.7) for module in (autograd, reference))
+    assert [t.dtype for t in mine] == [t.dtype for t in plain]
+    assert as_good(
+        [t.bfloat16() for t in mine], [t.bfloat16() for t in plain], step(reference.lora_linear, doubled(tensors), 0.7)
+    )
+
+
+def test_inputs_need_not_be_contiguous():
+    x, W, b, A, B = drawn((6,), 8, 5, 2).values()
+    for strided in (x.detach().repeat(1, 2)[:, ::2], torch.randn(8, 6).t(), torch.randn(2, 8, 3).transpose(1, 2)):
+        assert torch.allclose(
+            autograd.lora_linear(strided, W, b, A, B, 0.7), reference.lora_linear(strided, W, b, A, B, 0.7), atol=1e-5
+        )
+    autograd.lora_linear(x, W, b, A, B, 0.7).sum().backward()  # whose gradient is expanded from one number
+    assert x.grad is not None
+
+
+# --- derivatives ----------------------------------------------------------------------------------------------------
+
+
+def fixed_dropout(monkeypatch, kind: str) -> None:
+    mask = torch.rand(7, 4) < 0.4
+    dropped = mask if kind == "mask" else mask.flatten().nonzero().flatten().int()
+    monkeypatch.setattr(autograd, "draw_dropped", lambda x, p: dropped if p else None)
+
+
+@pytest.mark.parametrize("form", ["split", "effective", "mask", "positions", "no bias"])
+def test_first_and_second_derivatives_of_a_linear_step(form, monkeypatch):
+    fixed_dropout(monkeypatch, form)
+    n, d, k = (7, 4, 5) if form != "effective" else (7, 2, 3)
+    tensors = drawn((n,), d, k, 2, torch.float64, bias=form != "no bias")
+    p = 0.4 if form in ("mask", "positions") else 0.0
+    named = [name for name, t in tensors.items() if t is not None]
+
+    def operation(*given):
+        return autograd.lora_linear(**{"b": None} | dict(zip(named, given, strict=True)), scaling=0.7, p=p)
+
+    inputs = tuple(tensors[name] for name in named)
+    assert torch.autograd.gradcheck(operation, inputs)
+    assert torch.autograd.gradgradcheck(operation, inputs)
+
+
+def test_first_and_second_derivatives_of_the_other_updates(monkeypatch):
+    fixed_dropout(monkeypatch, "positions")
+    _, _, _, A, B = drawn((7,), 4, 5, 2, torch.float64).values()
+    x, y = torch.randn(7, 4).double().requires_grad_(), torch.randn(7, 5).double().requires_grad_()
+    cases = [(lambda y, x, A, B: autograd.add_linear_update(y, x, A, B, 0.7, 0.4), (y, x, A, B))]
+    ids, keep = torch.tensor([0, 3, 3, 1, 0, 0, 2]), torch.rand(7).double()
+    cases += [(lambda y, A, B: autograd.add_embedding_update(y.clone(), ids, A, B, 0.7, keep), (y, A, B))]
+    z, t, C = (torch.randn(shape).double().requires_grad_() for shape in ((2, 5, 3), (2, 2, 3), (5, 2, 1)))
+    cases += [(lambda z, t, C: autograd.add_convolution_update(z.clone(), t, C, 0.7), (z, t, C))]
+    for operation, inputs in cases:
+        assert torch.autograd.gradcheck(operation, inputs)
+        assert torch.autograd.gradgradcheck(operation, inputs)
+
+
+@pytest.mark.parametrize("frozen", ["x", "W", "b", "A", "B"])
+@pytest.mark.parametrize("shape", [((3,), 5, 4, 2), ((90,), 5, 4, 2)])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen, shape):
+    tensors = drawn(*shape, torch.float64)
+    gradients = []
+    for module in (autograd, reference):
+        given = {name: t.detach().clone().requires_grad_(name != frozen) for name, t in tensors.items()}
+        module.lora_linear(**given, scaling=0.7).square().sum().backward()
+        assert given[frozen].grad is None
+        gradients.append([t.grad for name, t in given.items() if name != frozen])
+    assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_with_a_frozen_first_factor_a_second_derivative_is_refused_not_wrong():
+    tensors = drawn((3,), 5, 4, 2)
+    tensors["A"].requires_grad_(False)
+    tensors["W"].requires_grad_(False)
+    y = autograd.lora_linear(**tensors, scaling=0.7)
+    with pytest.raises(lora.LayerError, match="cannot be differentiated again"):
+        torch.autograd.grad(y.square().sum(), tensors["B"], create_graph=True)
+
+
+# --- what is kept ---------------------------------------------------------------------------------------------------
+
+
+def kept(compute) -> dict[torch.dtype, int]:
+    """How many elements of each dtype the graph of `compute()` keeps, parameters not counted, each storage once."""
+    seen: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        compute()
+    total: dict[torch.dtype, int] = {}
+    for tensor in seen.values():
+        total[tensor.dtype] = total.get(tensor.dtype, 0) + tensor.numel()
+    return total
+
+
+def frozen_layer(n: int, d: int, k: int, r: int, dtype: torch.dtype = torch.float32, **config) -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(nn.Linear(d, k).to(dtype)).requires_grad_(False)
+    lora.inject(model, lora.LoRAConfig(r=r, target_modules=["0"], **config))
+    return model[0], torch.randn(n, d).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW])
+def test_a_step_keeps_the_input_and_the_small_product(dtype):
+    layer, x = frozen_layer(10, 40, 60, 3, dtype)
+    assert kept(lambda: layer(x)) == {dtype: 10 * 40 + 10 * 3}
+
+
+def test_with_many_tokens_it_keeps_the_input_alone():
+    layer, x = frozen_layer(200, 40, 60, 3)
+    assert kept(lambda: layer(x)) == {torch.float32: 200 * 40}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_positions_and_no_second_input(dtype):
+    layer, x = frozen_layer(200, 40, 60, 3, dtype, lora_dropout=0.05)
+    found = kept(lambda: layer(x))
+    positions = found.pop(torch.int32)
+    assert found == {dtype: 200 * 40 + 200 * 3}
+    assert abs(positions - 400) < 6 * math.sqrt(400)
+
+
+def test_much_dropout_keeps_a_byte_an_element():
+    layer, x = frozen_layer(200, 40, 60, 3, lora_dropout=0.5)
+    assert kept(lambda: layer(x)) == {torch.float32: 200 * 40 + 200 * 3, torch.bool: 200 * 40}
+
+
+def test_with_a_frozen_first_factor_only_the_small_product_is_kept():
+    layer, x = frozen_layer(10, 40, 60, 3)
+    layer.lora_A.requires_grad_(False)
+    assert kept(lambda: layer(x)) == {torch.float32: 10 * 3}
+
+
+def test_without_gradients_nothing_is_kept():
+    layer, x = frozen_layer(10, 40, 60, 3)
+    with torch.no_grad():
+        assert kept(lambda: layer(x)) == {}
+
+
+def test_autocast_keeps_the_low_precision_input():
+    layer, x = frozen_layer(10, 40, 60, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kept(lambda: layer(x)) == {torch.bfloat16: 10 * 40 + 10 * 3}
+
+
+def test_slices_keep_the_input_the_small_products_and_the_factors():
+    model = nn.Sequential(nn.Linear(40, 60)).requires_grad_(False)
+    lora.inject(model, lora.LoRAConfig(r=3, target_modules=["0"], enable_lora=[True, False, True]))
+    x = torch.randn(10, 40, requires_grad=True)
+    assert kept(lambda: model(x)) == {torch.float32: 10 * 40 + 10 * 6 + 60 * 6}
+
+
+def test_an_embedding_keeps_its_tokens():
+    model = nn.Sequential(nn.Embedding(50, 40)).requires_grad_(False)
+    lora.inject(model, lora.LoRAConfig(r=3, target_modules=["0"]))
+    ids = torch.randint(0, 50, (10,))
+    assert kept(lambda: model(ids)) == {torch.int64: 10}
+
+
+# --- dropout --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.01, 0.1, 0.25, 0.3, 0.9])
+def test_each_element_is_dropped_independently_with_the_same_probability(p):
+    n, rounds = 997, 400
+    x = torch.ones(n)
+    dropped = torch.stack([autograd.without(x, autograd.draw_dropped(x, p)) == 0 for _ in range(rounds)]).double()
+    total = n * rounds
+    assert abs(float(dropped.sum()) - total * p) < 5 * math.sqrt(total * p * (1 - p)) + 1
+    for part in (dropped[:, : n // 3], dropped[:, -n // 3 :]):  # the beginning and the end as the rest
+        assert abs(float(part.sum()) - part.numel() * p) < 5 * math.sqrt(part.numel() * p * (1 - p)) + 1
+    pairs = dropped[:, 1:] * dropped[:, :-1]  # neighbours know nothing of each other
+    assert abs(float(pairs.sum()) - pairs.numel() * p * p) < 6 * math.sqrt(pairs.numel() * p * p) + 1
+
+
+def test_the_number_of_dropped_elements_varies_as_it_should():
+    p, n = 0.1, 500
+    counts = torch.tensor([float(len(autograd.draw_dropped(torch.ones(n), p))) for _ in range(3000)])
+    assert abs(float(counts.var()) / (n * p * (1 - p)) - 1) < 0.15
+
+
+def test_positions_are_distinct_ordered_and_inside():
+    for n in (1, 2, 7, 100):
+        for _ in range(200):
+            positions = autograd.draw_dropped(torch.ones(n), 0.2)
+            assert positions.dtype == torch.int32
+            assert torch.equal(positions, positions.unique())
+            assert not len(positions) or 0 <= int(positions[0]) <= int(positions[-1]) < n
+
+
+def test_the_gradient_sees_the_dropout_of_the_forward_pass():
+    layer, x = frozen_layer(30, 8, 6, 2, lora_dropout=0.2)
+    nn.init.normal_(layer.lora_B)
+    with torch.no_grad():
+        layer.weight.zero_()
+    for _ in range(5):
+        y = layer(x)
+        (kept_x,) = torch.autograd.grad((y @ torch.ones(6, 1)).sum(), x, retain_graph=True)
+        full = (layer.lora_B.sum(0) @ layer.lora_A) * layer.scaling / 0.8
+        ratio = kept_x / full
+        assert torch.allclose(ratio, ratio.round(), atol=1e-4)
+        assert torch.allclose((y - layer.bias).sum(1), (x * ratio.round() * full).sum(1), atol=1e-4)
+
+
+# --- small updates survive ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+@pytest.mark.parametrize("size", [3e-3, 1e-3, 3e-4])
+def test_the_whole_of_a_small_update_reaches_the_output_and_the_input_gradient(dtype, bias, size):
+    d, n, r = 256, 512, 8
+    x, dY = torch.randn(n, d).to(dtype), torch.randn(n, d).to(dtype)
+    W, b = (torch.randn(d, d) / math.sqrt(d)).to(dtype), torch.full((d,), bias).to(dtype)
+    A, B = torch.randn(r, d) / math.sqrt(d), torch.randn(d, r)
+    s = size * float(W.float().norm() / (B @ A).norm())
+    true, true_dX = (x.float() @ (B @ A).t()) * s, (dY.float() @ (B @ A)) * s
+
+    def computed(scaling: float) -> tuple[Tensor, Tensor]:
+        x_ = x.clone().requires_grad_()
+        y = autograd.lora_linear(x_, W, b, A.requires_grad_(), B.requires_grad_(), scaling)
+        y.backward(dY)
+        return y.detach().float(), x_.grad.float()
+
+    (y, dX), base = computed(s), torch.nn.functional.linear(x, W, b).float()
+    base_dX = (dY @ W).float()
+    for off, update in ((y - base, true), (dX - base_dX, true_dX)):
+        slope = float((off * update).sum() / update.square().sum())
+        assert abs(slope - 1) < (0.02 if dtype == torch.float16 else 0.1)
+
+
+# --- who computes ---------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """How often the fused linear step was taken."""
+
+    def __init__(self, monkeypatch):
+        self.taken, inner = 0, autograd.lora_linear
+
+        def counted(*args, **options):
+            self.taken += 1
+            return inner(*args, **options)
+
+        monkeypatch.setattr(autograd, "lora_linear", counted)
+
+
+def test_the_fused_step_is_taken_by_itself_and_the_reference_where_it_is_forced(monkeypatch):
+    counting, (layer, x) = Counting(monkeypatch), frozen_layer(4, 6, 5, 2)
+    layer(x)
+    assert counting.taken == 1
+    with ops.use("reference"):
+        layer(x)
+    assert counting.taken == 1
+    with ops.use("reference"), ops.use("autograd"):
+        layer(x)
+    assert counting.taken == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, in forward mode
+def test_torch_func_and_compilers_get_the_reference(monkeypatch):
+    counting, (layer, x) = Counting(monkeypatch), frozen_layer(4, 6, 5, 2)
+    torch.func.vmap(layer)(x)
+    torch.func.grad(lambda x: layer(x).sum())(x)
+    torch.compile(layer, fullgraph=True, backend="eager")(x)
+    torch.export.export(layer, (x.detach(),))
+    with torch.autograd.forward_ad.dual_level():
+        layer(torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x)))
+    assert counting.taken == 0
+
+
+def test_a_forced_implementation_that_cannot_compute_says_why():
+    layer, x = frozen_layer(4, 6, 5, 2)
+    with ops.use("autograd"), pytest.raises(lora.LayerError, match=r"'autograd' cannot be used here: torch\.func"):
+        torch.func.vmap(layer)(x)
+    with (
+        pytest.raises(lora.ConfigError, match="'cuda' is no implementation; choose one of reference, autograd"),
+        ops.use("cuda"),
+    ):
+        pass
+
+
+def test_onednn_computes_the_same():
+    tensors = drawn((40,), 16, 12, 2)
+    exact = step(reference.lora_linear, doubled(tensors), 0.7)
+    with ops.use("onednn"):
+        few, many = step(ops.lora_linear, tensors, 0.7), drawn((400,), 6, 5, 2)
+        assert as_good(few, step(reference.lora_linear, tensors, 0.7), exact)
+        exact = step(reference.lora_linear, doubled(many), 0.7)
+        assert as_good(step(ops.lora_linear, many, 0.7), step(reference.lora_linear, many, 0.7), exact)
+    a, b = (t.detach().double().requires_grad_() for t in (tensors["x"], tensors["A"]))
+    with ops.use("onednn"):
+        y = ops.lora_linear(a, tensors["W"].double(), None, b, tensors["B"].double(), 0.7)
+    (g,) = torch.autograd.grad(y.square().sum(), a, create_graph=True)
+    assert g.requires_grad
+
+
+def test_what_does_not_go_together_is_named():
+    layer, _ = frozen_layer(4, 6, 5, 2)
+    with pytest.raises(lora.LayerError, match=r"Linear.*the input has shape \(4, 7\), and lora_A \(2, 6\) takes 6 features"):
+        layer(torch.randn(4, 7))
+    with pytest.raises(lora.LayerError, match=r"the input is torch.float64 and the weight torch.float32"):
+        layer(torch.randn(4, 6).double())
+    layer.lora_A = nn.Parameter(layer.lora_A.detach().to("meta"))
+    assert "not all on one device: the input on cpu, the weight on cpu, lora_A on meta" in layer._mismatch(torch.randn(4, 6))
