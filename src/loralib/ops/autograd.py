@@ -179,6 +179,8 @@ def lora_linear(
     """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear`."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    elif x.dtype != W.dtype:
+        return reference.lora_linear(x, W, b, A, B, scaling, p)  # which refuses it as a plain layer does
     (k, d), n = W.shape, math.prod(x.shape[:-1])
     effective = not p and not _is_low(x) and n * (d + k) > 2 * d * k
     onednn = onednn and x.dtype == W.dtype == torch.float32
