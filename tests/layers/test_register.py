@@ -121,7 +121,7 @@ def test_a_class_derived_from_a_known_one_may_have_a_treatment_of_its_own():
     assert not isinstance(model["plain"], SlowLinearLoRA)
     y = model["own"](x)
     lora.merge(model)
-    assert same_bits(model["own"](x), y)
+    assert close(model["own"](x), y, factor=16)
     lora.eject(model)
     assert [type(m) for m in model.values()] == [SlowLinear, nn.Linear]
 

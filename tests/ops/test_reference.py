@@ -11,6 +11,12 @@ from models import close, same_bits
 SIZE = st.integers(0, 40)
 
 
+@pytest.fixture(autouse=True)
+def of_the_reference():
+    with ops.use("reference"):
+        yield
+
+
 @given(n=st.lists(st.integers(0, 3), max_size=3), d=st.integers(1, 40), k=SIZE, r=st.integers(1, 5), scaling=st.floats(-4, 4))
 def test_the_update_of_the_output_is_that_of_the_weight(n, d, k, r, scaling):
     x, A, B, y = (torch.randn(*shape, dtype=torch.float64) for shape in ((*n, d), (r, d), (k, r), (*n, k)))

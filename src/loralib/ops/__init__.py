@@ -4,6 +4,8 @@
 is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form) and for
 tensors that are not plain ones, such as sharded weights. `onednn` is `autograd` with the big float32 products by oneDNN's
 kernel, which is much faster than torch's default on some processors and not on others: `benchmarks/linear.py` tells.
+`triton` is `autograd` with kernels of its own for the small products of linear layers on CUDA; it is never chosen by itself,
+since it has not been measured on a GPU yet.
 
     with loralib.ops.use("reference"):
         ...
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..errors import ConfigError, LayerError
-from . import autograd, reference
+from . import autograd, reference, triton_linear
 from .reference import add_expanded, linear_delta, merge_delta, merged_linear_delta
 
 __all__ = [
@@ -37,7 +39,7 @@ __all__ = [
     "use",
 ]
 
-IMPLEMENTATIONS = ("reference", "autograd", "onednn")
+IMPLEMENTATIONS = ("reference", "autograd", "onednn", "triton")
 
 _forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=None)
 
@@ -58,6 +60,8 @@ def use(implementation: str) -> Iterator[None]:
         raise ConfigError(f"{implementation!r} is no implementation; choose one of {', '.join(IMPLEMENTATIONS)}.")
     if implementation == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         raise ConfigError("This build of torch has no oneDNN linear operation; use 'autograd'.")
+    if implementation == "triton" and (problem := triton_linear.problem()):
+        raise ConfigError(problem)
     token = _forced.set(implementation)
     try:
         yield
@@ -76,7 +80,7 @@ def _obstacle(tensors: Sequence[Tensor | None]) -> str | None:
 
 def _fused(*tensors: Tensor | None) -> bool:
     """Whether `autograd` computes; `LayerError` when it is told to and cannot."""
-    if torch.compiler.is_compiling():  # torch.compile or torch.export, which cannot read the context either
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # which cannot read the context either
         return False
     forced = _forced.get()
     if forced == "reference":
@@ -92,8 +96,25 @@ def _fused(*tensors: Tensor | None) -> bool:
 def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
     """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
     if _fused(x, W, b, A, B):
-        return autograd.lora_linear(x, W, b, A, B, scaling, p, onednn=_forced.get() == "onednn")
+        return _linear(x, W, b, A, B, scaling, p)
     return reference.lora_linear(x, W, b, A, B, scaling, p)
+
+
+def _linear(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float,
+    slices: autograd.Slices | None = None,
+) -> Tensor:
+    """The linear step of `autograd`, or of what is forced."""
+    forced = _forced.get()
+    if forced == "triton":
+        return triton_linear.lora_linear(x, W, b, A, autograd.block_diagonal(B, *slices) if slices else B, scaling, p)
+    return autograd.lora_linear(x, W, b, A, B, scaling, p, slices, onednn=forced == "onednn")
 
 
 def merged_lora_linear(
@@ -109,8 +130,7 @@ def merged_lora_linear(
 ) -> Tensor:
     """`lora_linear` for an output in slices, each enabled one with factors of its own: see `reference`."""
     if _fused(x, W, b, A, B):
-        B = autograd.block_diagonal(B, widths, enabled)
-        return autograd.lora_linear(x, W, b, A, B, scaling, p, onednn=_forced.get() == "onednn")
+        return _linear(x, W, b, A, B, scaling, p, (tuple(widths), tuple(enabled)))
     return reference.merged_lora_linear(x, W, b, A, B, scaling, widths, enabled, p)
 
 

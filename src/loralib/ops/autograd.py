@@ -29,6 +29,8 @@ from torch import Tensor
 from ..errors import LayerError
 from . import reference
 
+Slices = tuple[tuple[int, ...], tuple[bool, ...]]  # the widths of a fused projection's slices, and which are enabled
+
 _BLOCK = 1 << 20  # elements of W that are merged at a time: a block stays in the cache
 _SPARSE = 0.25  # dropped positions up to this rate are kept as integers, else as a mask of a byte each
 
@@ -38,11 +40,12 @@ _SPARSE = 0.25  # dropped positions up to this rate are kept as integers, else a
 
 def draw_dropped(x: Tensor, p: float) -> Tensor | None:
     """Which elements of `x` to drop, each with probability `p` and independently: their positions in the flattened tensor
-    (int32, or int64 for more than 2³¹ elements), or a mask shaped as `x`."""
+    (int32, or int64 for more than 2³¹ elements), or a mask of bytes, a row for each token."""
     if not p:
         return None
     if p > _SPARSE or x.device.type != "cpu":
-        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(p)
+        shape = math.prod(x.shape[:-1]), x.shape[-1]
+        return torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(p)
     found, last, n = [], -1, x.numel()
     while last < n - 1:
         expected = (n - last) * p
@@ -84,7 +87,7 @@ def _product(x: Tensor, W: Tensor, b: Tensor | None, onednn: bool) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """y = W·x + b + s·B·A·dropout(x); `scaling` contains the 1 / (1 − p) of dropout."""
+    """y = W·x + b + s·B·A·dropout(x); `scaling` contains the 1 / (1 − p) of dropout. With `slices`, B is block-diagonal."""
 
     @staticmethod
     def forward(
@@ -96,10 +99,11 @@ class _Linear(torch.autograd.Function):
         B: Tensor,
         scaling: float,
         dropped: Tensor | None,
+        slices: Slices | None,
         effective: bool,
         onednn: bool,
     ) -> Tensor:
-        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, B))
+        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, block_diagonal(B, *slices) if slices else B))
         b_ = None if b is None else b.to(x.dtype)
         t = None
         if effective:
@@ -117,14 +121,15 @@ class _Linear(torch.autograd.Function):
         _, for_W, _, for_A, for_B, *_ = ctx.needs_input_grad
         keeps_x = for_W or for_A or (for_B and t is None)
         ctx.save_for_backward(x if keeps_x else None, W, A, B, t if for_B else None, dropped)
-        ctx.scaling, ctx.effective, ctx.onednn = scaling, effective, onednn
+        ctx.scaling, ctx.slices, ctx.effective, ctx.onednn = scaling, slices, effective, onednn
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, t, dropped = ctx.saved_tensors
         s, (for_x, for_W, for_b, for_A, for_B, *_) = ctx.scaling, ctx.needs_input_grad
-        W_, A_, B_ = (tensor.to(dY.dtype) for tensor in (W, A, B))
+        B_all = block_diagonal(B, *ctx.slices) if ctx.slices else B
+        W_, A_, B_ = (tensor.to(dY.dtype) for tensor in (W, A, B_all))
         dY = dY.contiguous()
         dY_2, x_2 = rows(dY), None if x is None else rows(x)
         u = (dY_2 @ B_) * s  # (n, r)
@@ -143,7 +148,9 @@ class _Linear(torch.autograd.Function):
         if for_b:
             db = dY_2.sum(0)
         dA, dB = _factor_gradients(dY_2, x_2, t, u, A, B, s, dropped, for_A, for_B)
-        return (dX, dW, db, dA, dB, None, None, None, None)
+        if dB is not None and ctx.slices:
+            dB = of_blocks(dB, B.shape[1], *ctx.slices)
+        return (dX, dW, db, dA, dB, None, None, None, None, None)
 
 
 def _factor_gradients(
@@ -174,18 +181,27 @@ def _factor_gradients(
 
 
 def lora_linear(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0, *, onednn: bool = False
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float = 0.0,
+    slices: Slices | None = None,
+    onednn: bool = False,
 ) -> Tensor:
-    """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear`."""
+    """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear` or, for an output in slices, `merged_lora_linear`."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     elif x.dtype != W.dtype:
         return reference.lora_linear(x, W, b, A, B, scaling, p)  # which refuses it as a plain layer does
     (k, d), n = W.shape, math.prod(x.shape[:-1])
-    effective = not p and not _is_low(x) and n * (d + k) > 2 * d * k
+    effective = slices is None and not p and not _is_low(x) and n * (d + k) > 2 * d * k
     onednn = onednn and x.dtype == W.dtype == torch.float32
     dropped = draw_dropped(x, p)
-    y: Tensor = _Linear.apply(x, W, b, A, B, scaling / (1 - p), dropped, effective, onednn)  # type: ignore[no-untyped-call]
+    s = scaling / (1 - p)
+    y: Tensor = _Linear.apply(x, W, b, A, B, s, dropped, slices, effective, onednn)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -309,3 +325,13 @@ def block_diagonal(B: Tensor, widths: Sequence[int], enabled: Sequence[bool]) ->
         rows.append(F.pad(next(parts), (i * r, (n - 1 - i) * r)) if on else B.new_zeros(width, n * r))
         i += on
     return torch.cat(rows)
+
+
+def of_blocks(full: Tensor, r: int, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
+    """The blocks of a matrix that is laid out as `block_diagonal` lays it out, one below the other (Σ enabled widths, r)."""
+    i, blocks = 0, []
+    for part, on in zip(full.split(list(widths)), enabled, strict=True):
+        if on:
+            blocks.append(part[:, i * r : (i + 1) * r])
+            i += 1
+    return torch.cat(blocks)
