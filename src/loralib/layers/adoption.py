@@ -3,6 +3,8 @@
 Adding a kind of layer is one file beside this one and one row in the table; `register_layer` adds a row from outside.
 """
 
+from functools import cache
+
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -43,7 +45,6 @@ _KINDS = (
 _STATE = ("r", "lora_alpha", "scaling", "use_rslora", "has_update", "merged", "merge_weights", "disabled", "fan_in_fan_out")
 _HIDDEN = ("_carried_forward", "_aside")
 _FACTORS = ("lora_A", "lora_B", "lora_dropout")
-_ABSENT = object()
 
 
 def register_layer(layer_class: type[nn.Module], treatment: type[AdaptedLayer]) -> None:
@@ -110,6 +111,14 @@ def is_linear(layer: nn.Module) -> bool:
     return found is not None and issubclass(found, LinearLoRA)
 
 
+@cache
+def _added(treatment: type, known: type, cls: type) -> tuple[frozenset[str], frozenset[str]]:
+    """The attributes that a layer gains by `treatment` of the class `known` of the table, and those of them that its own class
+    has already."""
+    added = frozenset({*_FACTORS, *_STATE, *dir(treatment)} - set(dir(known)))
+    return added, frozenset(name for name in added if hasattr(cls, name))
+
+
 def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: type[LoRAUpdate] | None = None) -> str | None:
     """Why `layer` cannot be given an update, or None."""
     if isinstance(layer, LoRALayer):
@@ -134,8 +143,9 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
         return "its weight is sharded; inject before fully_shard"
     if W.is_meta and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"
-    added = sorted({*_FACTORS, *_STATE, *dir(treated_by)} - set(dir(row[0])))
-    if taken := [name for name in added if getattr(layer, name, _ABSENT) is not _ABSENT]:
+    added, of_class = _added(treated_by, row[0], type(layer))
+    own = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
+    if taken := sorted((added & own) | of_class):
         return f"it has attributes of its own named {', '.join(taken)}"
     return treated_by.layer_problem(layer, lora_dropout)
 
