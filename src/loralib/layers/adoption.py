@@ -4,6 +4,7 @@ Adding a kind of layer is one file beside this one and one row in the table; `re
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -143,7 +144,8 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
         return "its weight is sharded; inject before fully_shard"
     if W.is_meta and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"
-    added, of_class = _added(treated_by, row[0], type(layer))
+    classes: tuple[Any, ...] = (treated_by, row[0], type(layer))
+    added, of_class = _added(*classes)
     own = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
     if taken := sorted((added & own) | of_class):
         return f"it has attributes of its own named {', '.join(taken)}"
