@@ -122,20 +122,6 @@ def test_an_embedding_step_is_as_exact_as_the_plain_formula(n, V, k, r, dtype, k
     assert as_good(step(on(autograd, dtype), tensors), step(on(reference, dtype), tensors), exact)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("spatial", [(5,), (4, 3), (2, 3, 4)])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_a_convolutions_update_is_as_exact_as_the_plain_formula(spatial, groups, dtype):
-    ones = [1] * len(spatial)
-    tensors = {"y": torch.randn(2, 6, *spatial), "t": torch.randn(2, 3 * groups, *spatial), "B": torch.randn(6, 3, *ones)}
-    tensors = {name: t.to(dtype) for name, t in tensors.items()}
-
-    def on(module):
-        return lambda y, t, B: module.add_convolution_update(y.clone(), t, B, 0.7, groups)
-
-    assert as_good(step(on(autograd), tensors), step(on(reference), tensors), step(on(reference), doubled(tensors)))
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merging_by_blocks_is_as_exact_as_the_plain_formula(dtype, transposed, monkeypatch):
@@ -211,8 +197,6 @@ def test_first_and_second_derivatives_of_the_other_updates(monkeypatch):
     cases = [(lambda y, x, A, B: autograd.add_linear_update(y, x, A, B, 0.7, 0.4), (y, x, A, B))]
     ids, keep = torch.tensor([0, 3, 3, 1, 0, 0, 2]), torch.rand(7).double()
     cases += [(lambda y, A, B: autograd.add_embedding_update(y.clone(), ids, A, B, 0.7, keep), (y, A, B))]
-    z, t, C = (torch.randn(shape).double().requires_grad_() for shape in ((2, 5, 3), (2, 2, 3), (5, 2, 1)))
-    cases += [(lambda z, t, C: autograd.add_convolution_update(z.clone(), t, C, 0.7), (z, t, C))]
     for operation, inputs in cases:
         assert torch.autograd.gradcheck(operation, inputs)
         assert torch.autograd.gradgradcheck(operation, inputs)

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from ..errors import ConfigError, LayerError
 from . import autograd, reference, triton_linear
-from .reference import add_expanded, linear_delta, merge_delta, merged_linear_delta
+from .reference import add_convolution_update, add_expanded, linear_delta, merge_delta, merged_linear_delta
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -162,12 +162,6 @@ def add_embedding_update(
     """y + scaling·Aᵀ[ids]·Bᵀ: see `reference.add_embedding_update`. `y` may be overwritten."""
     compute = autograd.add_embedding_update if _fused(y, ids, A, B) else reference.add_embedding_update
     return compute(y, ids, A, B, scaling, keep, by_frequency)
-
-
-def add_convolution_update(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int = 1) -> Tensor:
-    """y + scaling·(B ∗ t): see `reference.add_convolution_update`. `y` may be overwritten."""
-    compute = autograd.add_convolution_update if _fused(y, t, B) else reference.add_convolution_update
-    return compute(y, t, B, scaling, groups)
 
 
 def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:

@@ -15,7 +15,8 @@ Kept are x (for dA) and t (for dB): nothing of size (n, k), no second (n, d). Tw
 Dropout drops positions of x, which are drawn one from the next by geometric gaps: p·n·d draws and as many small integers kept,
 not n·d. x with zeros in these positions is made again in the backward pass, not kept.
 
-Not here: graphs that a compiler or `torch.func` traces, and weights that are no plain tensors; `reference` serves those.
+Not here: convolutions, where nothing measured better than the plain form; graphs that a compiler or `torch.func` traces, and
+weights that are no plain tensors; `reference` serves those.
 """
 
 import math
@@ -239,7 +240,7 @@ def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float
     return added
 
 
-# --- embeddings and convolutions ------------------------------------------------------------------------------------
+# --- embeddings -----------------------------------------------------------------------------------------------------
 
 
 class _Embedding(torch.autograd.Function):
@@ -288,15 +289,6 @@ def add_embedding_update(
     keep = None if keep is None else keep.reshape(-1).to(A.dtype)
     added: Tensor = _Embedding.apply(y, flat, A, B, scaling, keep, weight)  # type: ignore[no-untyped-call]
     return added
-
-
-def add_convolution_update(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int = 1) -> Tensor:
-    """y + scaling·(B ∗ t), as `reference.add_convolution_update`; `y` is overwritten."""
-    if groups > 1 or y.dim() != B.dim() or not y.is_contiguous() or y.dtype != t.dtype:
-        return reference.add_convolution_update(y, t, B, scaling, groups)
-    B_n = (B * scaling).to(t.dtype).flatten(1).expand(len(y), -1, -1)  # (n, k, r)
-    y.flatten(2).baddbmm_(B_n, t.flatten(2))
-    return y
 
 
 # --- merging --------------------------------------------------------------------------------------------------------
