@@ -3,7 +3,7 @@
 `reference` is the specification. `autograd` gives the same numbers with fewer passes and less kept for the backward pass; it
 is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form) and for
 tensors that are not plain ones, such as sharded weights. `onednn` is `autograd` with the big float32 products by oneDNN's
-kernel, which is much faster than torch's default on some processors and not on others: `benchmarks/linear.py` tells.
+kernel, which is much faster than torch's default on some processors and not on others: measure before you choose it.
 `triton` is `autograd` with kernels of its own for the small products of linear layers on CUDA; it is never chosen by itself,
 since it has not been measured on a GPU yet.
 
