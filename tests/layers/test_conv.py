@@ -506,3 +506,10 @@ def test_a_shared_convolution_is_merged_once(dtype, transposed):
     assert close(model(x), y, factor=64)
     lora.unmerge(model)
     assert bits(layer.weight) == W
+
+
+def test_a_named_input_keeps_the_arguments_beside_it():
+    layer, x = lora.ConvLoRA(nn.ConvTranspose1d, 4, 6, 3, r=2, stride=2), torch.randn(2, 4, 5)
+    for name in ("x", "input"):
+        assert layer(output_size=[12], **{name: x}).shape == (2, 6, 12)
+        assert layer(**{name: x}).shape == (2, 6, 11)

@@ -568,3 +568,13 @@ def test_embeddings_are_no_linear_layers():
     model = nn.Sequential(nn.Embedding(V, K), nn.Linear(K, 2))
     assert lora.inject(model, lora.LoRAConfig(r=2)) == ["1"]
     randomize(model)
+
+
+def test_what_a_forward_on_the_instance_returns_is_not_overwritten():
+    model, table = Holder(nn.Embedding(V, K)), torch.randn(2, K)
+    model.layer.forward = lambda ids: table
+    before = table.clone()
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["layer"]))
+    fill(model)
+    assert not same_bits(model(torch.tensor([1, 2])), before)
+    assert same_bits(table, before)

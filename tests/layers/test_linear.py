@@ -128,6 +128,13 @@ def test_dropout_drops_the_inputs_of_the_update_as_0_1_does():
     assert torch.equal(ours.eval()(x), torch.full((1, 1), float(n)))
 
 
+def test_dropping_everything_leaves_the_base():
+    layer = randomize(lora.Linear(4, 3, r=2, lora_dropout=0.5))
+    layer.lora_dropout.p = 1.0
+    x = torch.randn(2, 4)
+    assert same_bits(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
 # --- forward is the base operation with the effective weight --------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ of the same shapes.
 
 loralib 0.1 factors the weight of a square kernel κ otherwise: A (r·κ, d·κ), B (k/g·κ, r·κ), and B·A is *reshaped* to W's
 shape, which is no product of two convolutions: W + ΔW is formed in the forward pass. `Conv2d` keeps that form, so that
-checkpoints of 0.1 load; injection and the other constructors have true rank r.
+checkpoints of 0.1 load, and so do `Conv1d` and `Conv3d` with kernel 1, the only one with which they worked; injection and the
+constructors otherwise have true rank r.
 """
 
 import copy
@@ -51,11 +52,13 @@ class ConvolutionLoRA(AdaptedLayer):
             return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
         if has_own_forward(type(self).base_class):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
-        x = first_input(args, kwargs).to(self.lora_A.device)
+        x = first_input(args, kwargs)
         drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
         if self.legacy and not drops and self._carried_forward is None:
             return self._conv_forward(x, self.effective_weight(self.weight), self.bias)  # type: ignore[operator,no-any-return]
         y: Tensor = self.base_forward(*args, **kwargs)
+        if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
+            x = x.to(self.lora_A.device)
         x = self.lora_dropout(x)
         if self.legacy:
             return y + self._convolve(x, self.delta().to(x.dtype), y).to(y.dtype)
@@ -136,9 +139,9 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
 
     Parameters and their order are 0.1's; further keywords go to `conv_module`. `weight` is the one key of the weight in a
     state dict; the names of all versions of 0.1 are read (`weight`, `conv.weight`, both). `layer.conv` is a view of the bare
-    convolution: what is read from it or assigned to it is the layer's. With nn.Conv2d and a square kernel the factors have
-    0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a true rank r, (r, in / groups,
-    *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
+    convolution: what is read from it or assigned to it is the layer's. With nn.Conv2d and a square kernel, or with kernel 1,
+    the factors have 0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a true rank r,
+    (r, in / groups, *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
 
     >>> layer = ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
     >>> isinstance(layer, nn.Conv1d), layer.lora_A.shape, layer.conv.weight is layer.weight
@@ -166,7 +169,8 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the convolution computes; 0.1 calls the input x."""
-        return super().base_forward(first_input(args, kwargs)) if not args else super().base_forward(*args, **kwargs)
+        beside = {name: value for name, value in kwargs.items() if name not in ("input", "x")}
+        return super().base_forward(first_input(args, kwargs), *args[1:], **beside)
 
     @property
     def conv(self) -> "BareConvolution":
@@ -278,7 +282,8 @@ def _itself(module: nn.Module) -> nn.Module:
 
 
 class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
-    """`nn.Conv1d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r: in 0.1 it never worked.
+    """`nn.Conv1d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r, but for kernel 1, with which
+    alone it worked in 0.1.
 
     >>> import torch
     >>> layer = Conv1d(4, 8, 3, r=2, padding=1)
@@ -309,7 +314,8 @@ class Conv2d(ConvLoRA, nn.Conv2d):  # type: ignore[misc]
 
 
 class Conv3d(ConvLoRA, nn.Conv3d):  # type: ignore[misc]
-    """`nn.Conv3d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r: in 0.1 it never worked.
+    """`nn.Conv3d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r, but for kernel 1, with which
+    alone it worked in 0.1.
 
     >>> Conv3d(4, 8, (1, 3, 3), r=2).lora_A.shape
     torch.Size([2, 4, 1, 3, 3])

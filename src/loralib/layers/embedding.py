@@ -81,7 +81,8 @@ class EmbeddingLoRA(_Lookup):
         y: Tensor = self.base_forward(*args, **kwargs)
         if not self.acts:
             return y
-        ids = ids.to(self.lora_A.device)
+        if self._carried_forward is not None:  # whose result is not ours to overwrite, and may be on another device
+            y, ids = y.clone(), ids.to(self.lora_A.device)
         A, B, keep = self.lora_A, self.lora_B, self._kept(ids)
         if has_own_forward(type(self).base_class):
             t = self.forward_with(A.t(), *args, **kwargs)

@@ -17,17 +17,18 @@ from .base import AdaptedLayer
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The layer's input: the first argument, by torch's name or whatever the base layer calls it."""
-    x: Tensor = args[0] if args else kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
+    """The layer's input: the first argument, by torch's name, by 0.1's, or whatever the base layer calls it."""
+    named = [kwargs[name] for name in ("input", "x") if name in kwargs]
+    x: Tensor = (*args, *named, *kwargs.values())[0]
     return x
 
 
 def dropout_of(module: nn.Module) -> tuple[float, nn.Module | None]:
     """The probability with which `module` drops now, for an operation that drops by itself; or, for a module of another kind
-    that a user put there, 0 and that module."""
+    that a user put there or one that drops everything, 0 and that module."""
     if isinstance(module, nn.Identity):
         return 0.0, None
-    if type(module) is nn.Dropout and not module.inplace:
+    if type(module) is nn.Dropout and not module.inplace and module.p < 1:
         return module.p if module.training else 0.0, None
     return 0.0, module
 
