@@ -183,13 +183,7 @@ class MergedUpdate(LoRAUpdate):
         >>> update.plain().r, torch.equal(update.plain().delta(), update.delta())
         (4, True)
         """
-        B, n = self.B.new_zeros(sum(self.widths), len(self.A)), sum(self.enable_lora)
-        row = enabled_row = column = 0
-        for width, on in zip(self.widths, self.enable_lora, strict=True):
-            if on:
-                B[row : row + width, column : column + self.r] = self.B[enabled_row : enabled_row + width]
-                enabled_row, column = enabled_row + width, column + self.r
-            row += width
+        B, n = ops.block_diagonal(self.B, self.widths, self.enable_lora), sum(self.enable_lora)
         lora_alpha = self.lora_alpha * (n**0.5 if self.use_rslora else n)
         return LoRAUpdate(self.A, B, lora_alpha, self.use_rslora)
 

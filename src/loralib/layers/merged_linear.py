@@ -1,8 +1,8 @@
 """LoRA on fused projections, such as query, key and value in one matrix: each chosen slice has an update of its own.
 
 The output (..., Σ widths) is cut into slices; for n enabled ones A (n·r, d) stacks the first factors and B (Σ enabled
-widths, r) the second ones. The forward pass is one skinny product for all slices, then one per slice, put in its place: ΔW
-is formed only to be merged. Slices may differ in width, as they do in grouped-query attention.
+widths, r) the second ones. The forward pass is one skinny product with A and one with the blocks of B in their places: ΔW is
+formed only to be merged. Slices may differ in width, as they do in grouped-query attention.
 """
 
 from collections.abc import Sequence

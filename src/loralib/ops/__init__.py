@@ -21,7 +21,14 @@ from torch.autograd import forward_ad
 
 from ..errors import ConfigError, LayerError
 from . import autograd, reference, triton_linear
-from .reference import add_convolution_update, add_expanded, linear_delta, merge_delta, merged_linear_delta
+from .reference import (
+    add_convolution_update,
+    add_expanded,
+    block_diagonal,
+    linear_delta,
+    merge_delta,
+    merged_linear_delta,
+)
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -30,6 +37,7 @@ __all__ = [
     "add_expanded",
     "add_linear_update",
     "add_merged_linear_update",
+    "block_diagonal",
     "linear_delta",
     "lora_linear",
     "merge_delta",
@@ -113,7 +121,7 @@ def _linear(
     """The linear step of `autograd`, or of what is forced."""
     forced = _forced.get()
     if forced == "triton":
-        return triton_linear.lora_linear(x, W, b, A, autograd.block_diagonal(B, *slices) if slices else B, scaling, p)
+        return triton_linear.lora_linear(x, W, b, A, block_diagonal(B, *slices) if slices else B, scaling, p)
     return autograd.lora_linear(x, W, b, A, B, scaling, p, slices, onednn=forced == "onednn")
 
 
@@ -152,7 +160,7 @@ def add_merged_linear_update(
 ) -> Tensor:
     """`add_linear_update` for an output in slices: see `reference.add_merged_linear_update`."""
     if _fused(y, x, A, B):
-        return autograd.add_linear_update(y, x, A, autograd.block_diagonal(B, widths, enabled), scaling, p)
+        return autograd.add_linear_update(y, x, A, block_diagonal(B, widths, enabled), scaling, p)
     return reference.add_merged_linear_update(y, x, A, B, scaling, widths, enabled, p)
 
 

@@ -104,7 +104,7 @@ class _Linear(torch.autograd.Function):
         effective: bool,
         onednn: bool,
     ) -> Tensor:
-        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, block_diagonal(B, *slices) if slices else B))
+        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, reference.block_diagonal(B, *slices) if slices else B))
         b_ = None if b is None else b.to(x.dtype)
         t = None
         if effective:
@@ -129,7 +129,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, t, dropped = ctx.saved_tensors
         s, (for_x, for_W, for_b, for_A, for_B, *_) = ctx.scaling, ctx.needs_input_grad
-        B_all = block_diagonal(B, *ctx.slices) if ctx.slices else B
+        B_all = reference.block_diagonal(B, *ctx.slices) if ctx.slices else B
         W_, A_, B_ = (tensor.to(dY.dtype) for tensor in (W, A, B_all))
         dY = dY.contiguous()
         dY_2, x_2 = rows(dY), None if x is None else rows(x)
@@ -308,19 +308,8 @@ def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bo
     return merged
 
 
-def block_diagonal(B: Tensor, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
-    """The second factor (Σ widths, n·r) of all slices at once, for the stacked first one (n·r, d)."""
-    r = B.shape[1]
-    parts = iter(B.split([width for width, on in zip(widths, enabled, strict=True) if on]))
-    n, i, rows = sum(enabled), 0, []
-    for width, on in zip(widths, enabled, strict=True):
-        rows.append(F.pad(next(parts), (i * r, (n - 1 - i) * r)) if on else B.new_zeros(width, n * r))
-        i += on
-    return torch.cat(rows)
-
-
 def of_blocks(full: Tensor, r: int, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
-    """The blocks of a matrix that is laid out as `block_diagonal` lays it out, one below the other (Σ enabled widths, r)."""
+    """The blocks of a matrix laid out as by `reference.block_diagonal`, one below the other (Σ enabled widths, r)."""
     i, blocks = 0, []
     for part, on in zip(full.split(list(widths)), enabled, strict=True):
         if on:

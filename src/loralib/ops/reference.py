@@ -138,6 +138,25 @@ def merged_linear_delta(A: Tensor, B: Tensor, scaling: float, widths: Sequence[i
     return torch.cat([zero, *rows])
 
 
+def block_diagonal(B: Tensor, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
+    """The second factor (Σ widths, n·r) of all slices at once, for the stacked first one (n·r, d): zero where a slice does not
+    see a first factor.
+
+    >>> block_diagonal(torch.ones(2, 1), widths=(1, 2, 1), enabled=(True, False, True))
+    tensor([[1., 0.],
+            [0., 0.],
+            [0., 0.],
+            [0., 1.]])
+    """
+    r = B.shape[1]
+    parts = iter(B.split([width for width, on in zip(widths, enabled, strict=True) if on]))
+    n, i, rows = sum(enabled), 0, []
+    for width, on in zip(widths, enabled, strict=True):
+        rows.append(F.pad(next(parts), (i * r, (n - 1 - i) * r)) if on else B.new_zeros(width, n * r))
+        i += on
+    return torch.cat(rows)
+
+
 def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:
     """W + scaling·B·A in the dtype of W (k, d), or W + scaling·(B·A)ᵀ for a W that is stored as (d, k)."""
     delta = linear_delta(A, B, scaling)
