@@ -1,8 +1,9 @@
-"""G9: a training step of a whole model, optimizer included, against the same model frozen with gradients flowing.
+"""G9, G12: a training step of a whole model, optimizer included, against the same model frozen with gradients flowing.
 
 Random weights. Gradients flow to the embedded inputs in every contender. Dropout is LoRA's alone; the models have none of their
 own. bfloat16: factors in bfloat16, too; mixed: float32 factors, on which 0.1.2 raises. LoRA is on query and value: of GPT-2's
-fused projection in ours and 0.1.2 by slices, in PEFT, which cannot, over its full width.
+fused projection in ours and 0.1.2 by slices, in PEFT, which cannot, over its full width. oneDNN: inside `ops.use("onednn")`, which takes
+another kernel for all frozen float32 products of the model; the reference and the others use torch's default.
 """
 
 import copy
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from benchmarks import peers
-from benchmarks.goals import Benchmark, Goal, worst
+from benchmarks.goals import Benchmark, Goal, where, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
 from benchmarks.peers import FROZEN, LEGACY, PEFT
+from loralib import ops
 
+ONEDNN = "loralib, oneDNN"
 ENABLED = [True, False, True]
 
 
@@ -88,6 +91,16 @@ def training_step(model: nn.Module, embedded: Tensor, labels: Tensor) -> Callabl
     return step
 
 
+def with_onednn(step: Callable[[], None]) -> Callable[[], None]:
+    """The same step with the frozen products by oneDNN's kernel."""
+
+    def routed() -> None:
+        with ops.use("onednn"):
+            step()
+
+    return routed
+
+
 def contenders(case: WholeModel, device: str) -> Mapping[str, Contender]:
     dtype = torch.float32 if case.dtype == "float32" else torch.bfloat16
     factors = torch.float32 if case.dtype == "mixed" else dtype
@@ -108,7 +121,11 @@ def contenders(case: WholeModel, device: str) -> Mapping[str, Contender]:
     labels = (
         torch.randint(1000, (case.batch, case.length), device=device) if is_gpt2 else torch.arange(case.batch).to(device) % 2
     )
-    return {name: Contender(training_step(model, embedded, labels), model) for name, model in models.items()}
+    steps = {name: training_step(model, embedded, labels) for name, model in models.items()}
+    if case.dtype == "float32" and device == "cpu" and ops.onednn.available():
+        models[ONEDNN] = models[OURS]
+        steps[ONEDNN] = with_onednn(steps[OURS])
+    return {name: Contender(step, models[name]) for name, step in steps.items()}
 
 
 def goals(rows: list[Row]) -> list[Goal]:
@@ -117,6 +134,8 @@ def goals(rows: list[Row]) -> list[Goal]:
         Goal("G9", "time / frozen model, at worst", worst(rows, "ratio", [OURS]), at_most=1.1),
         Goal("G9", "times faster than a peer, at worst", worst(rows, "speedup", both, min), at_least=1),
         Goal("G9", "share of a peer's peak memory, at worst", worst(rows, "peak_share", both), at_most=1),
+        Goal("G12", "oneDNN: time / frozen model, at worst", worst(rows, "ratio", [ONEDNN]), at_most=0.85),
+        Goal("G12", "oneDNN, GPT-2-shaped", worst(where(rows, shape="GPT-2"), "ratio", [ONEDNN]), at_most=0.7),
     ]
 
 

@@ -161,7 +161,7 @@ def test_the_second_factor_of_a_convolution_mixes_the_channels_of_its_group(dims
     parts = zip(t.split(r, dim=-dims - 1), B.flatten(1).split(width), strict=True)
     flat = [torch.einsum("kr,...rs->...ks", b, part.flatten(-dims)) for part, b in parts]
     expected = y + scaling * torch.cat(flat, dim=-2).reshape(y.shape)
-    result = ops.add_convolution_update(y, t, B, scaling, groups)
+    result = ops.add_pointwise(y, t, B, scaling, groups)
     assert result.shape == y.shape
     assert torch.allclose(result, expected, rtol=1e-10, atol=1e-10)
 
@@ -169,7 +169,7 @@ def test_the_second_factor_of_a_convolution_mixes_the_channels_of_its_group(dims
 def test_derivatives_of_the_second_factor_are_right():
     shapes = ((1, 4, 3), (1, 4, 3), (4, 2, 1))
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    run = lambda y, t, B: ops.add_convolution_update(y, t, B, 0.7, groups=2)  # noqa: E731
+    run = lambda y, t, B: ops.add_pointwise(y, t, B, 0.7, groups=2)  # noqa: E731
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
 
@@ -192,7 +192,7 @@ CALLS = {
         ((3, 6), (3, 4), (2, 4), (4, 2)),
     ),
     "embedding": (lambda y, keep, A, B: ops.add_embedding_update(y, IDS, A, B, 1.5, keep), ((3, 6), (3,), (2, 5), (6, 2))),
-    "convolution": (lambda y, t, B: ops.add_convolution_update(y, t, B, 1.5, groups=2), ((2, 6, 3), (2, 4, 3), (6, 2, 1))),
+    "convolution": (lambda y, t, B: ops.add_pointwise(y, t, B, 1.5, groups=2), ((2, 6, 3), (2, 4, 3), (6, 2, 1))),
     "expanded": (lambda y, t, B: ops.add_expanded(y, t, B, 1.5), ((3, 6), (3, 2), (6, 2))),
 }
 

@@ -22,11 +22,10 @@ from .. import ops
 from ..errors import LayerError
 from ..updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate
 from .base import AdaptedLayer
-from .linear import first_input
+from .linear import dropout_of, first_input
 from .made import made_to_measure
 
 _Convolution = nn.modules.conv._ConvNd
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class ConvolutionLoRA(AdaptedLayer):
@@ -42,7 +41,10 @@ class ConvolutionLoRA(AdaptedLayer):
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
     dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
     transposed: bool
     groups: int
 
@@ -53,18 +55,22 @@ class ConvolutionLoRA(AdaptedLayer):
         if has_own_forward(type(self).base_class):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
         x = first_input(args, kwargs)
-        drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
-        if self.legacy and not drops and self._carried_forward is None:
+        p, drop = dropout_of(self.lora_dropout)
+        plain = drop is None and self._carried_forward is None
+        if self.legacy and plain and not p:
             return self._conv_forward(x, self.effective_weight(self.weight), self.bias)  # type: ignore[operator,no-any-return]
+        padded, geometry = self._slide(x, *args[1:], **beside(kwargs))
+        if not self.legacy and plain and (padded is x or not p):
+            A, B = self._first_factor(x), self.lora_B
+            return ops.lora_convolution(padded, self.weight, self.bias, A, B, self.scaling, geometry, p)
         y: Tensor = self.base_forward(*args, **kwargs)
         if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
             x = x.to(self.lora_A.device)
-        x = self.lora_dropout(x)
+        padded, _ = self._slide(self.lora_dropout(x), *args[1:], **beside(kwargs))
         if self.legacy:
-            return y + self._convolve(x, self.delta().to(x.dtype), y).to(y.dtype)
-        return ops.add_convolution_update(
-            y, self._convolve(x, self._first_factor(x), y), self.lora_B, self.scaling, self.groups
-        )
+            return y + ops.convolve(padded, self.delta().to(x.dtype), None, geometry).to(y.dtype)
+        t = ops.convolve(padded, self._first_factor(x), None, geometry)
+        return ops.add_pointwise(y, t, self.lora_B, self.scaling, self.groups)
 
     def _first_factor(self, x: Tensor) -> Tensor:
         """A for all groups, as the weight of a convolution like the base's onto g·r channels."""
@@ -73,17 +79,21 @@ class ConvolutionLoRA(AdaptedLayer):
             A = A.transpose(0, 1)  # (d/g, r, *kernel)
         return A if self.groups == 1 else A.repeat(self.groups, *[1] * (A.dim() - 1))
 
-    def _convolve(self, x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
-        """x convolved as the base does, but with `weight` and without bias; `y` is what the base made of it."""
-        if not self.transposed:
-            result: Tensor = self._conv_forward(x, weight, None)  # type: ignore[operator]
-            return result
-        n = len(self.kernel_size)
-        padding = [int(p) for p in self.padding]
-        sizes = zip(y.shape[-n:], x.shape[-n:], self.stride, padding, self.dilation, self.kernel_size, strict=True)
-        output_padding = [o - ((i - 1) * s - 2 * p + d * (k - 1) + 1) for o, i, s, p, d, k in sizes]
-        convolution = _TRANSPOSED[n]
-        return convolution(x, weight, None, self.stride, padding, output_padding, self.groups, self.dilation)
+    def _slide(self, x: Tensor, output_size: list[int] | None = None) -> tuple[Tensor, ops.Geometry]:
+        """How the base slides over `x`, and `x` with what padding torch's convolution does not do by itself."""
+        n, stride, dilation, output_padding = len(self.kernel_size), self.stride, self.dilation, self.output_padding
+        if self.transposed:
+            padding = tuple(int(p) for p in self.padding)
+            output_padding = self._output_padding(x, output_size, stride, padding, self.kernel_size, n, dilation)  # type: ignore[operator]
+        elif self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            padding = self.padding
+        else:
+            around = self._reversed_padding_repeated_twice
+            padding = tuple(reversed(around[::2]))
+            if self.padding_mode != "zeros" or around[::2] != around[1::2]:
+                mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+                x, padding = F.pad(x, around, mode), (0,) * n
+        return x, ops.Geometry(stride, padding, dilation, self.transposed, tuple(output_padding), self.groups)
 
     def delta(self) -> Tensor:
         """ΔW in the layout of the weight, differentiable, in at least float32."""
@@ -96,6 +106,9 @@ class ConvolutionLoRA(AdaptedLayer):
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """W + ΔW in the dtype of `W`, added in at least float32 and rounded once."""
+        if self.legacy:
+            A, B = self.lora_A, self.lora_B
+            return ops.merge_linear(W.reshape(B.shape[0], A.shape[1]), A, B, self.scaling).view(W.shape)
         return ops.merge_delta(W, self.delta())
 
     @classmethod
@@ -126,6 +139,11 @@ class ConvolutionLoRA(AdaptedLayer):
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
         """Why a plain `layer` cannot be adapted, or None."""
         return cls.problem_of_weights(layer, lora_dropout) if has_own_forward(type(layer)) else None
+
+
+def beside(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The named arguments without the input, which torch calls `input` and 0.1 x."""
+    return {name: value for name, value in kwargs.items() if name not in ("input", "x")}
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:
@@ -169,8 +187,7 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the convolution computes; 0.1 calls the input x."""
-        beside = {name: value for name, value in kwargs.items() if name not in ("input", "x")}
-        return super().base_forward(first_input(args, kwargs), *args[1:], **beside)
+        return super().base_forward(first_input(args, kwargs), *args[1:], **beside(kwargs))
 
     @property
     def conv(self) -> "BareConvolution":

@@ -2,8 +2,9 @@
 
 `reference` is the specification. `autograd` gives the same numbers with fewer passes and less kept for the backward pass; it
 is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form) and for
-tensors that are not plain ones, such as sharded weights. `onednn` is `autograd` with the big float32 products by oneDNN's
-kernel, which is much faster than torch's default on some processors and not on others: measure before you choose it.
+tensors that are not plain ones, such as sharded weights. `onednn` is `autograd` with the float32 products on the CPU by
+oneDNN's kernel, those of the model's other frozen linear layers included; on some processors it takes half the time of
+torch's default, on others not: measure before you choose it.
 `triton` is `autograd` with kernels of its own for the small products of linear layers on CUDA; it is never chosen by itself,
 since it has not been measured on a GPU yet.
 
@@ -12,19 +13,21 @@ since it has not been measured on a GPU yet.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from ..errors import ConfigError, LayerError
-from . import autograd, reference, triton_linear
+from . import autograd, onednn, reference, triton_linear
+from .obstacle import obstacle
 from .reference import (
-    add_convolution_update,
+    Geometry,
     add_expanded,
+    add_pointwise,
     block_diagonal,
+    convolve,
     linear_delta,
     merge_delta,
     merged_linear_delta,
@@ -32,13 +35,16 @@ from .reference import (
 
 __all__ = [
     "IMPLEMENTATIONS",
-    "add_convolution_update",
+    "Geometry",
     "add_embedding_update",
     "add_expanded",
     "add_linear_update",
     "add_merged_linear_update",
+    "add_pointwise",
     "block_diagonal",
+    "convolve",
     "linear_delta",
+    "lora_convolution",
     "lora_linear",
     "merge_delta",
     "merge_linear",
@@ -56,7 +62,8 @@ _forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=N
 def use(implementation: str) -> Iterator[None]:
     """Inside the block (and the thread) every operation is computed by one of `IMPLEMENTATIONS`, or raises `LayerError`.
 
-    The backward pass is that of the forward pass, wherever it runs; compilers trace "reference" in any case. Raises
+    With "onednn" the model's frozen linear layers without an update compute by that kernel, too. The backward pass is that of
+    the forward pass, wherever it runs; compilers trace "reference" in any case. Raises
     `ConfigError` for an unknown implementation, or one that this build of torch has not.
 
     >>> x, W, A, B = torch.ones(1, 4), torch.zeros(3, 4), torch.ones(2, 4), torch.ones(3, 2)
@@ -66,24 +73,16 @@ def use(implementation: str) -> Iterator[None]:
     """
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"{implementation!r} is no implementation; choose one of {', '.join(IMPLEMENTATIONS)}.")
-    if implementation == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if implementation == "onednn" and not onednn.available():
         raise ConfigError("This build of torch has no oneDNN linear operation; use 'autograd'.")
     if implementation == "triton" and (problem := triton_linear.problem()):
         raise ConfigError(problem)
     token = _forced.set(implementation)
     try:
-        yield
+        with onednn.Frozen(lambda: _forced.get() == "onednn") if implementation == "onednn" else nullcontext():
+            yield
     finally:
         _forced.reset(token)
-
-
-def _obstacle(tensors: Sequence[Tensor | None]) -> str | None:
-    """Why `autograd` cannot compute with these tensors here and now, or None."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "torch.func or forward-mode differentiation transforms the computation"
-    if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.is_nested for tensor in tensors if tensor is not None):
-        return "not all tensors are plain ones"
-    return None
 
 
 def _fused(*tensors: Tensor | None) -> bool:
@@ -93,12 +92,12 @@ def _fused(*tensors: Tensor | None) -> bool:
     forced = _forced.get()
     if forced == "reference":
         return False
-    obstacle = _obstacle(tensors)
-    if obstacle and forced:
-        raise LayerError(f"The implementation {forced!r} cannot be used here: {obstacle}. Leave the choice to the library.")
+    problem = obstacle(*tensors)
+    if problem and forced:
+        raise LayerError(f"The implementation {forced!r} cannot be used here: {problem}. Leave the choice to the library.")
     if forced == "onednn" and any(tensor.device.type != "cpu" for tensor in tensors if tensor is not None):
         raise LayerError("The implementation 'onednn' is for tensors on the CPU.")
-    return obstacle is None
+    return problem is None
 
 
 def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
@@ -170,6 +169,21 @@ def add_embedding_update(
     """y + scaling·Aᵀ[ids]·Bᵀ: see `reference.add_embedding_update`. `y` may be overwritten."""
     compute = autograd.add_embedding_update if _fused(y, ids, A, B) else reference.add_embedding_update
     return compute(y, ids, A, B, scaling, keep, by_frequency)
+
+
+def lora_convolution(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    geometry: Geometry,
+    p: float = 0.0,
+) -> Tensor:
+    """W ∗ x + b + scaling·B ∗ (A ∗ dropout(x)): see `reference.lora_convolution`."""
+    compute = autograd.lora_convolution if _fused(x, W, b, A, B) else reference.lora_convolution
+    return compute(x, W, b, A, B, scaling, geometry, p)
 
 
 def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:

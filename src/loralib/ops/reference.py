@@ -9,12 +9,25 @@ implementation here.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class Geometry(NamedTuple):
+    """How a convolution slides, in the order in which torch's own `convolution` takes it."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -107,9 +120,33 @@ def add_embedding_update(
     return add_expanded(y, t, B, scaling)
 
 
-def add_convolution_update(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int = 1) -> Tensor:
+def convolve(x: Tensor, W: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    """W ∗ x + b. Shapes: x (n, d, *), W (k, d / groups, *) or, transposed, (d, k / groups, *), result (n, k, *)."""
+    stride, padding, dilation, transposed, output_padding, groups = geometry
+    if transposed:
+        return _TRANSPOSED[W.dim() - 2](x, W, b, stride, padding, output_padding, groups, dilation)
+    return _CONVOLUTIONS[W.dim() - 2](x, W, b, stride, padding, dilation, groups)
+
+
+def lora_convolution(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    geometry: Geometry,
+    p: float = 0.0,
+) -> Tensor:
+    """W ∗ x + b + scaling·B ∗ (A ∗ dropout(x)). A: for all groups, a weight like W that makes groups·r channels of x;
+    B (k, r, 1…) makes k channels of those."""
+    t = convolve(F.dropout(x, p), A.to(x.dtype), None, geometry)
+    return add_pointwise(convolve(x, W, b, geometry), t, B, scaling, geometry.groups)
+
+
+def add_pointwise(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int = 1) -> Tensor:
     """y + scaling·(B ∗ t), B a convolution of kernel 1. Shapes: y (n, k, *), t (n, groups·r, *), B (k, r, 1…)."""
-    update = CONVOLUTIONS[B.dim() - 2](t * scaling, B.to(t.dtype), groups=groups)
+    update = _CONVOLUTIONS[B.dim() - 2](t * scaling, B.to(t.dtype), groups=groups)
     return y + update.to(y.dtype)
 
 
@@ -159,8 +196,9 @@ def block_diagonal(B: Tensor, widths: Sequence[int], enabled: Sequence[bool]) ->
 
 def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:
     """W + scaling·B·A in the dtype of W (k, d), or W + scaling·(B·A)ᵀ for a W that is stored as (d, k)."""
-    delta = linear_delta(A, B, scaling)
-    return merge_delta(W, delta.t() if transposed else delta)
+    left, right = (A.t(), B.t()) if transposed else (B, A)
+    wide = torch.promote_types(W.dtype, torch.promote_types(A.dtype, torch.float32))
+    return torch.addmm(W.to(wide), left.to(wide), right.to(wide), alpha=scaling).to(W.dtype)
 
 
 def merge_delta(W: Tensor, delta: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, LayerError
 from . import reference
-from .autograd import rows
+from .autograd.products import rows
 
 if TYPE_CHECKING:
     import triton.language as tl

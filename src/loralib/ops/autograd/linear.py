@@ -1,0 +1,190 @@
+"""One step of a linear layer with its update, and the update alone for a layer whose own computation is not known.
+
+For the frozen weight W (k, d) of a linear layer, x (n, d), t = x·Aᵀ (n, r) and u = s·dY·B (n, r):
+
+    y  = x·Wᵀ + b        y  += s·t·Bᵀ     in place
+    dX = dY·W            dX += u·A        in place
+    dBᵀ = s·tᵀ·dY  (r, k)                 dA = uᵀ·x  (r, d)
+
+Kept are x (for dA) and t (for dB): nothing of size (n, k), no second (n, d). Two more forms of the same:
+
+    low precision    s·t·Bᵀ first, and the big product accumulates onto it in float32 and rounds once; added the other way
+                     round, an update below half a unit in the last place of y would be lost, always in the same places
+    effective        W' = W + s·B·A for the moment, then y = x·W'ᵀ + b and dX = dY·W'; with many tokens that is the cheaper way
+
+With dropout, x with zeros in the dropped places takes the place of x in t and dA; it is made again in the backward pass.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import LayerError
+from .. import reference
+from ..obstacle import INPUT_NOT_KEPT
+from . import dropout
+from .products import LOW, big, rows, shrink
+
+Slices = tuple[tuple[int, ...], tuple[bool, ...]]  # the widths of a fused projection's slices, and which are enabled
+
+
+class _Linear(torch.autograd.Function):
+    """y = W·x + b + scaling·B·A·dropout(x). With `slices`, B is block-diagonal."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+        p: float,
+        slices: Slices | None,
+        effective: bool,
+        onednn: bool,
+    ) -> Tensor:
+        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, reference.block_diagonal(B, *slices) if slices else B))
+        b_ = None if b is None else b.to(x.dtype)
+        s, t, kept = scaling / (1 - p), None, None
+        if effective:
+            y = big(x, torch.addmm(W_, B_, A_, alpha=s), b_, onednn)
+        else:
+            x_2 = rows(x)
+            kept, places = dropout.draw(x_2, p)
+            t = shrink(dropout.zeroed(x_2, places), A_, onednn)  # (n, r)
+            if x.dtype in LOW:
+                y = torch.mm(t * s, B_.t()).addmm_(x_2, W_.t()).view(*x.shape[:-1], len(W))
+                if b_ is not None:
+                    y.add_(b_)
+            else:
+                y = big(x, W_, b_, onednn)
+                y.view(len(t), len(W)).addmm_(t, B_.t(), alpha=s)
+        _, for_W, _, for_A, for_B, *_ = ctx.needs_input_grad
+        keeps_x = for_W or for_A or (for_B and t is None)
+        ctx.save_for_backward(x if keeps_x else None, W, A, B, t if for_B else None, kept)
+        ctx.s, ctx.slices, ctx.effective, ctx.onednn = s, slices, effective, onednn
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, A, B, t, kept = ctx.saved_tensors
+        s, (for_x, for_W, for_b, for_A, for_B, *_) = ctx.s, ctx.needs_input_grad
+        B_all = reference.block_diagonal(B, *ctx.slices) if ctx.slices else B
+        W_, A_, B_ = (tensor.to(dY.dtype) for tensor in (W, A, B_all))
+        onednn, places = ctx.onednn and not torch.is_grad_enabled(), dropout.places(kept)
+        dY = dY.contiguous()
+        dY_2, x_2 = rows(dY), None if x is None else rows(x)
+        u = shrink(dY_2, B_.t(), onednn) * s  # (n, r)
+        dX = dW = db = None
+        if for_x:
+            if ctx.effective:
+                dX = big(dY, torch.addmm(W_, B_, A_, alpha=s).t(), None, onednn)
+            elif dY.dtype in LOW or (kept is not None and not onednn):
+                dX = dropout.zero_(u @ A_, places).addmm_(dY_2, W_).view(*dY.shape[:-1], A.shape[1])
+            else:
+                dX = big(dY, W_.t(), None, onednn)
+                dX_2 = dX.view(len(u), A.shape[1])
+                dX_2.addmm_(u, A_) if kept is None else dX_2.add_(dropout.zero_(u @ A_, places))
+        if for_W and x_2 is not None:
+            dW = (dY_2.t() @ x_2).to(W.dtype)
+        if for_b:
+            db = dY_2.sum(0)
+        dA, dB = _factor_gradients(dY_2, x_2, t, u, A, B, s, places, for_A, for_B)
+        if dB is not None and ctx.slices:
+            dB = of_blocks(dB, B.shape[1], *ctx.slices)
+        return (dX, dW, db, dA, dB, None, None, None, None, None)
+
+
+def _factor_gradients(
+    dY: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    u: Tensor,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    places: Tensor | None,
+    for_A: bool,
+    for_B: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dA = uᵀ·x_d and dB = s·dYᵀ·t, in the factors' dtypes; t anew where it was not kept, or where this is differentiated."""
+    anew = for_B and (t is None or torch.is_grad_enabled())
+    if anew and x is None:
+        raise LayerError(INPUT_NOT_KEPT)
+    x_d = dropout.zeroed(x, places) if x is not None and (for_A or anew) else None
+    if anew and x_d is not None:
+        t = F.linear(x_d, A.to(x_d.dtype))
+    dA = (u.t() @ x_d).to(A.dtype) if for_A and x_d is not None else None
+    dB = ((t.t() @ dY).t() * s).to(B.dtype) if for_B and t is not None else None
+    return dA, dB
+
+
+def lora_linear(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float = 0.0,
+    slices: Slices | None = None,
+    onednn: bool = False,
+) -> Tensor:
+    """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear` or, for an output in slices, `merged_lora_linear`."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    elif x.dtype != W.dtype:
+        return reference.lora_linear(x, W, b, A, B, scaling, p)  # which refuses it as a plain layer does
+    (k, d), n = W.shape, math.prod(x.shape[:-1])
+    effective = slices is None and not p and x.dtype not in LOW and n * (d + k) > 2 * d * k
+    onednn = onednn and x.dtype == W.dtype == torch.float32
+    y: Tensor = _Linear.apply(x, W, b, A, B, scaling, p, slices, effective, onednn)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Update(torch.autograd.Function):
+    """y + scaling·B·A·dropout(x), for y and x of one dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
+        kept, places = dropout.draw(rows(x), p)
+        t = shrink(dropout.zeroed(rows(x), places), A.to(x.dtype))  # (n, r)
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, A, B, t if ctx.needs_input_grad[3] else None, kept)
+        ctx.s = scaling / (1 - p)
+        return torch.addmm(rows(y), t, B.to(x.dtype).t(), alpha=ctx.s).view(y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B, t, kept = ctx.saved_tensors
+        s, places, (for_y, for_x, for_A, for_B, *_) = ctx.s, dropout.places(kept), ctx.needs_input_grad
+        dY_2, x_2 = rows(dY).contiguous(), None if x is None else rows(x)
+        u = shrink(dY_2, B.to(dY.dtype).t()) * s  # (n, r)
+        dX = dropout.zero_(u @ A.to(dY.dtype), places).view(*dY.shape[:-1], A.shape[1]) if for_x else None
+        dA, dB = _factor_gradients(dY_2, x_2, t, u, A, B, s, places, for_A, for_B)
+        return (dY if for_y else None, dX, dA, dB, None, None)
+
+
+def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
+    """y + scaling·B·A·dropout(x), as `reference.add_linear_update`."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if y.dtype != x.dtype:
+        return reference.add_linear_update(y, x, A, B, scaling, p)
+    added: Tensor = _Update.apply(y, x, A, B, scaling, p)  # type: ignore[no-untyped-call]
+    return added
+
+
+def of_blocks(full: Tensor, r: int, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
+    """The blocks of a matrix laid out as by `reference.block_diagonal`, one below the other (Σ enabled widths, r)."""
+    i, blocks = 0, []
+    for part, on in zip(full.split(list(widths)), enabled, strict=True):
+        if on:
+            blocks.append(part[:, i * r : (i + 1) * r])
+            i += 1
+    return torch.cat(blocks)
