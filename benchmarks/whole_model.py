@@ -2,8 +2,8 @@
 
 Random weights. Gradients flow to the embedded inputs in every contender. Dropout is LoRA's alone; the models have none of their
 own. bfloat16: factors in bfloat16, too; mixed: float32 factors, on which 0.1.2 raises. LoRA is on query and value: of GPT-2's
-fused projection in ours and 0.1.2 by slices, in PEFT, which cannot, over its full width. oneDNN: inside `ops.use("onednn")`, which takes
-another kernel for all frozen float32 products of the model; the reference and the others use torch's default.
+fused projection in ours and 0.1.2 by slices, in PEFT, which cannot, over its full width. oneDNN: inside `ops.use("onednn")`,
+which takes another kernel for all frozen float32 products of the model; the reference and the others use torch's default.
 """
 
 import copy

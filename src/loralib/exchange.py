@@ -106,7 +106,8 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     """
     model = unwrap(model)
     check_enabled(model, "attached to")
-    modules, tensors, present = surgery.sites(model), trained.named_tensors(model), adapted_layers(model)
+    modules, present = surgery.sites(model), adapted_layers(model)
+    tensors = trained.named_tensors(model) if adapter.tensors else {}
     dropout = adapter.config.lora_dropout
     owner = surgery.owners(model)
     problems = [p for name in adapter.layers if (p := _misfit(owner, modules, name, adapter, bool(present)))]
@@ -141,7 +142,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     kept.modules += tuple(dict.fromkeys(name.rpartition(".")[0] for name in strays))
     trained.set_aside(model, adapter.tensors)
     with torch.no_grad():
-        tensors = trained.named_tensors(model)
+        tensors = trained.named_tensors(model) if adapter.tensors else {}
         for name, tensor in adapter.tensors.items():
             tensors[name].copy_(tensor)
     return list(adapter.layers)

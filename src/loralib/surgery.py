@@ -191,8 +191,8 @@ def _warn_of_ranks(updates: dict[str, LoRAUpdate]) -> None:
 
 
 def adopt_in(owner: nn.Module | None, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
-    """Give `layer`, whose owner is that of `owners`, an update, seeing to it that the layer is called."""
-    adapted = layers.adopt(layer, update, lora_dropout)
+    """Give `layer`, whose owner is that of `owners`, an update that fits it, seeing to it that the layer is called."""
+    adapted = layers.adopt_fitting(layer, update, lora_dropout)
     if isinstance(layer, layers.Projection):
         layers.enter(layer.owner)
         layer.owner.add_module(layer.name, layer)

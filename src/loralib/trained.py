@@ -79,11 +79,15 @@ def forget(model: nn.Module) -> None:
 
 def check_enabled(model: nn.Module, verb: str) -> None:
     """`LayerError` inside a `disabled` block, where originals stand in the places of what was trained."""
-    off = any(isinstance(module, AdaptedLayer) and module.disabled for module in model.modules())
-    if off or any(kept.swapped for _, _, kept in records(model)):
+    if any(_is_off(module) for module in model.modules()):
         raise LayerError(
             f"{type(model).__name__} cannot be {verb} inside a `disabled` block; do it outside. Nothing was changed."
         )
+
+
+def _is_off(module: nn.Module) -> bool:
+    kept: TrainedBeside | None = vars(module).get(_RECORD)
+    return (isinstance(module, AdaptedLayer) and module.disabled) or (kept is not None and kept.swapped)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -117,7 +121,9 @@ def _slots(module: nn.Module, leaf: str) -> dict[str, Any]:
 
 def tie_problem(model: nn.Module, names: Iterable[str]) -> str | None:
     """Why `names` cannot be trained apart from the rest of the model, or None: one of them is tied to a tensor outside."""
-    tensors, chosen = named_tensors(model), set(names)
+    if not (chosen := set(names)):
+        return None
+    tensors = named_tensors(model)
     inside = {id(tensors[name]): name for name in chosen}
     slots = {owner(model, name) for name in chosen}
     for name, tensor in tensors.items():
@@ -129,10 +135,12 @@ def tie_problem(model: nn.Module, names: Iterable[str]) -> str | None:
 def set_aside(model: nn.Module, names: Iterable[str]) -> None:
     """Let copies of the tensors `names` take their places, and record the originals. Tied tensors get one copy; a tensor of
     a module that has several names is recorded under one of them."""
+    if not (chosen := list(names)):
+        return
     kept, tensors = record(model), named_tensors(model)
     copies: dict[int, Tensor] = {}
     slots = {owner(module, name) for _, module, other in records(model) for name in other.originals}
-    for name in names:
+    for name in chosen:
         if (slot := owner(model, name)) not in slots:
             slots.add(slot)
             original = tensors[name]

@@ -1,6 +1,6 @@
 """LoRA layers, one kind a file, and their adoption in place."""
 
-from .adoption import adopt, adoption_problem, eject, eject_problem, is_linear, register_layer, treatment
+from .adoption import adopt, adopt_fitting, adoption_problem, eject, eject_problem, is_linear, register_layer, treatment
 from .attention import PROJECTIONS, MultiheadAttentionLoRA, Projection, attention_problem, enter, leave
 from .base import AdaptedLayer, LoRALayer, rank_is_excessive
 from .conv import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
@@ -24,6 +24,7 @@ __all__ = [
     "MultiheadAttentionLoRA",
     "Projection",
     "adopt",
+    "adopt_fitting",
     "adoption_problem",
     "attention_problem",
     "eject",

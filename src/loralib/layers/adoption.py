@@ -170,6 +170,12 @@ def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> Ad
     problem = adoption_problem(layer, lora_dropout, type(update)) or (treated_by and treated_by.misfit(layer, update))
     if problem:
         raise LayerError(f"A {type(layer).__name__} layer cannot be adapted: {problem}. Nothing was changed.")
+    return adopt_fitting(layer, update, lora_dropout)
+
+
+def adopt_fitting(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:
+    """`adopt` for a layer and an update that are known to fit."""
+    treated_by = treatment(type(layer), type(update))
     assert treated_by is not None
     carried = vars(layer).pop("forward", None)
     layer.__class__ = made_to_measure(treated_by, type(layer))

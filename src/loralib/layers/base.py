@@ -48,15 +48,13 @@ class LoRALayer:
     merge_weights: bool = False
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
-        self.r = check_rank(r, zero=True)
-        self.lora_alpha = check_alpha(lora_alpha) if r else lora_alpha
+        r, lora_alpha = check_rank(r, zero=True), check_alpha(lora_alpha) if r else lora_alpha
         dropout = dropout_module(lora_dropout)
+        vars(self).update(r=r, lora_alpha=lora_alpha, merged=False, merge_weights=merge_weights)
         if "_modules" in vars(self) or not isinstance(self, nn.Module):
             self.lora_dropout = dropout
         else:  # called before nn.Module's constructor, which 0.1 allows
             vars(self)["lora_dropout"] = dropout
-        self.merged = False
-        self.merge_weights = merge_weights
 
 
 def dropout_module(p: float) -> nn.Module:
@@ -200,7 +198,7 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""
         self.lora_A, self.lora_B = nn.Parameter(update.A), nn.Parameter(update.B)
-        self.use_rslora, self.scaling, self.has_update = update.use_rslora, update.scaling, True
+        vars(self).update(use_rslora=update.use_rslora, scaling=update.scaling, has_update=True)
         for name, value in self.structure(update).items():
             setattr(self, name, value)
 
