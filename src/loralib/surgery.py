@@ -50,6 +50,8 @@ def sites(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
+    if not config.modules_to_save:
+        return []
     names = [name for name, _ in model.named_modules() if name]
     return patterns.match(names, config.modules_to_save, "modules_to_save", type(model).__name__)
 

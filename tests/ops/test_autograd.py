@@ -305,11 +305,11 @@ def test_slices_keep_the_input_and_the_small_products():
     assert kept(lambda: model(x)) == {torch.float32: 10 * 40 + 10 * 6}
 
 
-def test_an_embedding_keeps_its_tokens():
+def test_an_embedding_keeps_its_tokens_and_the_small_product():
     model = nn.Sequential(nn.Embedding(50, 40)).requires_grad_(False)
     lora.inject(model, lora.LoRAConfig(r=3, target_modules=["0"]))
     ids = torch.randint(0, 50, (10,))
-    assert kept(lambda: model(ids)) == {torch.int64: 10}
+    assert kept(lambda: model(ids)) == {torch.int64: 10, torch.float32: 10 * 3}
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------

@@ -33,13 +33,12 @@ class _Lookup(AdaptedLayer):
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """W (rows renormalised, where the layer has a `max_norm`) + s·(B·A)ᵀ, but for the padding row; rounded once."""
-        delta = ops.linear_delta(self.lora_A, self.lora_B, self.scaling).t()
+        A = self.lora_A
         if self.padding_idx is not None:
-            rows = torch.arange(len(W), device=delta.device) != self.padding_idx
-            delta = delta * rows.unsqueeze(-1)
+            A = A.index_fill(1, torch.tensor([self.padding_idx], device=A.device), 0)
         if self.max_norm is not None:
             W = torch.renorm(W, self.norm_type, 0, self.max_norm)
-        return ops.merge_delta(W, delta)
+        return ops.merge_linear(W, A, self.lora_B, self.scaling, transposed=True)
 
     def keep_merged(self) -> None:
         """Let the merged weight be the layer's own; `max_norm`, whose effect is in it, would undo the update and goes."""

@@ -66,8 +66,8 @@ class MergedLinearLoRA(LinearLoRA):
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """W + ΔW, which is zero in the slices that are not enabled, added in at least float32 and rounded once."""
-        delta = ops.merged_linear_delta(self.lora_A, self.lora_B, self.scaling, self.widths, self.enable_lora)
-        return ops.merge_delta(W, delta.t() if self.fan_in_fan_out else delta)
+        A, B, transposed = self.lora_A, self.lora_B, self.fan_in_fan_out
+        return ops.merge_merged_linear(W, A, B, self.scaling, self.widths, self.enable_lora, transposed)
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -48,6 +48,7 @@ __all__ = [
     "lora_linear",
     "merge_delta",
     "merge_linear",
+    "merge_merged_linear",
     "merged_linear_delta",
     "merged_lora_linear",
     "use",
@@ -191,3 +192,14 @@ def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bo
     in_place = not torch.is_grad_enabled() and _fused(W, A, B)
     compute = autograd.merge_linear if in_place else reference.merge_linear
     return compute(W, A, B, scaling, transposed)
+
+
+def merge_merged_linear(
+    W: Tensor, A: Tensor, B: Tensor, scaling: float, widths: Sequence[int], enabled: Sequence[bool], transposed: bool = False
+) -> Tensor:
+    """`merge_linear` for an output in slices, each enabled one with factors of its own."""
+    chosen = [width for width, on in zip(widths, enabled, strict=True) if on]
+    factors = zip(A.split(B.shape[1]), B.split(chosen), strict=True)
+    slices = zip(W.split(list(widths), dim=1 if transposed else 0), enabled, strict=True)
+    parts = [merge_linear(part, *next(factors), scaling, transposed) if on else part for part, on in slices]
+    return torch.cat(parts, dim=1 if transposed else 0)

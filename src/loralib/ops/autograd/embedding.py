@@ -16,7 +16,7 @@ class _Embedding(torch.autograd.Function):
         ctx: Any, y: Tensor, ids: Tensor, A: Tensor, B: Tensor, scaling: float, keep: Tensor | None, weight: Tensor | None
     ) -> Tensor:
         t = _columns(A, ids, keep).to(y.dtype)  # (n, r)
-        ctx.save_for_backward(ids, A, B, keep, weight)
+        ctx.save_for_backward(ids, A, B, t if ctx.needs_input_grad[3] else None, keep, weight)
         ctx.scaling = scaling
         ctx.mark_dirty(y)
         y.view(len(t), len(B)).addmm_(t, B.to(y.dtype).t(), alpha=scaling)
@@ -24,7 +24,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        ids, A, B, keep, weight = ctx.saved_tensors
+        ids, A, B, t, keep, weight = ctx.saved_tensors
         s, (for_y, _, for_A, for_B, *_) = ctx.scaling, ctx.needs_input_grad
         dY_2, dA, dB = rows(dY).contiguous(), None, None
         if for_A:
@@ -33,7 +33,9 @@ class _Embedding(torch.autograd.Function):
                 u = u if factor is None else u * factor.unsqueeze(-1)
             dA = u.new_zeros(A.shape).index_add_(1, ids, u.t())
         if for_B:
-            dB = ((_columns(A, ids, keep).to(dY.dtype).t() @ dY_2).t() * s).to(B.dtype)
+            if torch.is_grad_enabled():  # this is differentiated again
+                t = _columns(A, ids, keep).to(dY.dtype)
+            dB = ((t.t() @ dY_2).t() * s).to(B.dtype)
         return (dY if for_y else None, None, dA, dB, None, None, None)
 
 
