@@ -17,6 +17,8 @@ from benchmarks.goals import Benchmark, Goal, where, worst
 from benchmarks.harness import OURS, Case, Options, Row, spread
 from benchmarks.peers import LEGACY, PEFT
 
+DRAWS = 5
+
 
 @dataclass(frozen=True)
 class Fidelity(Case):
@@ -87,8 +89,8 @@ def slopes(case: Fidelity, device: str) -> dict[tuple[str, str], float]:
 
 
 def measure(case: Fidelity, options: Options) -> list[Row]:
-    """A row for what is computed and who computes it; the spread is that of as many draws as there would be rounds."""
-    draws = [slopes(case, options.device) for _ in range(options.effort.rounds)]
+    """A row for what is computed and who computes it; the spread is that of `DRAWS` draws, or fewer with less effort."""
+    draws = [slopes(case, options.device) for _ in range(min(options.effort.rounds, DRAWS))]
     titles = {"group": case.group, "case": case.label, **asdict(case)}
     return [
         {**titles, "case": f"{case.label}, {what}", "what": what, "contender": name}

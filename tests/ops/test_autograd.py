@@ -12,10 +12,9 @@ import loralib as lora
 from loralib import ops
 from loralib.ops import autograd, reference
 from loralib.ops.autograd import dropout, merging
+from steps import DTYPES, LOW, as_good, doubled, kept, step
 
 SIZES = st.sampled_from([1, 2, 3, 5, 17, 123])
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-LOW = [torch.bfloat16, torch.float16]
 
 
 def drawn(n, d: int, k: int, r: int, dtype: torch.dtype = torch.float32, bias: bool = True) -> dict[str, Tensor | None]:
@@ -23,31 +22,6 @@ def drawn(n, d: int, k: int, r: int, dtype: torch.dtype = torch.float32, bias: b
     shapes = {"x": (*n, d), "W": (k, d), "b": (k,), "A": (r, d), "B": (k, r)}
     made = {name: torch.randn(shape).to(dtype).requires_grad_() for name, shape in shapes.items()}
     return made | {"b": made["b"] if bias else None}
-
-
-def step(operation, tensors: dict[str, Tensor | None], *args, **options) -> list[Tensor]:
-    """The output and the gradients of its weighted sum."""
-    tensors = {name: None if t is None else t.detach().clone().requires_grad_() for name, t in tensors.items()}
-    y = operation(*tensors.values(), *args, **options)
-    weights = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
-    (y * weights).sum().backward()
-    return [y.detach(), *(t.grad for t in tensors.values() if t is not None)]
-
-
-def as_good(computed: list[Tensor], plain: list[Tensor], exact: list[Tensor]) -> bool:
-    """Whether each result is at most twice as far from the exact one as the plain formula's is, up to one rounding of a
-    low precision, or some of a high one (in which both are nearly exact)."""
-    for mine, theirs, true in zip(computed, plain, exact, strict=True):
-        roundings = 1 if theirs.dtype in LOW else 64
-        slack = roundings * torch.finfo(theirs.dtype).eps * (1 + true.abs().max())
-        mine_off, theirs_off = ((t.double() - true).abs().max() for t in (mine, theirs))
-        if mine.dtype != theirs.dtype or mine_off > 2 * theirs_off + slack:
-            return False
-    return True
-
-
-def doubled(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    return {name: None if t is None else t.detach().double() for name, t in tensors.items()}
 
 
 # --- the same numbers -----------------------------------------------------------------------------------------------
@@ -231,23 +205,6 @@ def test_with_a_frozen_first_factor_a_second_derivative_is_refused_not_wrong():
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def kept(compute) -> dict[torch.dtype, int]:
-    """How many elements of each dtype the graph of `compute()` keeps, parameters not counted, each storage once."""
-    seen: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            seen[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        compute()
-    total: dict[torch.dtype, int] = {}
-    for tensor in seen.values():
-        total[tensor.dtype] = total.get(tensor.dtype, 0) + tensor.numel()
-    return total
-
-
 def frozen_layer(n: int, d: int, k: int, r: int, dtype: torch.dtype = torch.float32, **config) -> tuple[nn.Module, Tensor]:
     model = nn.Sequential(nn.Linear(d, k).to(dtype)).requires_grad_(False)
     lora.inject(model, lora.LoRAConfig(r=r, target_modules=["0"], **config))
@@ -414,4 +371,4 @@ def test_what_does_not_go_together_is_named():
     with pytest.raises(lora.LayerError, match=r"the input is torch.float64 and the weight torch.float32"):
         layer(torch.randn(4, 6).double())
     layer.lora_A = nn.Parameter(layer.lora_A.detach().to("meta"))
-    assert "not all on one device: the input on cpu, the weight on cpu, lora_A on meta" in layer._mismatch(torch.randn(4, 6))
+    assert "not all on one device: the input on cpu, the weight on cpu, lora_A on meta" in layer.mismatch(torch.randn(4, 6))

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.ops.test_autograd import DTYPES, as_good, doubled, kept, step
 from torch import Tensor, nn
 
 import loralib as lora
 from loralib import ops
 from loralib.ops import autograd, reference
 from loralib.ops.autograd import dropout
+from steps import DTYPES, as_good, doubled, kept, step
 
 GEOMETRIES = {
     "plain": (2, ops.Geometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
@@ -161,7 +161,13 @@ def test_autocast_computes_in_its_dtype():
     assert torch.allclose(y.float(), plain.float(), rtol=0.02, atol=0.05)
 
 
-def test_a_wrong_dtype_is_refused_as_by_the_plain_layer():
+def test_what_does_not_go_together_is_named():
     layer, x = layer_of()
-    with pytest.raises(RuntimeError, match="should be the same"):
+    with pytest.raises(lora.LayerError, match=r"Conv2d.*the input is torch\.float64 and the weight torch\.float32"):
         layer(x.double())
+    with pytest.raises(lora.LayerError, match=r"the input has shape \(4, 5, 10, 10\), and the layer takes 6 channels and 2"):
+        layer(x[:, 1:])
+    with pytest.raises(lora.LayerError, match=r"the input has shape \(6, 10\)"):
+        layer(x[0, :, 0])
+    layer.lora_A = nn.Parameter(layer.lora_A.detach().to("meta"))
+    assert "not all on one device: the input on cpu, the weight on cpu, lora_A on meta" in layer.mismatch(x)

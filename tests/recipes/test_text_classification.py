@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 import loralib as lora
+from loralib import ops
 from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
 from loralib.recipes import finished, models, runs, text_classification
 from loralib.recipes.options import TrainOptions
@@ -362,3 +363,24 @@ def test_a_damaged_or_foreign_adapter_is_refused_by_name(encoder: Path, reviews:
     shutil.rmtree(broken / runs.ADAPTER)
     with pytest.raises(RunError, match="not finished"):
         finished.open_run(broken)
+
+
+def test_frozen_products_by_onednn_learn_as_well(encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    taken: list[int] = []
+    inner = ops.onednn.product
+    monkeypatch.setattr(ops.onednn, "product", lambda *args: taken.append(1) or inner(*args))
+    plain, routed = (run(tmp_path / str(on), options(encoder, reviews, onednn=on, epochs=1)) for on in (False, True))
+    assert taken
+    assert routed["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"method": "full"}, "onednn=True has no effect with method=full"),
+        ({"bf16": True}, "onednn=True has no effect with bf16"),
+    ],
+)
+def test_onednn_is_refused_where_it_cannot_act(others: dict[str, Any], message: str, encoder: Path, reviews: Path) -> None:
+    with pytest.raises(lora.ConfigError, match=message):
+        options(encoder, reviews, onednn=True, **others)

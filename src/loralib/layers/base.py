@@ -178,6 +178,26 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         """The base's own weight, which is not the one in place while the layer is merged."""
         return self.original("weight")
 
+    def shape_problem(self, x: Tensor) -> str | None:
+        """Why the input has no shape that this layer can take, or None."""
+        return None
+
+    def mismatch(self, x: Tensor) -> str | None:
+        """What of the input, the weight and the factors does not go together, or None."""
+        tensors = {"the input": x, "the weight": self.weight, "lora_A": self.lora_A, "lora_B": self.lora_B}
+        if problem := self.shape_problem(x):
+            return problem
+        if len({tensor.device for tensor in tensors.values()}) > 1:
+            return "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        if x.is_floating_point() and x.dtype != self.weight.dtype:
+            return f"the input is {x.dtype} and the weight {self.weight.dtype}"
+        return None
+
+    def explain(self, error: RuntimeError, x: Tensor) -> None:
+        """`LayerError` that names the layer and both sides, where `error` came of a `mismatch`."""
+        if problem := self.mismatch(x):
+            raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
+
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base layer computes, with the weight it holds now."""
         if self._carried_forward is not None:

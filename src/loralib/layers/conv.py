@@ -55,6 +55,13 @@ class ConvolutionLoRA(AdaptedLayer):
         if has_own_forward(type(self).base_class):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
         x = first_input(args, kwargs)
+        try:
+            return self._updated(x, args, kwargs)
+        except RuntimeError as error:
+            self.explain(error, x)
+            raise
+
+    def _updated(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         p, drop = dropout_of(self.lora_dropout)
         plain = drop is None and self._carried_forward is None
         if self.legacy and plain and not p:
@@ -71,6 +78,13 @@ class ConvolutionLoRA(AdaptedLayer):
             return y + ops.convolve(padded, self.delta().to(x.dtype), None, geometry).to(y.dtype)
         t = ops.convolve(padded, self._first_factor(x), None, geometry)
         return ops.add_pointwise(y, t, self.lora_B, self.scaling, self.groups)
+
+    def shape_problem(self, x: Tensor) -> str | None:
+        """Why the input has no shape that the convolution can take, or None."""
+        n, d = len(self.kernel_size), self.in_channels
+        if x.dim() in (n + 1, n + 2) and x.shape[-n - 1] == d:
+            return None
+        return f"the input has shape {tuple(x.shape)}, and the layer takes {d} channels and {n} dimensions more"
 
     def _first_factor(self, x: Tensor) -> Tensor:
         """A for all groups, as the weight of a convolution like the base's onto g·r channels."""

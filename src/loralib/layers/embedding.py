@@ -33,7 +33,7 @@ class _Lookup(AdaptedLayer):
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """W (rows renormalised, where the layer has a `max_norm`) + s·(B·A)ᵀ, but for the padding row; rounded once."""
-        A = self.lora_A
+        A: Tensor = self.lora_A
         if self.padding_idx is not None:
             A = A.index_fill(1, torch.tensor([self.padding_idx], device=A.device), 0)
         if self.max_norm is not None:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import LayerError
 from .base import AdaptedLayer
 
 
@@ -53,8 +52,7 @@ class LinearLoRA(AdaptedLayer):
         try:
             return self._updated(x, args, kwargs)
         except RuntimeError as error:
-            if problem := self._mismatch(x):
-                raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
+            self.explain(error, x)
             raise
 
     def _updated(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -66,17 +64,12 @@ class LinearLoRA(AdaptedLayer):
             x = x.to(self.lora_A.device)
         return self.add_update(y, x if drop is None else drop(x), p)
 
-    def _mismatch(self, x: Tensor) -> str | None:
-        """What of the input and the factors does not go together, or None."""
-        A, B = self.lora_A, self.lora_B
-        if x.shape[-1:] != A.shape[1:]:
-            return f"the input has shape {tuple(x.shape)}, and lora_A {tuple(A.shape)} takes {A.shape[1]} features"
-        if len({x.device, A.device, B.device, self.weight.device}) > 1:
-            where = {"the input": x, "the weight": self.weight, "lora_A": A, "lora_B": B}
-            return "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in where.items())
-        if x.dtype != self.weight.dtype:
-            return f"the input is {x.dtype} and the weight {self.weight.dtype}"
-        return None
+    def shape_problem(self, x: Tensor) -> str | None:
+        """Why the input has no shape that A can take, or None."""
+        A = self.lora_A
+        if x.shape[-1:] == A.shape[1:]:
+            return None
+        return f"the input has shape {tuple(x.shape)}, and lora_A {tuple(A.shape)} takes {A.shape[1]} features"
 
     def _is_plain(self) -> bool:
         """Whether the base computes W·x + b and nothing else, so that its product and the update's can be one operation."""

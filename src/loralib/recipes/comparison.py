@@ -15,7 +15,7 @@ import yaml
 
 from ..errors import RunError
 from . import runs
-from .options import NEED_LORA, Method
+from .options import NEED_FROZEN, NEED_LORA, Method
 
 INTERRUPTED = 130
 METHODS: tuple[Method, ...] = ("lora", "last-layers", "full")
@@ -37,7 +37,8 @@ def compare(
     results = []
     for method in methods:
         run = folder / method
-        shared = {name: value for name, value in options.items() if method == "lora" or name not in NEED_LORA}
+        idle = {"lora": (), "last-layers": NEED_LORA, "full": NEED_LORA + NEED_FROZEN}[method]
+        shared = {name: value for name, value in options.items() if name not in idle}
         values = {**shared, "method": method, "learning_rate": learning_rates[method], "output": str(run)}
         config = folder / f"{method}.yaml"
         config.write_text(yaml.safe_dump(values))

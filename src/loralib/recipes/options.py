@@ -20,6 +20,7 @@ Problem = Literal["classification", "regression"]
 
 _PATHS = ("model", "data", "eval_data", "data_dir")
 NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "save_merged")
+NEED_FROZEN = ("onednn",)
 _NEED_DATA = (
     "data_config",
     "train_split",
@@ -88,6 +89,9 @@ class TrainOptions:
     patience: int | None = _training(None, "stop after so many epochs without a better metric")
     save_steps: int | None = _run(None, "write a checkpoint every so many steps (default: every epoch)")
     bf16: bool = _training(False, "train in bfloat16 autocast")
+    onednn: bool = _training(
+        False, "on a CPU: frozen products by oneDNN's kernel, which on some processors takes half the time"
+    )
     seed: int = _run(0, "seed of initialisation, sampling, order and dropout")
     save_merged: bool = _run(False, "also write the merged model, for plain transformers, to <output>/merged")
 
@@ -117,6 +121,10 @@ class TrainOptions:
 
     def _refuse_what_cannot_act(self) -> None:
         """`ConfigError` for an option that the other options leave without effect."""
+        if self.method == "full":
+            self._refuse(NEED_FROZEN, "has no effect with method=full, which freezes nothing")
+        if self.bf16:
+            self._refuse(NEED_FROZEN, "has no effect with bf16: it concerns float32 products")
         if self.method != "lora":
             self._refuse(NEED_LORA, f"has no effect with method={self.method}; it belongs to method=lora")
         if self.task:

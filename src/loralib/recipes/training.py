@@ -1,6 +1,7 @@
 """From the options of a run to the Hugging Face Trainer that carries it out."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .. import ops
 from ..errors import ConfigError
 from ..train.callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
 from ..train.trainer import AdapterTrainer
@@ -57,6 +59,8 @@ def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArgumen
             f"batch_size={options.batch_size} cannot be split evenly (devices: {devices()}, gradient_accumulation: "
             f"{options.gradient_accumulation}); make it a multiple of {parts}."
         )
+    if options.onednn and (torch.accelerator.is_available() or not ops.onednn.available()):
+        raise ConfigError("onednn=True: must run on a CPU, with a build of torch that has oneDNN; leave the option out.")
     saving: dict[str, Any] = {"save_strategy": "epoch"}
     if options.save_steps:
         saving = {"save_strategy": "steps", "save_steps": options.save_steps}
@@ -118,7 +122,8 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with ops.use("onednn") if options.onednn else nullcontext():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         for callback in (bar, stop, log):
             callback.close()
