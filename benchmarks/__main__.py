@@ -26,6 +26,7 @@ NAMES = (
     "import_time",
     "fidelity",
     "generate",
+    "tiny",
 )
 
 

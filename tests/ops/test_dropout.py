@@ -66,7 +66,7 @@ def test_what_is_kept_stands_for_places_that_are_distinct_ordered_and_inside(n, 
 )
 def test_gaps_are_kept_in_the_smallest_integers_that_hold_the_largest(p, dtype, monkeypatch):
     assert dropout.draw(torch.ones(1000), p)[0].dtype == dtype
-    monkeypatch.setattr(torch, "rand", lambda n, dtype: torch.full((n,), 1 - torch.finfo(dtype).eps / 2, dtype=dtype))
+    monkeypatch.setattr(torch, "rand", lambda n, dtype, device: torch.full((n,), 1 - torch.finfo(dtype).eps / 2, dtype=dtype))
     monkeypatch.setattr(dropout, "_gaps", lambda n, p, gaps=dropout._gaps: gaps(n, p)[:3])
     largest = 1 + math.floor((24 if p >= 0.01 else 53) * math.log(2) / -math.log1p(-p))
     _, places = dropout.draw(torch.ones(2 * largest), p)
@@ -78,3 +78,9 @@ def test_nothing_is_dropped_where_nothing_shall_be():
     kept, places = dropout.draw(x, 0.0)
     assert kept is None
     assert dropout.zeroed(x, places) is x
+
+
+def test_a_default_device_does_not_matter():
+    with torch.device("meta"):
+        kept, places = dropout.draw(torch.ones(100, device="cpu"), 0.1)
+    assert kept.device.type == places.device.type == "cpu"

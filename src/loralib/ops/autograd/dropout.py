@@ -1,8 +1,8 @@
 """Dropout as a list of what is dropped: p·n·d draws and as many small integers kept, not n·d.
 
 The places of the dropped elements are drawn one from the next, by geometric gaps. The gaps are what is kept, a byte each from
-p = 0.064 on and two below, and their running sum gives the places again in the backward pass. For p above a half, and on
-other devices than the CPU, a mask of bytes is drawn and kept.
+p = 0.064 on, two from 0.0012 on and eight below, and their running sum gives the places again in the backward pass. For p above
+a half, and on other devices than the CPU, a mask of bytes is drawn and kept.
 """
 
 import math
@@ -68,5 +68,5 @@ def _dtype_of_gaps(p: float) -> torch.dtype:
 def _gaps(n: int, p: float) -> Tensor:
     """The distances from one dropped element to the next, geometric with mean 1 / p: most probably enough for `n` elements."""
     count = int(n * p + 6 * math.sqrt(n * p)) + 16
-    u = torch.rand(count, dtype=torch.float32 if _bits(p) == 24 else torch.float64)
+    u = torch.rand(count, dtype=torch.float32 if _bits(p) == 24 else torch.float64, device="cpu")
     return u.neg_().log1p_().div_(math.log1p(-p)).to(_dtype_of_gaps(p)).add_(1)
