@@ -1,12 +1,12 @@
 """LoRA's arithmetic as pure functions on tensors, and the choice of who computes them.
 
 `reference` is the specification. `autograd` gives the same numbers with fewer passes and less kept for the backward pass; it
-is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form) and for
-tensors that are not plain ones, such as sharded weights. `onednn` is `autograd` with the float32 products on the CPU by
-oneDNN's kernel, those of the model's other frozen linear layers included; on some processors it takes half the time of
-torch's default, on others not: measure before you choose it.
-`triton` is `autograd` with kernels of its own for the small products of linear layers on CUDA; it is never chosen by itself,
-since it has not been measured on a GPU yet.
+is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form), for
+tensors that are not plain ones, such as sharded weights, and for linear layers of a few tokens, where Python would take longer
+than the passes. `onednn` is `autograd` with the float32 products on the CPU by oneDNN's kernel, those of the model's other
+frozen linear layers included; on some processors it takes half the time of torch's default, on others not: measure before
+you choose it. `triton` is `autograd` with kernels of its own for the small products of linear layers on CUDA; it is never
+chosen by itself, since it has not been measured on a GPU yet.
 
     with loralib.ops.use("reference"):
         ...
@@ -56,6 +56,8 @@ __all__ = [
 
 IMPLEMENTATIONS = ("reference", "autograd", "onednn", "triton")
 
+_SMALL = 1 << 15  # elements of input and output of a linear layer, below which the plain form is faster (`benchmarks tiny`)
+
 _forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=None)
 
 
@@ -101,9 +103,17 @@ def _fused(*tensors: Tensor | None) -> bool:
     return problem is None
 
 
+def _is_small(x: Tensor, W: Tensor) -> bool:
+    """Whether the plain form is faster, and is allowed to compute: what autograd itself costs in Python then exceeds what is
+    saved. In low precision the plain form would lose small updates."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.dtype in (torch.bfloat16, torch.float16):
+        return False
+    return _forced.get() in (None, "onednn") and x.numel() * sum(W.shape) < _SMALL * W.shape[1]
+
+
 def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
     """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
-    if _fused(x, W, b, A, B):
+    if not _is_small(x, W) and _fused(x, W, b, A, B):
         return _linear(x, W, b, A, B, scaling, p)
     return reference.lora_linear(x, W, b, A, B, scaling, p)
 
@@ -137,7 +147,7 @@ def merged_lora_linear(
     p: float = 0.0,
 ) -> Tensor:
     """`lora_linear` for an output in slices, each enabled one with factors of its own: see `reference`."""
-    if _fused(x, W, b, A, B):
+    if not _is_small(x, W) and _fused(x, W, b, A, B):
         return _linear(x, W, b, A, B, scaling, p, (tuple(widths), tuple(enabled)))
     return reference.merged_lora_linear(x, W, b, A, B, scaling, widths, enabled, p)
 

@@ -2,7 +2,7 @@
 
 The places of the dropped elements are drawn one from the next, by geometric gaps. The gaps are what is kept, a byte each from
 p = 0.064 on, two from 0.0012 on and eight below, and their running sum gives the places again in the backward pass. For p above
-a half, and on other devices than the CPU, a mask of bytes is drawn and kept.
+a half, for few elements, and on other devices than the CPU, a mask of bytes is drawn and kept.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _EXACT = 0.01  # the smallest p for which 24 random bits a gap are enough; below it 53 are drawn
+_FEW = 1 << 12  # elements for which a mask is faster
 _GAPS = (torch.uint8, torch.int16, torch.int64)
 
 
@@ -19,7 +20,7 @@ def draw(x: Tensor, p: float) -> tuple[Tensor | None, Tensor | None]:
     places it stands for. Nothing for p = 0."""
     if not p:
         return None, None
-    if p > 0.5 or x.device.type != "cpu":
+    if p > 0.5 or x.numel() < _FEW or x.device.type != "cpu":
         mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(p)
         return mask, mask
     n = x.numel()
