@@ -50,6 +50,13 @@ def test_in_low_precision_the_fused_one_always_computes(dtype, monkeypatch):
     assert names == ["autograd"]
 
 
+def test_under_autocast_too(monkeypatch):
+    names = taken(monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer_of(8)(torch.randn(4, 8))
+    assert names == ["autograd"]
+
+
 def test_what_is_forced_computes(monkeypatch):
     names = taken(monkeypatch)
     with ops.use("autograd"):

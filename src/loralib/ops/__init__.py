@@ -105,8 +105,10 @@ def _fused(*tensors: Tensor | None) -> bool:
 
 def _is_small(x: Tensor, W: Tensor) -> bool:
     """Whether the plain form is faster, and is allowed to compute: what autograd itself costs in Python then exceeds what is
-    saved. In low precision the plain form would lose small updates."""
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.dtype in (torch.bfloat16, torch.float16):
+    saved. In low precision, autocast included, the plain form would lose small updates; on a GPU nobody has measured."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.device.type != "cpu":
+        return False
+    if x.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu"):
         return False
     return _forced.get() in (None, "onednn") and x.numel() * sum(W.shape) < _SMALL * W.shape[1]
 
@@ -199,8 +201,8 @@ def lora_convolution(
 
 def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:
     """W + scaling·B·A, or W + scaling·(B·A)ᵀ, added in at least float32 and rounded once to the dtype of `W`."""
-    in_place = not torch.is_grad_enabled() and _fused(W, A, B)
-    compute = autograd.merge_linear if in_place else reference.merge_linear
+    by_blocks = not torch.is_grad_enabled() and _fused(W, A, B)
+    compute = autograd.merge_linear if by_blocks else reference.merge_linear
     return compute(W, A, B, scaling, transposed)
 
 
