@@ -38,7 +38,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_classes_are_those_of_the_whole_training_file(folder: Path, values: dict[str, Any], seed: int) -> None:
     chosen = options(folder, seed=seed, **values)
-    train, held_out = inputs.read_data(chosen)
+    train, held_out, _ = inputs.read_data(chosen)
     names = inputs.classes(chosen, train)
     assert names == ["bad", "good", "rare"]
     assert len(labelling.targets(train, names)) + len(labelling.targets(held_out, names)) <= 40
@@ -46,7 +46,7 @@ def test_the_classes_are_those_of_the_whole_training_file(folder: Path, values: 
 
 def test_a_label_that_only_the_evaluation_file_has_is_refused(folder: Path) -> None:
     chosen = options(folder, eval_data=str(folder / "dev.tsv"))
-    train, held_out = inputs.read_data(chosen)
+    train, held_out, _ = inputs.read_data(chosen)
     with pytest.raises(DataError, match=r"dev.tsv has the label 'new', which is none of 'bad', 'good', 'rare'"):
         labelling.targets(held_out, inputs.classes(chosen, train))
 
@@ -77,7 +77,7 @@ def test_a_file_has_no_evaluation_split(folder: Path) -> None:
 
 def test_a_file_whose_name_is_in_capitals_is_local(folder: Path, no_hub: None) -> None:
     (folder / "train.tsv").rename(folder / "TRAIN.TSV")
-    train, held_out = inputs.read_data(options(folder, data=str(folder / "TRAIN.TSV")))
+    train, held_out, _ = inputs.read_data(options(folder, data=str(folder / "TRAIN.TSV")))
     assert (len(train), len(held_out)) == (36, 4)
     assert held_out.source.endswith("TRAIN.TSV (held out)")
 

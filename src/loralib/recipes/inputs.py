@@ -1,25 +1,42 @@
 """From options to rows, and from rows to what a model takes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import DataError
 from . import labelling, readers
 from .glue import TASKS, read_glue
-from .options import TrainOptions
+from .options import HELD_OUT, TrainOptions
 from .readers import TextData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_data(options: TrainOptions) -> tuple[TextData, TextData]:
-    """The training and the evaluation rows, sampled as asked. Raises `DataError` when they cannot be had."""
+class Rows(NamedTuple):
+    """What a run trains on, what it is evaluated on after every epoch, and what it is scored on once, at the end."""
+
+    train: TextData
+    evaluation: TextData
+    test: TextData | None
+
+
+def read_data(options: TrainOptions) -> Rows:
+    """The rows of a run, sampled as asked. Raises `DataError` when they cannot be had."""
+    test = None
     if options.task:
         train, held_out = (read_glue(options.task, split, options.data_dir) for split in ("train", "dev"))
+        if options.eval_fraction:
+            test, (train, held_out) = held_out, train.split(options.eval_fraction, options.seed)
     else:
         train, held_out = _read_own_data(options)
-    return train.sample(options.max_train_rows, options.seed), held_out.sample(options.max_eval_rows, options.seed)
+        if options.test_data:
+            test = readers.read_file(options.test_data, options.text_column, options.label_column, options.text_pair_column)
+    return Rows(
+        train.sample(options.max_train_rows, options.seed),
+        held_out.sample(options.max_eval_rows, options.seed),
+        test and test.sample(options.max_test_rows, options.seed),
+    )
 
 
 def _read_own_data(options: TrainOptions) -> tuple[TextData, TextData]:
@@ -36,7 +53,7 @@ def _read_own_data(options: TrainOptions) -> tuple[TextData, TextData]:
         if readers.is_local_file(options.data):
             raise DataError(f"--eval-split names a split of a hub data set; {options.data} is a local file: give --eval-data.")
         return _read_one(options, options.train_split, columns), _read_one(options, options.eval_split, columns)
-    return _read_one(options, options.train_split, columns).split(options.eval_fraction, options.seed)
+    return _read_one(options, options.train_split, columns).split(options.eval_fraction or HELD_OUT, options.seed)
 
 
 def _read_one(options: TrainOptions, split: str, columns: tuple[str, str, str | None]) -> TextData:

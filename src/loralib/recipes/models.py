@@ -1,5 +1,6 @@
 """Encoders for classification: loading them, and knowing their parts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,6 +30,9 @@ QUERY_VALUE = {
     "xlm-roberta": ["query", "value"],
 }
 
+
+HEAD_DROPOUT = ("classifier_dropout", "cls_dropout", "seq_classif_dropout", "classifier_dropout_prob")
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 
 COUNT_FROM_PADDING = {  # models whose positions start behind the padding id
     "camembert",
@@ -54,26 +59,39 @@ class Encoder:
     head: tuple[str, ...]
 
 
-def load_encoder(name: str, labels: list[str] | None) -> Encoder:
+def outputs(labels: list[str] | None) -> dict[str, Any]:
+    """What a model's config says of its outputs: one a label, or a single one (regression) for None."""
+    if labels is None:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": len(labels),
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def load_encoder(
+    name: str,
+    labels: list[str] | None,
+    *,
+    head_dropout: float | None = None,
+    attention_dropout: float | None = None,
+) -> Encoder:
     """The pretrained encoder `name` with a new head: one output a label, or a single one (regression) for None.
 
+    head_dropout, attention_dropout: before the classifier, and on attention weights; None means as the model's config says.
     A head that the checkpoint brings along is kept only when it was trained for the same labels in the same order.
-    Raises `RunError` when the model cannot be had, offline included.
+    Raises `RunError` when the model cannot be had, offline included, and `ConfigError` when it knows no such dropout.
     """
-    outputs: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if labels is not None:
-        outputs = {
-            "num_labels": len(labels),
-            "problem_type": "single_label_classification",
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the new head is no news
     transformers_logging.disable_progress_bar()
     try:
         stored = AutoConfig.from_pretrained(name)
-        config = AutoConfig.from_pretrained(name, **outputs)
+        config = AutoConfig.from_pretrained(name, **outputs(labels))
+        _set_dropout(config, "head_dropout", HEAD_DROPOUT, head_dropout)
+        _set_dropout(config, "attention_dropout", ATTENTION_DROPOUT, attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
@@ -95,6 +113,15 @@ def load_encoder(name: str, labels: list[str] | None) -> Encoder:
     if classifies and list((stored.id2label or {}).values()) != labels:
         _renew_head(encoder, missing)
     return encoder
+
+
+def _set_dropout(config: PretrainedConfig, option: str, names: Sequence[str], value: float | None) -> None:
+    if value is None:
+        return
+    known = [name for name in names if hasattr(config, name)]
+    if not known:
+        raise ConfigError(f"{option}={value:g}: a {config.model_type} model has no such dropout; leave the option out.")
+    setattr(config, known[0], value)
 
 
 def _renew_head(encoder: Encoder, missing: set[str]) -> None:
@@ -125,6 +152,19 @@ def _head(model: PreTrainedModel, missing: set[str]) -> tuple[str, ...]:
     filled_anew = {key.rpartition(".")[0] for key in missing}
     head += [name for name in sorted(filled_anew) if not any(name == part or name.startswith(part + ".") for part in head)]
     return tuple(head)
+
+
+def freeze_all_but_last(encoder: Encoder) -> None:
+    """Freeze the head but for its last linear layer; what is frozen is saved all the same, since its start was drawn."""
+    linear = [
+        module
+        for part in encoder.head
+        for module in encoder.model.get_submodule(part).modules()
+        if isinstance(module, nn.Linear)
+    ]
+    for part in encoder.head:
+        encoder.model.get_submodule(part).requires_grad_(False)
+    linear[-1].requires_grad_(True)
 
 
 def default_targets(model: PreTrainedModel) -> list[str] | str:

@@ -16,25 +16,41 @@ from .glue import TASKS
 from .readers import is_local_file
 
 Method = Literal["lora", "last-layers", "full"]
+Head = Literal["all", "classifier"]
 Problem = Literal["classification", "regression"]
 
-_PATHS = ("model", "data", "eval_data", "data_dir")
-NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "save_merged")
+_PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
+NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_adapter", "save_merged")
 NEED_FROZEN = ("onednn",)
 _NEED_DATA = (
     "data_config",
     "train_split",
     "eval_data",
     "eval_split",
-    "eval_fraction",
+    "test_data",
     "text_column",
     "text_pair_column",
     "label_column",
     "problem",
 )
 _NEED_HUB = ("data_config", "train_split")
+_POSITIVE = (
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "device_batch_size",
+    "gradient_accumulation",
+    "eval_batch_size",
+    "max_length",
+    "max_train_rows",
+    "max_eval_rows",
+    "max_test_rows",
+    "patience",
+    "save_steps",
+)
 
 DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5}
+HELD_OUT = 0.1
 
 
 def _group(title: str) -> Callable[[Any, str], Any]:
@@ -59,13 +75,19 @@ class TrainOptions:
     train_split: str = _data("train", "training split of a hub data set")
     eval_data: str | None = _data(None, "evaluation data: a local file (default: a part of the training data)")
     eval_split: str | None = _data(None, "evaluation split of a hub data set (default: a part of the training data)")
-    eval_fraction: float = _data(0.1, "share of the training data held out when there is no evaluation data")
+    eval_fraction: float | None = _data(
+        None,
+        "share of the training rows held out to evaluate on (default: 0.1 when there is no evaluation data); "
+        "the development set of a GLUE task is then scored once, at the end",
+    )
+    test_data: str | None = _data(None, "labelled data to score once, at the end, with the epoch that was kept: a local file")
     text_column: str = _data("text", "column of the text")
     text_pair_column: str | None = _data(None, "column of the second text, for tasks on pairs")
     label_column: str = _data("label", "column of the label")
     problem: Problem = _data("classification", "what the labels are: classes, or numbers to regress on")
     max_train_rows: int | None = _data(None, "use a seeded sample of so many training rows")
     max_eval_rows: int | None = _data(None, "use a seeded sample of so many evaluation rows")
+    max_test_rows: int | None = _data(None, "use a seeded sample of so many test rows")
     max_length: int = _data(128, "longest input in tokens; longer texts are cut")
 
     method: Method = _method("lora", "what is trained: LoRA and the head, the head alone, or everything")
@@ -76,19 +98,35 @@ class TrainOptions:
         None, "layers to adapt: names (query,value), a regular expression, or all-linear (default: attention query and value)"
     )
     use_rslora: bool = _method(False, "scale the update by lora_alpha / sqrt(r)")
+    init_adapter: str | None = _method(
+        None, "start from these LoRA factors: the folder of a run or of an adapter, or a file of loralib 0.1"
+    )
+    train_head: Head = _method(
+        "all", "what of the head is trained: all of it, or the classifier alone, its last layer (methods lora and last-layers)"
+    )
+    head_dropout: float | None = _method(None, "dropout before the classifier (default: as the model's config says)")
+    attention_dropout: float | None = _method(
+        None, "dropout on attention weights (default: as the model's config says; 0 is much faster on a CPU)"
+    )
 
     learning_rate: float | None = _training(None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full)")
     epochs: float = _training(3.0, "passes over the training data")
     batch_size: int = _training(32, "rows a step, on all devices together")
-    gradient_accumulation: int = _training(1, "parts in which a device computes its share of a step")
+    device_batch_size: int | None = _training(
+        None, "most rows that a device computes at once; what is left of its share of a step is accumulated"
+    )
+    gradient_accumulation: int | None = _training(None, "parts in which a device computes its share of a step (default: 1)")
     eval_batch_size: int = _training(64, "rows a step in evaluation, a device")
     weight_decay: float = _training(0.01, "AdamW's weight decay (not on biases and norms)")
     warmup_ratio: float = _training(0.06, "share of the steps in which the learning rate rises")
+    warmup_steps: int | None = _training(None, "number of those steps, instead of a share")
     best_epoch: bool = _training(True, "keep the epoch with the best metric (false: the last)")
     metric: str | None = _training(None, "metric that chooses the best epoch (default: the task's; accuracy; pearson)")
     patience: int | None = _training(None, "stop after so many epochs without a better metric")
     save_steps: int | None = _run(None, "write a checkpoint every so many steps (default: every epoch)")
+    group_by_length: bool = _training(False, "put texts of similar length into a batch: less padding, more speed")
     bf16: bool = _training(False, "train in bfloat16 autocast")
+    fp16: bool = _training(False, "train in float16 autocast, with loss scaling (needs a GPU)")
     onednn: bool = _training(
         False, "on a CPU: frozen products by oneDNN's kernel, which on some processors takes half the time"
     )
@@ -101,16 +139,17 @@ class TrainOptions:
         if bool(self.task) == bool(self.data):
             raise RunError("Give either --task, a GLUE task by name, or --data, a file or a data set on the hub.")
         check_rank(self.r), check_alpha(self.lora_alpha), check_dropout(self.lora_dropout)
-        for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation", "eval_batch_size", "max_length"):
+        for name in _POSITIVE:
             self._check(name, lambda value: 0 < value < math.inf, "must be positive")
-        for name in ("max_train_rows", "max_eval_rows", "patience", "save_steps"):
-            self._check(name, lambda value: value > 0, "must be positive")
+        for name in ("head_dropout", "attention_dropout"):
+            self._check(name, lambda value: 0 <= value < 1, "must be a probability in [0, 1)")
         self._check("eval_fraction", lambda value: 0 < value < 1, "must be between 0 and 1")
         self._check("warmup_ratio", lambda value: 0 <= value < 1, "must be in [0, 1)")
+        self._check("warmup_steps", lambda value: value >= 0, "must not be negative")
         self._check("weight_decay", lambda value: 0 <= value < math.inf, "must not be negative")
         self._check("seed", lambda value: 0 <= value < 2**32, "must be in [0, 2**32)")
-        self._check("method", lambda value: value in get_args(Method), f"must be one of {', '.join(get_args(Method))}")
-        self._check("problem", lambda value: value in get_args(Problem), f"must be one of {', '.join(get_args(Problem))}")
+        for name, kind in (("method", Method), ("problem", Problem), ("train_head", Head)):
+            self._check_choice(name, get_args(kind))
         self._check("target_modules", bool, "must name layers")
         self._refuse_what_cannot_act()
 
@@ -119,33 +158,46 @@ class TrainOptions:
         if value is not None and not holds(value):
             raise ConfigError(f"{name}={value!r}: {rule}.")
 
+    def _check_choice(self, name: str, known: Sequence[str]) -> None:
+        self._check(name, lambda value: value in known, f"must be one of {', '.join(known)}")
+
     def _refuse_what_cannot_act(self) -> None:
         """`ConfigError` for an option that the other options leave without effect."""
-        if self.method == "full":
-            self._refuse(NEED_FROZEN, "has no effect with method=full, which freezes nothing")
-        if self.bf16:
-            self._refuse(NEED_FROZEN, "has no effect with bf16: it concerns float32 products")
-        if self.method != "lora":
-            self._refuse(NEED_LORA, f"has no effect with method={self.method}; it belongs to method=lora")
-        if self.task:
-            self._refuse(_NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are")
-        else:
-            self._refuse(("data_dir",), "has no effect without task; with data, give the file itself")
-        if self.data and is_local_file(self.data):
-            self._refuse(_NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets")
-        if self.eval_data:
-            self._refuse(("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them")
-        if self.eval_split:
-            self._refuse(("eval_fraction",), "has no effect beside eval_split; give one of them")
-        if not self.best_epoch:
-            self._refuse(("patience",), "needs best_epoch: stopping early keeps the best epoch")
-        if self.best_epoch:
-            self._refuse(("save_steps",), "needs best_epoch=false: the best epoch is chosen among checkpoints at epochs' ends")
+        method, local = self.method, bool(self.data and is_local_file(self.data))
+        best = "needs best_epoch=false: the best epoch is chosen among checkpoints at epochs' ends"
+        rules: list[tuple[bool, Sequence[str], str]] = [
+            (method == "full", (*NEED_FROZEN, "train_head"), "has no effect with method=full, which freezes nothing"),
+            (self.bf16 or self.fp16, NEED_FROZEN, "has no effect with bf16 or fp16: it concerns float32 products"),
+            (self.bf16, ("fp16",), "contradicts bf16; give one of them"),
+            (method != "lora", NEED_LORA, f"has no effect with method={method}; it belongs to method=lora"),
+            (bool(self.task), _NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are"),
+            (not self.task, ("data_dir",), "has no effect without task; with data, give the file itself"),
+            (local, _NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets"),
+            (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them"),
+            (bool(self.eval_split), ("eval_fraction",), "has no effect beside eval_split; give one of them"),
+            (not self.tests, ("max_test_rows",), "has no effect without test_data (or eval_fraction with a task)"),
+            (self.warmup_steps is not None, ("warmup_ratio",), "has no effect beside warmup_steps; give one of them"),
+            (
+                bool(self.device_batch_size),
+                ("gradient_accumulation",),
+                "has no effect beside device_batch_size; give one of them",
+            ),
+            (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
+            (self.best_epoch, ("save_steps",), best),
+        ]
+        for applies, names, why in rules:
+            if applies:
+                self._refuse(names, why)
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
         for option in fields(self):
             if option.name in names and getattr(self, option.name) != option.default:
                 raise ConfigError(f"{option.name}={getattr(self, option.name)!r} {why}.")
+
+    @property
+    def tests(self) -> bool:
+        """Whether rows are kept to be scored once, at the end."""
+        return bool(self.test_data or (self.task and self.eval_fraction))
 
     @property
     def peak_learning_rate(self) -> float:

@@ -19,7 +19,6 @@ from ..train import measure
 from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
 from . import inputs, metrics, models, report, runs, training
 from .options import TrainOptions
-from .readers import TextData
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,6 +47,8 @@ def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
         encoder.model.requires_grad_(False)
         for name in encoder.head:
             encoder.model.get_submodule(name).requires_grad_(True)
+    if options.train_head == "classifier":
+        models.freeze_all_but_last(encoder)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Plan:
     """All that a run needs, found good before anything is written."""
 
     labels: list[str] | None
-    data: tuple[TextData, TextData]
-    datasets: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    data: inputs.Rows
+    datasets: tuple[list[dict[str, Any]], ...]
     encoder: models.Encoder
     parameters: dict[str, int]
 
@@ -64,15 +65,16 @@ class Plan:
 def plan(options: TrainOptions, folder: Path) -> Plan:
     """Read the data, load the model and prepare both. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
     data = inputs.read_data(options)
-    labels = inputs.classes(options, data[0])
+    labels = inputs.classes(options, data.train)
     training.check_metric(options, labels)
-    training.arguments(options, folder, len(data[0]))
+    training.arguments(options, folder, len(data.train))
     transformers.set_seed(options.seed)
-    encoder = models.load_encoder(options.model or "", labels)
+    dropouts = {"head_dropout": options.head_dropout, "attention_dropout": options.attention_dropout}
+    encoder = models.load_encoder(options.model or "", labels, **dropouts)
     models.check_length(encoder, options.max_length, options.takes_pairs)
     prepare(encoder, options)
-    first, second = (inputs.encode(part, labels, encoder.tokenizer, options.max_length) for part in data)
-    return Plan(labels, data, (first, second), encoder, measure.count_parameters(encoder.model))
+    datasets = tuple(inputs.encode(part, labels, encoder.tokenizer, options.max_length) for part in data if part)
+    return Plan(labels, data, datasets, encoder, measure.count_parameters(encoder.model))
 
 
 def train(
@@ -110,7 +112,10 @@ def train(
                 runs.write_options(folder, options, planned.labels)
             processes.wait_for_everyone()
             trainer = training.run_trainer(options, folder, planned.encoder, planned.datasets, **how)
-            results = _results(options, planned, trainer, time.perf_counter() - began) | {"resumed": resume}
+            seconds = time.perf_counter() - began
+            results = _results(options, planned, trainer, seconds) | {"resumed": resume}
+            if planned.data.test:
+                results["test"] = training.score(trainer, planned.datasets[2])
             if processes.is_main_process:
                 _write(options, folder, planned.encoder, trainer, results)
     except BaseException as error:
@@ -136,10 +141,11 @@ def _checkpoint_to_resume(folder: Path) -> Path:
 
 
 def _opening(options: TrainOptions, planned: Plan) -> str:
-    count, total, (rows, held_out) = planned.parameters["trained"], planned.parameters["total"], planned.data
+    count, total, (rows, held_out, test) = planned.parameters["trained"], planned.parameters["total"], planned.data
+    tested = f", and once, at the end, on {len(test):,} rows of {test.source}" if test else ""
     return (
         f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
-        f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}"
+        f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}{tested}"
     )
 
 
@@ -148,8 +154,9 @@ def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: fl
     return {
         **_outcome(options, history),
         "parameters": planned.parameters,
-        "train_rows": len(planned.data[0]),
-        "eval_rows": len(planned.data[1]),
+        "train_rows": len(planned.data.train),
+        "eval_rows": len(planned.data.evaluation),
+        "test_rows": len(planned.data.test or ()),
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "peak_memory_bytes": measure.peak_memory(),

@@ -50,29 +50,42 @@ def check_metric(options: TrainOptions, labels: list[str] | None) -> None:
         raise ConfigError(f"metric={metric_name(options)!r}: must be one of {', '.join(known)} for this problem.")
 
 
-def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArguments:
-    """Trainer's arguments for `rows` of training data; `ConfigError` when the devices cannot share the batch evenly."""
-    parts = devices() * options.gradient_accumulation
-    share, left = divmod(options.batch_size, parts)
-    if left:
+def share_of_batch(options: TrainOptions, devices: int) -> tuple[int, int]:
+    """How many rows a device computes at once, and in how many such parts it computes its share of a step, so that a step
+    of all `devices` is `batch_size` rows; `ConfigError` when they cannot share it evenly.
+
+    >>> share_of_batch(TrainOptions(model="m", task="mnli", batch_size=128, device_batch_size=16), devices=2)
+    (16, 4)
+    """
+    share, left = divmod(options.batch_size, devices)
+    most = options.device_batch_size or share
+    fitting = (n for n in range(-(-share // most), share + 1) if share % n == 0)
+    parts = options.gradient_accumulation or next(fitting, 1)
+    if left or share % parts:
         raise ConfigError(
-            f"batch_size={options.batch_size} cannot be split evenly (devices: {devices()}, gradient_accumulation: "
-            f"{options.gradient_accumulation}); make it a multiple of {parts}."
+            f"batch_size={options.batch_size} cannot be split evenly (devices: {devices}, gradient_accumulation: "
+            f"{parts}); make it a multiple of {devices * parts}."
         )
-    if options.onednn and (torch.accelerator.is_available() or not ops.onednn.available()):
-        raise ConfigError("onednn=True: must run on a CPU, with a build of torch that has oneDNN; leave the option out.")
+    return share // parts, parts
+
+
+def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int) -> dict[str, Any]:
+    """Trainer's arguments for `rows` of training data, wherever it will run; `ConfigError` as `share_of_batch`."""
+    share, parts = share_of_batch(options, devices)
     saving: dict[str, Any] = {"save_strategy": "epoch"}
     if options.save_steps:
         saving = {"save_strategy": "steps", "save_steps": options.save_steps}
-    return TrainingArguments(
+    return dict(
         output_dir=str(folder / runs.CHECKPOINTS),
         per_device_train_batch_size=share,
         per_device_eval_batch_size=options.eval_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation,
+        gradient_accumulation_steps=parts,
         learning_rate=options.peak_learning_rate,
+        lr_scheduler_type="linear",
         num_train_epochs=options.epochs,
         weight_decay=options.weight_decay,
-        warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
+        warmup_steps=options.warmup_ratio if options.warmup_steps is None else options.warmup_steps,  # below 1: a share
+        train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         eval_strategy="epoch",
         save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last when training ends
         load_best_model_at_end=options.best_epoch,
@@ -82,13 +95,23 @@ def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArgumen
         logging_steps=max(1, min(10, rows // options.batch_size // 4)),
         logging_nan_inf_filter=False,
         bf16=options.bf16,
+        fp16=options.fp16,
         seed=options.seed,
         report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
         disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
         **saving,
     )
+
+
+def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArguments:
+    """The same, on the devices that are here; `ConfigError` also for what they cannot do."""
+    accelerated = torch.accelerator.is_available()
+    if options.onednn and (accelerated or not ops.onednn.available()):
+        raise ConfigError("onednn=True: must run on a CPU, with a build of torch that has oneDNN; leave the option out.")
+    if options.fp16 and not accelerated:
+        raise ConfigError("fp16=True: needs a GPU, and there is none; use --bf16 true, or say --fp16 false.")
+    values = argument_values(options, folder, rows, devices())
+    return TrainingArguments(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
 
 
 def run_trainer(
@@ -130,6 +153,12 @@ def run_trainer(
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
     return trainer
+
+
+def score(trainer: Trainer, dataset: list[dict[str, Any]]) -> dict[str, float]:
+    """The metrics of the model as trained, on rows that training did not see."""
+    output = trainer.predict(dataset)  # type: ignore[arg-type]
+    return metrics.of_logits(_logits(output.predictions), np.asarray(output.label_ids))
 
 
 def _logits(predictions: Any) -> Any:
