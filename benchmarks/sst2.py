@@ -37,7 +37,8 @@ def main() -> int:
     name = "sst2_all" if everything else "sst2"
     methods = ("lora",) if everything else comparison.METHODS
     origin = provenance()
-    results = comparison.compare(options, LEARNING_RATES, Path("runs") / name, methods)
+    outcomes = comparison.compare(options, LEARNING_RATES, Path("runs") / name, methods)
+    results = [outcome.results[0] for outcome in outcomes]
     rows = [
         {
             "method": run["method"],
@@ -55,7 +56,7 @@ def main() -> int:
         for run in results
     ]
     console = Console()
-    console.print(report.summary_table(results, f"SST-2, {results[0]['train_rows']:,} rows, {options['epochs']} epochs"))
+    console.print(report.comparison_table(outcomes, f"SST-2, {results[0]['train_rows']:,} rows, {options['epochs']} epochs"))
     console.print(f"Wrote {write_rows(name, rows, origin)}.", highlight=False)
     return 0
 

@@ -33,10 +33,11 @@ def main() -> int:
         "batch_size": 16,
         "max_length": 48,
     }
-    results = comparison.compare(options, LEARNING_RATES, RUNS)
+    outcomes = comparison.compare(options, LEARNING_RATES, RUNS)
     console = Console()
-    title = f"{results[0]['train_rows']} reviews, {options['epochs']} epochs, {results[0]['eval_rows']} held out"
-    console.print(report.summary_table(results, title))
+    first = outcomes[0].results[0]
+    title = f"{first['train_rows']} reviews, {options['epochs']} epochs, {first['eval_rows']} held out"
+    console.print(report.comparison_table(outcomes, title))
     console.print("The LoRA run on new text:")
     for text, (label, probability) in zip(NEW_TEXTS, finished.open_run(RUNS / "lora").predict(NEW_TEXTS), strict=True):
         console.print(f"  {label} ({probability:.2f})  {text}", highlight=False, soft_wrap=True)

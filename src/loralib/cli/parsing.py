@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -12,8 +12,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ..errors import ConfigError
 
 
-def dataclass_parser(options: type, prog: str, description: str) -> ArgumentParser:
-    """A parser with one `--option` for each field of the dataclass `options`, and `--config FILE` to take them from YAML.
+def dataclass_parser(options: type, prog: str, description: str, without: Collection[str] = ()) -> ArgumentParser:
+    """A parser with one `--option` for each field of the dataclass `options` but those in `without`, and `--config FILE` to
+    take them from YAML.
 
     Words after `--config` override the file's. Types are checked as the fields are annotated.
     """
@@ -28,7 +29,7 @@ def dataclass_parser(options: type, prog: str, description: str) -> ArgumentPars
     parser.add_argument("--config", action="config", help=help_)
     hints = get_type_hints(options)
     groups: dict[str, Any] = {}
-    for option in fields(options):
+    for option in (field for field in fields(options) if field.name not in without):
         title = option.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)

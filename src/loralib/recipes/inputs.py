@@ -27,10 +27,10 @@ def read_data(options: TrainOptions) -> Rows:
     if options.task:
         train, held_out = (read_glue(options.task, split, options.data_dir) for split in ("train", "dev"))
         if options.eval_fraction:
-            test, (train, held_out) = held_out, train.split(options.eval_fraction, options.seed)
+            test, (train, held_out) = held_out if options.tests else None, train.split(options.eval_fraction, options.seed)
     else:
         train, held_out = _read_own_data(options)
-        if options.test_data:
+        if options.test_data and options.tests:
             test = readers.read_file(options.test_data, options.text_column, options.label_column, options.text_pair_column)
     return Rows(
         train.sample(options.max_train_rows, options.seed),

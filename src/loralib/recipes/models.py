@@ -1,6 +1,6 @@
 """Encoders for classification: loading them, and knowing their parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +18,29 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ConfigError, RunError
+from ..patterns import ends_with
 
-QUERY_VALUE = {
-    "albert": ["query", "value"],
-    "bert": ["query", "value"],
-    "deberta-v2": ["query_proj", "value_proj"],
-    "distilbert": ["q_lin", "v_lin"],
-    "electra": ["query", "value"],
-    "mpnet": ["attn.q", "attn.v"],
-    "roberta": ["query", "value"],
-    "xlm-roberta": ["query", "value"],
+_ATTENTION = {"query": ("query",), "key": ("key",), "value": ("value",)}
+_DENSE = {"output": ("attention.output.dense",), "mlp": ("intermediate.dense", "output.dense")}
+_BERT = _ATTENTION | _DENSE
+
+LAYERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # by model type and role: how the names of such layers end
+    "albert": _ATTENTION | {"output": ("attention.dense",), "mlp": ("ffn", "ffn_output")},
+    "bert": _BERT,
+    "deberta-v2": {"query": ("query_proj",), "key": ("key_proj",), "value": ("value_proj",)} | _DENSE,
+    "distilbert": {
+        "query": ("q_lin",),
+        "key": ("k_lin",),
+        "value": ("v_lin",),
+        "output": ("out_lin",),
+        "mlp": ("lin1", "lin2"),
+    },
+    "electra": _BERT,
+    "mpnet": {"query": ("attn.q",), "key": ("attn.k",), "value": ("attn.v",), "output": ("attn.o",), "mlp": _DENSE["mlp"]},
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
 }
-
+QUERY_VALUE = {kind: [*roles["query"], *roles["value"]] for kind, roles in LAYERS.items()}
 
 HEAD_DROPOUT = ("classifier_dropout", "cls_dropout", "seq_classif_dropout", "classifier_dropout_prob")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
@@ -51,12 +62,22 @@ COUNT_FROM_PADDING = {  # models whose positions start behind the padding id
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model with a classification head, its tokenizer, and the names of the modules that its checkpoint did not fill or
-    that lie outside the pretrained body: the head."""
+    """A model with a classification head and its tokenizer.
+
+    head: the names of the modules that the checkpoint did not fill or that lie outside the pretrained body. drawn: whether the
+    head was drawn anew, and not brought along by the checkpoint.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     head: tuple[str, ...]
+    drawn: bool
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer of the head."""
+        parts = (self.model.get_submodule(part) for part in self.head)
+        return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def outputs(labels: list[str] | None) -> dict[str, Any]:
@@ -108,11 +129,19 @@ def load_encoder(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = info["missing_keys"]
-    encoder = Encoder(model, tokenizer, _head(model, missing))
     classifies = any("SequenceClassification" in architecture for architecture in stored.architectures or [])
-    if classifies and list((stored.id2label or {}).values()) != labels:
+    fits = _labels_of(stored) == labels
+    encoder = Encoder(model, tokenizer, _head(model, missing), drawn=not (classifies and fits))
+    if classifies and not fits:
         _renew_head(encoder, missing)
     return encoder
+
+
+def _labels_of(stored: PretrainedConfig) -> list[str] | None:
+    """What a checkpoint's head was trained for: its labels, or None for regression."""
+    if stored.problem_type == "regression":
+        return None
+    return list((stored.id2label or {}).values())
 
 
 def _set_dropout(config: PretrainedConfig, option: str, names: Sequence[str], value: float | None) -> None:
@@ -156,22 +185,34 @@ def _head(model: PreTrainedModel, missing: set[str]) -> tuple[str, ...]:
 
 def freeze_all_but_last(encoder: Encoder) -> None:
     """Freeze the head but for its last linear layer; what is frozen is saved all the same, since its start was drawn."""
-    linear = [
-        module
-        for part in encoder.head
-        for module in encoder.model.get_submodule(part).modules()
-        if isinstance(module, nn.Linear)
-    ]
     for part in encoder.head:
         encoder.model.get_submodule(part).requires_grad_(False)
-    linear[-1].requires_grad_(True)
+    encoder.classifier.requires_grad_(True)
 
 
-def default_targets(model: PreTrainedModel) -> list[str] | str:
-    """The attention's query and value projections, which the paper adapts; `ConfigError` for a model not known here."""
-    if model.config.model_type not in QUERY_VALUE:
+def center(encoder: Encoder, mean: float) -> None:
+    """Let a regression head that was drawn anew begin at the mean of the labels, and not at 0, which LoRA's few parameters
+    would take hundreds of steps to leave."""
+    if encoder.drawn and encoder.classifier.bias is not None:
+        nn.init.constant_(encoder.classifier.bias, mean)
+
+
+def role_targets(model: PreTrainedModel, roles: Sequence[str]) -> list[str]:
+    """The full names of the layers that play the `roles` (of `options.ROLES`).
+
+    Raises `ConfigError` for a model whose layers are not known here.
+    """
+    kind = model.config.model_type
+    if kind not in LAYERS:
         raise ConfigError(
-            f"the query and value projections of a {model.config.model_type} model are not known; "
+            f"which layers of a {kind} model are {', '.join(roles)} is not known; "
             "give --target-modules: their names, or all-linear."
         )
-    return QUERY_VALUE[model.config.model_type]
+    endings = {ending: role for role, endings in LAYERS[kind].items() for ending in endings}
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if endings.get(_longest(name, endings)) in roles]
+
+
+def _longest(name: str, endings: Iterable[str]) -> str:
+    """The longest of the endings that `name` has, or "" (`output.dense` is another layer than `attention.output.dense`)."""
+    return max((ending for ending in endings if ends_with(name, ending)), key=len, default="")

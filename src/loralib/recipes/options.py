@@ -20,7 +20,7 @@ Head = Literal["all", "classifier"]
 Problem = Literal["classification", "regression"]
 
 _PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
-NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_adapter", "save_merged")
+NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers", "use_rslora", "init_adapter", "save_merged")
 NEED_FROZEN = ("onednn",)
 _NEED_DATA = (
     "data_config",
@@ -44,13 +44,17 @@ _POSITIVE = (
     "max_length",
     "max_train_rows",
     "max_eval_rows",
-    "max_test_rows",
     "patience",
     "save_steps",
 )
 
+ROLES = ("query", "key", "value", "output", "mlp")
 DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5}
 HELD_OUT = 0.1
+
+
+def _words(joined: str) -> list[str]:
+    return [word.strip() for word in joined.split(",") if word.strip()]
 
 
 def _group(title: str) -> Callable[[Any, str], Any]:
@@ -87,7 +91,7 @@ class TrainOptions:
     problem: Problem = _data("classification", "what the labels are: classes, or numbers to regress on")
     max_train_rows: int | None = _data(None, "use a seeded sample of so many training rows")
     max_eval_rows: int | None = _data(None, "use a seeded sample of so many evaluation rows")
-    max_test_rows: int | None = _data(None, "use a seeded sample of so many test rows")
+    max_test_rows: int | None = _data(None, "use a seeded sample of so many test rows (0: none)")
     max_length: int = _data(128, "longest input in tokens; longer texts are cut")
 
     method: Method = _method("lora", "what is trained: LoRA and the head, the head alone, or everything")
@@ -95,7 +99,10 @@ class TrainOptions:
     lora_alpha: float = _method(16.0, "LoRA scaling numerator: the update is scaled by lora_alpha / r")
     lora_dropout: float = _method(0.0, "dropout on the input of the LoRA update")
     target_modules: list[str] | str | None = _method(
-        None, "layers to adapt: names (query,value), a regular expression, or all-linear (default: attention query and value)"
+        None, "layers to adapt: names (query,value), a regular expression, or all-linear (default: as --layers says)"
+    )
+    layers: list[str] | str | None = _method(
+        None, "the same by what they do: query,key,value,output,mlp, whatever the model calls them (default: query,value)"
     )
     use_rslora: bool = _method(False, "scale the update by lora_alpha / sqrt(r)")
     init_adapter: str | None = _method(
@@ -145,12 +152,15 @@ class TrainOptions:
             self._check(name, lambda value: 0 <= value < 1, "must be a probability in [0, 1)")
         self._check("eval_fraction", lambda value: 0 < value < 1, "must be between 0 and 1")
         self._check("warmup_ratio", lambda value: 0 <= value < 1, "must be in [0, 1)")
+        self._check("max_test_rows", lambda value: value >= 0, "must not be negative")
         self._check("warmup_steps", lambda value: value >= 0, "must not be negative")
         self._check("weight_decay", lambda value: 0 <= value < math.inf, "must not be negative")
         self._check("seed", lambda value: 0 <= value < 2**32, "must be in [0, 2**32)")
         for name, kind in (("method", Method), ("problem", Problem), ("train_head", Head)):
             self._check_choice(name, get_args(kind))
         self._check("target_modules", bool, "must name layers")
+        if unknown := [role for role in self.roles if role not in ROLES]:
+            raise ConfigError(f"layers={self.layers!r}: {unknown[0]!r} is none of {', '.join(ROLES)}.")
         self._refuse_what_cannot_act()
 
     def _check(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
@@ -171,11 +181,16 @@ class TrainOptions:
             (self.bf16, ("fp16",), "contradicts bf16; give one of them"),
             (method != "lora", NEED_LORA, f"has no effect with method={method}; it belongs to method=lora"),
             (bool(self.task), _NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are"),
+            (bool(self.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
             (not self.task, ("data_dir",), "has no effect without task; with data, give the file itself"),
             (local, _NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets"),
             (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them"),
             (bool(self.eval_split), ("eval_fraction",), "has no effect beside eval_split; give one of them"),
-            (not self.tests, ("max_test_rows",), "has no effect without test_data (or eval_fraction with a task)"),
+            (
+                not (self.test_data or (self.task and self.eval_fraction)),
+                ("max_test_rows",),
+                "has no effect without test_data (or eval_fraction with a task)",
+            ),
             (self.warmup_steps is not None, ("warmup_ratio",), "has no effect beside warmup_steps; give one of them"),
             (
                 bool(self.device_batch_size),
@@ -197,7 +212,7 @@ class TrainOptions:
     @property
     def tests(self) -> bool:
         """Whether rows are kept to be scored once, at the end."""
-        return bool(self.test_data or (self.task and self.eval_fraction))
+        return bool(self.test_data or (self.task and self.eval_fraction)) and self.max_test_rows != 0
 
     @property
     def peak_learning_rate(self) -> float:
@@ -209,8 +224,13 @@ class TrainOptions:
         """The target modules; words joined by commas are names."""
         given = self.target_modules
         if isinstance(given, str) and given != ALL_LINEAR and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)*,?\s*", given):
-            return [name.strip() for name in given.split(",") if name.strip()]
+            return _words(given)
         return given
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of the layers to adapt where `target_modules` names none: query and value, as in the paper."""
+        return _words(self.layers) if isinstance(self.layers, str) else list(self.layers or ("query", "value"))
 
     def with_absolute_paths(self) -> "TrainOptions":
         """The same options with local paths that work from any folder."""

