@@ -77,14 +77,11 @@ def run(given: argparse.Namespace) -> int:
         return code
     with (given.output / "comparison.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    print(
-        f"Accuracy on the test reviews, beside the tutorial's DistilBERT, which saw all training reviews ({given.model} here):"
-    )
+    name = Path(given.model).name
+    print(f"Accuracy of {name} on the test reviews, beside the tutorial's, which is another model's, with more reviews:")
     for method, expected in TUTORIAL.items():
-        share = int(rows[method]["trained"]) / int(rows[method]["total"])
-        print(
-            f"  {method:12} {100 * float(rows[method]['value']):.2f} %   {expected:.2f} %   training {share:.2%} of the model"
-        )
+        accuracy, share = float(rows[method]["value"]), int(rows[method]["trained"]) / int(rows[method]["total"])
+        print(f"  {method:12} {accuracy:7.2%}   {expected:.2f} % DistilBERT   trained: {share:.3%}")
     return 0
 
 

@@ -42,8 +42,16 @@ LAYERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # by model type and rol
 }
 QUERY_VALUE = {kind: [*roles["query"], *roles["value"]] for kind, roles in LAYERS.items()}
 
-HEAD_DROPOUT = ("classifier_dropout", "cls_dropout", "seq_classif_dropout", "classifier_dropout_prob")
-ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+HEAD_DROPOUT = {  # by model type: what the config calls the dropout before the classifier
+    "albert": "classifier_dropout_prob",
+    "bert": "classifier_dropout",
+    "deberta-v2": "cls_dropout",
+    "distilbert": "seq_classif_dropout",
+    "electra": "classifier_dropout",
+    "roberta": "classifier_dropout",
+    "xlm-roberta": "classifier_dropout",
+}
+ATTENTION_DROPOUT = dict.fromkeys(LAYERS, "attention_probs_dropout_prob") | {"distilbert": "attention_dropout"}
 
 COUNT_FROM_PADDING = {  # models whose positions start behind the padding id
     "camembert",
@@ -111,8 +119,7 @@ def load_encoder(
     try:
         stored = AutoConfig.from_pretrained(name)
         config = AutoConfig.from_pretrained(name, **outputs(labels))
-        _set_dropout(config, "head_dropout", HEAD_DROPOUT, head_dropout)
-        _set_dropout(config, "attention_dropout", ATTENTION_DROPOUT, attention_dropout)
+        set_dropouts(config, head_dropout=head_dropout, attention_dropout=attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
@@ -144,13 +151,20 @@ def _labels_of(stored: PretrainedConfig) -> list[str] | None:
     return list((stored.id2label or {}).values())
 
 
-def _set_dropout(config: PretrainedConfig, option: str, names: Sequence[str], value: float | None) -> None:
-    if value is None:
-        return
-    known = [name for name in names if hasattr(config, name)]
-    if not known:
-        raise ConfigError(f"{option}={value:g}: a {config.model_type} model has no such dropout; leave the option out.")
-    setattr(config, known[0], value)
+def set_dropouts(
+    config: PretrainedConfig, *, head_dropout: float | None = None, attention_dropout: float | None = None
+) -> None:
+    """Set the dropout before the classifier and that on attention weights, by whatever name the config knows them; None
+    leaves one as it is. Raises `ConfigError` when the model has none."""
+    kind = config.model_type
+    for option, names, value in (
+        ("head_dropout", HEAD_DROPOUT, head_dropout),
+        ("attention_dropout", ATTENTION_DROPOUT, attention_dropout),
+    ):
+        if value is not None:
+            if kind not in names:
+                raise ConfigError(f"{option}={value:g}: a {kind} model is not known to have such a dropout; leave it out.")
+            setattr(config, names[kind], value)
 
 
 def _renew_head(encoder: Encoder, missing: set[str]) -> None:

@@ -1,0 +1,126 @@
+"""Runs side by side: the same words for all, a process each, and what is finished is kept."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralib.cli import main
+from loralib.errors import ConfigError, RunError
+from loralib.recipes import comparison, report, runs
+from loralib.recipes.comparison import Outcome, compare
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The words of each process that would have been started; its work is done in this one."""
+    words: list[list[str]] = []
+
+    def train(given: list[str]) -> int:
+        words.append(given[3:])
+        return main(given[3:])
+
+    monkeypatch.setattr(comparison, "_wait_for", train)
+    return words
+
+
+def options(encoder: Path, reviews: Path, **values: Any) -> dict[str, Any]:
+    data = {"data": str(reviews / "train.tsv"), "eval_data": str(reviews / "test.tsv")}
+    return {"model": str(encoder), **data, "epochs": 1, "r": 2, "layers": "query", **values}
+
+
+def test_each_method_gets_what_it_knows_and_each_seed_a_folder(
+    encoder: Path, reviews: Path, tmp_path: Path, started: list[list[str]]
+) -> None:
+    outcomes = compare(options(encoder, reviews), {"lora": 1e-2}, tmp_path, seeds=(3, 4), keep_weights=False)
+    assert [outcome.method for outcome in outcomes] == ["lora", "last-layers", "full"]
+    assert [[run["seed"] for run in outcome.results] for outcome in outcomes] == [[3, 4]] * 3
+    assert [outcome.results[0]["learning_rate"] for outcome in outcomes] == [1e-2, 1e-2, 5e-5]
+    assert [outcome.trained for outcome in outcomes] == [2 * 2 * 2 * 32 + 66, 66, outcomes[2].total]
+    assert outcomes[0].mean == pytest.approx(sum(outcomes[0].values) / 2)
+    assert not list(tmp_path.glob("*/*/model"))
+    assert len(started) == 6
+    again = compare(options(encoder, reviews), {"lora": 1e-2}, tmp_path, seeds=(3, 4, 5), resume=True)
+    assert len(started) == 9
+    assert [outcome.values[:2] for outcome in again] == [outcome.values for outcome in outcomes]
+    compare(options(encoder, reviews, epochs=2), {"lora": 1e-2}, tmp_path, ["lora"], seeds=(3,), resume=True)
+    assert len(started) == 10  # other options, so another run
+
+
+def test_words_that_cannot_work_are_refused_before_anything_is_trained(
+    encoder: Path, reviews: Path, tmp_path: Path, started: list[list[str]]
+) -> None:
+    with pytest.raises(ConfigError, match="max_length"):
+        compare(options(encoder, reviews, max_length=-1), {}, tmp_path)
+    assert not started
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_ends_the_comparison(encoder: Path, reviews: Path, tmp_path: Path, started: list[list[str]]) -> None:
+    with pytest.raises(RunError, match=r"lora ended with exit code 2"):
+        compare(options(encoder, reviews, data="missing.tsv"), {}, tmp_path)
+    assert len(started) == 1
+
+
+def outcome(method: Any, *values: float, test: float | None = None) -> Outcome:
+    def run(seed: int, value: float) -> dict[str, Any]:
+        return {
+            "method": method,
+            "metric": "accuracy",
+            "value": value,
+            "seed": seed,
+            "kept_epoch": 1.0,
+            "parameters": {"trained": 10, "lora": 5, "total": 1000},
+            "history": [{"epoch": 1.0, "eval_loss": 0.5, "eval_accuracy": value}],
+            "train_seconds": 10.0 + seed,
+            "peak_memory_bytes": 1e9,
+            "saved_bytes": 1000,
+            "train_rows": 4,
+            "eval_rows": 5,
+            "test_rows": 6,
+            "learning_rate": 0.1,
+        } | ({} if test is None else {"test": {"accuracy": test}})
+
+    return Outcome(method, tuple(run(seed, value) for seed, value in enumerate(values)))
+
+
+def test_a_test_score_counts_where_there_is_one() -> None:
+    assert outcome("lora", 0.5, test=0.25).values == [0.25]
+    assert outcome("lora", 0.5, 0.7).values == [0.5, 0.7]
+    assert outcome("lora", 0.5).spread == 0.0
+    assert outcome("lora", 0.5, 0.7).spread == pytest.approx(0.1414, abs=1e-4)
+    (row,) = report.comparison_rows([outcome("lora", 0.5, test=0.25)])
+    assert (row["value"], row["scored_on"], row["trained"], row["test_rows"]) == (0.25, "test", 10, 6)
+
+
+def test_the_table_shows_the_spread_and_the_plot_is_drawn(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=io.StringIO())
+    outcomes = [outcome("lora", 0.5, 0.7), outcome("full", 0.6)]
+    console.print(report.comparison_table(outcomes, "title"))
+    shown = console.export_text()
+    assert "0.6000 ± 0.1414" in shown
+    assert "title" in shown
+    report.comparison_plot(tmp_path / "plot.png", outcomes, "title")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_run_is_gone_on_with(encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    run, given = tmp_path / "lora", []
+    monkeypatch.setattr(comparison, "_wait_for", lambda words: given.append(words) or comparison.INTERRUPTED)
+    with pytest.raises(KeyboardInterrupt):
+        compare(options(encoder, reviews), {}, tmp_path, ["lora"])
+    chosen = comparison.TrainOptions(**options(encoder, reviews), method="lora")
+    runs.write_options(run, chosen, ["blame", "praise"])
+    (run / runs.CHECKPOINTS).mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
+    assert [words[-1] for words in given] == ["--overwrite", "--resume"]
+    runs.write_metrics(run, {"metric": "accuracy", "value": 0.5})
+    (kept,) = compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
+    assert kept.values == [0.5]
+    assert json.loads((run / runs.METRICS).read_text())["value"] == 0.5
+    assert len(given) == 2
