@@ -14,6 +14,7 @@ from ..errors import LoRAError
 
 COMMANDS = {
     "train": "fine-tune an encoder on labelled text: LoRA, last layers or full",
+    "compare": "LoRA, last layers and full side by side, after a search for LoRA's hyper-parameters",
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",
 }
@@ -65,7 +66,7 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
 
 def _goodbye(interrupt: KeyboardInterrupt) -> str:
     if len(interrupt.args) != 2:
-        return "interrupted."
+        return str(interrupt) or "interrupted."
     folder, checkpoint = interrupt.args
     if checkpoint is None:
         return "interrupted before the first checkpoint; nothing was kept."
