@@ -90,3 +90,26 @@ def test_rows_are_encoded_with_their_targets(folder: Path) -> None:
     encode: Any = inputs.encode
     assert encode(data, ["1", "2"], tokenizer, 8) == [{"input_ids": [1], "label": 1}, {"input_ids": [3], "label": 0}]
     assert encode(data, None, tokenizer, 8)[0]["label"] == 2.0
+
+
+def test_a_part_of_the_training_rows_and_rows_for_the_end(folder: Path) -> None:
+    chosen = options(folder, eval_fraction=0.25, test_data=str(folder / "train.tsv"), max_test_rows=3)
+    train, held_out, test = inputs.read_data(chosen)
+    assert (len(train), len(held_out), len(test or ())) == (30, 10, 3)
+    assert sorted(train.texts + held_out.texts) == sorted(f"t{i}" for i in range(40))
+    assert inputs.read_data(options(folder, test_data=str(folder / "train.tsv"), max_test_rows=0)).test is None
+    with pytest.raises(DataError, match=r"missing\.tsv does not exist"):
+        inputs.read_data(options(folder, test_data="missing.tsv"))
+
+
+def test_with_a_share_held_out_a_tasks_development_set_is_for_the_end(tmp_path: Path) -> None:
+    (tmp_path / "SST-2").mkdir()
+    for name, count in (("train", 20), ("dev", 5)):
+        lines = ["sentence\tlabel", *(f"{name} {i}\t{i % 2}" for i in range(count))]
+        (tmp_path / "SST-2" / f"{name}.tsv").write_text("\n".join(lines))
+    task = {"model": "m", "task": "sst2", "data_dir": str(tmp_path)}
+    train, held_out, test = inputs.read_data(TrainOptions(**task, eval_fraction=0.25))
+    assert (len(train), len(held_out), len(test or ())) == (15, 5, 5)
+    assert all(text.startswith("train") for text in train.texts + held_out.texts)
+    train, dev, test = inputs.read_data(TrainOptions(**task))
+    assert (len(train), len(dev), test) == (20, 5, None)

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loralib.errors import ConfigError, LoRAError, RunError
-from loralib.recipes import runs
+from loralib.recipes import runs, training
 from loralib.recipes.options import TrainOptions
 
 
@@ -37,6 +39,15 @@ def options(**values: Any) -> TrainOptions:
         {"target_modules": ""},
         {"patience": 1, "best_epoch": False},
         {"save_steps": 5},
+        {"warmup_steps": -1},
+        {"head_dropout": 1.0},
+        {"attention_dropout": -0.5},
+        {"device_batch_size": 0},
+        {"max_test_rows": -1, "test_data": "t.tsv"},
+        {"layers": "query,valeu"},
+        {"train_head": "none"},
+        {"fp16": True, "bf16": True},
+        {"gradient_accumulation": 2, "device_batch_size": 8},
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:
@@ -56,6 +67,12 @@ def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> 
         ({"train_split": "all"}, "train_split"),
         ({"eval_data": "e.tsv", "eval_fraction": 0.2}, "eval_fraction"),
         ({"data": "imdb", "eval_split": "test", "eval_fraction": 0.2}, "eval_fraction"),
+        ({"method": "full", "train_head": "classifier"}, "train_head"),
+        ({"method": "full", "init_adapter": "a"}, "init_adapter"),
+        ({"target_modules": "query", "layers": "value"}, "layers"),
+        ({"warmup_steps": 5, "warmup_ratio": 0.1}, "warmup_ratio"),
+        ({"max_test_rows": 5}, "max_test_rows"),
+        ({"task": "mrpc", "data": None, "test_data": "t.tsv"}, "test_data"),
     ],
 )
 def test_an_option_that_could_not_act_is_refused(values: dict[str, Any], name: str) -> None:
@@ -84,6 +101,33 @@ def test_words_joined_by_commas_are_names_and_the_rest_are_expressions() -> None
     assert options(target_modules="all-linear").targets == "all-linear"
     assert options(target_modules=["a"]).targets == ["a"]
     assert options().targets is None
+
+
+def test_layers_are_roles_joined_by_commas_and_query_and_value_unless_said() -> None:
+    assert options().roles == ["query", "value"]
+    assert options(layers="mlp, query").roles == ["mlp", "query"]
+    assert options(layers=["key"]).roles == ["key"]
+
+
+@given(st.integers(1, 512), st.integers(1, 16), st.none() | st.integers(1, 64))
+def test_the_batch_is_kept_whatever_the_devices(batch_size: int, devices: int, most: int | None) -> None:
+    chosen = options(batch_size=batch_size, device_batch_size=most)
+    if batch_size % devices:
+        with pytest.raises(ConfigError, match="cannot be split evenly"):
+            training.share_of_batch(chosen, devices)
+        return
+    share, parts = training.share_of_batch(chosen, devices)
+    assert share * parts * devices == batch_size
+    assert share <= (most or batch_size)
+    assert parts == 1 or most is not None
+
+
+def test_rows_are_scored_at_the_end_only_where_some_are_kept_for_it() -> None:
+    assert options(test_data="t.tsv").tests
+    assert options(task="sst2", data=None, eval_fraction=0.1).tests
+    assert not options(task="sst2", data=None).tests
+    assert not options(eval_fraction=0.1).tests
+    assert not options(test_data="t.tsv", max_test_rows=0).tests
 
 
 def test_each_method_has_its_learning_rate_unless_one_is_given() -> None:
