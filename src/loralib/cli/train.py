@@ -1,61 +1,191 @@
-"""`loralib train`: from a model, a data set and a method to a run folder."""
+"""`loralib train`: from a model, a data set and a method to a run folder, or from a recipe of the paper to its median."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
+from ..recipes import presets
 from ..recipes.options import TrainOptions
+from ..recipes.presets import Preset
 from .parsing import dataclass_parser, given
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 DESCRIPTION = """Fine-tune a Hugging Face encoder on labelled text, with LoRA, on its last layers, or in full. Writes a run
-folder: the adapter (or model), metrics.json, config.yaml, learning_curve.png and checkpoints. On several GPUs:
-torchrun --nproc-per-node N -m loralib train ..."""
+folder: the adapter (or model), metrics.json, config.yaml, learning_curve.png and checkpoints. With --preset, a GLUE task as in
+the LoRA paper. On several GPUs: torchrun --nproc-per-node N -m loralib train ..."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing to train: with one seed into `folder`, or with several into a folder each in it.
+
+    single: whether the run folder is `folder` itself. preset: the recipe that it follows.
+    """
+
+    options: TrainOptions
+    folder: Path
+    seeds: int
+    single: bool
+    preset: Preset | None = None
 
 
 def run(words: Sequence[str]) -> int:
     """Train; returns the exit code."""
     parser = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
+    parser.add_argument("--preset", help="a GLUE task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
+    parser.add_argument(
+        "--seeds", type=int, help="train with so many seeds and report the median (default: 1; 5 with --preset)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
     values = given(parser, words)
-    overwrite, resume = values.pop("overwrite", False), values.pop("resume", False)
+    overwrite, resume, dry = (values.pop(name, False) for name in ("overwrite", "resume", "dry_run"))
+    preset, seeds = values.pop("preset", None), values.pop("seeds", None)
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
-    if resume:
-        if "output" not in values:
-            raise RunError("--resume needs --output, the folder of the run to go on with.")
-        folder = Path(values.pop("output"))
-        options = _options_of_run(folder, values)
-    else:
-        options = TrainOptions(**values).with_absolute_paths()
-        folder = Path(options.output or f"runs/{options.data_name}-{options.method}")
+    if seeds is not None and seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: must be positive.")
+    stages = [_stage_to_resume(values, seeds, preset)] if resume else _stages(values, seeds, preset)
+    if dry:
+        return _describe(stages)
 
     from rich.console import Console  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
-    from ..recipes import report, text_classification, training  # noqa: PLC0415
+    from ..recipes import training  # noqa: PLC0415
 
     transformers_logging.set_verbosity_error()
-    results = text_classification.train(options, folder, overwrite=overwrite, resume=resume)
-    if not training.processes().is_main_process:
-        return 0
-    console = Console()
-    console.print(report.summary_table([results]))
-    parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in folder.iterdir()))
-    console.print(f"Wrote {folder}/: {parts}.", highlight=False, soft_wrap=True)
+    console = Console(quiet=not training.processes().is_main_process)
+    *before, last = stages
+    for stage in before:
+        _prepare(stage, console)
+    if before:
+        last = replace(last, options=replace(last.options, init_adapter=str(_best(before[-1]))))
+    _train(last, overwrite, resume, console)
     return 0
 
 
-def _options_of_run(folder: Path, values: dict[str, Any]) -> TrainOptions:
-    """The options that the run was begun with; `ConfigError` when a word contradicts one of them."""
-    from ..recipes import runs  # noqa: PLC0415
+def _stages(values: Mapping[str, Any], seeds: int | None, preset: str | None) -> list[Stage]:
+    """What is to be trained, one after the other; with a preset that starts from another task's factors, that task first."""
+    if preset is None:
+        options = TrainOptions(**values).with_absolute_paths()
+        folder = Path(options.output or f"runs/{options.data_name}-{options.method}")
+        return [Stage(options, folder, seeds or 1, single=seeds is None)]
+    if values.get("method", "lora") != "lora":
+        raise ConfigError(f"--preset {preset} is a recipe for LoRA; leave out --method {values['method']}.")
+    recipe = presets.resolve(preset, values.get("task"), values.get("model"))
+    options = TrainOptions(**recipe.updated(values)).with_absolute_paths()
+    folder = Path(options.output or _default_folder(preset, options.task, options.model))
+    stages = [Stage(options, folder, seeds or recipe.seeds, single=False, preset=recipe)]
+    if recipe.start_from and not options.init_adapter:
+        shared = {name: value for name, value in values.items() if name not in ("task", "output", "metric", "init_adapter")}
+        first = presets.resolve(preset, recipe.start_from, options.model)
+        chosen = TrainOptions(**first.updated(shared | {"task": recipe.start_from})).with_absolute_paths()
+        where = folder.parent / Path(_default_folder(preset, recipe.start_from, options.model)).name
+        stages.insert(0, Stage(chosen, where, 1, single=False, preset=first))
+    return stages
 
-    options, _ = runs.read_options(folder)
+
+def _default_folder(preset: str, task: str | None, model: str | None) -> str:
+    return f"runs/{task}-{preset}-{(model or '').rstrip('/').rpartition('/')[2]}"
+
+
+def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | None) -> Stage:
+    """The run or the seeds in the output folder, as they were begun; `ConfigError` when a word contradicts their options."""
+    from ..recipes import runs, several  # noqa: PLC0415
+
+    if "output" not in values:
+        raise RunError("--resume needs --output, the folder of the run to go on with.")
+    folder = Path(values.pop("output"))
+    recipe = presets.resolve(preset, values.get("task"), values.get("model")) if preset else None
+    if recipe:
+        values = recipe.updated(values)
+    if (folder / several.SEEDS).is_file():
+        options, count = several.read_seeds(folder)
+        return Stage(_unchanged(options, values, folder), folder, seeds or count, single=False, preset=recipe)
+    if seeds is not None:
+        raise ConfigError(f"--seeds {seeds}: {folder} holds no seeds to resume; leave --seeds or --resume out.")
+    return Stage(_unchanged(runs.read_options(folder)[0], values, folder), folder, 1, single=True, preset=recipe)
+
+
+def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -> TrainOptions:
     asked = replace(options, **values).with_absolute_paths()
     for name in values:
         if getattr(asked, name) != getattr(options, name):
             flag, kept = name.replace("_", "-"), getattr(options, name)
             raise ConfigError(f"--{flag} is {kept!r} in the run in {folder}, and a resumed run keeps its options.")
     return options
+
+
+def _prepare(stage: Stage, console: "Console") -> None:
+    """Train the stage that another one starts from, unless that was done before."""
+    from ..recipes import several  # noqa: PLC0415
+
+    if several.best_of(stage.folder) is None:
+        console.print(f"1 of 2: {stage.options.task}, whose factors the next starts from", highlight=False)
+        _train(stage, overwrite=False, resume=(stage.folder / several.SEEDS).is_file(), console=console)
+
+
+def _best(stage: Stage) -> Path | None:
+    from ..recipes import several  # noqa: PLC0415
+
+    return several.best_of(stage.folder.resolve())
+
+
+def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
+    from ..recipes import report, several, text_classification  # noqa: PLC0415
+
+    options, folder = stage.options, stage.folder
+    if stage.single:
+        results = [text_classification.train(options, folder, overwrite=overwrite, resume=resume)]
+    else:
+        results = several.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
+    console.print(report.summary_table(results))
+    if not stage.single:
+        found = several.summary(results)
+        said = f"median of {len(results)}: {100 * found['median']:.1f} ± {100 * found['deviation']:.1f}"
+        if stage.preset:
+            value, spread = stage.preset.reported
+            said += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
+        console.print(f"{found['metric']}, {said}", highlight=False, soft_wrap=True)
+    parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir()))
+    console.print(f"Wrote {stage.folder}/: {parts}.", highlight=False, soft_wrap=True)
+
+
+def _describe(stages: Sequence[Stage]) -> int:
+    """Print, as YAML, what would be trained: every option and the arguments of transformers' Trainer."""
+    import yaml  # noqa: PLC0415
+
+    from ..recipes import training  # noqa: PLC0415
+
+    if len(stages) > 1 and (start := _best(stages[0])):
+        stages = [replace(stages[1], options=replace(stages[1].options, init_adapter=str(start)))]
+    described = []
+    for stage in stages:
+        options, devices = stage.options, training.devices()
+        rows = min(options.max_train_rows or math.inf, presets.TRAINING_ROWS.get(options.task or "", math.inf))
+        known = rows if rows < math.inf else None
+        trainer = training.argument_values(options, stage.folder, int(known or options.batch_size), devices)
+        steps = known and math.ceil(-(-known // options.batch_size) * options.epochs)
+        described.append(
+            {
+                "folder": str(stage.folder),
+                "seeds": list(range(options.seed, options.seed + stage.seeds)),
+                "devices": devices,
+                "training_rows": known,
+                "steps": steps,
+                "reported_by_the_paper": list(stage.preset.reported) if stage.preset else None,
+                "options": {name: value for name, value in options.to_dict().items() if value is not None},
+                "trainer": trainer,
+            }
+        )
+    if len(described) > 1:
+        described[1]["options"]["init_adapter"] = f"the best seed in {stages[0].folder}"  # type: ignore[index]
+    print(yaml.safe_dump({"would_train": described}, sort_keys=False), end="")
+    return 0
