@@ -14,6 +14,7 @@ from ..errors import LoRAError
 
 COMMANDS = {
     "train": "fine-tune an encoder on labelled text: LoRA, last layers or full",
+    "count": "count the parameters that LoRA would train, beside the paper's figures",
     "compare": "LoRA, last layers and full side by side, after a search for LoRA's hyper-parameters",
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",

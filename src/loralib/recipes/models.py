@@ -189,9 +189,14 @@ def check_length(encoder: Encoder, max_length: int, pairs: bool) -> None:
         raise ConfigError(f"max_length={max_length}: {special} tokens are the tokenizer's own, so no text would be left.")
 
 
-def _head(model: PreTrainedModel, missing: set[str]) -> tuple[str, ...]:
+def head_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The names of the modules outside the pretrained body that have parameters."""
     body = model.base_model_prefix
-    head = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    return tuple(name for name, child in model.named_children() if name != body and any(True for _ in child.parameters()))
+
+
+def _head(model: PreTrainedModel, missing: set[str]) -> tuple[str, ...]:
+    head = list(head_of(model))
     filled_anew = {key.rpartition(".")[0] for key in missing}
     head += [name for name in sorted(filled_anew) if not any(name == part or name.startswith(part + ".") for part in head)]
     return tuple(head)

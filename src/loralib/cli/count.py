@@ -1,0 +1,118 @@
+"""`loralib count`: how many parameters LoRA would train, exactly, beside what the paper prints. Loads no weights."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigError
+from ..recipes import presets
+from ..recipes.glue import TASKS
+from ..recipes.options import ROLES, TrainOptions
+from .parsing import OneSentenceParser
+
+PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
+    "roberta-base": ("0.3M", "r = 8 on query and value"),
+    "roberta-large": ("0.8M", "r = 8 on query and value"),
+    "deberta-v2-xxlarge": ("4.7M", "r = 16 on query and value, although Table 10 prints r = 8"),
+    "gpt2-medium": ("0.35M", "r = 4 on query and value, which is 0.39M"),
+    "gpt2-large": ("0.77M", "r = 4 on query and value, which is 0.74M"),
+}
+BYTES = 4
+
+
+def run(words: Sequence[str]) -> int:
+    """Count; returns the exit code."""
+    parser = OneSentenceParser(
+        prog="loralib count",
+        description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
+    )
+    parser.add_argument(
+        "--model", required=True, help="a name, as gpt2-medium or roberta-base, a local folder, or one of the hub"
+    )
+    parser.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's GLUE recipe")
+    parser.add_argument("--task", choices=sorted(TASKS), help="GLUE task, for the size of the head (default: two labels)")
+    parser.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")
+    parser.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
+    parser.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parsed = parser.parse_args(words)
+    given = {name: getattr(parsed, name) for name in ("r", "layers", "target_modules") if getattr(parsed, name) is not None}
+    if parsed.preset:
+        given = presets.resolve(parsed.preset, parsed.task or "mnli", parsed.model).updated(given)
+
+    counts = _count(parsed.model, parsed.task, given)
+    if parsed.json:
+        print(json.dumps(counts))
+    else:
+        _show(counts)
+    return 0
+
+
+def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    from ..config import LoRAConfig  # noqa: PLC0415
+    from ..recipes import architectures, models  # noqa: PLC0415
+    from ..surgery import inject  # noqa: PLC0415
+    from ..train.measure import count_parameters  # noqa: PLC0415
+    from ..trained import mark_only_lora_as_trainable  # noqa: PLC0415
+
+    shape = architectures.build(model, _labels(task))
+    causal = shape.is_causal
+    options = TrainOptions(**{"r": 4 if causal else 8, "task": task or "sst2"} | given | {"model": model})
+    how: dict[str, Any] = {"target_modules": options.targets}
+    if options.targets is None and causal:
+        how = _query_and_value_of_gpt2(shape.model, options)
+    elif options.targets is None:
+        how = {"target_modules": models.role_targets(shape.model, options.roles)}
+    adapted = inject(shape.model, LoRAConfig(r=options.r, lora_alpha=options.r, modules_to_save=shape.head, **how))
+    mark_only_lora_as_trainable(shape.model)
+    found = count_parameters(shape.model)
+    printed, note = PRINTED.get(model.rstrip("/").rpartition("/")[2].lower(), (None, None))
+    return {
+        "model": model,
+        "r": options.r,
+        "layers": len(adapted),
+        "lora": found["lora"],
+        "head": found["trained"] - found["lora"],
+        "trained": found["trained"],
+        "base": found["total"],
+        "share": found["trained"] / found["total"],
+        "adapter_bytes": BYTES * found["trained"],
+        "paper": printed,
+        "paper_note": note,
+    }
+
+
+def _labels(task: str | None) -> list[str] | None:
+    if task is None:
+        return ["0", "1"]
+    labels = TASKS[task].labels
+    return list(labels) if labels else None
+
+
+def _query_and_value_of_gpt2(model: Any, options: TrainOptions) -> dict[str, Any]:
+    if model.config.model_type != "gpt2" or options.layers:
+        raise ConfigError(
+            f"which layers of a {model.config.model_type} model are {', '.join(options.roles)} is not known; "
+            "give --target-modules: their names, or all-linear."
+        )
+    return {"target_modules": ["attn.c_attn"], "enable_lora": [True, False, True]}
+
+
+def _show(counts: dict[str, Any]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from ..recipes.report import human_bytes  # noqa: PLC0415
+
+    table = Table("", "parameters", title=f"{counts['model']}, LoRA of rank {counts['r']} on {counts['layers']} layers")
+    table.columns[1].justify = "right"
+    table.add_row("LoRA factors", f"{counts['lora']:,}")
+    table.add_row("head", f"{counts['head']:,}")
+    table.add_row("trained in all", f"{counts['trained']:,}")
+    table.add_row("the model", f"{counts['base']:,}")
+    table.add_row("share", f"{counts['share']:.3%}")
+    table.add_row("on disk (float32)", human_bytes(counts["adapter_bytes"]))
+    console = Console()
+    console.print(table)
+    if counts["paper"]:
+        console.print(f"The paper prints {counts['paper']} for LoRA ({counts['paper_note']}).", highlight=False, soft_wrap=True)
