@@ -26,9 +26,7 @@ def run(words: Sequence[str]) -> int:
         prog="loralib count",
         description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
     )
-    parser.add_argument(
-        "--model", required=True, help="a name, as gpt2-medium or roberta-base, a local folder, or one of the hub"
-    )
+    parser.add_argument("--model", required=True, help="a model by name, such as roberta-base, or a local folder")
     parser.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's GLUE recipe")
     parser.add_argument("--task", choices=sorted(TASKS), help="GLUE task, for the size of the head (default: two labels)")
     parser.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")

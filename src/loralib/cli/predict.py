@@ -1,10 +1,11 @@
-"""`loralib predict`: classify new text with a run."""
+"""`loralib predict`: classify new text with a run, or a GLUE task's test set for its server."""
 
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .parsing import OneSentenceParser, add_run
 
 
@@ -15,7 +16,16 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text each (default: a line each from standard input)")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="the second text, once for each text (tasks on pairs)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--split", choices=["test"], help="predict the test set of the run's GLUE task instead, for its server")
+    parser.add_argument("--data-dir", help="with --split: folder with GLUE's own TSV folders (default: as in training)")
+    parser.add_argument("-o", "--output", type=Path, help="with --split: folder to write to (default: RUN/submission)")
     parsed = parser.parse_intermixed_args(words)
+    if parsed.split:
+        if parsed.texts or parsed.pair or parsed.json:
+            raise ConfigError("--split predicts a test set into files; leave out texts, --pair and --json.")
+        return _submit(parsed.run, parsed.data_dir, parsed.output)
+    if parsed.data_dir or parsed.output:
+        raise ConfigError("--data-dir and --output belong to --split test; add it, or leave them out.")
     texts = [_utf8(text) for text in parsed.texts] or _lines()
     pairs = None if parsed.pair is None else [_utf8(text) for text in parsed.pair]
     if not texts:
@@ -29,6 +39,28 @@ def run(words: Sequence[str]) -> int:
         else:
             outcome = f"{prediction:.4f}" if probability is None else f"{prediction} ({probability:.2f})"
             print(f"{outcome}  {_printable(text)}")
+    return 0
+
+
+def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
+    """Predict the test sets of the run's task, and write the files that GLUE's server takes."""
+    from ..recipes import finished, runs, submission  # noqa: PLC0415
+    from ..recipes.glue import read_glue_inputs  # noqa: PLC0415
+
+    options, _ = runs.read_options(run)
+    if not options.task:
+        raise ConfigError(
+            f"the run in {run} was trained on {options.data}, not on a GLUE task, and has no test set to predict."
+        )
+    where, folder = data_dir or options.data_dir, output or run / runs.SUBMISSION
+    files = submission.files_of(options.task)
+    if where and not (Path(where) / "diagnostic" / "diagnostic.tsv").is_file():
+        files.pop("AX", None)
+    inputs = {name: read_glue_inputs(options.task, file.split, where) for name, file in files.items()}
+    opened = finished.open_run(run)
+    for name, rows in inputs.items():
+        predictions = [prediction for prediction, _ in opened.predict(rows.texts, rows.pairs)]
+        print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {rows.source}.")
     return 0
 
 

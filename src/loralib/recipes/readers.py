@@ -88,20 +88,52 @@ def is_local_file(name: str) -> bool:
     return name.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
-def read_file(path: str | Path, text: str, label: str, pair: str | None = None) -> TextData:
+@dataclass(frozen=True)
+class Unlabelled:
+    """Texts (or pairs of texts) without labels, with the number that each row has where it comes from."""
+
+    source: str
+    ids: list[str]
+    texts: list[str]
+    pairs: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_file(path: str | Path, text: str, label: str, pair: str | None = None, *, most_broken: float = 0.0) -> TextData:
     """The rows of a local file; `text`, `label` and `pair` are names of its columns.
 
-    Raises `DataError` when the file does not exist, is of no known kind, is empty, cannot be decoded, lacks a column or has a
-    row without a label.
+    most_broken: what share of a `.tsv` file's lines may have a wrong number of fields; they are passed over and counted in
+    `source`. Raises `DataError` when the file does not exist, is of no known kind, is empty, cannot be decoded, lacks a column
+    or has a row without a label.
     """
     path = Path(path)
     kind, columns = _kind(path), _columns(text, label, pair)
     with _opened(path) as file:
         if kind == "jsonl":
             records = _json_records(path, file, columns)
-        else:
-            records = _delimited_records(path, file, columns, raw=kind == "tsv")
-        return _text_data(str(path), records, text, label, pair)
+            return _text_data(str(path), records, text, label, pair)
+        broken: list[str] = []
+        records = _delimited_records(path, file, columns, raw=kind == "tsv", broken=broken if most_broken else None)
+        data = _text_data(str(path), records, text, label, pair)
+    if len(broken) > max(1, most_broken * (len(data) + len(broken))):
+        raise DataError(f"{broken[0]} (and {len(broken) - 1} more such lines); fetch the file again.")
+    return replace(data, source=f"{path} ({len(broken)} malformed lines passed over)") if broken else data
+
+
+def read_unlabelled(path: str | Path, number: str, text: str, pair: str | None = None) -> Unlabelled:
+    """The rows of a local file without labels; `number`, `text` and `pair` are names of its columns. Errors as `read_file`."""
+    data = read_file(path, text, number, pair)
+    return Unlabelled(data.source, data.labels, data.texts, data.pairs)
+
+
+def read_hub_unlabelled(
+    name: str, config: str | None, split: str, number: str, text: str, pair: str | None = None
+) -> Unlabelled:
+    """One split of a hub data set without its labels. Errors as `read_hub`."""
+    data = read_hub(name, config, split, text, number, pair)
+    return Unlabelled(data.source, data.labels, data.texts, data.pairs)
 
 
 def read_headless(path: Path, text: int, label: int) -> TextData:
@@ -149,7 +181,10 @@ def _is_blank(row: list[str], raw: bool) -> bool:
     return (raw or len(row) < 2) and not "".join(row).strip()
 
 
-def _delimited_records(path: Path, file: Iterable[str], columns: Sequence[str], raw: bool) -> Iterator[Record]:
+def _delimited_records(
+    path: Path, file: Iterable[str], columns: Sequence[str], raw: bool, broken: list[str] | None = None
+) -> Iterator[Record]:
+    """The rows by column. broken: gets what is wrong with lines of another number of fields, which is otherwise an error."""
     rows = _csv_rows(path, file, raw)
     _, header = next(rows, (None, None))
     if header is None:
@@ -160,7 +195,11 @@ def _delimited_records(path: Path, file: Iterable[str], columns: Sequence[str], 
             continue
         fields = row or [""]
         if len(fields) != len(header):
-            raise DataError(f"{where} has {_fields(len(fields))}, expected {len(header)} as in the first line.")
+            problem = f"{where} has {_fields(len(fields))}, expected {len(header)} as in the first line"
+            if broken is None:
+                raise DataError(f"{problem}.")
+            broken.append(problem)
+            continue
         yield where, dict(zip(header, fields, strict=True))
 
 

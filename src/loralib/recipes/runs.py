@@ -4,6 +4,7 @@ RUN/config.yaml          every option, resolved        RUN/metrics.json       wh
 RUN/adapter/             LoRA: the adapter             RUN/model/             other methods: the whole model
 RUN/merged/              with --save-merged            RUN/learning_curve.png
 RUN/checkpoints/         for --resume                  RUN/tensorboard/
+RUN/submission/          a GLUE task's test set, predicted
 """
 
 import json
@@ -19,9 +20,9 @@ from .options import TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
-CURVE = "learning_curve.png"
+CURVE, SUBMISSION = "learning_curve.png", "submission"
 
-_PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE}
+_PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION}
 
 
 def check_free(folder: Path, overwrite: bool, resume: bool) -> None:
