@@ -58,9 +58,10 @@ def share_of_batch(options: TrainOptions, devices: int) -> tuple[int, int]:
     (16, 4)
     """
     share, left = divmod(options.batch_size, devices)
-    most = options.device_batch_size or share
-    fitting = (n for n in range(-(-share // most), share + 1) if share % n == 0)
-    parts = options.gradient_accumulation or next(fitting, 1)
+    parts = options.gradient_accumulation or 1
+    if options.device_batch_size and not left:
+        fewest = -(-share // options.device_batch_size)
+        parts = next(n for n in range(fewest, share + 1) if share % n == 0)
     if left or share % parts:
         raise ConfigError(
             f"batch_size={options.batch_size} cannot be split evenly (devices: {devices}, gradient_accumulation: "

@@ -1,0 +1,71 @@
+"""`loralib count` prints the exact numbers, beside the paper's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loralib.cli import main
+
+pytest_plugins = ["recipes.conftest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "factors", "trained"),
+    [
+        ("roberta-base --preset paper", 294_912, 887_042),
+        ("roberta-base --preset scripts --task mnli", 294_912, 887_811),
+        ("FacebookAI/roberta-base --r 8 --task stsb", 294_912, 294_912 + 590_592 + 769),
+        ("roberta-large --preset paper --task sst2", 786_432, 1_838_082),
+        ("microsoft/deberta-v2-xxlarge --preset scripts", 4_718_592, 4_718_592 + 1536 * 1536 + 1536 + 2 * 1536 + 2),
+        ("microsoft/deberta-v2-xxlarge --preset paper", 2_359_296, 2_359_296 + 1536 * 1536 + 1536 + 2 * 1536 + 2),
+        ("gpt2", 147_456, 147_456),
+        ("gpt2-medium --r 4", 393_216, 393_216),
+        ("gpt2-large", 737_280, 737_280),
+        ("roberta-base --r 1 --layers query", 12 * 2 * 768, 12 * 2 * 768 + 592_130),
+        ("roberta-base --r 2 --target-modules all-linear", 2 * 12 * (4 * 2 * 768 + 2 * (768 + 3072)), None),
+    ],
+)
+def test_the_numbers_are_exact(words: str, factors: int, trained: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "--model", *words.split(), "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["lora"] == factors
+    assert counts["trained"] == (trained or counts["trained"]) == counts["lora"] + counts["head"]
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("roberta-base --preset paper", ["294,912", "887,042", "592,130", "0.71", "prints 0.3M"]),
+        ("microsoft/deberta-v2-xxlarge --preset scripts", ["4,718,592", "28.3 MB", "prints 4.7M", "Table 10 prints r = 8"]),
+        ("gpt2-large", ["737,280", "prints 0.77M", "0.74M"]),
+    ],
+)
+def test_the_papers_figure_stands_beside(words: str, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "--model", *words.split()]) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in shown)
+
+
+def test_a_local_model_is_counted_as_it_is(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "--model", str(encoder), "--r", "4", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["lora"], counts["head"], counts["paper"]) == (2 * 2 * 2 * 32 * 4, 66, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("no/such-model", "cannot be had"),
+        ("bert-base --preset paper", "is none of them"),
+        ("gpt2 --layers query", "layers of a gpt2 model are query is not known"),
+        ("roberta-base --r 0", "r=0"),
+        ("roberta-base --layers query --target-modules key", "has no effect beside target_modules"),
+        ("roberta-base --task sst3", "invalid choice"),
+    ],
+)
+def test_wrong_words_are_one_sentence(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "--model", *words.split()]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
