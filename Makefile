@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEER   := .venv/peers/loralib-0.1.2-py3-none-any.whl
 
-.PHONY: help install test lint types demo sst2 sst2-all bench clean
+.PHONY: help install test lint types demo sst2 sst2-all glue imdb bench clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -39,6 +39,12 @@ sst2: $(STAMP)  ## LoRA, last layers and full fine-tuning on SST-2 (needs LORALI
 
 sst2-all: $(STAMP)  ## LoRA on all of SST-2, one epoch (needs LORALIB_DATA)
 	$(BIN)/python -m benchmarks.sst2 --all
+
+glue: $(STAMP)  ## LoRA, last layers and full fine-tuning on five GLUE tasks, three seeds (needs LORALIB_DATA; under two hours)
+	$(BIN)/python -m benchmarks.glue
+
+imdb: $(STAMP)  ## the same on IMDb's film reviews (needs LORALIB_DATA; about three quarters of an hour)
+	$(BIN)/python -m benchmarks.imdb
 
 bench: $(STAMP) $(PEER)  ## every benchmark against loralib 0.1.2 and PEFT, recorded in benchmarks/results (most of an hour, idle machine)
 	$(BIN)/python -m benchmarks all --record

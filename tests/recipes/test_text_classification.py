@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,35 @@ def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path,
     opened = finished.open_run(tmp_path / "run")
     rows = finished.read_rows(opened.options, str(reviews / "test.tsv"), {})
     assert opened.evaluate(rows)["accuracy"] == pytest.approx(best) == pytest.approx(results["value"])
+
+
+def test_rows_kept_for_the_end_are_scored_once_with_the_epoch_that_was_kept(
+    encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    chosen = options(encoder, reviews, eval_data=None, eval_fraction=0.25, test_data=str(reviews / "test.tsv"), epochs=3)
+    results = run(tmp_path / "run", replace(chosen, group_by_length=True, device_batch_size=8))
+    assert (results["train_rows"], results["eval_rows"], results["test_rows"]) == (144, 48, 48)
+    assert results["steps"] == 3 * 9
+    opened = finished.open_run(tmp_path / "run")
+    rows = finished.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    assert opened.evaluate(rows) == pytest.approx(results["test"])
+    assert all("test" not in row for row in results["history"])
+    assert "test" not in run(tmp_path / "other", replace(chosen, test_data=None, epochs=1))
+
+
+def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, head_dropout=0.5, attention_dropout=0.25, train_head="classifier", epochs=1)
+    planned = text_classification.plan(chosen, tmp_path)
+    assert planned.encoder.model.dropout.p == 0.5
+    assert planned.encoder.model.bert.encoder.layer[0].attention.self.dropout.p == 0.25
+    assert planned.encoder.classifier.weight.requires_grad
+
+
+def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, problem="regression", label_column="score")
+    planned = text_classification.plan(chosen, tmp_path)
+    mean = sum(map(float, planned.data.train.labels)) / len(planned.data.train)
+    assert planned.encoder.classifier.bias.item() == pytest.approx(mean)
 
 
 @pytest.mark.parametrize("step", [2, 11, 12, 17, 35])  # an epoch has 12 steps
