@@ -77,6 +77,11 @@ def test_one_command_trains_mnli_first_and_then_the_seeds(
     assert (chosen.init_adapter, chosen.r, chosen.lora_alpha, chosen.weight_decay) == (str(first / "seed-0"), 8, 16.0, 0.1)
     assert (chosen.metric, chosen.seed, chosen.epochs, chosen.warmup_ratio) == ("accuracy", 1, 1.0, 0.06)
     assert len(runs.read_options(first / "seed-0")[1] or ()) == 3
+    assert main(["evaluate", str(first / "seed-0"), "--data", "dev_matched", "--json"]) == 0
+    measured = json.loads((first / "seed-0" / runs.METRICS).read_text())["value"]
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(measured)
+    assert main(["evaluate", str(first / "seed-0"), "--data", "dev_mismatched"]) == 2
+    assert "MNLI/dev_mismatched.tsv does not exist" in capsys.readouterr().err
     before = (first / "seed-0" / runs.METRICS).stat().st_mtime_ns
     assert main(words(roberta, glue, "--seeds", "1", "--overwrite")) == 0
     assert (first / "seed-0" / runs.METRICS).stat().st_mtime_ns == before

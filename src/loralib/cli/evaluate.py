@@ -10,7 +10,11 @@ def run(words: Sequence[str]) -> int:
     """Evaluate; returns the exit code."""
     parser = OneSentenceParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
     add_run(parser)
-    parser.add_argument("--data", required=True, help="a .tsv, .csv or .jsonl file (or .gz); dev for the run's GLUE task")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="a .tsv, .csv or .jsonl file (or .gz); for a GLUE task also dev, and of MNLI dev_mismatched",
+    )
     parser.add_argument("--text-column", help="column of the text (default: as in training)")
     parser.add_argument("--text-pair-column", help="column of the second text (default: as in training)")
     parser.add_argument("--label-column", help="column of the label (default: as in training)")

@@ -129,13 +129,15 @@ def tell_trial(console: Console, trial: Trial) -> None:
 
 def search_table(trials: Sequence[Trial], metric: str) -> Table:
     """A line a trial, best first: the configuration, the rows it was trained on, its metric and its parameters."""
-    table = Table("r", "alpha", "layers", "head", "rate", "rows", metric, "trained", title="search")
+    table = Table(title="search")
+    for heading in ("r", "alpha", "layers", "head", "rate", "rows", metric, "trained"):
+        table.add_column(heading, overflow="fold", justify="left" if heading in ("layers", "head") else "right")
     for trial in trials:
         values = trial.values
         table.add_row(
             str(values["r"]),
             f"{values['lora_alpha']:g}",
-            str(values["layers"] or values["target_modules"]),
+            str(values["layers"] or values["target_modules"]).replace(",", ", "),
             str(values["train_head"]),
             f"{values['learning_rate']:g}",
             f"{trial.rows:,}",
