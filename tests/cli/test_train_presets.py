@@ -86,6 +86,10 @@ def test_one_command_trains_mnli_first_and_then_the_seeds(
     assert main(words(roberta, glue, "--seeds", "1", "--overwrite")) == 0
     assert (first / "seed-0" / runs.METRICS).stat().st_mtime_ns == before
     assert json.loads((second / several.SUMMARY).read_text())["values"].keys() == {"0"}
+    assert main(words(roberta, glue, "--seeds", "2", "--resume")) == 0
+    assert json.loads((second / several.SUMMARY).read_text())["values"].keys() == {"0", "1"}
+    assert main(words(roberta, glue, "--resume", "--weight-decay", "0.5")) == 2
+    assert "--weight-decay is 0.1 in the run in runs/mrpc-scripts-roberta-base" in capsys.readouterr().err
 
 
 def test_an_adapter_of_ones_own_is_the_start_if_it_is_given(

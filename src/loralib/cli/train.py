@@ -100,9 +100,9 @@ def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | No
     """The run or the seeds in the output folder, as they were begun; `ConfigError` when a word contradicts their options."""
     from ..recipes import runs, several  # noqa: PLC0415
 
-    if "output" not in values:
+    if "output" not in values and not preset:
         raise RunError("--resume needs --output, the folder of the run to go on with.")
-    folder = Path(values.pop("output"))
+    folder = Path(values.pop("output", None) or _default_folder(preset or "", values.get("task"), values.get("model")))
     recipe = presets.resolve(preset, values.get("task"), values.get("model")) if preset else None
     if recipe:
         values = recipe.updated(values)

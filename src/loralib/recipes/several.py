@@ -44,11 +44,13 @@ def train_seeds(
     """
     if seeds < 1:
         raise RunError(f"--seeds {seeds}: must be positive.")
-    main = training.processes().is_main_process
+    processes = training.processes()
+    main = processes.is_main_process
     if main:
         check_free(folder, overwrite, resume)
         if overwrite:
             clear(folder)
+    processes.wait_for_everyone()
     results = []
     for seed in range(options.seed, options.seed + seeds):
         chosen, run = replace(options, seed=seed), folder / f"seed-{seed}"
