@@ -1,6 +1,6 @@
 """LoRA, last layers and full fine-tuning of MiniLM on five GLUE tasks: `make glue`.
 
-r = 8 on query and value. ROWS training rows of each task (a sample, another one for each seed), the best of EPOCHS epochs on
+r = 8 on all linear layers of the blocks. ROWS training rows of each task (a sample, another one for each seed), the best of EPOCHS epochs on
 the whole development set, as the paper reports (section 5.1). The same rows and epochs for all methods. Learning rates were
 chosen on a held-out share of the training rows (docs/log.md).
 """
@@ -26,7 +26,11 @@ from loralib.recipes.options import Method
 METRICS = {"cola": "matthews", "sst2": "accuracy", "mrpc": "accuracy", "stsb": "pearson", "rte": "accuracy"}
 ROWS = {"cola": 5000, "sst2": 2500, "mrpc": 2000, "stsb": 2500, "rte": 1000}
 EPOCHS, SEEDS = 3, 3
-LEARNING_RATES = {"lora": 1e-3, "last-layers": 5e-2, "full": 1e-4}
+OWN = {
+    "lora": {"learning_rate": 5e-4, "layers": "query,key,value,output,mlp"},
+    "last-layers": {"learning_rate": 5e-2},
+    "full": {"learning_rate": 1e-4},
+}
 OPTIONS = {
     "epochs": EPOCHS,
     "batch_size": 16,
@@ -46,7 +50,7 @@ def train(data: Path, resume: bool) -> dict[str, list[Outcome]]:
             own = {"task": task, "metric": metric, "max_train_rows": ROWS[task]}
             options = {"model": model, "data_dir": str(data / "glue"), **own, **OPTIONS}
             how = {"seeds": range(done + 1), "resume": resume or done > 0, "keep_weights": False}
-            outcomes[task] = comparison.compare(options, LEARNING_RATES, Path("runs/glue") / task, **how)
+            outcomes[task] = comparison.compare(options, OWN, Path("runs/glue") / task, **how)
     return outcomes
 
 

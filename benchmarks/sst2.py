@@ -14,7 +14,11 @@ from rich.console import Console
 from benchmarks.provenance import provenance, write_rows
 from loralib.recipes import comparison, report
 
-LEARNING_RATES = {"lora": 1e-3, "last-layers": 5e-2, "full": 5e-5}
+OWN = {
+    "lora": {"learning_rate": 1e-3},
+    "last-layers": {"learning_rate": 5e-2},
+    "full": {"learning_rate": 5e-5},
+}
 
 
 def main() -> int:
@@ -37,7 +41,7 @@ def main() -> int:
     name = "sst2_all" if everything else "sst2"
     methods = ("lora",) if everything else comparison.METHODS
     origin = provenance()
-    outcomes = comparison.compare(options, LEARNING_RATES, Path("runs") / name, methods)
+    outcomes = comparison.compare(options, OWN, Path("runs") / name, methods)
     results = [outcome.results[0] for outcome in outcomes]
     rows = [
         {
@@ -48,7 +52,7 @@ def main() -> int:
             "kept_epoch": run["kept_epoch"],
             "train_rows": run["train_rows"],
             "epochs": options["epochs"],
-            "learning_rate": LEARNING_RATES[run["method"]],
+            "learning_rate": run["learning_rate"],
             "train_seconds": round(run["train_seconds"]),
             "peak_memory_bytes": run["peak_memory_bytes"],
             "saved_bytes": run["saved_bytes"],

@@ -15,7 +15,11 @@ from loralib.recipes import comparison, finished, report
 
 REVIEWS = Path(__file__).parent / "reviews"
 RUNS = Path("runs/demo")
-LEARNING_RATES = {"lora": 2e-3, "last-layers": 5e-2, "full": 1e-4}
+OWN = {
+    "lora": {"learning_rate": 2e-3},
+    "last-layers": {"learning_rate": 5e-2},
+    "full": {"learning_rate": 1e-4},
+}
 NEW_TEXTS = [
     "The handle came off in my hand before I had even filled it.",
     "I packed it for one night and wore it for a whole week of rain, dry to the last sock.",
@@ -33,7 +37,7 @@ def main() -> int:
         "batch_size": 16,
         "max_length": 48,
     }
-    outcomes = comparison.compare(options, LEARNING_RATES, RUNS)
+    outcomes = comparison.compare(options, OWN, RUNS)
     console = Console()
     first = outcomes[0].results[0]
     title = f"{first['train_rows']} reviews, {options['epochs']} epochs, {first['eval_rows']} held out"

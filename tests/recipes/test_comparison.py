@@ -34,7 +34,7 @@ def options(encoder: Path, reviews: Path, **values: Any) -> dict[str, Any]:
 def test_each_method_gets_what_it_knows_and_each_seed_a_folder(
     encoder: Path, reviews: Path, tmp_path: Path, started: list[list[str]]
 ) -> None:
-    outcomes = compare(options(encoder, reviews), {"lora": 1e-2}, tmp_path, seeds=(3, 4), keep_weights=False)
+    outcomes = compare(options(encoder, reviews), {"lora": {"learning_rate": 1e-2}}, tmp_path, seeds=(3, 4), keep_weights=False)
     assert [outcome.method for outcome in outcomes] == ["lora", "last-layers", "full"]
     assert [[run["seed"] for run in outcome.results] for outcome in outcomes] == [[3, 4]] * 3
     assert [outcome.results[0]["learning_rate"] for outcome in outcomes] == [1e-2, 1e-2, 5e-5]
@@ -42,10 +42,10 @@ def test_each_method_gets_what_it_knows_and_each_seed_a_folder(
     assert outcomes[0].mean == pytest.approx(sum(outcomes[0].values) / 2)
     assert not list(tmp_path.glob("*/*/model"))
     assert len(started) == 6
-    again = compare(options(encoder, reviews), {"lora": 1e-2}, tmp_path, seeds=(3, 4, 5), resume=True)
+    again = compare(options(encoder, reviews), {"lora": {"learning_rate": 1e-2}}, tmp_path, seeds=(3, 4, 5), resume=True)
     assert len(started) == 9
     assert [outcome.values[:2] for outcome in again] == [outcome.values for outcome in outcomes]
-    compare(options(encoder, reviews, epochs=2), {"lora": 1e-2}, tmp_path, ["lora"], seeds=(3,), resume=True)
+    compare(options(encoder, reviews, epochs=2), {"lora": {"learning_rate": 1e-2}}, tmp_path, ["lora"], seeds=(3,), resume=True)
     assert len(started) == 10  # other options, so another run
 
 

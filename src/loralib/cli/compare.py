@@ -108,6 +108,7 @@ def _compare(
     from ..recipes import comparison, report, search, training  # noqa: PLC0415
 
     console = Console()
+    own: dict[Method, dict[str, Any]] = {method: {"learning_rate": rate} for method, rate in rates.items()}
     shared = {name: getattr(options, name) for name in values if name != "output"}
     if chosen["overwrite"]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -117,11 +118,9 @@ def _compare(
         trials = search.search(options, space, folder / SEARCH, **how, told=lambda trial: report.tell_trial(console, trial))
         console.print(report.search_table(trials, training.metric_name(options)))
         _write_csv(folder / TRIALS, [trial.to_dict() for trial in trials])
-        best = dict(trials[0].values)
-        rates["lora"] = best.pop("learning_rate")
-        shared |= best
+        own["lora"] = dict(trials[0].values)
     seeds = range(options.seed, options.seed + chosen["seeds"]) if chosen["seeds"] > 1 else None
-    outcomes = comparison.compare(shared, rates, folder, methods, seeds, chosen["resume"])
+    outcomes = comparison.compare(shared, own, folder, methods, seeds, chosen["resume"])
     rows = report.comparison_rows(outcomes)
     title = f"{options.data_name}, {rows[0]['train_rows']:,} rows, {options.epochs:g} epochs"
     console.print(report.comparison_table(outcomes, title))
@@ -129,7 +128,7 @@ def _compare(
     report.comparison_plot(folder / PLOT, outcomes, title)
     wrote = [TABLE, PLOT, *([TRIALS] if chosen["search"] else [])]
     if "lora" in methods:
-        again = TrainOptions(**shared, learning_rate=rates.get("lora"))
+        again = TrainOptions(**{**shared, **own.get("lora", {})})
         write_atomically(folder / BEST, yaml.safe_dump(again.to_dict(), sort_keys=False).encode())
         wrote.append(BEST)
         console.print(f"LoRA's options again: loralib train --config {folder / BEST}", highlight=False, soft_wrap=True)

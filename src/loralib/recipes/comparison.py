@@ -69,7 +69,7 @@ class Outcome:
 
 def compare(
     options: Mapping[str, Any],
-    learning_rates: Mapping[Any, float],
+    own: Mapping[Method, Mapping[str, Any]],
     folder: Path,
     methods: Sequence[Method] = METHODS,
     seeds: Sequence[int] | None = None,
@@ -78,9 +78,9 @@ def compare(
 ) -> list[Outcome]:
     """Train by each method (with each of the seeds), and return what came out, in the order of `methods`.
 
-    options: as `TrainOptions`, the same for all (what only LoRA knows goes to LoRA alone). learning_rates: by method; the
-    method's default where one is missing. folder: gets one run folder for each method, or, where seeds are given, one for each
-    seed in it. resume: keep runs that are there and finished with the same options, and go on with those interrupted.
+    options: as `TrainOptions`, the same for all (what only LoRA knows goes to LoRA alone). own: by method, what it has of its
+    own, such as a learning rate. folder: gets one run folder for each method, or, where seeds are given, one for each seed in
+    it. resume: keep runs that are there and finished with the same options, and go on with those interrupted.
     keep_weights: whether checkpoints and whole models stay when a run is done (adapters do).
     Raises `RunError` when a run fails; what is wrong has then been printed. Options that cannot work are refused before
     anything is trained.
@@ -88,7 +88,7 @@ def compare(
     planned: dict[Method, list[tuple[Path, TrainOptions]]] = {}
     for method in methods:
         shared = {name: value for name, value in options.items() if name not in IDLE[method]}
-        chosen = TrainOptions(**shared, method=method, learning_rate=learning_rates.get(method))
+        chosen = TrainOptions(**{**shared, **own.get(method, {}), "method": method})
         planned[method] = [(folder / method, chosen)]
         if seeds is not None:
             planned[method] = [(folder / method / f"seed-{seed}", replace(chosen, seed=seed)) for seed in seeds]
