@@ -1,8 +1,8 @@
 """LoRA, last layers and full fine-tuning of MiniLM on five GLUE tasks: `make glue`.
 
 r = 8 on all linear layers of the blocks. ROWS training rows of each task (a sample, another one for each seed), the best of
-EPOCHS epochs on the whole development set, as the paper reports (section 5.1). The same rows and epochs for all methods. Learning
-rates were chosen on a held-out share of the training rows (docs/log.md).
+EPOCHS epochs on the whole development set, as the paper reports (section 5.1). The same rows and epochs for all methods. The
+learning rates were chosen on a held-out share of the training rows (docs/log.md).
 """
 
 import argparse
