@@ -45,7 +45,9 @@ def main() -> int:
     console.print("The LoRA run on new text:")
     for text, (label, probability) in zip(NEW_TEXTS, finished.open_run(RUNS / "lora").predict(NEW_TEXTS), strict=True):
         console.print(f"  {label} ({probability:.2f})  {text}", highlight=False, soft_wrap=True)
-    console.print(f"Runs are in {RUNS}/. Try: .venv/bin/loralib predict {RUNS}/lora 'your own review'", highlight=False)
+    console.print(
+        f"Runs are in {RUNS}/. Try: .venv/bin/loralib predict {RUNS}/lora 'your own review'", highlight=False, soft_wrap=True
+    )
     return 0
 
 

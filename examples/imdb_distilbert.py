@@ -1,7 +1,8 @@
 """LoRA on an existing model, against its last layers and full fine-tuning: film reviews of IMDb, told good from bad.
 
-    python examples/imdb_distilbert.py --data FOLDER                     # DistilBERT; FOLDER holds train and test.jsonl.gz
-    python examples/imdb_distilbert.py --data FOLDER --search 9          # first looks for r, alpha, layers, head and rate
+    python examples/imdb_distilbert.py                                   # DistilBERT, both from the Hugging Face hub
+    python examples/imdb_distilbert.py --search 9                        # first looks for r, alpha, layers, head and rate
+    python examples/imdb_distilbert.py --data FOLDER --model FOLDER      # without a network
     make imdb                                                            # the same with MiniLM, which a package carries
 
 Three ways to fine-tune, as in a well-known tutorial: (1) train the last layers of a frozen model, its pre-classifier and its
@@ -21,14 +22,16 @@ from pathlib import Path
 from loralib.cli import guarded, main
 from loralib.errors import DataError
 
-FILES = ("train.jsonl.gz", "test.jsonl.gz")
+HUB, FILES = "stanfordnlp/imdb", ("train.jsonl.gz", "test.jsonl.gz")
 TUTORIAL = {"last-layers": 86.22, "lora": 89.44, "full": 92.39}
 
 
 def words(given: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl.gz and test.jsonl.gz: label, text")
+    parser.add_argument(
+        "--data", type=Path, help="folder with train.jsonl.gz and test.jsonl.gz: label, text (default: the hub)"
+    )
     parser.add_argument("--model", default="distilbert-base-uncased", help="encoder: a name on the hub or a local folder")
     parser.add_argument("--train-rows", type=int, default=5000, help="training reviews, a sample (default: 5000)")
     parser.add_argument("--test-rows", type=int, help="test reviews, a sample (default: all)")
@@ -42,16 +45,18 @@ def words(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def comparison(given: argparse.Namespace) -> list[str]:
     """The words of `loralib compare`. Raises `DataError` when the reviews are not there."""
-    train, test = (given.data / name for name in FILES)
-    if not (train.is_file() and test.is_file()):
-        raise DataError(f"{given.data} does not hold {' and '.join(FILES)}; give --data, a folder that does.")
+    data = {"data": HUB, "test-split": "test"}
+    if given.data:
+        train, test = (given.data / name for name in FILES)
+        if not (train.is_file() and test.is_file()):
+            raise DataError(f"{given.data} does not hold {' and '.join(FILES)}; give --data, a folder that does.")
+        data = {"data": train, "test-data": test}
     flags = ["--resume"] if given.resume else []
     flags += ["--max-test-rows", str(given.test_rows)] if given.test_rows else []
     flags += ["--search", str(given.search)] if given.search else []
     options = {
         "model": given.model,
-        "data": train,
-        "test-data": test,
+        **data,
         "max-train-rows": given.train_rows,
         "max-eval-rows": 1000,
         "max-length": 256,

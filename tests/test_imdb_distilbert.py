@@ -56,6 +56,13 @@ def test_the_tutorial_end_to_end(
     assert last["test_rows"] == 40
 
 
+def test_without_a_folder_the_reviews_come_from_the_hub() -> None:
+    words = imdb_distilbert.comparison(imdb_distilbert.words([]))
+    assert words[words.index("--data") + 1] == "stanfordnlp/imdb"
+    assert words[words.index("--test-split") + 1] == "test"
+    assert "--test-data" not in words
+
+
 def test_reviews_that_are_not_there_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = imdb_distilbert.words(["--data", str(tmp_path)])
     with pytest.raises(DataError, match=r"does not hold train\.jsonl\.gz and test\.jsonl\.gz; give --data"):

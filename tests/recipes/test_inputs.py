@@ -98,6 +98,8 @@ def test_a_part_of_the_training_rows_and_rows_for_the_end(folder: Path) -> None:
     assert (len(train), len(held_out), len(test or ())) == (30, 10, 3)
     assert sorted(train.texts + held_out.texts) == sorted(f"t{i}" for i in range(40))
     assert inputs.read_data(options(folder, test_data=str(folder / "train.tsv"), max_test_rows=0)).test is None
+    with pytest.raises(DataError, match=r"--test-split names a split of a hub data set; .*train\.tsv is a local file"):
+        inputs.read_data(options(folder, test_split="test"))
     with pytest.raises(DataError, match=r"missing\.tsv does not exist"):
         inputs.read_data(options(folder, test_data="missing.tsv"))
 
@@ -113,3 +115,16 @@ def test_with_a_share_held_out_a_tasks_development_set_is_for_the_end(tmp_path: 
     assert all(text.startswith("train") for text in train.texts + held_out.texts)
     train, dev, test = inputs.read_data(TrainOptions(**task))
     assert (len(train), len(dev), test) == (20, 5, None)
+
+
+def test_a_test_split_comes_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read(name: str, config: str | None, split: str, *columns: str) -> TextData:
+        asked.append(split)
+        return TextData(name, ["a"] * 20, ["0", "1"] * 10)
+
+    monkeypatch.setattr(readers, "read_hub", read)
+    train, held_out, test = inputs.read_data(TrainOptions(model="m", data="some/set", test_split="test"))
+    assert asked == ["train", "test"]
+    assert (len(train), len(held_out), len(test or ())) == (18, 2, 20)

@@ -72,6 +72,7 @@ def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> 
         ({"target_modules": "query", "layers": "value"}, "layers"),
         ({"warmup_steps": 5, "warmup_ratio": 0.1}, "warmup_ratio"),
         ({"max_test_rows": 5}, "max_test_rows"),
+        ({"test_data": "t.tsv", "test_split": "test"}, "test_split"),
         ({"task": "mrpc", "data": None, "test_data": "t.tsv"}, "test_data"),
     ],
 )

@@ -30,8 +30,7 @@ def read_data(options: TrainOptions) -> Rows:
             test, (train, held_out) = held_out if options.tests else None, train.split(options.eval_fraction, options.seed)
     else:
         train, held_out = _read_own_data(options)
-        if options.test_data and options.tests:
-            test = readers.read_file(options.test_data, options.text_column, options.label_column, options.text_pair_column)
+        test = _read_test(options) if options.tests else None
     return Rows(
         train.sample(options.max_train_rows, options.seed),
         held_out.sample(options.max_eval_rows, options.seed),
@@ -54,6 +53,17 @@ def _read_own_data(options: TrainOptions) -> tuple[TextData, TextData]:
             raise DataError(f"--eval-split names a split of a hub data set; {options.data} is a local file: give --eval-data.")
         return _read_one(options, options.train_split, columns), _read_one(options, options.eval_split, columns)
     return _read_one(options, options.train_split, columns).split(options.eval_fraction or HELD_OUT, options.seed)
+
+
+def _read_test(options: TrainOptions) -> TextData:
+    columns = (options.text_column, options.label_column, options.text_pair_column)
+    if options.test_data:
+        return readers.read_file(options.test_data, *columns)
+    assert options.data is not None
+    assert options.test_split is not None
+    if readers.is_local_file(options.data):
+        raise DataError(f"--test-split names a split of a hub data set; {options.data} is a local file: give --test-data.")
+    return _read_one(options, options.test_split, columns)
 
 
 def _read_one(options: TrainOptions, split: str, columns: tuple[str, str, str | None]) -> TextData:

@@ -28,6 +28,7 @@ _NEED_DATA = (
     "eval_data",
     "eval_split",
     "test_data",
+    "test_split",
     "text_column",
     "text_pair_column",
     "label_column",
@@ -85,6 +86,7 @@ class TrainOptions:
         "the development set of a GLUE task is then scored once, at the end",
     )
     test_data: str | None = _data(None, "labelled data to score once, at the end, with the epoch that was kept: a local file")
+    test_split: str | None = _data(None, "the same: a test split of a hub data set")
     text_column: str = _data("text", "column of the text")
     text_pair_column: str | None = _data(None, "column of the second text, for tasks on pairs")
     label_column: str = _data("label", "column of the label")
@@ -186,11 +188,8 @@ class TrainOptions:
             (local, _NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets"),
             (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them"),
             (bool(self.eval_split), ("eval_fraction",), "has no effect beside eval_split; give one of them"),
-            (
-                not (self.test_data or (self.task and self.eval_fraction)),
-                ("max_test_rows",),
-                "has no effect without test_data (or eval_fraction with a task)",
-            ),
+            (bool(self.test_data), ("test_split",), "has no effect beside test_data; give one of them"),
+            (not self._has_test_rows, ("max_test_rows",), "has no effect without test rows: test_data, test_split"),
             (self.warmup_steps is not None, ("warmup_ratio",), "has no effect beside warmup_steps; give one of them"),
             (
                 bool(self.device_batch_size),
@@ -212,7 +211,11 @@ class TrainOptions:
     @property
     def tests(self) -> bool:
         """Whether rows are kept to be scored once, at the end."""
-        return bool(self.test_data or (self.task and self.eval_fraction)) and self.max_test_rows != 0
+        return self._has_test_rows and self.max_test_rows != 0
+
+    @property
+    def _has_test_rows(self) -> bool:
+        return bool(self.test_data or self.test_split or (self.task and self.eval_fraction))
 
     @property
     def peak_learning_rate(self) -> float:

@@ -111,7 +111,7 @@ def search(
 
 def held_out(options: TrainOptions) -> TrainOptions:
     """The same run, judged on a held-out share of its training rows alone."""
-    unseen: dict[str, Any] = {"eval_data": None, "eval_split": None, "test_data": None, "max_test_rows": None}
+    unseen: dict[str, Any] = dict.fromkeys(("eval_data", "eval_split", "test_data", "test_split", "max_test_rows"))
     if options.task:
         unseen["max_test_rows"] = 0
     return replace(options, method="lora", eval_fraction=options.eval_fraction or HELD_OUT, **unseen)
