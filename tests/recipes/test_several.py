@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +103,24 @@ def test_damaged_seeds_are_one_error(tmp_path: Path) -> None:
         (tmp_path / several.SEEDS).write_text(content)
         with pytest.raises(RunError, match=r"^[^\n]*seeds.yaml is damaged[^\n]*$"):
             several.read_seeds(tmp_path)
+
+
+def test_two_processes_share_the_seeds(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "loralib",
+        "train",
+    ]
+    data = ["--model", str(encoder), "--data", str(reviews / "train.tsv"), "--output", str(tmp_path / "run")]
+    words = [*torchrun, *data, "--epochs", "1", "--batch-size", "16", "--seeds", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("median of 2") == 1
+    assert json.loads((tmp_path / "run" / several.SUMMARY).read_text())["values"].keys() == {"0", "1"}

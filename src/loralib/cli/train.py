@@ -139,13 +139,15 @@ def _best(stage: Stage) -> Path | None:
 
 
 def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
-    from ..recipes import report, several, text_classification  # noqa: PLC0415
+    from ..recipes import report, several, text_classification, training  # noqa: PLC0415
 
     options, folder = stage.options, stage.folder
     if stage.single:
         results = [text_classification.train(options, folder, overwrite=overwrite, resume=resume)]
     else:
         results = several.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
+    if not training.processes().is_main_process:
+        return
     console.print(report.summary_table(results))
     if not stage.single:
         found = several.summary(results)
