@@ -118,7 +118,7 @@ def test_two_processes_share_the_seeds(encoder: Path, reviews: Path, tmp_path: P
         "train",
     ]
     data = ["--model", str(encoder), "--data", str(reviews / "train.tsv"), "--output", str(tmp_path / "run")]
-    words = [*torchrun, *data, "--epochs", "1", "--batch-size", "16", "--seeds", "2"]
+    words = [*torchrun, "-m", "loralib", "train", *data, "--epochs", "1", "--batch-size", "16", "--seeds", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
