@@ -106,17 +106,7 @@ def test_damaged_seeds_are_one_error(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_the_seeds(encoder: Path, reviews: Path, tmp_path: Path) -> None:
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "loralib",
-        "train",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     data = ["--model", str(encoder), "--data", str(reviews / "train.tsv"), "--output", str(tmp_path / "run")]
     words = [*torchrun, "-m", "loralib", "train", *data, "--epochs", "1", "--batch-size", "16", "--seeds", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
