@@ -14,8 +14,8 @@ from ..errors import LoRAError
 
 COMMANDS = {
     "train": "fine-tune an encoder on labelled text: LoRA, last layers or full",
-    "count": "count the parameters that LoRA would train, beside the paper's figures",
-    "compare": "LoRA, last layers and full side by side, after a search for LoRA's hyper-parameters",
+    "compare": "fine-tune in three ways: LoRA (after a search), last layers, full",
+    "count": "count what LoRA would train: exactly, beside the paper's figures",
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",
 }

@@ -11,7 +11,6 @@ from typing import Any, get_args
 import yaml
 
 from ..errors import ConfigError, RunError
-from ..formats.files import write_atomically
 from ..recipes.options import DEFAULT_LEARNING_RATE, Method, TrainOptions
 from ..recipes.space import Space
 from .parsing import dataclass_parser, given
@@ -105,6 +104,7 @@ def _compare(
 ) -> None:
     from rich.console import Console  # noqa: PLC0415
 
+    from ..formats.files import write_atomically  # noqa: PLC0415
     from ..recipes import comparison, report, search, training  # noqa: PLC0415
 
     console = Console()
@@ -136,6 +136,8 @@ def _compare(
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from ..formats.files import write_atomically  # noqa: PLC0415
+
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
