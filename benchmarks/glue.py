@@ -86,7 +86,7 @@ def plot(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> None:
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks(range(len(outcomes)), [f"{task}\n{METRICS[task]}" for task in outcomes])
     axes.set(ylabel="metric, in hundredths", title="MiniLM on GLUE's development sets, with the deviation over the seeds")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 

@@ -198,6 +198,16 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     check_same_outcome(folder, lora_run)
 
 
+@pytest.mark.parametrize("step", [5, 17])
+def test_a_run_that_groups_by_length_resumes_bit_for_bit(encoder: Path, reviews: Path, tmp_path: Path, step: int) -> None:
+    chosen = options(encoder, reviews, group_by_length=True, epochs=2)
+    run(tmp_path / "straight", chosen)
+    with pytest.raises(text_classification.Interrupted):
+        run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
+    run(tmp_path / "run", chosen, resume=True)
+    check_same_outcome(tmp_path / "run", tmp_path / "straight")
+
+
 def test_an_interrupt_in_the_last_step_changes_nothing(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
     chosen = options(encoder, reviews, lora_dropout=0.1, save_merged=True)
     run(tmp_path / "run", chosen, callbacks=[InterruptAt(47)])

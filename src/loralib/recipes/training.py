@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .. import ops
 from ..errors import ConfigError
 from ..train.callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
+from ..train.sampling import GroupingTrainer
 from ..train.trainer import AdapterTrainer
 from . import metrics, models, runs
 from .glue import TASKS
@@ -142,7 +143,7 @@ def run_trainer(
         metadata = {"base_model_name_or_path": options.model or "", "task_type": TASK_TYPE}
         trainer: Trainer = AdapterTrainer(**common, metadata=metadata)
     else:
-        trainer = Trainer(**common)
+        trainer = GroupingTrainer(**common)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:

@@ -16,18 +16,18 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import exchange, formats
 from ..adapter import Adapter
+from .sampling import GroupingTrainer
 
 # what safetensors and torch.save say, neither of them as an OSError
 _SIGNS_OF_FAILED_WRITING = ("I/O error", "PytorchStreamWriter", "inline_container.cc", "iostream error")
 
 
-class AdapterTrainer(Trainer):
+class AdapterTrainer(GroupingTrainer):
     """Trainer for a model that was injected: each checkpoint holds the adapter (with the tensors trained beside the
     factors), the optimizer, the scheduler and the random states.
 
