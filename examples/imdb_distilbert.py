@@ -82,8 +82,7 @@ def run(given: argparse.Namespace) -> int:
         return code
     with (given.output / "comparison.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    name = Path(given.model).name
-    print(f"Accuracy of {name} on the test reviews, beside the tutorial's, which is another model's, with more reviews:")
+    print(f"Accuracy of {given.model} on the test reviews, beside the tutorial's with DistilBERT and more reviews:")
     for method, expected in TUTORIAL.items():
         accuracy, share = float(rows[method]["value"]), int(rows[method]["trained"]) / int(rows[method]["total"])
         print(f"  {method:12} {accuracy:7.2%}   {expected:.2f} % DistilBERT   trained: {share:.3%}")

@@ -47,7 +47,7 @@ def test_the_tutorial_end_to_end(
     own = ["--data", str(tmp_path), "--model", str(distilbert), "--output", str(tmp_path / "out")]
     assert imdb_distilbert.run(imdb_distilbert.words([*own, *budget])) == 0
     shown = capsys.readouterr().out
-    assert "Accuracy of distilbert on the test reviews" in shown
+    assert f"Accuracy of {distilbert} on the test reviews" in shown
     for method, figure in (("last-layers", "86.22"), ("lora", "89.44"), ("full", "92.39")):
         assert any(line.startswith(f"  {method}") and figure in line for line in shown.splitlines())
     assert (tmp_path / "out" / "best.yaml").is_file()

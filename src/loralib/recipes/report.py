@@ -28,13 +28,22 @@ def human_bytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def human_share(share: float) -> str:
+    """A share in hundredths, small ones with the digits that they need.
+
+    >>> human_share(1.0), human_share(0.0033), human_share(0.000034)
+    ('100.00 %', '0.33 %', '0.003 %')
+    """
+    return f"{100 * share:.{2 if share >= 0.001 else 3}f} %"
+
+
 def summary_row(metrics: dict[str, Any]) -> list[str]:
     """One run's line of the table, from its `metrics.json`."""
     counts = metrics["parameters"]
     return [
         metrics["method"],
         f"{counts['trained']:,}",
-        f"{100 * counts['trained'] / counts['total']:.2f} %",
+        human_share(counts["trained"] / counts["total"]),
         f"{metrics['value']:.4f}",
         f"{metrics['train_seconds']:.0f} s",
         human_bytes(metrics["peak_memory_bytes"]),
