@@ -115,12 +115,15 @@ def test_an_interrupted_run_is_gone_on_with(encoder: Path, reviews: Path, tmp_pa
         compare(options(encoder, reviews), {}, tmp_path, ["lora"])
     chosen = comparison.TrainOptions(**options(encoder, reviews), method="lora")
     runs.write_options(run, chosen, ["blame", "praise"])
-    (run / runs.CHECKPOINTS).mkdir()
+    (run / runs.CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
         compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
-    assert [words[-1] for words in given] == ["--overwrite", "--resume"]
+    (run / runs.CHECKPOINTS / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
+    assert [words[-1] for words in given] == ["--overwrite", "--overwrite", "--resume"]
     runs.write_metrics(run, {"metric": "accuracy", "value": 0.5})
     (kept,) = compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
     assert kept.values == [0.5]
     assert json.loads((run / runs.METRICS).read_text())["value"] == 0.5
-    assert len(given) == 2
+    assert len(given) == 3

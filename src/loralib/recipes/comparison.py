@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..errors import RunError
+from ..train.trainer import last_whole_checkpoint
 from . import runs
 from .options import NEED_FROZEN, NEED_LORA, Method, TrainOptions
 
@@ -114,7 +115,7 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False) -> dict[
         if (run / runs.METRICS).is_file():
             found: dict[str, Any] = json.loads((run / runs.METRICS).read_text())
             return found
-        if (run / runs.CHECKPOINTS).is_dir():
+        if last_whole_checkpoint(run / runs.CHECKPOINTS):
             words = ["--resume"]
     config = run.with_name(f"{run.name}.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
