@@ -63,14 +63,15 @@ def averages(outcomes: Mapping[str, Sequence[Outcome]], method: Method) -> list[
 
 def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
     """A line a method, a column a task: 100 times the metric, mean ± standard deviation over the seeds."""
-    shown = Table(title=f"GLUE's development sets, MiniLM, best of {EPOCHS} epochs, mean ± deviation over the seeds")
-    for i, heading in enumerate(["method", "trained", *(f"{task}, {METRICS[task]}" for task in outcomes), "average"]):
-        shown.add_column(heading, justify="left" if i == 0 else "right")
+    caption = "mean ± deviation over the seeds; " + ", ".join(f"{task}: {METRICS[task]}" for task in outcomes)
+    shown = Table(title=f"GLUE's development sets, MiniLM, best of {EPOCHS} epochs", caption=caption)
+    for i, heading in enumerate(["method", "trained", *outcomes, "average"]):
+        shown.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for i, method in enumerate(METHODS):
-        cells = [f"{100 * of_task[i].mean:.1f} ± {100 * of_task[i].spread:.1f}" for of_task in outcomes.values()]
+        cells = [f"{100 * of_task[i].mean:.1f}±{100 * of_task[i].spread:.1f}" for of_task in outcomes.values()]
         mean = averages(outcomes, method)
         spread = statistics.stdev(mean) if len(mean) > 1 else 0.0
-        average = f"{100 * statistics.fmean(mean):.1f} ± {100 * spread:.1f}"
+        average = f"{100 * statistics.fmean(mean):.1f}±{100 * spread:.1f}"
         shown.add_row(method, f"{next(iter(outcomes.values()))[i].trained:,}", *cells, average)
     return shown
 
