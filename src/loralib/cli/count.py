@@ -6,8 +6,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..recipes import presets
-from ..recipes.glue import TASKS
 from ..recipes.options import ROLES, TrainOptions
+from ..recipes.understanding.glue import TASKS
 from .parsing import OneSentenceParser
 
 PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
@@ -48,7 +48,8 @@ def run(words: Sequence[str]) -> int:
 
 def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any]:
     from ..config import LoRAConfig  # noqa: PLC0415
-    from ..recipes import architectures, models  # noqa: PLC0415
+    from ..recipes import architectures  # noqa: PLC0415
+    from ..recipes.understanding import encoders  # noqa: PLC0415
     from ..surgery import inject  # noqa: PLC0415
     from ..train.measure import count_parameters  # noqa: PLC0415
     from ..trained import mark_only_lora_as_trainable  # noqa: PLC0415
@@ -60,7 +61,7 @@ def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any
     if options.targets is None and causal:
         how = _query_and_value_of_gpt2(shape.model, options)
     elif options.targets is None:
-        how = {"target_modules": models.role_targets(shape.model, options.roles)}
+        how = {"target_modules": encoders.role_targets(shape.model, options.roles)}
     adapted = inject(shape.model, LoRAConfig(r=options.r, lora_alpha=options.r, modules_to_save=shape.head, **how))
     mark_only_lora_as_trainable(shape.model)
     found = count_parameters(shape.model)

@@ -24,7 +24,8 @@ def run(words: Sequence[str]) -> int:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    from ..recipes import finished, runs  # noqa: PLC0415
+    from ..recipes import runs  # noqa: PLC0415
+    from ..recipes.understanding import finished  # noqa: PLC0415
 
     options, _ = runs.read_options(parsed.run)
     data = finished.read_rows(options, parsed.data, vars(parsed))

@@ -31,7 +31,7 @@ def run(words: Sequence[str]) -> int:
     if not texts:
         raise DataError("there is no text to classify; give it as words in quotes, or a line each on standard input.")
 
-    from ..recipes import finished  # noqa: PLC0415
+    from ..recipes.understanding import finished  # noqa: PLC0415
 
     for text, (prediction, probability) in zip(texts, finished.open_run(parsed.run).predict(texts, pairs), strict=True):
         if parsed.json:
@@ -44,8 +44,9 @@ def run(words: Sequence[str]) -> int:
 
 def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
     """Predict the test sets of the run's task, and write the files that GLUE's server takes."""
-    from ..recipes import finished, runs, submission  # noqa: PLC0415
-    from ..recipes.glue import read_glue_inputs  # noqa: PLC0415
+    from ..recipes import runs  # noqa: PLC0415
+    from ..recipes.understanding import finished, submission  # noqa: PLC0415
+    from ..recipes.understanding.glue import read_glue_inputs  # noqa: PLC0415
 
     options, _ = runs.read_options(run)
     if not options.task:

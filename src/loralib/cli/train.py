@@ -139,7 +139,8 @@ def _best(stage: Stage) -> Path | None:
 
 
 def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
-    from ..recipes import report, several, text_classification, training  # noqa: PLC0415
+    from ..recipes import report, several, training  # noqa: PLC0415
+    from ..recipes.understanding import text_classification  # noqa: PLC0415
 
     options, folder = stage.options, stage.folder
     if stage.single:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from ..errors import RunError
-from . import models
+from .understanding import encoders
 
 _ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 _DEBERTA = {
@@ -93,11 +93,11 @@ def build(name: str, labels: list[str] | None) -> Shape:
     Raises `RunError` when its shape cannot be had.
     """
     config = read_config(name)
-    causal = config.model_type not in models.LAYERS
+    causal = config.model_type not in encoders.LAYERS
     if not causal:
-        for key, value in models.outputs(labels).items():
+        for key, value in encoders.outputs(labels).items():
             setattr(config, key, value)
     with torch.device("meta"):
         kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
         model = kind.from_config(config)
-    return Shape(model, () if causal else models.head_of(model))
+    return Shape(model, () if causal else encoders.head_of(model))

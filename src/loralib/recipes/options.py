@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from ..config import ALL_LINEAR, check_alpha, check_dropout, check_rank
 from ..errors import ConfigError, RunError
-from .glue import TASKS
-from .readers import is_local_file
+from .files import is_local_file
+from .understanding.glue import TASKS
 
 Method = Literal["lora", "last-layers", "full"]
 Head = Literal["all", "classifier"]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from . import inputs
 from .comparison import drop_weights, train_apart
 from .options import HELD_OUT, TrainOptions
 from .space import Space
+from .understanding import inputs
 
 LEAST_ROWS = 64
 

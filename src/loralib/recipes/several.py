@@ -21,8 +21,9 @@ from transformers import TrainerCallback
 from ..errors import LoRAError, RunError
 from ..formats.files import write_atomically
 from ..train.trainer import last_whole_checkpoint
-from . import runs, text_classification, training
+from . import runs, training
 from .options import TrainOptions
+from .understanding import text_classification
 
 SEEDS, SUMMARY = "seeds.yaml", "summary.json"
 

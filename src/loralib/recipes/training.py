@@ -17,9 +17,10 @@ from ..errors import ConfigError
 from ..train.callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
 from ..train.sampling import GroupingTrainer
 from ..train.trainer import AdapterTrainer
-from . import metrics, models, runs
-from .glue import TASKS
+from . import runs
 from .options import TrainOptions
+from .understanding import encoders, metrics
+from .understanding.glue import TASKS
 
 TASK_TYPE = "SEQ_CLS"
 
@@ -119,7 +120,7 @@ def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArgumen
 def run_trainer(
     options: TrainOptions,
     folder: Path,
-    encoder: models.Encoder,
+    encoder: encoders.Encoder,
     datasets: Sequence[list[dict[str, Any]]],
     *,
     checkpoint: Path | None,

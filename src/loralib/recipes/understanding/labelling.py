@@ -4,8 +4,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from ..errors import DataError
-from .readers import TextData, listed
+from ...errors import DataError
+from ..files import listed
+from .readers import TextData
 
 
 def label_names(data: TextData) -> list[str]:

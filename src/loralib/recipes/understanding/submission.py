@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ..errors import DataError
-from ..formats.files import write_atomically
+from ...errors import DataError
+from ...formats.files import write_atomically
 from .glue import TASKS
 
 HEADER = "index\tprediction"

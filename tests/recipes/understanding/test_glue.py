@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes import readers
-from loralib.recipes.glue import TASKS, read_glue, read_glue_file, read_glue_inputs
+from loralib.recipes.understanding import readers
+from loralib.recipes.understanding.glue import TASKS, read_glue, read_glue_file, read_glue_inputs
 from peers import data
 
 ROWS = {
@@ -174,7 +174,7 @@ def test_the_hub_knows_splits_and_columns_by_other_names(monkeypatch: pytest.Mon
         names = ["entailment", "neutral", "contradiction"]
         return Table(names, premise=["a", "b"], hypothesis=["c", "d"], label=labels, idx=[0, 1])
 
-    monkeypatch.setattr(readers, "_load_table", load)
+    monkeypatch.setattr(readers, "load_table", load)
     assert read_glue("mnli", "dev_mismatched").labels == ["entailment", "contradiction"]
     rows = read_glue_inputs("mnli", "test")
     assert (rows.ids, rows.texts, rows.pairs) == (["0", "1"], ["a", "b"], ["c", "d"])

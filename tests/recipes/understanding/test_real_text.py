@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loralib.recipes import text_classification
 from loralib.recipes.options import TrainOptions
+from loralib.recipes.understanding import text_classification
 from peers import data, library
 
 

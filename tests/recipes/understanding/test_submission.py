@@ -9,10 +9,10 @@ from rich.console import Console
 
 from loralib.cli import main
 from loralib.errors import DataError
-from loralib.recipes import submission, text_classification
-from loralib.recipes.glue import TASKS
 from loralib.recipes.options import TrainOptions
-from loralib.recipes.submission import FILES
+from loralib.recipes.understanding import submission, text_classification
+from loralib.recipes.understanding.glue import TASKS
+from loralib.recipes.understanding.submission import FILES
 from peers import data
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes import inputs, labelling, readers
 from loralib.recipes.options import TrainOptions
-from loralib.recipes.readers import TextData
+from loralib.recipes.understanding import inputs, labelling, readers
+from loralib.recipes.understanding.readers import TextData
 
 
 def options(folder: Path, **values: Any) -> TrainOptions:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralib.errors import DataError
-from loralib.recipes import readers
-from loralib.recipes.readers import TextData
+from loralib.recipes import files
+from loralib.recipes.understanding import readers
+from loralib.recipes.understanding.readers import TextData
 
 FIELD = st.text(
     st.characters(exclude_characters="\t\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x00", exclude_categories=["Cs"]), min_size=1
@@ -133,8 +134,8 @@ def test_a_json_label_is_a_string_a_number_or_a_boolean(tmp_path: Path, value: s
 
 
 def test_a_suffix_may_be_in_capitals(tmp_path: Path) -> None:
-    assert readers.is_local_file("A.TSV")
-    assert readers.is_local_file("A.Csv.GZ")
+    assert files.is_local_file("A.TSV")
+    assert files.is_local_file("A.Csv.GZ")
     path = tmp_path / "A.TSV.GZ"
     path.write_bytes(gzip.compress(b'text\tlabel\n"a\t1\n'))
     assert columns(readers.read_file(path, "text", "label")) == [('"a', "1")]

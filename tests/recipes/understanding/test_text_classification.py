@@ -17,8 +17,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 import loralib as lora
 from loralib import ops
 from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
-from loralib.recipes import finished, models, runs, text_classification
+from loralib.recipes import runs
 from loralib.recipes.options import TrainOptions
+from loralib.recipes.understanding import encoders, finished, text_classification
 from loralib.train.trainer import last_whole_checkpoint
 from models import close
 from peers import library
@@ -273,7 +274,7 @@ def test_a_head_that_the_checkpoint_brings_along_is_kept_only_for_the_same_label
     tuned = str(tmp_path / "run" / runs.MODEL)
     stored = AutoModelForSequenceClassification.from_pretrained(tuned).classifier.weight
     for labels, kept in ((["blame", "praise"], True), (["praise", "blame"], False), (["no", "yes"], False)):
-        assert torch.equal(models.load_encoder(tuned, labels).model.classifier.weight, stored) == kept
+        assert torch.equal(encoders.load_encoder(tuned, labels).model.classifier.weight, stored) == kept
 
 
 def test_pairs_are_trained_on_and_asked_for(encoder: Path, tmp_path: Path) -> None:

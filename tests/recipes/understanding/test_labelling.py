@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralib.errors import DataError
-from loralib.recipes import labelling
-from loralib.recipes.readers import TextData
+from loralib.recipes.understanding import labelling
+from loralib.recipes.understanding.readers import TextData
 
 
 def test_the_classes_are_those_of_the_whole_file() -> None:

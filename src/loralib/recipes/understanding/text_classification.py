@@ -13,13 +13,14 @@ import transformers
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
-from .. import __version__, formats, surgery, trained
-from ..config import LoRAConfig
-from ..errors import RunError
-from ..train import measure
-from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
-from . import inputs, labelling, metrics, models, report, runs, start, training
-from .options import TrainOptions
+from ... import __version__, formats, surgery, trained
+from ...config import LoRAConfig
+from ...errors import RunError
+from ...train import measure
+from ...train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
+from .. import report, runs, start, training
+from ..options import TrainOptions
+from . import encoders, inputs, labelling, metrics
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,10 +31,10 @@ class Interrupted(KeyboardInterrupt):
         self.folder, self.checkpoint = folder, checkpoint
 
 
-def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
+def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
     """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        targets = options.targets or models.role_targets(encoder.model, options.roles)
+        targets = options.targets or encoders.role_targets(encoder.model, options.roles)
         config = LoRAConfig(
             r=options.r,
             lora_alpha=options.lora_alpha,
@@ -51,7 +52,7 @@ def prepare(encoder: models.Encoder, options: TrainOptions) -> None:
         for name in encoder.head:
             encoder.model.get_submodule(name).requires_grad_(True)
     if options.train_head == "classifier":
-        models.freeze_all_but_last(encoder)
+        encoders.freeze_all_but_last(encoder)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Plan:
     labels: list[str] | None
     data: inputs.Rows
     datasets: tuple[list[dict[str, Any]], ...]
-    encoder: models.Encoder
+    encoder: encoders.Encoder
     parameters: dict[str, int]
 
 
@@ -73,10 +74,10 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
     training.arguments(options, folder, len(data.train))
     transformers.set_seed(options.seed)
     dropouts = {"head_dropout": options.head_dropout, "attention_dropout": options.attention_dropout}
-    encoder = models.load_encoder(options.model or "", labels, **dropouts)
-    models.check_length(encoder, options.max_length, options.takes_pairs)
+    encoder = encoders.load_encoder(options.model or "", labels, **dropouts)
+    encoders.check_length(encoder, options.max_length, options.takes_pairs)
     if labels is None:
-        models.center(encoder, statistics.fmean(labelling.scores(data.train)))
+        encoders.center(encoder, statistics.fmean(labelling.scores(data.train)))
     prepare(encoder, options)
     datasets = tuple(inputs.encode(part, labels, encoder.tokenizer, options.max_length) for part in data if part)
     return Plan(labels, data, datasets, encoder, measure.count_parameters(encoder.model))
@@ -189,7 +190,7 @@ def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str
     }
 
 
-def _write(options: TrainOptions, folder: Path, encoder: models.Encoder, trainer: Trainer, results: dict[str, Any]) -> None:
+def _write(options: TrainOptions, folder: Path, encoder: encoders.Encoder, trainer: Trainer, results: dict[str, Any]) -> None:
     if isinstance(trainer, AdapterTrainer):
         formats.save(trainer.adapter(), folder / runs.ADAPTER)
         results["saved_bytes"] = runs.size(folder / runs.ADAPTER)
@@ -204,6 +205,6 @@ def _write(options: TrainOptions, folder: Path, encoder: models.Encoder, trainer
     runs.write_metrics(folder, results)
 
 
-def _save_model(encoder: models.Encoder, folder: Path) -> None:
+def _save_model(encoder: encoders.Encoder, folder: Path) -> None:
     encoder.model.save_pretrained(folder)
     encoder.tokenizer.save_pretrained(folder)

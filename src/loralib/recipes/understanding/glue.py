@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from ..errors import DataError
+from ...errors import DataError
 from .readers import TextData, Unlabelled, read_file, read_headless, read_hub, read_hub_unlabelled, read_unlabelled
 
 HUB = "nyu-mll/glue"

@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ..errors import ConfigError, RunError
-from ..patterns import ends_with
+from ...errors import ConfigError, RunError
+from ...patterns import ends_with
 
 _ATTENTION = {"query": ("query",), "key": ("key",), "value": ("value",)}
 _DENSE = {"output": ("attention.output.dense",), "mlp": ("intermediate.dense", "output.dense")}

@@ -14,11 +14,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .. import exchange, formats, surgery
-from ..errors import DataError, RunError
-from . import labelling, metrics, models, readers, runs
+from ... import exchange, formats, surgery
+from ...errors import DataError, RunError
+from .. import files, runs
+from ..options import TrainOptions
+from . import encoders, labelling, metrics, readers
 from .glue import read_glue, read_glue_file
-from .options import TrainOptions
 from .readers import TextData
 
 
@@ -87,7 +88,7 @@ def open_run(folder: Path) -> Run:
             f"the run in {folder} is not finished ({saved.name}/ or {runs.METRICS} is missing); finish it with --resume."
         )
     if options.method == "lora":
-        encoder = models.load_encoder(options.model or "", labels)
+        encoder = encoders.load_encoder(options.model or "", labels)
         model, tokenizer = encoder.model, encoder.tokenizer
         exchange.attach(model, formats.load(saved))
         surgery.merge(model)
@@ -114,11 +115,11 @@ def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | No
     if options.task and not renamed:
         return (
             read_glue_file(options.task, Path(path))
-            if readers.is_local_file(path)
+            if files.is_local_file(path)
             else read_glue(options.task, path, options.data_dir)
         )
-    if not readers.is_local_file(path):
-        raise DataError(f"--data {path!r} is no {', '.join(readers.SUFFIXES)} file.")
+    if not files.is_local_file(path):
+        raise DataError(f"--data {path!r} is no {', '.join(files.SUFFIXES)} file.")
     text, label, pair = (overrides.get(name) or getattr(options, name) for name in names)
     if options.takes_pairs and pair is None:
         raise DataError("the run takes pairs: name the column of the second text with --text-pair-column.")

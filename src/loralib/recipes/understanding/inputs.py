@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import DataError
+from ...errors import DataError
+from .. import files
+from ..options import HELD_OUT, TrainOptions
 from . import labelling, readers
 from .glue import TASKS, read_glue
-from .options import HELD_OUT, TrainOptions
 from .readers import TextData
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def _read_own_data(options: TrainOptions) -> tuple[TextData, TextData]:
     assert options.data is not None
     columns = (options.text_column, options.label_column, options.text_pair_column)
     if options.eval_data:
-        if not readers.is_local_file(options.eval_data):
+        if not files.is_local_file(options.eval_data):
             raise DataError(
-                f"--eval-data {options.eval_data!r} must be a {readers.KINDS}; for a split of a hub data set use --eval-split."
+                f"--eval-data {options.eval_data!r} must be a {files.KINDS}; for a split of a hub data set use --eval-split."
             )
         held_out = readers.read_file(options.eval_data, *columns)
         return _read_one(options, options.train_split, columns), held_out
     if options.eval_split:
-        if readers.is_local_file(options.data):
+        if files.is_local_file(options.data):
             raise DataError(f"--eval-split names a split of a hub data set; {options.data} is a local file: give --eval-data.")
         return _read_one(options, options.train_split, columns), _read_one(options, options.eval_split, columns)
     return _read_one(options, options.train_split, columns).split(options.eval_fraction or HELD_OUT, options.seed)
@@ -61,17 +62,17 @@ def _read_test(options: TrainOptions) -> TextData:
         return readers.read_file(options.test_data, *columns)
     assert options.data is not None
     assert options.test_split is not None
-    if readers.is_local_file(options.data):
+    if files.is_local_file(options.data):
         raise DataError(f"--test-split names a split of a hub data set; {options.data} is a local file: give --test-data.")
     return _read_one(options, options.test_split, columns)
 
 
 def _read_one(options: TrainOptions, split: str, columns: tuple[str, str, str | None]) -> TextData:
     assert options.data is not None
-    if readers.is_local_file(options.data):
+    if files.is_local_file(options.data):
         return readers.read_file(options.data, *columns)
     if Path(options.data).exists():
-        raise DataError(f"--data {options.data!r} is on this disk and is no {readers.KINDS}; convert it to one.")
+        raise DataError(f"--data {options.data!r} is on this disk and is no {files.KINDS}; convert it to one.")
     return readers.read_hub(options.data, options.data_config, split, *columns)
 
 
