@@ -37,3 +37,20 @@ def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
         result: Tensor = model(**batch()).logits
     return result
+
+
+ENCODERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
+OF_ITS_OWN = {
+    "albert": {"embedding_size": 8},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "vocab_size": 30},
+    "electra": {"embedding_size": 8},
+}
+
+
+def encoder_shape(kind: str) -> Any:
+    """A small classifying encoder of two blocks without weights, by its model type."""
+    transformers = library("transformers")
+    values = OF_ITS_OWN[kind] if kind == "distilbert" else ENCODERS | OF_ITS_OWN.get(kind, {})
+    with torch.device("meta"):
+        return transformers.AutoModelForSequenceClassification.from_config(transformers.AutoConfig.for_model(kind, **values))

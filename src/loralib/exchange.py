@@ -17,7 +17,7 @@ from .layers import AdaptedLayer, LoRALayer
 from .patterns import within
 from .surgery import adapted_layers, adopt_in, layer_problem, require_adapted
 from .trained import check_enabled, join, unwrap
-from .updates import MergedUpdate
+from .updates import LoRAUpdate, MergedUpdate
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -95,7 +95,8 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained beside them.
 
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
-    same objects), and the layers must be the adapter's. The names of the adapted layers are returned.
+    same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
+    adapted layers are returned.
     Strict: everything missing, left over or of another shape is listed in one `AttachError`, and the model is as it was.
 
     >>> import loralib as lora
@@ -107,10 +108,11 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     model = unwrap(model)
     check_enabled(model, "attached to")
     modules, present = surgery.sites(model), adapted_layers(model)
+    updates = {n: present[n].own_form(update) if n in present else update for n, update in adapter.layers.items()}
     tensors = trained.named_tensors(model) if adapter.tensors else {}
     dropout = adapter.config.lora_dropout
     owner = surgery.owners(model)
-    problems = [p for name in adapter.layers if (p := _misfit(owner, modules, name, adapter, bool(present)))]
+    problems = [p for name in adapter.layers if (p := _misfit(owner, modules, name, updates[name], dropout, bool(present)))]
     if present:
         problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
         beside = sorted(name for name in trained.trained_names(model) if not trained.is_factor(name))
@@ -125,7 +127,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise AttachError(f"The adapter does not fit {type(model).__name__}: {shown}. Nothing was changed.")
-    for name, update in adapter.layers.items():
+    for name, update in updates.items():
         layer = modules[name]
         if isinstance(layer, AdaptedLayer):
             layer.load_update(update)
@@ -149,10 +151,15 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
 
 
 def _misfit(
-    owner: dict[int, nn.Module], modules: dict[str, nn.Module], name: str, adapter: Adapter, injected: bool
+    owner: dict[int, nn.Module],
+    modules: dict[str, nn.Module],
+    name: str,
+    update: LoRAUpdate,
+    lora_dropout: float,
+    injected: bool,
 ) -> str | None:
     """Why the update of the layer `name` does not fit the one in the model, or None."""
-    layer, update = modules.get(name), adapter.layers[name]
+    layer = modules.get(name)
     if layer is None:
         return f"{name}: no such layer in the model"
     if isinstance(layer, AdaptedLayer) and layer.has_update:
@@ -160,7 +167,7 @@ def _misfit(
         return misfit and f"{name}: {misfit}"
     if injected:
         return f"{name}: adapted in the adapter, not in the model"
-    if problem := layer_problem(owner.get(id(layer)), layer, adapter.config.lora_dropout, type(update)):
+    if problem := layer_problem(owner.get(id(layer)), layer, lora_dropout, type(update)):
         return f"{name}: {problem}"
     treatment = layers.treatment(type(layer), type(update))
     assert treatment is not None

@@ -187,6 +187,26 @@ class MergedUpdate(LoRAUpdate):
         lora_alpha = self.lora_alpha * (n**0.5 if self.use_rslora else n)
         return LoRAUpdate(self.A, B, lora_alpha, self.use_rslora)
 
+    def like_plain(self, update: LoRAUpdate) -> "MergedUpdate | None":
+        """The update of this kind, with slices like this one's, whose `plain` is `update`; None where there is none.
+
+        >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
+        >>> own = MergedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
+        >>> torch.equal(own.like_plain(own.plain()).B, own.B)
+        True
+        """
+        n = sum(self.enable_lora)
+        if type(update) is not LoRAUpdate or update.r % n or len(update.B) != sum(self.widths):
+            return None
+        r, blocks, enabled = update.r // n, [], 0
+        for block, on in zip(update.B.split(self.widths), self.enable_lora, strict=True):
+            if on:
+                blocks.append(block[:, enabled * r : (enabled + 1) * r])
+                enabled += 1
+        lora_alpha = update.lora_alpha / (n**0.5 if update.use_rslora else n)
+        found = dataclasses.replace(self, A=update.A, B=torch.cat(blocks), lora_alpha=lora_alpha, use_rslora=update.use_rslora)
+        return found if torch.equal(found.plain().B, update.B) else None
+
 
 @dataclass(frozen=True, eq=False)
 class ProjectionUpdate(LoRAUpdate):

@@ -4,8 +4,7 @@ import pytest
 
 import loralib as lora
 from loralib.errors import RunError
-from loralib.recipes import architectures
-from loralib.recipes.understanding import encoders
+from loralib.recipes import architectures, roles
 from loralib.train.measure import count_parameters
 
 
@@ -20,7 +19,7 @@ from loralib.train.measure import count_parameters
 )
 def test_lora_on_the_papers_encoders(name: str, r: int, layers: int, width: int, factors: int) -> None:
     shape = architectures.build(name, ["0", "1"])
-    targets = encoders.role_targets(shape.model, ["query", "value"])
+    targets = roles.role_targets(shape.model, ["query", "value"])["target_modules"]
     assert len(targets) == 2 * layers
     lora.inject(shape.model, lora.LoRAConfig(r=r, target_modules=targets, modules_to_save=shape.head))
     lora.mark_only_lora_as_trainable(shape.model)

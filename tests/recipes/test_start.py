@@ -10,7 +10,7 @@ from rich.console import Console
 
 import loralib as lora
 from loralib.errors import AttachError, FormatError
-from loralib.recipes import runs, start
+from loralib.recipes import job, runs, start
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.understanding import encoders, text_classification
 from peers import data
@@ -22,7 +22,7 @@ def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
 
 
 def run(folder: Path, chosen: TrainOptions) -> dict[str, Any]:
-    return text_classification.train(chosen, folder, console=Console(file=io.StringIO()))
+    return job.train(chosen, folder, console=Console(file=io.StringIO()))
 
 
 @pytest.fixture(scope="module")

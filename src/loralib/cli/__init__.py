@@ -13,11 +13,13 @@ from .. import __version__
 from ..errors import LoRAError
 
 COMMANDS = {
-    "train": "fine-tune an encoder on labelled text: LoRA, last layers or full",
+    "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
     "compare": "fine-tune in three ways: LoRA (after a search), last layers, full",
     "count": "count what LoRA would train: exactly, beside the paper's figures",
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",
+    "generate": "write the texts of inputs with a run",
+    "score": "score generated text: BLEU, NIST, ROUGE-L, CIDEr, METEOR, TER, chrF",
 }
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130

@@ -69,7 +69,7 @@ def _rate(method: Method) -> str:
     return f"learning_rate_{method.replace('-', '_')}"
 
 
-def _checked(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[TrainOptions, list[Method], dict[Method, float]]:
+def _checked(values: Mapping[str, Any], chosen: dict[str, Any]) -> tuple[TrainOptions, list[Method], dict[Method, float]]:
     """The options of the LoRA run, the methods, and their learning rates; `ConfigError` for what cannot work."""
     if chosen["overwrite"] and chosen["resume"]:
         raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
@@ -78,6 +78,8 @@ def _checked(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[Trai
     methods = [word.strip() for word in chosen["methods"].split(",") if word.strip()]
     if not methods or set(methods) - set(METHODS) or len(set(methods)) < len(methods):
         raise ConfigError(f"--methods {chosen['methods']}: give some of {','.join(METHODS)}, each once.")
+    if chosen["search"] and TrainOptions(**values).generates:
+        chosen["search_train_head"] = ["all"]  # a language model has no head of its own
     if chosen["search"] and "lora" not in methods:
         raise ConfigError("--search looks for LoRA's options, and lora is not among --methods; add it.")
     rates = {m: rate for m in METHODS if (rate := chosen[_rate(m)]) is not None}

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..recipes import presets
+from ..recipes.generation.tasks import TASKS as GENERATION_TASKS
 from ..recipes.options import ROLES, TrainOptions
 from ..recipes.understanding.glue import TASKS
 from .parsing import OneSentenceParser
@@ -27,17 +28,21 @@ def run(words: Sequence[str]) -> int:
         description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
     )
     parser.add_argument("--model", required=True, help="a model by name, such as roberta-base, or a local folder")
-    parser.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's GLUE recipe")
-    parser.add_argument("--task", choices=sorted(TASKS), help="GLUE task, for the size of the head (default: two labels)")
+    parser.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's recipe")
+    parser.add_argument(
+        "--task",
+        choices=[*TASKS, *GENERATION_TASKS],
+        help="task, for the recipe and the head's size (default: two labels)",
+    )
     parser.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")
     parser.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
     parser.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parsed = parser.parse_args(words)
     given = {name: getattr(parsed, name) for name in ("r", "layers", "target_modules") if getattr(parsed, name) is not None}
-    if parsed.preset:
-        given = presets.resolve(parsed.preset, parsed.task or "mnli", parsed.model).updated(given)
 
+    if parsed.preset:
+        given = presets.resolve(parsed.preset, parsed.task or presets.usual_task(parsed.model), parsed.model).updated(given)
     counts = _count(parsed.model, parsed.task, given)
     if parsed.json:
         print(json.dumps(counts))
@@ -48,20 +53,23 @@ def run(words: Sequence[str]) -> int:
 
 def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any]:
     from ..config import LoRAConfig  # noqa: PLC0415
-    from ..recipes import architectures  # noqa: PLC0415
-    from ..recipes.understanding import encoders  # noqa: PLC0415
+    from ..recipes import architectures, roles  # noqa: PLC0415
     from ..surgery import inject  # noqa: PLC0415
     from ..train.measure import count_parameters  # noqa: PLC0415
     from ..trained import mark_only_lora_as_trainable  # noqa: PLC0415
 
     shape = architectures.build(model, _labels(task))
-    causal = shape.is_causal
-    options = TrainOptions(**{"r": 4 if causal else 8, "task": task or "sst2"} | given | {"model": model})
+    if shape.is_causal and task in TASKS:
+        raise ConfigError(
+            f"--task {task}: {model} generates text; leave --task out, or give one of {', '.join(GENERATION_TASKS)}."
+        )
+    if not shape.is_causal and task in GENERATION_TASKS:
+        raise ConfigError(f"--task {task}: {model} generates no text; leave --task out, or give one of {', '.join(TASKS)}.")
+    usual: dict[str, Any] = {"r": 4, "task": "e2e"} if shape.is_causal else {"r": 8, "task": task or "sst2"}
+    options = TrainOptions(**usual | given | {"model": model})
     how: dict[str, Any] = {"target_modules": options.targets}
-    if options.targets is None and causal:
-        how = _query_and_value_of_gpt2(shape.model, options)
-    elif options.targets is None:
-        how = {"target_modules": encoders.role_targets(shape.model, options.roles)}
+    if options.targets is None:
+        how = roles.role_targets(shape.model, options.roles)
     adapted = inject(shape.model, LoRAConfig(r=options.r, lora_alpha=options.r, modules_to_save=shape.head, **how))
     mark_only_lora_as_trainable(shape.model)
     found = count_parameters(shape.model)
@@ -82,19 +90,10 @@ def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any
 
 
 def _labels(task: str | None) -> list[str] | None:
-    if task is None:
+    if task is None or task not in TASKS:
         return ["0", "1"]
     labels = TASKS[task].labels
     return list(labels) if labels else None
-
-
-def _query_and_value_of_gpt2(model: Any, options: TrainOptions) -> dict[str, Any]:
-    if model.config.model_type != "gpt2" or options.layers:
-        raise ConfigError(
-            f"which layers of a {model.config.model_type} model are {', '.join(options.roles)} is not known; "
-            "give --target-modules: their names, or all-linear."
-        )
-    return {"target_modules": ["attn.c_attn"], "enable_lora": [True, False, True]}
 
 
 def _show(counts: dict[str, Any]) -> None:

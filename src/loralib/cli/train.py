@@ -15,9 +15,10 @@ from .parsing import dataclass_parser, given
 if TYPE_CHECKING:
     from rich.console import Console
 
-DESCRIPTION = """Fine-tune a Hugging Face encoder on labelled text, with LoRA, on its last layers, or in full. Writes a run
-folder: the adapter (or model), metrics.json, config.yaml, learning_curve.png and checkpoints. With --preset, a GLUE task as in
-the LoRA paper. On several GPUs: torchrun --nproc-per-node N -m loralib train ..."""
+DESCRIPTION = """Fine-tune a Hugging Face model with LoRA, on its last layers, or in full: an encoder on labelled text, or a
+causal language model on inputs and their texts. Writes a run folder: the adapter (or model), metrics.json, config.yaml,
+learning_curve.png and checkpoints. With --preset, a task as in the LoRA paper. On several GPUs: torchrun --nproc-per-node N
+-m loralib train ..."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ class Stage:
 def run(words: Sequence[str]) -> int:
     """Train; returns the exit code."""
     parser = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
-    parser.add_argument("--preset", help="a GLUE task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
+    parser.add_argument("--preset", help="a task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
     parser.add_argument(
-        "--seeds", type=int, help="train with so many seeds and report the median (default: 1; 5 with --preset)"
+        "--seeds",
+        type=int,
+        help="train with so many seeds and report them together (default: 1; with --preset the paper's)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
@@ -139,12 +142,11 @@ def _best(stage: Stage) -> Path | None:
 
 
 def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
-    from ..recipes import report, several, training  # noqa: PLC0415
-    from ..recipes.understanding import text_classification  # noqa: PLC0415
+    from ..recipes import job, report, several, training  # noqa: PLC0415
 
     options, folder = stage.options, stage.folder
     if stage.single:
-        results = [text_classification.train(options, folder, overwrite=overwrite, resume=resume)]
+        results = [job.train(options, folder, overwrite=overwrite, resume=resume)]
     else:
         results = several.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
     if not training.processes().is_main_process:
@@ -152,13 +154,17 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
     console.print(report.summary_table(results))
     if not stage.single:
         found = several.summary(results)
-        said = f"median of {len(results)}: {100 * found['median']:.1f} ± {100 * found['deviation']:.1f}"
-        if stage.preset:
+        average, scale = stage.preset.average if stage.preset else "median", 1 if options.generates else 100
+        said = f"{average} of {len(results)}: {scale * found[average]:.1f} ± {scale * found['deviation']:.1f}"
+        if stage.preset and stage.preset.reported:
             value, spread = stage.preset.reported
             said += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
         console.print(f"{found['metric']}, {said}", highlight=False, soft_wrap=True)
     parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir()))
     console.print(f"Wrote {stage.folder}/: {parts}.", highlight=False, soft_wrap=True)
+    if options.generates and options.task:
+        how = f"loralib generate {folder} --split test, and loralib score {options.task} {folder}"
+        console.print(f"Next: {how}", highlight=False, soft_wrap=True)
 
 
 def _describe(stages: Sequence[Stage]) -> int:
@@ -172,9 +178,10 @@ def _describe(stages: Sequence[Stage]) -> int:
     described = []
     for stage in stages:
         options, devices = stage.options, training.devices()
-        rows = min(options.max_train_rows or math.inf, presets.TRAINING_ROWS.get(options.task or "", math.inf))
+        rows = min(options.max_train_rows or math.inf, presets.training_rows(options.task) or math.inf)
         known = rows if rows < math.inf else None
         trainer = training.argument_values(options, stage.folder, int(known or options.batch_size), devices)
+        reported = stage.preset.reported if stage.preset else None
         steps = known and math.ceil(-(-known // options.batch_size) * options.epochs)
         described.append(
             {
@@ -183,7 +190,7 @@ def _describe(stages: Sequence[Stage]) -> int:
                 "devices": devices,
                 "training_rows": known,
                 "steps": steps,
-                "reported_by_the_paper": list(stage.preset.reported) if stage.preset else None,
+                "reported_by_the_paper": list(reported) if reported else None,
                 "options": {name: value for name, value in options.to_dict().items() if value is not None},
                 "trainer": trainer,
             }

@@ -222,6 +222,10 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         for name, value in self.structure(update).items():
             setattr(self, name, value)
 
+    def own_form(self, update: LoRAUpdate) -> LoRAUpdate:
+        """`update` in the form that this layer's factors have, where it can be written so exactly; else as it is."""
+        return update
+
     def load_update(self, update: LoRAUpdate) -> None:
         """Copy an update of the same shapes into this layer's factors; a merged layer is merged anew."""
         with self.unmerged(), torch.no_grad():

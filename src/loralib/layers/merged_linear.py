@@ -55,6 +55,12 @@ class MergedLinearLoRA(LinearLoRA):
         """Which slices have updates, and how wide all are."""
         return {"enable_lora": tuple(source.enable_lora), "widths": source.widths}
 
+    def own_form(self, update: LoRAUpdate) -> LoRAUpdate:
+        """An update over the full width, as other libraries store that of some slices, is cut into those slices again."""
+        own = self.update
+        assert isinstance(own, MergedUpdate)
+        return own.like_plain(update) or update
+
     def compute(self, x: Tensor, W: Tensor, p: float) -> Tensor:
         """W·x + b with s·Bᵢ·Aᵢ·dropout(x) added to each enabled slice i, for W (k, d)."""
         A, B, s = self.lora_A, self.lora_B, self.scaling

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from ..errors import RunError
+from .roles import ENCODERS
 from .understanding import encoders
 
 _ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
@@ -93,7 +94,7 @@ def build(name: str, labels: list[str] | None) -> Shape:
     Raises `RunError` when its shape cannot be had.
     """
     config = read_config(name)
-    causal = config.model_type not in encoders.LAYERS
+    causal = config.model_type not in ENCODERS
     if not causal:
         for key, value in encoders.outputs(labels).items():
             setattr(config, key, value)

@@ -9,11 +9,12 @@ import csv
 import gzip
 import io
 import json
+import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import DataError
 from ..patterns import nearest_of
@@ -21,6 +22,7 @@ from ..patterns import nearest_of
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 KINDS = ".tsv, .csv or .jsonl file (or .gz of one)"
 
+T = TypeVar("T")
 Record = tuple[str, Mapping[str, object]]  # where it stands, for messages, and its values by column
 
 
@@ -146,7 +148,12 @@ def listed(names: Sequence[str], most: int = 8, width: int = 60) -> str:
     return (", ".join(shown) or "none") + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def load_table(where: str, name: str, config: str | None, split: str) -> Any:
+def sample(rows: Sequence[T], n: int | None, seed: int) -> Sequence[T]:
+    """`n` rows drawn without replacement (all rows, as they are, when `n` is None or not smaller)."""
+    return rows if n is None or n >= len(rows) else random.Random(seed).sample(rows, n)
+
+
+def load_table(where: str, name: str, config: str | None, split: str, revision: str | None = None) -> Any:
     """One split of a data set on the Hugging Face hub, by `datasets`; `DataError`, which says `where`, if it cannot be had."""
     import datasets  # noqa: PLC0415
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
@@ -155,7 +162,7 @@ def load_table(where: str, name: str, config: str | None, split: str) -> Any:
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise DataError(f"{where} cannot be loaded ({reason}); check the name and the network, or give a local file.") from None

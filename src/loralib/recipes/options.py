@@ -13,28 +13,32 @@ from typing import Any, Literal, get_args
 from ..config import ALL_LINEAR, check_alpha, check_dropout, check_rank
 from ..errors import ConfigError, RunError
 from .files import is_local_file
+from .generation.tasks import TASKS as GENERATION_TASKS
 from .understanding.glue import TASKS
 
 Method = Literal["lora", "last-layers", "full"]
 Head = Literal["all", "classifier"]
-Problem = Literal["classification", "regression"]
+Problem = Literal["classification", "regression", "generation"]
 
 _PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
 NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers", "use_rslora", "init_adapter", "save_merged")
 NEED_FROZEN = ("onednn",)
+_NEED_CLASSES = ("text_column", "text_pair_column", "label_column", "train_head", "head_dropout", "attention_dropout")
+_NEED_HUB = ("data_config", "train_split")
+_HUB_SPLITS = ("eval_split", "test_split")
+_NEED_GENERATION = ("context_column", "completion_column", "base_dropout", "label_smoothing")
 _NEED_DATA = (
-    "data_config",
-    "train_split",
+    *_NEED_HUB,
+    *_HUB_SPLITS,
     "eval_data",
-    "eval_split",
     "test_data",
-    "test_split",
     "text_column",
     "text_pair_column",
     "label_column",
+    "context_column",
+    "completion_column",
     "problem",
 )
-_NEED_HUB = ("data_config", "train_split")
 _POSITIVE = (
     "learning_rate",
     "epochs",
@@ -51,6 +55,8 @@ _POSITIVE = (
 
 ROLES = ("query", "key", "value", "output", "mlp")
 DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5}
+GENERATION_LEARNING_RATE = {"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5}
+DEFAULT_LENGTH, GENERATION_LENGTH = 128, 512
 HELD_OUT = 0.1
 
 
@@ -68,13 +74,17 @@ _run, _data, _method, _training = map(_group, ("run", "data", "method", "trainin
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """A text classification or regression run. Raises `ConfigError` or `RunError` for values that cannot work."""
+    """A run: classifying, scoring or generating text. Raises `ConfigError` or `RunError` for values that cannot work."""
 
-    model: str | None = _run(None, "Hugging Face encoder: a name on the hub or a local folder")
+    model: str | None = _run(
+        None, "Hugging Face encoder, or causal language model to generate text: a name on the hub or a local folder"
+    )
     output: str | None = _run(None, "run folder to write (default: runs/<data>-<method>)")
 
-    task: str | None = _data(None, "a GLUE task by name: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli")
-    data_dir: str | None = _data(None, "folder with GLUE's own TSV folders, such as SST-2 (default: the hub)")
+    task: str | None = _data(
+        None, "a task by name: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli of GLUE; e2e, webnlg, dart to generate text"
+    )
+    data_dir: str | None = _data(None, "folder with the task's own files, such as SST-2/train.tsv (default: the hub)")
     data: str | None = _data(None, "training data: a local .tsv, .csv or .jsonl file (or .gz), or a data set on the hub")
     data_config: str | None = _data(None, "configuration of a hub data set")
     train_split: str = _data("train", "training split of a hub data set")
@@ -90,13 +100,19 @@ class TrainOptions:
     text_column: str = _data("text", "column of the text")
     text_pair_column: str | None = _data(None, "column of the second text, for tasks on pairs")
     label_column: str = _data("label", "column of the label")
-    problem: Problem = _data("classification", "what the labels are: classes, or numbers to regress on")
+    context_column: str = _data("context", "generation: field of the input in a .jsonl file")
+    completion_column: str = _data("completion", "generation: field of the text, or of a list of texts")
+    problem: Problem | None = _data(
+        None, "what is learned: classes, numbers to regress on, or the text that follows an input (default: classification)"
+    )
     max_train_rows: int | None = _data(None, "use a seeded sample of so many training rows")
     max_eval_rows: int | None = _data(None, "use a seeded sample of so many evaluation rows")
     max_test_rows: int | None = _data(None, "use a seeded sample of so many test rows (0: none)")
-    max_length: int = _data(128, "longest input in tokens; longer texts are cut")
+    max_length: int | None = _data(None, "longest row in tokens; longer ones are cut (default: 128; 512 for generation)")
 
-    method: Method = _method("lora", "what is trained: LoRA and the head, the head alone, or everything")
+    method: Method = _method(
+        "lora", "what is trained: LoRA and the head, the head alone (generation: the last two blocks), or everything"
+    )
     r: int = _method(8, "LoRA rank")
     lora_alpha: float = _method(16.0, "LoRA scaling numerator: the update is scaled by lora_alpha / r")
     lora_dropout: float = _method(0.0, "dropout on the input of the LoRA update")
@@ -118,7 +134,11 @@ class TrainOptions:
         None, "dropout on attention weights (default: as the model's config says; 0 is much faster on a CPU)"
     )
 
-    learning_rate: float | None = _training(None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full)")
+    base_dropout: float | None = _method(None, "generation: all dropouts of the model itself (default: as its config says)")
+
+    learning_rate: float | None = _training(
+        None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full; generation: 2e-4, 1e-4, 5e-5)"
+    )
     epochs: float = _training(3.0, "passes over the training data")
     batch_size: int = _training(32, "rows a step, on all devices together")
     device_batch_size: int | None = _training(
@@ -127,10 +147,15 @@ class TrainOptions:
     gradient_accumulation: int | None = _training(None, "parts in which a device computes its share of a step (default: 1)")
     eval_batch_size: int = _training(64, "rows a step in evaluation, a device")
     weight_decay: float = _training(0.01, "AdamW's weight decay (not on biases and norms)")
+    adam_epsilon: float = _training(1e-8, "AdamW's epsilon")
+    max_grad_norm: float = _training(1.0, "longest gradient; longer ones are scaled down (0: none is)")
+    label_smoothing: float = _training(0.0, "generation: share of a token's target that is spread over the vocabulary")
     warmup_ratio: float = _training(0.06, "share of the steps in which the learning rate rises")
     warmup_steps: int | None = _training(None, "number of those steps, instead of a share")
     best_epoch: bool = _training(True, "keep the epoch with the best metric (false: the last)")
-    metric: str | None = _training(None, "metric that chooses the best epoch (default: the task's; accuracy; pearson)")
+    metric: str | None = _training(
+        None, "metric that chooses the best epoch (default: the task's; accuracy; pearson; perplexity)"
+    )
     patience: int | None = _training(None, "stop after so many epochs without a better metric")
     save_steps: int | None = _run(None, "write a checkpoint every so many steps (default: every epoch)")
     group_by_length: bool = _training(False, "put texts of similar length into a batch: less padding, more speed")
@@ -150,9 +175,11 @@ class TrainOptions:
         check_rank(self.r), check_alpha(self.lora_alpha), check_dropout(self.lora_dropout)
         for name in _POSITIVE:
             self._check(name, lambda value: 0 < value < math.inf, "must be positive")
-        for name in ("head_dropout", "attention_dropout"):
+        for name in ("head_dropout", "attention_dropout", "base_dropout", "label_smoothing"):
             self._check(name, lambda value: 0 <= value < 1, "must be a probability in [0, 1)")
         self._check("eval_fraction", lambda value: 0 < value < 1, "must be between 0 and 1")
+        self._check("adam_epsilon", lambda value: 0 < value < 1, "must be a small positive number")
+        self._check("max_grad_norm", lambda value: 0 <= value < math.inf, "must not be negative")
         self._check("warmup_ratio", lambda value: 0 <= value < 1, "must be in [0, 1)")
         self._check("max_test_rows", lambda value: value >= 0, "must not be negative")
         self._check("warmup_steps", lambda value: value >= 0, "must not be negative")
@@ -185,6 +212,13 @@ class TrainOptions:
             (bool(self.task), _NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are"),
             (bool(self.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
             (not self.task, ("data_dir",), "has no effect without task; with data, give the file itself"),
+            (self.generates, _NEED_CLASSES, "has no effect on generating text"),
+            (
+                self.generates and not self.task,
+                (*_NEED_HUB, *_HUB_SPLITS),
+                "has no effect: data to generate from are local .jsonl files",
+            ),
+            (not self.generates, _NEED_GENERATION, "belongs to generating text: to task=e2e, or to problem=generation"),
             (local, _NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets"),
             (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them"),
             (bool(self.eval_split), ("eval_fraction",), "has no effect beside eval_split; give one of them"),
@@ -218,9 +252,29 @@ class TrainOptions:
         return bool(self.test_data or self.test_split or (self.task and self.eval_fraction))
 
     @property
+    def kind(self) -> Problem:
+        """What is learned, by the task or as it was said."""
+        if self.task in GENERATION_TASKS:
+            return "generation"
+        if self.task and self.task in TASKS:
+            return "classification" if TASKS[self.task].labels else "regression"
+        return self.problem or "classification"
+
+    @property
+    def generates(self) -> bool:
+        """Whether text is generated, by a causal language model."""
+        return self.kind == "generation"
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a row."""
+        return self.max_length or (GENERATION_LENGTH if self.generates else DEFAULT_LENGTH)
+
+    @property
     def peak_learning_rate(self) -> float:
         """The learning rate, or the method's default."""
-        return DEFAULT_LEARNING_RATE[self.method] if self.learning_rate is None else self.learning_rate
+        usual = GENERATION_LEARNING_RATE if self.generates else DEFAULT_LEARNING_RATE
+        return usual[self.method] if self.learning_rate is None else self.learning_rate
 
     @property
     def targets(self) -> list[str] | str | None:

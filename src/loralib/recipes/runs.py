@@ -5,6 +5,7 @@ RUN/adapter/             LoRA: the adapter             RUN/model/             ot
 RUN/merged/              with --save-merged            RUN/learning_curve.png
 RUN/checkpoints/         for --resume                  RUN/tensorboard/
 RUN/submission/          a GLUE task's test set, predicted
+RUN/generated/           texts that were generated, by split
 """
 
 import json
@@ -20,9 +21,9 @@ from .options import TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
-CURVE, SUBMISSION = "learning_curve.png", "submission"
+CURVE, SUBMISSION, GENERATED = "learning_curve.png", "submission", "generated"
 
-_PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION}
+_PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED}
 
 
 def check_free(folder: Path, overwrite: bool, resume: bool) -> None:
@@ -69,6 +70,14 @@ def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OSError, LoRAError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} or {LABELS} beside it is damaged ({reason}); train again, or restore it.") from None
+
+
+def trained_part(folder: Path, options: TrainOptions) -> Path:
+    """The folder of the adapter or whole model that the run in `folder` trained; `RunError` when it is not finished."""
+    saved = folder / (ADAPTER if options.method == "lora" else MODEL)
+    if not saved.is_dir() or not (folder / METRICS).is_file():
+        raise RunError(f"the run in {folder} is not finished ({saved.name}/ or {METRICS} is missing); finish it with --resume.")
+    return saved
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

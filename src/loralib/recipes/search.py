@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from . import training
 from .comparison import drop_weights, train_apart
+from .generation import text_generation
 from .options import HELD_OUT, TrainOptions
 from .space import Space
 from .understanding import inputs
@@ -58,12 +60,20 @@ def halve(
     candidates: Sequence[Mapping[str, Any]],
     schedule: Sequence[tuple[int, int]],
     train: Callable[[int, int, Mapping[str, Any]], Trial],
+    metric: str = "accuracy",
 ) -> list[Trial]:
-    """All trials, the best of the last rung first. train: (rung, rows, values) to a trial. Ties go to fewer parameters."""
+    """All trials, the best of the last rung first. train: (rung, rows, values) to a trial, whose score is a `metric`.
+
+    Ties go to fewer parameters.
+    """
+
+    def order(trial: Trial) -> tuple[float, int]:
+        return -training.goodness(metric, trial.score), trial.trained
+
     survivors: list[Mapping[str, Any]] = list(candidates)
     trials: list[Trial] = []
     for rung, (count, rows) in enumerate(schedule):
-        ranked = sorted((train(rung, rows, values) for values in survivors[:count]), key=lambda t: (-t.score, t.trained))
+        ranked = sorted((train(rung, rows, values) for values in survivors[:count]), key=order)
         survivors, trials = [trial.values for trial in ranked], ranked + trials
     return trials
 
@@ -86,7 +96,7 @@ def search(
     if n < 2 or eta < 2:
         raise ConfigError(f"search={n}, eta={eta}: a search needs two candidates at least and a factor of two at least.")
     judged = held_out(options)
-    rows = len(inputs.read_data(judged).train)
+    rows = len(text_generation.read_rows(judged)[0] if judged.generates else inputs.read_data(judged).train)
     own = {field.name: getattr(options, field.name) for field in fields(Space) if field.name not in ("alpha", "layers")}
     first = own | {
         "lora_alpha": options.lora_alpha,
@@ -106,7 +116,7 @@ def search(
         told(trial)
         return trial
 
-    return halve(candidates, rungs(len(candidates), rows, eta), train)
+    return halve(candidates, rungs(len(candidates), rows, eta), train, training.metric_name(options))
 
 
 def held_out(options: TrainOptions) -> TrainOptions:

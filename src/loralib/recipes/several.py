@@ -21,9 +21,8 @@ from transformers import TrainerCallback
 from ..errors import LoRAError, RunError
 from ..formats.files import write_atomically
 from ..train.trainer import last_whole_checkpoint
-from . import runs, training
+from . import job, runs, training
 from .options import TrainOptions
-from .understanding import text_classification
 
 SEEDS, SUMMARY = "seeds.yaml", "summary.json"
 
@@ -41,7 +40,7 @@ def train_seeds(
     """Train with the seeds `options.seed`, `options.seed` + 1, … into `folder`, and return what the runs' `metrics.json` hold.
 
     overwrite: replace what earlier seeds wrote to `folder`. resume: keep the seeds that are finished, and go on with the rest.
-    Raises as `text_classification.train`; after Ctrl-C a `KeyboardInterrupt` that says how to go on.
+    Raises as `job.train`; after Ctrl-C a `KeyboardInterrupt` that says how to go on.
     """
     if seeds < 1:
         raise RunError(f"--seeds {seeds}: must be positive.")
@@ -64,7 +63,7 @@ def train_seeds(
         try:
             if main:
                 write_seeds(folder, options, seeds)
-            results.append(text_classification.train(chosen, run, **how))
+            results.append(job.train(chosen, run, **how))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted at seed {seed}; what is finished is kept. Go on with: loralib train --output {folder} --resume"
@@ -79,11 +78,12 @@ def train_seeds(
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The median over the seeds, and its spread (the standard deviation of a sample; 0 for one)."""
+    """The median and the mean over the seeds, and their spread (the standard deviation of a sample; 0 for one)."""
     values = [run["value"] for run in results]
     return {
         "metric": results[0]["metric"],
         "median": statistics.median(values),
+        "mean": statistics.fmean(values),
         "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
         "values": {run["seed"]: run["value"] for run in results},
         "kept_epochs": {run["seed"]: run["kept_epoch"] for run in results},
@@ -94,10 +94,8 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def best_of(folder: Path) -> Path | None:
     """The run folder of the finished seed in `folder` with the best metric; None when none is finished."""
-    finished = {
-        path.parent: json.loads(path.read_text(encoding="utf-8"))["value"] for path in folder.glob("seed-*/metrics.json")
-    }
-    return max(finished, key=lambda run: finished[run], default=None)
+    found = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("seed-*/metrics.json")}
+    return max(found, key=lambda run: training.goodness(found[run]["metric"], found[run]["value"]), default=None)
 
 
 def check_free(folder: Path, overwrite: bool, resume: bool) -> None:
@@ -136,3 +134,13 @@ def read_seeds(folder: Path) -> tuple[TrainOptions, int]:
         return TrainOptions(**stored["options"]), int(stored["seeds"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, LoRAError) as error:
         raise RunError(f"{folder / SEEDS} is damaged ({' '.join(str(error).split())}); train again with --overwrite.") from None
+
+
+def finished(folder: Path) -> list[Path]:
+    """The run folders of the finished seeds in `folder`, by seed; `RunError` when none is finished."""
+    found = sorted(
+        (path.parent for path in folder.glob("seed-*/metrics.json")), key=lambda run: int(run.name.rpartition("-")[2])
+    )
+    if not found:
+        raise RunError(f"no seed in {folder} is finished; go on with: loralib train --output {folder} --resume")
+    return found

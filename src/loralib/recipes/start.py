@@ -25,7 +25,8 @@ def load_factors(model: nn.Module, path: str | Path) -> None:
     shapes or scaling are not the model's. The model is then unchanged.
     """
     layers = surgery.adapted_layers(model)
-    updates = read_factors(Path(path), layers)
+    found = read_factors(Path(path), layers)
+    updates = {name: layers[name].own_form(update) if name in layers else update for name, update in found.items()}
     problems = [f"{name}: in the adapter, not in this run" for name in updates if name not in layers]
     problems += [f"{name}: in this run, not in the adapter" for name in layers if name not in updates]
     for name in layers.keys() & updates.keys():

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import numpy as np
 import torch
 from rich.console import Console
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .. import ops
@@ -19,10 +18,10 @@ from ..train.sampling import GroupingTrainer
 from ..train.trainer import AdapterTrainer
 from . import runs
 from .options import TrainOptions
-from .understanding import encoders, metrics
+from .plan import Plan
 from .understanding.glue import TASKS
 
-TASK_TYPE = "SEQ_CLS"
+LOWER_IS_BETTER = ("perplexity", "nll", "loss")
 
 
 def processes() -> accelerate.PartialState:
@@ -40,14 +39,20 @@ def metric_name(options: TrainOptions) -> str:
     """The metric that chooses the best epoch and stands in the table."""
     if options.metric:
         return options.metric
+    if options.generates:
+        return "perplexity"
     if options.task:
         return TASKS[options.task].metric
-    return "accuracy" if options.problem == "classification" else "pearson"
+    return "accuracy" if options.kind == "classification" else "pearson"
 
 
-def check_metric(options: TrainOptions, labels: list[str] | None) -> None:
+def goodness(metric: str, value: float) -> float:
+    """The metric's value with the sign that makes more of it better."""
+    return -value if metric in LOWER_IS_BETTER else value
+
+
+def check_metric(options: TrainOptions, known: Sequence[str]) -> None:
     """`ConfigError` when the metric is not one of the problem's."""
-    known = metrics.CLASSIFICATION if labels else metrics.REGRESSION
     if metric_name(options) not in known:
         raise ConfigError(f"metric={metric_name(options)!r}: must be one of {', '.join(known)} for this problem.")
 
@@ -87,13 +92,15 @@ def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int
         lr_scheduler_type="linear",
         num_train_epochs=options.epochs,
         weight_decay=options.weight_decay,
+        adam_epsilon=options.adam_epsilon,
+        max_grad_norm=options.max_grad_norm,
         warmup_steps=options.warmup_ratio if options.warmup_steps is None else options.warmup_steps,  # below 1: a share
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         eval_strategy="epoch",
         save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last when training ends
         load_best_model_at_end=options.best_epoch,
         metric_for_best_model=metric_name(options),
-        greater_is_better=True,
+        greater_is_better=metric_name(options) not in LOWER_IS_BETTER,
         restore_callback_states_from_checkpoint=True,  # how patient it has been
         logging_steps=max(1, min(10, rows // options.batch_size // 4)),
         logging_nan_inf_filter=False,
@@ -120,28 +127,30 @@ def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArgumen
 def run_trainer(
     options: TrainOptions,
     folder: Path,
-    encoder: encoders.Encoder,
-    datasets: Sequence[list[dict[str, Any]]],
+    plan: Plan,
     *,
     checkpoint: Path | None,
     console: Console,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """Train on the first of `datasets`, evaluate on the second, and return the Trainer. Raises `KeyboardInterrupt` after
-    Ctrl-C, once a checkpoint is written."""
+    """Train on the first of the plan's data sets, evaluate on the second, and return the Trainer.
+
+    Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written.
+    """
     stop, bar, log = StopOnInterrupt(), ProgressBar(console, metric_name(options)), TensorBoardLog(folder / runs.LOGS)
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
     common: dict[str, Any] = {
-        "model": encoder.model,
-        "args": arguments(options, folder, len(datasets[0])),
-        "train_dataset": datasets[0],
-        "eval_dataset": datasets[1],
-        "data_collator": DataCollatorWithPadding(encoder.tokenizer),
-        "compute_metrics": lambda output: metrics.of_logits(_logits(output.predictions), output.label_ids),
+        "model": plan.model,
+        "args": arguments(options, folder, len(plan.datasets[0])),
+        "train_dataset": plan.datasets[0],
+        "eval_dataset": plan.datasets[1],
+        "data_collator": plan.collator,
+        "compute_metrics": plan.judge,
+        **plan.trainer,
         "callbacks": [stop, bar, log, StopOnNonFinite(), *patience, *callbacks],
     }
     if options.method == "lora":
-        metadata = {"base_model_name_or_path": options.model or "", "task_type": TASK_TYPE}
+        metadata = {"base_model_name_or_path": options.model or "", "task_type": plan.task_type}
         trainer: Trainer = AdapterTrainer(**common, metadata=metadata)
     else:
         trainer = GroupingTrainer(**common)
@@ -158,12 +167,8 @@ def run_trainer(
     return trainer
 
 
-def score(trainer: Trainer, dataset: list[dict[str, Any]]) -> dict[str, float]:
-    """The metrics of the model as trained, on rows that training did not see."""
-    output = trainer.predict(dataset)  # type: ignore[arg-type]
-    return metrics.of_logits(_logits(output.predictions), np.asarray(output.label_ids))
-
-
-def _logits(predictions: Any) -> Any:
-    """The scores of a model that may also return hidden states."""
-    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+def score(trainer: Trainer, plan: Plan) -> dict[str, float]:
+    """The metrics of the model as trained, on the third of the plan's data sets, which training did not see."""
+    output = trainer.predict(plan.datasets[2])  # type: ignore[arg-type]
+    assert output.metrics is not None
+    return {name: output.metrics[f"test_{name}"] for name in plan.metrics if f"test_{name}" in output.metrics}

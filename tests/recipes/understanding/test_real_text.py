@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from loralib.recipes import job
 from loralib.recipes.options import TrainOptions
-from loralib.recipes.understanding import text_classification
 from peers import data, library
 
 
@@ -24,7 +24,7 @@ def accuracy(method: str, learning_rate: float, folder: Path) -> float:
         method=method,
         learning_rate=learning_rate,
     )
-    value: float = text_classification.train(options, folder / method, console=Console(file=io.StringIO()))["value"]
+    value: float = job.train(options, folder / method, console=Console(file=io.StringIO()))["value"]
     return value
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 import loralib as lora
 from loralib import ops
 from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
-from loralib.recipes import runs
+from loralib.recipes import job, runs
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.understanding import encoders, finished, text_classification
 from loralib.train.trainer import last_whole_checkpoint
@@ -43,7 +43,7 @@ def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
 
 
 def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
-    return text_classification.train(chosen, folder, console=Console(file=io.StringIO()), **how)
+    return job.train(chosen, folder, console=Console(file=io.StringIO()), **how)
 
 
 class InterruptAt(TrainerCallback):
@@ -70,7 +70,7 @@ def test_a_lora_run_learns_and_writes_what_it_says(lora_run: Path) -> None:
     attention, feed_forward, pooler = 4 * (32 + 32), 2 * (32 + 48), 32 + 32
     assert results["parameters"]["lora"] == 4 * (2 * (attention + feed_forward) + pooler)
     assert results["parameters"]["trained"] == results["parameters"]["lora"] + 2 * 32 + 2
-    assert {path.name for path in lora_run.iterdir()} == runs._PARTS - {runs.MODEL, runs.SUBMISSION}
+    assert {path.name for path in lora_run.iterdir()} == runs._PARTS - {runs.MODEL, runs.SUBMISSION, runs.GENERATED}
     assert (lora_run / runs.CURVE).read_bytes().startswith(b"\x89PNG")
     assert len([row for row in results["history"] if "eval_loss" in row]) == 4
 
@@ -173,16 +173,16 @@ def test_rows_kept_for_the_end_are_scored_once_with_the_epoch_that_was_kept(
 def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, head_dropout=0.5, attention_dropout=0.25, train_head="classifier", epochs=1)
     planned = text_classification.plan(chosen, tmp_path)
-    assert planned.encoder.model.dropout.p == 0.5
-    assert planned.encoder.model.bert.encoder.layer[0].attention.self.dropout.p == 0.25
-    assert planned.encoder.classifier.weight.requires_grad
+    assert planned.model.dropout.p == 0.5
+    assert planned.model.bert.encoder.layer[0].attention.self.dropout.p == 0.25
+    assert planned.model.classifier.weight.requires_grad
 
 
 def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, problem="regression", label_column="score")
     planned = text_classification.plan(chosen, tmp_path)
     mean = sum(map(float, planned.data.train.labels)) / len(planned.data.train)
-    assert planned.encoder.classifier.bias.item() == pytest.approx(mean)
+    assert planned.model.classifier.bias.item() == pytest.approx(mean)
 
 
 @pytest.mark.parametrize("step", [2, 11, 12, 17, 35])  # an epoch has 12 steps
@@ -190,7 +190,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path, step: int
 ) -> None:
     chosen, folder = options(encoder, reviews, lora_dropout=0.1, save_merged=True), tmp_path / "run"
-    with pytest.raises(text_classification.Interrupted) as interrupted:
+    with pytest.raises(job.Interrupted) as interrupted:
         run(folder, chosen, callbacks=[InterruptAt(step)])
     assert interrupted.value.checkpoint == last_whole_checkpoint(folder / runs.CHECKPOINTS)
     assert interrupted.value.checkpoint is not None
@@ -203,7 +203,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
 def test_a_run_that_groups_by_length_resumes_bit_for_bit(encoder: Path, reviews: Path, tmp_path: Path, step: int) -> None:
     chosen = options(encoder, reviews, group_by_length=True, epochs=2)
     run(tmp_path / "straight", chosen)
-    with pytest.raises(text_classification.Interrupted):
+    with pytest.raises(job.Interrupted):
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
     run(tmp_path / "run", chosen, resume=True)
     check_same_outcome(tmp_path / "run", tmp_path / "straight")
@@ -230,7 +230,7 @@ def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
     encoder: Path, reviews: Path, tmp_path: Path, step: int
 ) -> None:
     chosen = options(encoder, reviews, best_epoch=False, save_steps=100, epochs=2)
-    with pytest.raises(text_classification.Interrupted) as interrupted:
+    with pytest.raises(job.Interrupted) as interrupted:
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
     assert interrupted.value.checkpoint is not None
     run(tmp_path / "run", chosen, resume=True)
@@ -241,7 +241,7 @@ def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
 def test_a_resumed_run_is_as_patient_as_it_was(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, epochs=12, patience=2, learning_rate=1e-9)
     run(tmp_path / "straight", chosen)
-    with pytest.raises(text_classification.Interrupted):
+    with pytest.raises(job.Interrupted):
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(27)])
     run(tmp_path / "run", chosen, resume=True)
     check_same_outcome(tmp_path / "run", tmp_path / "straight")
@@ -258,7 +258,7 @@ def test_data_that_changed_its_classes_is_not_resumed(encoder: Path, reviews: Pa
     data = tmp_path / "train.tsv"
     data.write_text((reviews / "train.tsv").read_text())
     chosen = options(encoder, reviews, data=str(data))
-    with pytest.raises(text_classification.Interrupted):
+    with pytest.raises(job.Interrupted):
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(3)])
     data.write_text(data.read_text().replace("praise", "applause"))
     with pytest.raises(DataError, match="'praise', which is none of 'applause', 'blame'"):
@@ -326,7 +326,7 @@ def test_a_damaged_checkpoint_is_passed_over(encoder: Path, reviews: Path, tmp_p
 
 def test_a_checkpoint_cut_short_is_passed_over(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(text_classification.Interrupted):
+    with pytest.raises(job.Interrupted):
         run(folder, options(encoder, reviews), callbacks=[InterruptAt(15)])
     whole = last_whole_checkpoint(folder / runs.CHECKPOINTS)
     assert whole is not None
@@ -339,7 +339,7 @@ def test_a_checkpoint_cut_short_is_passed_over(encoder: Path, reviews: Path, tmp
 def test_a_second_interrupt_ends_at_once_and_leaves_no_half_written_folder(
     encoder: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(text_classification.Interrupted) as interrupted:
+    with pytest.raises(job.Interrupted) as interrupted:
         run(tmp_path / "run", options(encoder, reviews), callbacks=[InterruptAt(0), InterruptAt(0)])
     assert interrupted.value.checkpoint is None
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,5 @@
 """Encoders for classification: loading them, and knowing their parts."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ...errors import ConfigError, RunError
-from ...patterns import ends_with
-
-_ATTENTION = {"query": ("query",), "key": ("key",), "value": ("value",)}
-_DENSE = {"output": ("attention.output.dense",), "mlp": ("intermediate.dense", "output.dense")}
-_BERT = _ATTENTION | _DENSE
-
-LAYERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # by model type and role: how the names of such layers end
-    "albert": _ATTENTION | {"output": ("attention.dense",), "mlp": ("ffn", "ffn_output")},
-    "bert": _BERT,
-    "deberta-v2": {"query": ("query_proj",), "key": ("key_proj",), "value": ("value_proj",)} | _DENSE,
-    "distilbert": {
-        "query": ("q_lin",),
-        "key": ("k_lin",),
-        "value": ("v_lin",),
-        "output": ("out_lin",),
-        "mlp": ("lin1", "lin2"),
-    },
-    "electra": _BERT,
-    "mpnet": {"query": ("attn.q",), "key": ("attn.k",), "value": ("attn.v",), "output": ("attn.o",), "mlp": _DENSE["mlp"]},
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-}
-QUERY_VALUE = {kind: [*roles["query"], *roles["value"]] for kind, roles in LAYERS.items()}
+from ..roles import ENCODERS
 
 HEAD_DROPOUT = {  # by model type: what the config calls the dropout before the classifier
     "albert": "classifier_dropout_prob",
@@ -51,7 +28,7 @@ HEAD_DROPOUT = {  # by model type: what the config calls the dropout before the 
     "roberta": "classifier_dropout",
     "xlm-roberta": "classifier_dropout",
 }
-ATTENTION_DROPOUT = dict.fromkeys(LAYERS, "attention_probs_dropout_prob") | {"distilbert": "attention_dropout"}
+ATTENTION_DROPOUT = dict.fromkeys(ENCODERS, "attention_probs_dropout_prob") | {"distilbert": "attention_dropout"}
 
 COUNT_FROM_PADDING = {  # models whose positions start behind the padding id
     "camembert",
@@ -214,24 +191,3 @@ def center(encoder: Encoder, mean: float) -> None:
     would take hundreds of steps to leave."""
     if encoder.drawn and encoder.classifier.bias is not None:
         nn.init.constant_(encoder.classifier.bias, mean)
-
-
-def role_targets(model: PreTrainedModel, roles: Sequence[str]) -> list[str]:
-    """The full names of the layers that play the `roles` (of `options.ROLES`).
-
-    Raises `ConfigError` for a model whose layers are not known here.
-    """
-    kind = model.config.model_type
-    if kind not in LAYERS:
-        raise ConfigError(
-            f"which layers of a {kind} model are {', '.join(roles)} is not known; "
-            "give --target-modules: their names, or all-linear."
-        )
-    endings = {ending: role for role, endings in LAYERS[kind].items() for ending in endings}
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [name for name in linear if endings.get(_longest(name, endings)) in roles]
-
-
-def _longest(name: str, endings: Iterable[str]) -> str:
-    """The longest of the endings that `name` has, or "" (`output.dense` is another layer than `attention.output.dense`)."""
-    return max((ending for ending in endings if ends_with(name, ending)), key=len, default="")

@@ -53,7 +53,7 @@ class Run:
                 list(texts[part]),
                 second,
                 truncation=True,
-                max_length=self.options.max_length,
+                max_length=self.options.length,
                 padding=True,
                 return_tensors="pt",
             )
@@ -78,15 +78,13 @@ class Run:
 def open_run(folder: Path) -> Run:
     """The model that the run in `folder` trained, in evaluation mode (LoRA merged), on the GPU where there is one.
 
-    Raises `RunError` when the folder holds no finished run or the base model cannot be had, `FormatError` and
-    `AttachError` when its adapter is damaged.
+    Raises `RunError` when the folder holds no finished run, or one that generates text, or the base model cannot be had,
+    `FormatError` and `AttachError` when its adapter is damaged.
     """
     options, labels = runs.read_options(folder)
-    saved = folder / (runs.ADAPTER if options.method == "lora" else runs.MODEL)
-    if not saved.is_dir() or not (folder / runs.METRICS).is_file():
-        raise RunError(
-            f"the run in {folder} is not finished ({saved.name}/ or {runs.METRICS} is missing); finish it with --resume."
-        )
+    if options.generates:
+        raise RunError(f"the run in {folder} generates text; use loralib generate and loralib score.")
+    saved = runs.trained_part(folder, options)
     if options.method == "lora":
         encoder = encoders.load_encoder(options.model or "", labels)
         model, tokenizer = encoder.model, encoder.tokenizer

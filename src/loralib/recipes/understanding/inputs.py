@@ -84,7 +84,7 @@ def classes(options: TrainOptions, data: TextData) -> list[str] | None:
     if options.task:
         labels = TASKS[options.task].labels
         return list(labels) if labels else None
-    return labelling.label_names(data) if options.problem == "classification" else None
+    return labelling.label_names(data) if options.kind == "classification" else None
 
 
 def encode(

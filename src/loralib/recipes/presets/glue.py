@@ -10,45 +10,18 @@ MNLI. The columns of all tables are in the order of `TASKS`. Texts are not padde
 are; padding is masked, so this changes speed alone.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
-from ..errors import ConfigError
+from .recipe import Preset, PresetName, family_of, no_family
 
-PresetName = Literal["paper", "scripts"]
 TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 TRAINING_ROWS = dict(zip(TASKS, (392_702, 67_349, 3_668, 8_551, 104_743, 363_846, 2_490, 5_749), strict=True))
 FROM_MNLI = ("mrpc", "rte", "stsb")
 SEEDS = 5
 BASE, LARGE, XXL = "roberta-base", "roberta-large", "deberta-v2-xxlarge"
-_SHAPES = {("roberta", 768, 12): BASE, ("roberta", 1024, 24): LARGE, ("deberta-v2", 1536, 48): XXL}
-_YIELDS = {  # what the user says on the left takes the place of the preset's on the right
-    "warmup_ratio": "warmup_steps",
-    "warmup_steps": "warmup_ratio",
-    "gradient_accumulation": "device_batch_size",
-    "bf16": "fp16",
-    "target_modules": "layers",
-}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One task's recipe. values: by the names of `TrainOptions`. seeds: how many runs the median is of. start_from: the task
-    whose factors it starts from. reported: the figure of Table 2 and its spread, in hundredths."""
-
-    values: Mapping[str, Any]
-    seeds: int
-    start_from: str | None
-    reported: tuple[float, float]
-
-    def updated(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The recipe's values, with the user's own in their places."""
-        yielding = {_YIELDS[name] for name, value in given.items() if name in _YIELDS and value is not None}
-        return {name: value for name, value in self.values.items() if name not in yielding} | dict(given)
+SHAPES = {("roberta", 768, 12): BASE, ("roberta", 1024, 24): LARGE, ("deberta-v2", 1536, 48): XXL}
 
 
 def _columns(common: Mapping[str, Any], **columns: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -133,39 +106,13 @@ REPORTED: Mapping[str, Mapping[str, tuple[float, float]]] = MappingProxyType({  
 _ACCURACY = ("mrpc", "qqp")  # whose own metric is F1; Table 2 has their accuracy
 
 
-def resolve(preset: str, task: str | None, model: str | None) -> Preset:
-    """The recipe `preset` of a task for a model; `ConfigError` when there is none.
-
-    >>> resolve("paper", "mrpc", "FacebookAI/roberta-base").values["learning_rate"]
-    0.0004
-    """
-    if preset not in get_args(PresetName):
-        raise ConfigError(f"--preset {preset}: must be one of {', '.join(get_args(PresetName))}.")
-    if task not in TASKS:
-        raise ConfigError(f"--preset {preset} needs --task, one of {', '.join(TASKS)}; got {task}.")
-    family = family_of(model or "")
+def resolve(preset: PresetName, task: str, model: str | None) -> Preset:
+    """The recipe `preset` of one of `TASKS` for a model; `ConfigError` when the paper has none for it."""
+    family = family_of(model or "", SHAPES)
     if family is None:
-        raise ConfigError(
-            f"--preset {preset} knows {BASE}, {LARGE} and {XXL}, and {model} is none of them; "
-            "leave --preset out and give the options themselves."
-        )
-    values: dict[str, Any] = {"task": task, "method": "lora", **TABLES[preset, family][task]}  # type: ignore[index]
+        raise no_family(preset, model, (BASE, LARGE, XXL))
+    values: dict[str, Any] = {"task": task, "method": "lora", **TABLES[preset, family][task]}
     if task in _ACCURACY:
         values["metric"] = "accuracy"
-    return Preset(MappingProxyType(values), SEEDS, "mnli" if task in FROM_MNLI else None, REPORTED[family][task])
-
-
-def family_of(model: str) -> str | None:
-    """Which of the paper's encoders `model` is, by the last part of its name or, for a local folder, by its config."""
-    name = model.rstrip("/").rpartition("/")[2].lower()
-    if name in (BASE, LARGE, XXL):
-        return name
-    config = Path(model) / "config.json"
-    if not config.is_file():
-        return None
-    try:
-        stored = json.loads(config.read_text(encoding="utf-8"))
-        shape = (stored["model_type"], stored["hidden_size"], stored["num_hidden_layers"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    return _SHAPES.get(shape)
+    start = "mnli" if task in FROM_MNLI else None
+    return Preset(MappingProxyType(values), SEEDS, "median", start, REPORTED[family][task])

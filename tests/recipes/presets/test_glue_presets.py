@@ -8,7 +8,8 @@ import pytest
 from loralib.errors import ConfigError
 from loralib.recipes import presets, training
 from loralib.recipes.options import TrainOptions
-from loralib.recipes.presets import BASE, LARGE, TASKS, XXL
+from loralib.recipes.presets.glue import BASE, LARGE, SHAPES, TABLES, TASKS, TRAINING_ROWS, XXL
+from loralib.recipes.presets.recipe import family_of
 
 # The tables as they are printed, a cell a task: batch / epochs / learning rate, and what follows.
 PRINTED = {
@@ -53,7 +54,7 @@ def options(preset: str, task: str, model: str, **given: Any) -> TrainOptions:
 
 
 def test_there_is_a_cell_for_every_preset_model_and_task() -> None:
-    assert {key for key in presets.TABLES} == set(PRINTED)
+    assert {key for key in TABLES} == set(PRINTED)
     assert tuple(ORDER) == TASKS
     assert len(CELLS) == 48
 
@@ -85,7 +86,7 @@ def test_the_trainer_is_told_the_same_on_any_number_of_devices(
     preset: str, model: str, task: str, cell: str, tmp_path: Path
 ) -> None:
     chosen, batch = options(preset, task, model), int(cell.split("/", maxsplit=1)[0])
-    rows = presets.TRAINING_ROWS[task]
+    rows = TRAINING_ROWS[task]
     for devices in (1, 2, 3, 4, 8):
         if batch % devices:
             with pytest.raises(ConfigError, match="cannot be split evenly"):
@@ -135,7 +136,7 @@ def test_the_users_own_words_take_the_place_of_the_recipes(given: dict[str, Any]
     ["roberta-base", "FacebookAI/roberta-base", "/models/RoBERTa-base/", "roberta-large", "microsoft/deberta-v2-xxlarge"],
 )
 def test_a_model_is_known_by_the_last_part_of_its_name(name: str) -> None:
-    assert presets.family_of(name) == name.rstrip("/").rpartition("/")[2].lower()
+    assert family_of(name, SHAPES) == name.rstrip("/").rpartition("/")[2].lower()
 
 
 def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:
         ("{", None),
     ):
         (tmp_path / "config.json").write_text(content)
-        assert presets.family_of(str(tmp_path)) == family
+        assert family_of(str(tmp_path), SHAPES) == family
 
 
 @pytest.mark.parametrize(
@@ -166,4 +167,4 @@ def test_what_there_is_no_recipe_for_is_refused(preset: str, task: str | None, m
 
 
 def test_the_names_of_presets_are_those_of_the_tables() -> None:
-    assert {name for name, _ in presets.TABLES} == set(get_args(presets.PresetName))
+    assert {name for name, _ in TABLES} == set(get_args(presets.PresetName))

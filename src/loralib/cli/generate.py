@@ -1,0 +1,135 @@
+"""`loralib generate`: write the texts of a task's inputs, of a file's, or of those on the command line, with a run."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, RunError
+from ..recipes.presets.nlg import DECODING, Decoding
+from .parsing import OneSentenceParser, add_run
+
+if TYPE_CHECKING:
+    from ..recipes.generation.examples import GenerationData
+    from ..recipes.options import TrainOptions
+
+HELP = {
+    "beams": "beams of the search; 1 is greedy",
+    "length_penalty": "the score of a text is its log probability / length^penalty",
+    "no_repeat_ngram": "n-grams of this n come once in a text; 0 allows all",
+    "max_new_tokens": "most tokens of a text",
+}
+
+
+def run(words: Sequence[str]) -> int:
+    """Generate; returns the exit code."""
+    parser = OneSentenceParser(
+        prog="loralib generate",
+        description="Write texts with the model of a run (or of each seed in a folder of seeds), by beam search.",
+    )
+    add_run(parser)
+    parser.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to write the texts of, printed a line each")
+    what = parser.add_argument_group("inputs from data, into RUN/generated/")
+    what.add_argument("--split", choices=["test", "dev", "train"], help="the inputs of a split of the run's task")
+    what.add_argument("--data-dir", help="folder with the task's own files (default: as in training)")
+    what.add_argument("--data", type=Path, help="the inputs of a .jsonl file with the columns of training")
+    what.add_argument("--max-inputs", type=int, help="the first so many inputs only")
+    what.add_argument("-o", "--output", type=Path, help="the .jsonl file to write (default: RUN/generated/SPLIT.jsonl)")
+    what.add_argument("--resume", action="store_true", help="go on with texts that were interrupted")
+    what.add_argument("--overwrite", action="store_true", help="replace texts that are there")
+    how = parser.add_argument_group("decoding")
+    how.add_argument("--preset", choices=list(DECODING), default="paper", help="where the defaults come from (default: paper)")
+    for field in fields(Decoding):
+        kind = float if field.name == "length_penalty" else int
+        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=HELP[field.name])
+    how.add_argument("--batch-size", type=int, default=16, help="inputs decoded at once (default: 16)")
+    parsed = parser.parse_intermixed_args(words)
+    _check(parsed)
+
+    from ..recipes import runs, several  # noqa: PLC0415
+
+    found = several.finished(parsed.run) if (parsed.run / several.SEEDS).is_file() else [parsed.run]
+    if parsed.output and len(found) > 1:
+        raise ConfigError(f"--output names one file, and {parsed.run} holds {len(found)} seeds; leave it out.")
+    for folder in found:
+        options, _ = runs.read_options(folder)
+        decoding = _decoding(parsed, options.task)
+        if parsed.texts:
+            _print(folder, parsed.texts, decoding, parsed.batch_size)
+        else:
+            _write(folder, parsed, options, decoding)
+    task = options.task or "any"
+    if not parsed.texts and not parsed.output and parsed.split == "test":
+        print(f"Score them: loralib score {task} {parsed.run}")
+    return 0
+
+
+def _check(parsed: Any) -> None:
+    sources = [bool(parsed.texts), bool(parsed.split), bool(parsed.data)]
+    if sum(sources) != 1:
+        raise ConfigError("give one of: inputs in quotes, --split of the run's task, or --data, a .jsonl file.")
+    if parsed.texts and (parsed.data_dir or parsed.output or parsed.resume or parsed.overwrite or parsed.max_inputs):
+        raise ConfigError("inputs on the command line are printed, not written; leave the options of files out.")
+    if parsed.data_dir and not parsed.split:
+        raise ConfigError("--data-dir belongs to --split; add it, or leave it out.")
+    if parsed.resume and parsed.overwrite:
+        raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
+    for name in ("batch_size", "max_inputs"):
+        if getattr(parsed, name) is not None and getattr(parsed, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(parsed, name)}: must be positive.")
+    if parsed.output and parsed.output.suffix != ".jsonl":
+        raise ConfigError(f"--output {parsed.output}: must end in .jsonl.")
+
+
+def _decoding(parsed: Any, task: str | None) -> Decoding:
+    usual = DECODING[parsed.preset].get(task or "", Decoding())
+    given = {field.name: getattr(parsed, field.name) for field in fields(Decoding)}
+    return Decoding(**asdict(usual) | {name: value for name, value in given.items() if value is not None})
+
+
+def _print(folder: Path, texts: Sequence[str], decoding: Decoding, batch_size: int) -> None:
+    from ..recipes.generation import finished  # noqa: PLC0415
+
+    for text in finished.open_run(folder).generate(texts, decoding, batch_size):
+        print(text)
+
+
+def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decoding) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from ..recipes import runs  # noqa: PLC0415
+    from ..recipes.generation import finished  # noqa: PLC0415
+
+    data = _data(parsed, options)
+    name = parsed.split or parsed.data.name.split(".")[0]
+    path = parsed.output or folder / runs.GENERATED / f"{name}.jsonl"
+    run = finished.open_run(folder)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
+        bar = progress.add_task(f"{folder.name}", total=len(data)) if progress else None
+
+        def told(done: int) -> None:
+            if progress is not None and bar is not None:
+                progress.update(bar, completed=done)
+
+        how = {"batch_size": parsed.batch_size, "overwrite": parsed.overwrite, "resume": parsed.resume, "told": told}
+        try:
+            run.generate_into(path, data, decoding, **how)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; what was decoded is kept. Go on with the same words and --resume.") from None
+    print(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {data.source}.")
+
+
+def _data(parsed: Any, options: "TrainOptions") -> "GenerationData":
+    from ..recipes.generation.jsonl import read_jsonl  # noqa: PLC0415
+    from ..recipes.generation.tasks import read_split  # noqa: PLC0415
+
+    if parsed.data:
+        data = read_jsonl(parsed.data, options.context_column, options.completion_column)
+    elif options.task is None:
+        raise RunError(f"the run in {parsed.run} was trained on {options.data}, which has no splits; give --data.")
+    else:
+        data = read_split(options.task, parsed.split, parsed.data_dir or options.data_dir)
+    return data.rows(range(min(parsed.max_inputs or len(data), len(data))))

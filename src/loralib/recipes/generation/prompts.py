@@ -1,0 +1,86 @@
+"""How an input and its text become tokens, as in the LoRA paper's scripts for GPT-2 (section 5.4):
+
+    context <|endoftext|> " " completion <|endoftext|>
+
+The loss is on the completion and the end alone. The token between and at the end is the tokenizer's end of text, whatever it is
+called; a tokenizer that begins every text with a token of its own begins the context with it. A row over the greatest length is
+cut at its end.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...errors import DataError
+
+IGNORED = -100
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, context: str) -> list[int]:
+    """The tokens that a text is generated after: the context and the end of text."""
+    ids: list[int] = tokenizer.encode(context)
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return [*ids, tokenizer.eos_token_id]
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+    """The tokens that are to be generated: the completion after a space, and the end of text."""
+    return [*tokenizer.encode(" " + completion, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], length: int, source: str
+) -> list[dict[str, Any]]:
+    """A row for each pair of context and completion: `input_ids` and `labels`, which are `IGNORED` on the context.
+
+    Raises `DataError` when a context leaves no room for its completion in `length` tokens.
+    """
+    rows = []
+    for context, completion in pairs:
+        prompt = prompt_ids(tokenizer, context)
+        if len(prompt) >= length:
+            raise DataError(
+                f"{source}: the input {context[:60]!r} alone has {len(prompt)} tokens of {length}, which leaves none for its "
+                "text; give a larger --max-length, or leave the row out."
+            )
+        ids = [*prompt, *completion_ids(tokenizer, completion)][:length]
+        rows.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt) :]})
+    return rows
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a text: the end of text, and the tokens that are line breaks alone (GPT-2's 198 and 628)."""
+    breaks = [tokenizer.encode(text, add_special_tokens=False) for text in ("\n", "\n\n")]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)]))
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """What was generated, as text: up to the first line break, without special tokens and surrounding space."""
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return text.lstrip().partition("\n")[0].rstrip()
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows padded on the right to the longest of them, as tensors of shape (rows, tokens)."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """One batch of `encode`'s rows."""
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def padded(name: str, filler: int) -> Tensor:
+            return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
+
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {
+            "input_ids": padded("input_ids", self.pad_token_id),
+            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+            "labels": padded("labels", IGNORED),
+        }

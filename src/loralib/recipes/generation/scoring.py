@@ -1,0 +1,150 @@
+"""The score of generated text on a task: which metrics, over which words, in which units.
+
+- `e2e`: as E2E's own scripts: BLEU and NIST of mteval-v13a; METEOR, ROUGE-L and CIDEr over words without punctuation. BLEU,
+  METEOR and ROUGE-L are in hundredths, NIST and CIDEr as they are.
+- `webnlg`, `dart`: as WebNLG's scripts, over tokenised text in lower case (for WebNLG without accents), which is made of text
+  that is not: BLEU of multi-bleu in hundredths; METEOR, and TER as the LoRA paper takes it, as shares of 1. No more than the
+  first six references of a row are taken, as the paper does. WebNLG's are for all rows, and the seen and the unseen apart.
+- `any`: sacrebleu's BLEU (case counts) and chrF, and ROUGE-L, in hundredths; METEOR and sacrebleu's TER as shares of 1.
+
+These are the units in which the paper prints them. METEOR is there only where its program is (`metrics.meteor`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TypeVar
+
+from ...errors import ConfigError, DataError
+from .metrics.bleu import MultiBleu, mteval, multi_bleu
+from .metrics.chrf import chrf
+from .metrics.cider import cider
+from .metrics.meteor import find_jar, meteor
+from .metrics.nist import nist
+from .metrics.rouge import rouge_l
+from .metrics.rows import check, given, padded
+from .metrics.ter import corpus_ter, row_ters
+from .metrics.tokens import tokenised, treebank_words
+
+TASKS = ("e2e", "webnlg", "dart", "any")
+CATEGORIES = ("unseen", "seen")
+MOST_REFERENCES = 6
+
+T = TypeVar("T")
+Rows = Sequence[int]
+
+
+def score(
+    task: str,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    categories: Sequence[str | None] | None = None,
+    meteor_jar: Path | None = None,
+) -> dict[str, float]:
+    """The metrics of a task by name: of one prediction for each row of references, blank ones being none.
+
+    categories: "seen" or "unseen" for each row, which WebNLG's metrics end in (`bleu_seen`, `bleu_unseen`, `bleu_all`); without
+    them only those for all rows are there. meteor_jar: where METEOR's program is; otherwise the environment variable METEOR_JAR
+    says, or an installed `pycocoevalcap`, and METEOR is left out when none does. Raises `ConfigError` for an unknown task or
+    when METEOR was asked for and cannot be had, and `DataError` for rows that do not fit.
+
+    >>> score("any", ["The Mill is a pub."], [["The Mill is a pub.", "A pub is The Mill."]])["bleu"]
+    100.0
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}; choose one.")
+    check(predictions, references)
+    jar = find_jar(meteor_jar)
+    if task == "e2e":
+        return _e2e(predictions, references, jar)
+    if task == "any":
+        return _any(predictions, references, jar)
+    return _tokenised(task, predictions, references, categories, jar)
+
+
+def _e2e(predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path | None) -> dict[str, float]:
+    found = {"bleu": mteval(predictions, references), "nist": nist(predictions, references)}
+    if jar:
+        words = [_without_punctuation(text) for text in predictions]
+        found["meteor"] = 100 * meteor(words, [[_without_punctuation(text) for text in row] for row in references], jar)
+    return found | {"rouge_l": rouge_l(predictions, references), "cider": cider(predictions, references)}
+
+
+def _without_punctuation(text: str) -> str:
+    return " ".join(treebank_words(text))
+
+
+def _any(predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path | None) -> dict[str, float]:
+    found = {
+        "bleu": mteval(predictions, references, lowercase=False),
+        "chrf": chrf(predictions, references),
+        "rouge_l": rouge_l(predictions, references),
+        "ter": corpus_ter(predictions, references),
+    }
+    return found | ({"meteor": meteor(predictions, references, jar)} if jar else {})
+
+
+def _tokenised(
+    task: str,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    categories: Sequence[str | None] | None,
+    jar: Path | None,
+) -> dict[str, float]:
+    texts, targets = prepared(task, predictions, references)
+    parts = _parts(task, len(texts), categories)
+    found = {f"bleu{part}": multi_bleu(_of(rows, texts), _of(rows, targets)).score for part, rows in parts.items()}
+    if jar:
+        found |= {f"meteor{part}": meteor(_of(rows, texts), _of(rows, targets), jar) for part, rows in parts.items()}
+    ters = row_ters(texts, targets)  # slow, and a row's is the same in every part
+    return found | {f"ter{part}": fmean(_of(rows, ters)) for part, rows in parts.items()}
+
+
+def multi_bleus(
+    task: str,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    categories: Sequence[str | None] | None = None,
+) -> dict[str, MultiBleu]:
+    """What multi-bleu.perl prints for WebNLG or DART, by the names that `score` gives BLEU; errors as there.
+
+    >>> print(multi_bleus("dart", ["The Mill is a pub."], [["The Mill is a pub."]])["bleu"])
+    BLEU = 100.00, 100.0/100.0/100.0/100.0 (BP=1.000, ratio=1.000, hyp_len=6, ref_len=6)
+    """
+    texts, targets = prepared(task, predictions, references)
+    parts = _parts(task, len(texts), categories)
+    return {f"bleu{part}": multi_bleu(_of(rows, texts), _of(rows, targets)) for part, rows in parts.items()}
+
+
+def prepared(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Predictions and references as WebNLG's scripts want them: tokenised, and with as many references in every row.
+
+    >>> prepared("webnlg", ["It is in Málaga."], [["In Málaga."]])
+    (['it is in malaga .'], [['in malaga .']])
+    """
+    check(predictions, references)
+    plain = task == "webnlg"
+    # Before rows are parted, since how many references a part has blank must not depend on what else is in it.
+    targets = padded([[tokenised(text, plain) for text in row] for row in references])
+    if max(len(given(row)) for row in targets) > MOST_REFERENCES:
+        targets = padded([given(row)[:MOST_REFERENCES] for row in targets])
+    return [tokenised(text, plain) for text in predictions], targets
+
+
+def _parts(task: str, rows: int, categories: Sequence[str | None] | None) -> dict[str, Rows]:
+    """The rows of each part, by what the names of its metrics end in."""
+    if task != "webnlg":
+        return {"": range(rows)}
+    if categories is None:
+        return {"_all": range(rows)}
+    if len(categories) != rows:
+        raise DataError(f"there are {len(categories):,} categories and {rows:,} predictions; give one category an input.")
+    for number, category in enumerate(categories, 1):
+        if category not in (*CATEGORIES, None):
+            raise DataError(f"row {number} is of the category {category!r:.40}; expected {' or '.join(CATEGORIES)}, or none.")
+    parts = {f"_{name}": [i for i, category in enumerate(categories) if category == name] for name in CATEGORIES}
+    return {name: found for name, found in parts.items() if found} | {"_all": range(rows)}
+
+
+def _of(rows: Rows, values: Sequence[T]) -> list[T]:
+    return [values[i] for i in rows]
