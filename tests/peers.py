@@ -2,16 +2,19 @@
 
 import functools
 import os
+import shutil
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from zipfile import ZipFile
 from zipimport import zipimporter
 
 import pytest
 
 WHEEL_0_1 = Path(sys.prefix) / "peers" / "loralib-0.1.2-py3-none-any.whl"
+WHEEL_OF_METEOR = WHEEL_0_1.with_name("pycocoevalcap-1.2-py3-none-any.whl")
 
 
 def require(there: object, what: str) -> None:
@@ -36,6 +39,16 @@ def loralib_0_1() -> ModuleType:
     code = zipimporter(str(WHEEL_0_1 / "loralib")).get_code("__init__")
     exec(code, vars(package))
     return package
+
+
+def meteor(folder: Path) -> Path:
+    """METEOR 1.5's jar, unpacked to `folder` with what it needs beside it."""
+    require(WHEEL_OF_METEOR.is_file(), f"{WHEEL_OF_METEOR} (make install)")
+    require(shutil.which("java"), "java")
+    with ZipFile(WHEEL_OF_METEOR) as wheel:
+        for name in ("meteor-1.5.jar", "data/paraphrase-en.gz"):
+            wheel.extract(f"pycocoevalcap/meteor/{name}", folder)
+    return folder / "pycocoevalcap" / "meteor" / "meteor-1.5.jar"
 
 
 def data(*parts: str) -> Path:

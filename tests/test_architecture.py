@@ -25,8 +25,8 @@ LEVELS = [
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # fmt: off
 OPTIONAL = {
-    "accelerate", "datasets", "huggingface_hub", "jsonargparse", "matplotlib", "numpy", "pandas", "peft", "rich", "scipy",
-    "sklearn", "tensorboard", "tokenizers", "torchao", "transformers", "triton", "yaml",
+    "accelerate", "datasets", "huggingface_hub", "jsonargparse", "matplotlib", "numpy", "pandas", "peft", "rich", "sacrebleu",
+    "scipy", "sklearn", "tensorboard", "tokenizers", "torchao", "transformers", "triton", "yaml",
 }
 # fmt: on
 HEAVY = OPTIONAL - {"numpy"}

@@ -47,9 +47,9 @@ def run(words: Sequence[str]) -> int:
     parsed = parser.parse_intermixed_args(words)
     _check(parsed)
 
-    from ..recipes import runs, several  # noqa: PLC0415
+    from ..recipes import runs  # noqa: PLC0415
 
-    found = several.finished(parsed.run) if (parsed.run / several.SEEDS).is_file() else [parsed.run]
+    found = runs.seeds(parsed.run)
     if parsed.output and len(found) > 1:
         raise ConfigError(f"--output names one file, and {parsed.run} holds {len(found)} seeds; leave it out.")
     for folder in found:
@@ -105,6 +105,9 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     data = _data(parsed, options)
     name = parsed.split or parsed.data.name.split(".")[0]
     path = parsed.output or folder / runs.GENERATED / f"{name}.jsonl"
+    if parsed.resume and path.exists():
+        print(f"Kept {path}, which is finished.")
+        return
     run = finished.open_run(folder)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:

@@ -21,6 +21,7 @@ from .options import TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
+SEEDS = "seeds.yaml"  # in a folder that holds a run for each of several seeds
 CURVE, SUBMISSION, GENERATED = "learning_curve.png", "submission", "generated"
 
 _PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED}
@@ -78,6 +79,20 @@ def trained_part(folder: Path, options: TrainOptions) -> Path:
     if not saved.is_dir() or not (folder / METRICS).is_file():
         raise RunError(f"the run in {folder} is not finished ({saved.name}/ or {METRICS} is missing); finish it with --resume.")
     return saved
+
+
+def seeds(folder: Path) -> list[Path]:
+    """The finished runs in `folder`, a folder of seeds, by seed; `folder` itself when it is none.
+
+    Raises `RunError` when no seed is finished.
+    """
+    if not (folder / SEEDS).is_file():
+        return [folder]
+    done = (path.parent for path in folder.glob(f"seed-*/{METRICS}"))
+    found = sorted(done, key=lambda run: int(run.name.rpartition("-")[2]))
+    if not found:
+        raise RunError(f"no seed in {folder} is finished; go on with: loralib train --output {folder} --resume")
+    return found
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from ..train.trainer import last_whole_checkpoint
 from . import job, runs, training
 from .options import TrainOptions
 
-SEEDS, SUMMARY = "seeds.yaml", "summary.json"
+SEEDS, SUMMARY = runs.SEEDS, "summary.json"
 
 
 def train_seeds(
@@ -134,13 +134,3 @@ def read_seeds(folder: Path) -> tuple[TrainOptions, int]:
         return TrainOptions(**stored["options"]), int(stored["seeds"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, LoRAError) as error:
         raise RunError(f"{folder / SEEDS} is damaged ({' '.join(str(error).split())}); train again with --overwrite.") from None
-
-
-def finished(folder: Path) -> list[Path]:
-    """The run folders of the finished seeds in `folder`, by seed; `RunError` when none is finished."""
-    found = sorted(
-        (path.parent for path in folder.glob("seed-*/metrics.json")), key=lambda run: int(run.name.rpartition("-")[2])
-    )
-    if not found:
-        raise RunError(f"no seed in {folder} is finished; go on with: loralib train --output {folder} --resume")
-    return found

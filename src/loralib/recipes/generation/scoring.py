@@ -5,6 +5,8 @@
 - `webnlg`, `dart`: as WebNLG's scripts, over tokenised text in lower case (for WebNLG without accents), which is made of text
   that is not: BLEU of multi-bleu in hundredths; METEOR, and TER as the LoRA paper takes it, as shares of 1. No more than the
   first six references of a row are taken, as the paper does. WebNLG's are for all rows, and the seen and the unseen apart.
+  Blank references count as those scripts count them, which makes the published figures of systems whose references are files
+  of lines; the paper's files have none, and neither have references that come from the data.
 - `any`: sacrebleu's BLEU (case counts) and chrF, and ROUGE-L, in hundredths; METEOR and sacrebleu's TER as shares of 1.
 
 These are the units in which the paper prints them. METEOR is there only where its program is (`metrics.meteor`).
@@ -22,7 +24,7 @@ from .metrics.cider import cider
 from .metrics.meteor import find_jar, meteor
 from .metrics.nist import nist
 from .metrics.rouge import rouge_l
-from .metrics.rows import check, given, padded
+from .metrics.rows import check, given
 from .metrics.ter import corpus_ter, row_ters
 from .metrics.tokens import tokenised, treebank_words
 
@@ -48,7 +50,7 @@ def score(
     says, or an installed `pycocoevalcap`, and METEOR is left out when none does. Raises `ConfigError` for an unknown task or
     when METEOR was asked for and cannot be had, and `DataError` for rows that do not fit.
 
-    >>> score("any", ["The Mill is a pub."], [["The Mill is a pub.", "A pub is The Mill."]])["bleu"]
+    >>> round(score("any", ["The Mill is a pub."], [["The Mill is a pub.", "A pub is The Mill."]])["bleu"], 2)
     100.0
     """
     if task not in TASKS:
@@ -117,17 +119,15 @@ def multi_bleus(
 
 
 def prepared(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Predictions and references as WebNLG's scripts want them: tokenised, and with as many references in every row.
+    """Predictions and references as WebNLG's scripts want them: tokenised, and no more than six references in a row.
 
     >>> prepared("webnlg", ["It is in Málaga."], [["In Málaga."]])
     (['it is in malaga .'], [['in malaga .']])
     """
     check(predictions, references)
     plain = task == "webnlg"
-    # Before rows are parted, since how many references a part has blank must not depend on what else is in it.
-    targets = padded([[tokenised(text, plain) for text in row] for row in references])
-    if max(len(given(row)) for row in targets) > MOST_REFERENCES:
-        targets = padded([given(row)[:MOST_REFERENCES] for row in targets])
+    taken = [row if len(row) <= MOST_REFERENCES else given(row)[:MOST_REFERENCES] for row in references]
+    targets = [[tokenised(text, plain) for text in row] for row in taken]
     return [tokenised(text, plain) for text in predictions], targets
 
 

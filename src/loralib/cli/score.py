@@ -1,0 +1,173 @@
+"""`loralib score`: how close generated text comes to what people wrote, beside the LoRA paper's figures."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, DataError
+from .parsing import OneSentenceParser
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..recipes.generation.metrics.files import Predictions, ReferenceRows
+
+TASKS = ("e2e", "webnlg", "dart", "any")
+LABELS = {
+    "bleu": "BLEU",
+    "nist": "NIST",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "ter": "TER",
+    "chrf": "chrF",
+}
+DIGITS = {"nist": 4, "cider": 4, "ter": 4}
+WITHOUT_METEOR = (
+    "METEOR is left out: it needs java and meteor-1.5.jar (--meteor-jar, METEOR_JAR, or pip install pycocoevalcap)."
+)
+
+
+def run(words: Sequence[str]) -> int:
+    """Score; returns the exit code."""
+    parsed = _parser().parse_args(words)
+    if parsed.references and parsed.data_dir:
+        raise ConfigError("--references and --data-dir both say what to compare with; give one of them.")
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from ..recipes.generation import scoring  # noqa: PLC0415
+    from ..recipes.generation.metrics.files import read_predictions  # noqa: PLC0415
+
+    results, notes = [], []
+    for file in _files(parsed.predictions):
+        predictions = read_predictions(file)
+        references = _references(parsed, predictions)
+        rows = (parsed.task, predictions.texts, references.texts, references.categories)
+        with Console(stderr=True).status(f"Scoring {len(predictions.texts):,} predictions of {file} …"):
+            metrics = scoring.score(*rows, parsed.meteor_jar)
+            lines = scoring.multi_bleus(*rows) if parsed.task in ("webnlg", "dart") else {}
+        said = {"predictions": predictions.source, "references": references.source, "rows": len(predictions.texts)}
+        results.append({"task": parsed.task, **said, "metrics": metrics})
+        notes += [f"{_label(name)} of {file}, as multi-bleu.perl: {line}" for name, line in lines.items()]
+    found = _together(results, parsed.predictions)
+    if parsed.output:
+        _write(parsed.output, found)
+    if parsed.json:
+        print(json.dumps(found))
+        return 0
+    console = Console()
+    console.print(_table(found))
+    notes += [] if any(name.startswith("meteor") for name in found["metrics"]) else [WITHOUT_METEOR]
+    notes += [f"Wrote {parsed.output}."] if parsed.output else []
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _parser() -> OneSentenceParser:
+    parser = OneSentenceParser(
+        prog="loralib score",
+        description="Score generated text against what people wrote, as the evaluations of E2E, WebNLG and DART do.",
+        epilog="Without --references and --data-dir, PREDICTIONS must be a .jsonl file with references in it.",
+    )
+    parser.add_argument("task", metavar="TASK", choices=TASKS, help=f"whose metrics: {', '.join(TASKS)}")
+    parser.add_argument(
+        "predictions",
+        type=Path,
+        metavar="PREDICTIONS",
+        help="a .txt, .tsv, .csv or .jsonl file (or .gz), or a folder of a run, or of seeds, that generated the test set",
+    )
+    parser.add_argument(
+        "--references",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="text files with a reference a line (blank: none), or one .csv (mr, ref), .txt (input||text) or .jsonl file",
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a folder that holds the task's own test data")
+    parser.add_argument("--meteor-jar", type=Path, metavar="FILE", help="meteor-1.5.jar (default: METEOR_JAR, pycocoevalcap)")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the metrics to FILE as JSON, too")
+    return parser
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or what a run, or each seed of a folder of seeds, generated for the test set."""
+    from ..recipes import runs  # noqa: PLC0415
+
+    if not path.is_dir():
+        return [path]
+    inside = [run / runs.GENERATED / "test.jsonl" for run in runs.seeds(path)]
+    for file in inside:
+        if not file.is_file():
+            raise DataError(f"{file} does not exist; first: loralib generate {path} --split test, or give a file.")
+    return inside
+
+
+def _together(results: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """One result as it is, or the mean of several and the standard deviation of their sample."""
+    if len(results) == 1:
+        return results[0]
+    values = {name: [result["metrics"][name] for result in results] for name in results[0]["metrics"]}
+    return {
+        **results[0],
+        "predictions": f"{folder}, the mean of {len(results)} seeds",
+        "metrics": {name: statistics.fmean(of_seeds) for name, of_seeds in values.items()},
+        "deviations": {name: statistics.stdev(of_seeds) for name, of_seeds in values.items()},
+        "seeds": results,
+    }
+
+
+def _references(parsed: Any, predictions: "Predictions") -> "ReferenceRows":
+    from ..recipes.generation.metrics import pairing  # noqa: PLC0415
+    from ..recipes.generation.metrics.files import read_references  # noqa: PLC0415
+
+    if parsed.references:
+        return pairing.matched(predictions, [read_references(parsed.references)])
+    if parsed.data_dir:
+        return pairing.matched(predictions, pairing.of_task(parsed.task, parsed.data_dir))
+    if predictions.references is None:
+        raise ConfigError(f"{predictions.source} has no references in it; give --references, or --data-dir.")
+    return predictions.references
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    from ..formats.files import write_atomically  # noqa: PLC0415
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _table(found: dict[str, Any]) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+
+    from ..recipes.generation.metrics import paper  # noqa: PLC0415
+
+    task, printed = found["task"], paper.FIGURES[found["task"]]
+    title = f"{found['rows']:,} predictions of {found['predictions']}"
+    table = Table("metric", "value", *([f"paper: LoRA,\n{model}" for model in paper.MODELS] if printed else []), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, value in found["metrics"].items():
+        spread = f" ± {_shown(task, name, found['deviations'][name])}" if "deviations" in found else ""
+        table.add_row(_label(name), _shown(task, name, value) + spread, *(printed.get(name, ("", "")) if printed else ()))
+    return table
+
+
+def _label(name: str) -> str:
+    metric, part = _split(name)
+    return LABELS[metric] + (f" ({part})" if part else "")
+
+
+def _split(name: str) -> tuple[str, str]:
+    metric = next(metric for metric in LABELS if name == metric or name.startswith(metric + "_"))
+    return metric, name[len(metric) + 1 :]
+
+
+def _shown(task: str, name: str, value: float) -> str:
+    metric, _ = _split(name)
+    digits = 4 if metric == "meteor" and task != "e2e" else DIGITS.get(metric, 2)
+    return f"{value:.{digits}f}"

@@ -1,0 +1,78 @@
+"""METEOR 1.5 (Denkowski & Lavie 2014), by its authors' Java program, which is not part of this library.
+
+It needs `java`, and `meteor-1.5.jar` with its folder `data` beside it. The jar is looked for where the environment variable
+METEOR_JAR says, and in an installed `pycocoevalcap`. Other implementations (such as nltk's) compute other numbers, since they
+lack the program's paraphrases and its weights; so there is no substitute, and without the program there is no score.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ....errors import ConfigError
+from .rows import References, check, files, given
+
+VARIABLE = "METEOR_JAR"
+
+
+def find_jar(asked: Path | None = None) -> Path | None:
+    """The jar: the one asked for, that of METEOR_JAR, or an installed `pycocoevalcap`'s; None when METEOR cannot be had.
+
+    Raises `ConfigError` when it was asked for, in either way, and it or `java` is missing.
+    """
+    named = asked or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    if named is not None:
+        return _usable(named, "--meteor-jar" if asked else VARIABLE)
+    installed = _installed_jar()
+    return installed if installed and shutil.which("java") else None
+
+
+def _usable(jar: Path, source: str) -> Path:
+    if not jar.is_file():
+        raise ConfigError(f"{source} names {jar}, which is no file; give the path of meteor-1.5.jar.")
+    if not shutil.which("java"):
+        raise ConfigError(f"METEOR needs java, which is not on the PATH; install a Java runtime, or leave {source} out.")
+    return jar
+
+
+def _installed_jar() -> Path | None:
+    found = find_spec("pycocoevalcap")
+    places = [Path(place, "meteor", "meteor-1.5.jar") for place in (found and found.submodule_search_locations) or ()]
+    return next((place for place in places if place.is_file()), None)
+
+
+def meteor(predictions: Sequence[str], references: References, jar: Path) -> float:
+    """The score of the whole corpus, from 0 to 1, in English and with the program's own normalisation (`-l en -norm`).
+
+    Raises `DataError` for rows that do not fit, and `ConfigError` when the program fails.
+    """
+    check(predictions, references)
+    expected = files([given(row) for row in references])
+    with tempfile.TemporaryDirectory() as folder:
+        here, there = Path(folder, "predictions"), Path(folder, "references")
+        here.write_text(_lines(predictions), encoding="utf-8")
+        there.write_text(_lines([text for row in zip(*expected, strict=True) for text in row]), encoding="utf-8")
+        words = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar.resolve()), str(here), str(there)]
+        run = subprocess.run(
+            [*words, "-l", "en", "-norm", "-q", "-r", str(len(expected))], capture_output=True, text=True, check=False
+        )
+    return _score(run.stdout, run.stderr, jar)
+
+
+def _lines(texts: Sequence[str]) -> str:
+    return "".join(" ".join(text.split()) + "\n" for text in texts)
+
+
+def _score(printed: str, complaint: str, jar: Path) -> float:
+    last = printed.strip().rpartition("\n")[2]
+    try:
+        return float(last)
+    except ValueError:
+        said = (complaint.strip() or printed.strip() or "it printed nothing").partition("\n")[0]
+        raise ConfigError(
+            f"METEOR ({jar}) gave no score ({said:.200}); check that it is meteor-1.5.jar with its folder data beside it."
+        ) from None
