@@ -188,3 +188,81 @@ def test_a_second_injection_leaves_the_bias_mode_of_the_first() -> None:
     model = injected(mlp(6, 5, 4), target_modules=["0"], bias="all")
     lora.inject(model, lora.LoRAConfig(r=2, target_modules=["2"]))
     assert set(lora.extract(model).tensors) == {"0.bias", "2.bias"}
+
+
+# --- adapters in the form of other libraries, onto slices -----------------------------------------------------------
+
+FUSED = {"target_modules": ["0"], "enable_lora": {"0": (True, False, True)}}
+
+
+def fused(**config) -> nn.Module:
+    """Layer 0 is three projections in one, of which the first and the last have updates; layer 2 has none."""
+    return injected(mlp(6, 15, 4), **FUSED | config)
+
+
+def plain_adapter(model: nn.Module) -> lora.Adapter:
+    """What is extracted, in the form in which PEFT keeps it."""
+    adapter = lora.extract(model)
+    return lora.Adapter(adapter.config, {name: update.plain() for name, update in adapter.layers.items()}, adapter.tensors)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("config", [{}, {"lora_alpha": 7}, {"use_rslora": True}, {"r": 3, "use_rslora": True}])
+def test_a_plain_adapter_goes_into_the_slices_that_it_came_from(config, merged):
+    source, model, x = fused(**config), fused(**config), torch.randn(5, 6)
+    model.load_state_dict(source.state_dict())
+    with torch.no_grad():
+        model[0].lora_A.zero_(), model[0].lora_B.zero_()
+    if merged:
+        lora.merge(model)
+    parameters = id(model[0].lora_A), id(model[0].lora_B)
+    assert lora.attach(model, plain_adapter(source)) == ["0"]
+    assert (id(model[0].lora_A), id(model[0].lora_B)) == parameters
+    assert same_bits(model[0].lora_A, source[0].lora_A)
+    assert same_bits(model[0].lora_B, source[0].lora_B)
+    assert (model[0].scaling, model[0].lora_alpha) == (source[0].scaling, source[0].lora_alpha)
+    assert model[0].merged == merged
+    lora.unmerge(model)
+    assert same_bits(model(x), source(x))
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("lora_alpha", [7.0, 0.1])
+@pytest.mark.parametrize("mask", [(True, False, True), (True, True, True), (False, True, False)])
+def test_slices_go_to_peft_and_back_any_number_of_times(mask, lora_alpha, use_rslora, tmp_path):
+    model = fused(enable_lora={"0": mask}, lora_alpha=lora_alpha, use_rslora=use_rslora)
+    before = {name: bits(tensor) for name, tensor in model.state_dict().items()}, model[0].scaling, model[0].lora_alpha
+    files = []
+    for _ in range(5):
+        lora.save(lora.extract(model), tmp_path)
+        files.append([path.read_bytes() for path in sorted(tmp_path.iterdir())])
+        lora.attach(model, lora.load(tmp_path))
+    assert ({n: bits(t) for n, t in model.state_dict().items()}, model[0].scaling, model[0].lora_alpha) == before
+    assert all(file == files[0] for file in files)
+
+
+def test_a_plain_adapter_that_sees_other_slices_is_refused():
+    model = fused()
+    for other, message in (
+        (fused(enable_lora={"0": (True, True, False)}), "0: kind LoRAUpdate in the adapter, MergedUpdate in the model"),
+        (injected(mlp(6, 15, 4), target_modules=["0"], r=4), "0: kind LoRAUpdate in the adapter, MergedUpdate in the model"),
+        (fused(enable_lora={"0": (True, False, False)}, r=3), "0: kind LoRAUpdate in the adapter, MergedUpdate in the model"),
+        (fused(r=1), "0: rank 1 in the adapter, 2 in the model"),
+        (fused(r=3), "0: rank 3 in the adapter, 2 in the model"),
+    ):
+        adapter = lora.extract(other) if type(other[0].update) is lora.LoRAUpdate else plain_adapter(other)
+        expect_refusal(lora.AttachError, message, model, lambda adapter=adapter: lora.attach(model, adapter))
+
+
+def test_a_plain_adapter_of_other_layers_is_refused_and_changes_nothing():
+    model = fused(target_modules=["0", "2"])
+    adapter = plain_adapter(fused())
+    expect_refusal(lora.AttachError, "2: adapted in the model, not in the adapter", model, lambda: lora.attach(model, adapter))
+
+
+def test_slices_are_not_made_of_a_plain_adapter_on_a_model_that_was_not_injected():
+    source, model, x = fused(), mlp(6, 15, 4), torch.randn(5, 6)
+    model.load_state_dict({name: tensor for name, tensor in source.state_dict().items() if "lora_" not in name})
+    lora.attach(model, plain_adapter(source))
+    assert type(model[0].update) is lora.LoRAUpdate
+    assert close(model(x), source(x), factor=16)

@@ -196,7 +196,8 @@ class MergedUpdate(LoRAUpdate):
         True
         """
         n = sum(self.enable_lora)
-        if type(update) is not LoRAUpdate or update.r % n or len(update.B) != sum(self.widths):
+        is_matrix = type(update) is LoRAUpdate and update.A.dim() == update.B.dim() == 2
+        if not is_matrix or update.r % n or len(update.B) != sum(self.widths):
             return None
         r, blocks, enabled = update.r // n, [], 0
         for block, on in zip(update.B.split(self.widths), self.enable_lora, strict=True):
@@ -205,7 +206,12 @@ class MergedUpdate(LoRAUpdate):
                 enabled += 1
         lora_alpha = update.lora_alpha / (n**0.5 if update.use_rslora else n)
         found = dataclasses.replace(self, A=update.A, B=torch.cat(blocks), lora_alpha=lora_alpha, use_rslora=update.use_rslora)
-        return found if torch.equal(found.plain().B, update.B) else None
+        if not torch.equal(found.plain().B, update.B):
+            return None
+        for exact in (self.lora_alpha, round(lora_alpha, 9)):  # a quotient need not be what was multiplied
+            if exact > 0 and (written := dataclasses.replace(found, lora_alpha=exact)).plain().lora_alpha == update.lora_alpha:
+                return written
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ def run(words: Sequence[str]) -> int:
     from ..recipes.understanding import finished  # noqa: PLC0415
 
     options, _ = runs.read_options(parsed.run)
+    finished.check_kind(parsed.run, options)
     data = finished.read_rows(options, parsed.data, vars(parsed))
     metrics = finished.open_run(parsed.run).evaluate(data)
     if parsed.json:

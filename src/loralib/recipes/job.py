@@ -55,6 +55,8 @@ def train(
     if resume and (known := runs.read_options(folder)[1]) != planned.labels:
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
     console.print(_opening(options, planned), highlight=False, soft_wrap=True)
+    if options.bf16 and measure.emulates_bf16():
+        console.print("this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out", highlight=False)
     fresh = not folder.exists()
     how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": callbacks}
     began = time.perf_counter()

@@ -32,7 +32,12 @@ def processes() -> accelerate.PartialState:
 def devices() -> int:
     """How many devices share a batch."""
     state = processes()
-    return state.num_processes if state.use_distributed else max(1, torch.cuda.device_count())
+    return state.num_processes if state.use_distributed else replicas()
+
+
+def replicas() -> int:
+    """How many devices this one process computes on: several where there are several GPUs and no torchrun."""
+    return 1 if processes().use_distributed else max(1, torch.cuda.device_count())
 
 
 def metric_name(options: TrainOptions) -> str:

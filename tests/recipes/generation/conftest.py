@@ -14,6 +14,7 @@ from rich.console import Console
 
 import stories
 from loralib.recipes import job
+from loralib.recipes.generation import language_models
 from loralib.recipes.options import TrainOptions
 
 NAMES = ("Aromi", "Bibimbap House", "Clowns", "Fitzbillies", "Giraffe", "Loch Fyne", "Strada", "The Mill", "Zizzi", "Wildwood")
@@ -46,6 +47,28 @@ def options(gpt2: Path, meals: Path, **values: Any) -> TrainOptions:
 
 def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
     return job.train(chosen, folder, console=Console(file=io.StringIO()), **how)
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40, "vocab_size": 30}
+LLAMA = {"num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8}
+OF_ITS_OWN: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "gpt_neo": {"intermediate_size": 24, "attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 4, "n_inner": 24},
+    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 16},
+    "phi": {"num_key_value_heads": 1, "intermediate_size": 24},
+}
+
+
+def decoder_shape(kind: str, dropout: float | None = None) -> Any:
+    """A small causal language model of two blocks without weights, by its model type; `dropout` as `base_dropout`."""
+    import transformers
+
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(kind, **SIZES, **ends, **OF_ITS_OWN.get(kind, LLAMA))
+    language_models.set_dropouts(config, dropout)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import torch
 import loralib as lora
 from loralib.errors import AttachError, DataError, FormatError, RunError
 from loralib.recipes import job, runs
-from loralib.recipes.generation import decoding, finished
+from loralib.recipes.generation import decoding, finished, language_models
 from loralib.recipes.generation.examples import Example, GenerationData
 from loralib.recipes.generation.jsonl import read_jsonl
 from loralib.recipes.options import TrainOptions
@@ -75,15 +75,15 @@ def content(path: Path) -> tuple[bytes, bytes]:
 # --- what is written ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_writes_what_it_has_learned(folder: Path, opened: finished.Run, meals: Path, tmp_path: Path) -> None:
+def test_a_run_writes_what_it_has_learned(gpt2: Path, opened: finished.Run, meals: Path, tmp_path: Path) -> None:
     data = read_jsonl(meals / "test.jsonl")
-    before = json.dumps(lines_of(meals / "test.jsonl"))
     texts = opened.generate_into(tmp_path / "new" / "test.jsonl", data, HOW)
-    right = sum(text == reference for text, (reference,) in zip(texts, data.references, strict=True))
-    assert right >= len(data) / 2
+    names = [reference.partition(" serves ")[0] for (reference,) in data.references]
+    assert sum(text.startswith(f"{name} serves ") for text, name in zip(texts, names, strict=True)) >= 6
+    base = decoding.decode(*language_models.load_language_model(str(gpt2)), data.contexts, HOW)
+    assert not any("serves" in text for text in base)
     assert texts == opened.generate(data.contexts, HOW)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"test.jsonl", "test.txt"}
-    assert json.dumps(lines_of(meals / "test.jsonl")) == before
     assert not opened.model.training
 
 
@@ -161,10 +161,14 @@ def interrupted(opened: finished.Run, some: GenerationData, path: Path, counted:
 def test_everything_may_have_been_decoded_but_not_written(
     opened: finished.Run, some: GenerationData, tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("disk full")
+
     path = tmp_path / "some.jsonl"
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
-        patch.setattr(finished, "write", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
-        opened.generate_into(path, some, HOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(finished, "write", full)
+        with pytest.raises(OSError, match="disk full"):
+            opened.generate_into(path, some, HOW)
     rows = counted.rows
     texts = opened.generate_into(path, some, HOW, resume=True)
     assert counted.rows == rows
@@ -202,7 +206,7 @@ def test_texts_of_other_inputs_decodings_or_trainings_are_not_gone_on_with(
     shutil.copytree(opened.folder, other)
     results = json.loads((other / runs.METRICS).read_text())
     (other / runs.METRICS).write_text(json.dumps(results | {"train_seconds": 1.0}))
-    for run, data, how, named in (
+    for other_run, data, how, named in (
         (opened, some.rows([1, 0, *range(2, 7)]), HOW, "inputs"),
         (opened, some.rows(range(6)), HOW, "inputs"),
         (opened, some, replace(HOW, beams=3), "decoding"),
@@ -211,7 +215,7 @@ def test_texts_of_other_inputs_decodings_or_trainings_are_not_gone_on_with(
         (opened, some.rows([0]), replace(HOW, beams=3), "decoding and other inputs"),
     ):
         with pytest.raises(RunError, match=f"some.partial.jsonl was begun with other {named}; say the same, or --overwrite"):
-            run.generate_into(path, data, how, resume=True)
+            other_run.generate_into(path, data, how, resume=True)
     assert partial.read_bytes() == before
 
 

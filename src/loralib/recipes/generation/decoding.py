@@ -6,7 +6,8 @@ long name from the input. The scripts decode every text to its greatest length b
 running beam promises more than the finished ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ def decode(
     Inputs of similar length are decoded together, `batch_size` at once, the longest first. told: hears of the texts of each
     batch, by position. Raises `DataError` for an input that leaves no room for its text.
     """
+    check_room(model, tokenizer, contexts, decoding.max_new_tokens)
     prompt = [prompts.prompt_ids(tokenizer, context) for context in contexts]
-    _check_room(model, contexts, prompt, decoding.max_new_tokens)
     order = sorted(range(len(prompt)), key=lambda i: -len(prompt[i]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):
@@ -82,9 +83,21 @@ def _decode_batch(
         pad_token_id=pad,
         bos_token_id=tokenizer.bos_token_id,
     )
-    generate: Any = model.generate
-    found = generate(ids, attention_mask=mask, generation_config=how, logits_processor=LogitsProcessorList(rules))
+    with _own_defaults_aside(model):
+        generate: Any = model.generate
+        found = generate(ids, attention_mask=mask, generation_config=how, logits_processor=LogitsProcessorList(rules))
     return [_cut(tokenizer, row.tolist(), ends) for row in found[:, width:]]
+
+
+@contextmanager
+def _own_defaults_aside(model: PreTrainedModel) -> Iterator[None]:
+    """Without what the model came with about generating, such as a repetition penalty, which would act beside what is asked."""
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int]) -> str:
@@ -92,11 +105,15 @@ def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int]
     return prompts.text_of(tokenizer, ids[:end])
 
 
-def _check_room(model: PreTrainedModel, contexts: Sequence[str], rows: Sequence[list[int]], new: int) -> None:
+def check_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contexts: Sequence[str], new: int) -> None:
+    """`DataError` for an input that leaves no room for `new` tokens."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    for context, row in zip(contexts, rows, strict=True):
-        if positions and len(row) + new > positions:
+    if not positions:
+        return
+    for context in contexts:
+        length = len(prompts.prompt_ids(tokenizer, context))
+        if length + new > positions:
             raise DataError(
-                f"the input {context[:60]!r} has {len(row)} tokens, and with {new} new ones it exceeds the {positions} that "
+                f"the input {context[:60]!r} has {length} tokens, and with {new} new ones it exceeds the {positions} that "
                 "the model takes; give a smaller --max-new-tokens, or shorten it."
             )

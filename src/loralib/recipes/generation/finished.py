@@ -55,6 +55,7 @@ class Run:
         overwrite: replace what is there. resume: go on with what was interrupted. told: hears how many inputs are done.
         Raises `RunError` when a file is there and neither is said, or when what was interrupted was told otherwise.
         """
+        decoding.check_room(self.model, self.tokenizer, data.contexts, how.max_new_tokens)
         partial = Partial(path.with_suffix(".partial.jsonl"), self._settings(data, how))
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists; add --overwrite to replace it, or give another --output.")
@@ -104,9 +105,10 @@ class Partial:
         """
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        head, *lines = whole.decode().splitlines() or [""]
         try:
-            settings, rows = json.loads(head), [json.loads(line) for line in lines]
+            head, *lines = whole.decode().removesuffix("\n").split("\n")
+            settings: dict[str, Any] = dict(json.loads(head))
+            rows = [json.loads(line) for line in lines]
             texts = {int(row["i"]): str(row["prediction"]) for row in rows}
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{self.path} is damaged; add --overwrite to begin again.") from None

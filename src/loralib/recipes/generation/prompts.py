@@ -55,14 +55,15 @@ def encode(
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a text: the end of text, and the tokens that are line breaks alone (GPT-2's 198 and 628)."""
-    breaks = [tokenizer.encode(text, add_special_tokens=False) for text in ("\n", "\n\n")]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)]))
+    before, *broken = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", "a\n", "a\n\n"))
+    breaks = [ids[-1] for ids in broken if ids[:-1] == before]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *breaks]))
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """What was generated, as text: up to the first line break, without special tokens and surrounding space."""
     text = str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return text.lstrip().partition("\n")[0].rstrip()
+    return next(iter(text.lstrip().splitlines()), "").rstrip()
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
         task_type="CAUSAL_LM",
         parameters=measure.count_parameters(model),
         trainer={
-            "compute_loss_func": loss.training_loss(model, options.label_smoothing),
+            "compute_loss_func": loss.training_loss(model, options.label_smoothing, training.replicas()),
             "preprocess_logits_for_metrics": lambda output, labels: loss.row_losses(_logits(output), labels),
         },
     )

@@ -9,6 +9,7 @@ Both reported the mean of three seeds. The scripts' GPT-2 has no dropout of its 
 The epoch that is kept is the one with the lowest perplexity on the development set.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -67,6 +68,8 @@ class Decoding:
         for name, least in (("beams", 1), ("no_repeat_ngram", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least {least}.")
+        if not math.isfinite(self.length_penalty):
+            raise ConfigError(f"length_penalty={self.length_penalty}: must be a finite number.")
 
 
 DECODING: Mapping[PresetName, Mapping[str, Decoding]] = MappingProxyType(

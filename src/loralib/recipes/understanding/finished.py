@@ -75,6 +75,12 @@ class Run:
         return [(self.labels[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
 
 
+def check_kind(folder: Path, options: TrainOptions) -> None:
+    """`RunError` when the run in `folder` generates text."""
+    if options.generates:
+        raise RunError(f"the run in {folder} generates text; use loralib generate and loralib score.")
+
+
 def open_run(folder: Path) -> Run:
     """The model that the run in `folder` trained, in evaluation mode (LoRA merged), on the GPU where there is one.
 
@@ -82,8 +88,7 @@ def open_run(folder: Path) -> Run:
     `FormatError` and `AttachError` when its adapter is damaged.
     """
     options, labels = runs.read_options(folder)
-    if options.generates:
-        raise RunError(f"the run in {folder} generates text; use loralib generate and loralib score.")
+    check_kind(folder, options)
     saved = runs.trained_part(folder, options)
     if options.method == "lora":
         encoder = encoders.load_encoder(options.model or "", labels)
