@@ -1,6 +1,7 @@
 """`loralib score` shows the metrics beside the paper's, and tells wrong input in one sentence."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_folder_needs_nothing_else(outputs: Path, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     for part in ("BLEU (unseen)", "TER (all)", "paper: LoRA,", "GPT-2 medium", "55.3 ± .2", "METEOR is left out"):
         assert part in shown
-    assert "BLEU (unseen), as multi-bleu.perl: BLEU = 100.00, 100.0/100.0/100.0/100.0 (BP=1.000, ratio=1.000" in shown
+    line = "BLEU = 100.00, 100.0/100.0/100.0/100.0 (BP=1.000, ratio=1.000"
+    assert f"BLEU (unseen) of {outputs}/generated/test.jsonl, as multi-bleu.perl: {line}" in shown
 
 
 def test_json_and_a_file(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,11 +47,33 @@ def test_json_and_a_file(outputs: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert ran("dart", outputs / "generated" / "test.jsonl", "--json", "-o", target) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(target.read_text(encoding="utf-8"))
-    assert set(printed) == {"task", "predictions", "references", "rows", "bleu", "ter"}
+    assert set(printed) == {"task", "predictions", "references", "rows", "metrics"}
+    assert set(printed["metrics"]) == {"bleu", "ter"}
     assert ran("any", outputs, "-o", target) == 0
     shown = capsys.readouterr().out
     assert f"Wrote {target}." in shown
     assert "paper" not in shown
+
+
+def test_seeds_are_scored_together(outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "seeds"
+    scores = []
+    for seed, prediction in enumerate(["The Mill is a pub.", "The Mill is an inn.", "A mill."]):
+        run = folder / f"seed-{seed}"
+        (run / "generated").mkdir(parents=True)
+        (run / "metrics.json").write_text("{}")
+        row = {"context": "a", "prediction": prediction, "references": ["The Mill is a pub."]}
+        (run / "generated" / "test.jsonl").write_text(json.dumps(row) + "\n")
+        assert ran("any", run, "--json") == 0
+        scores.append(json.loads(capsys.readouterr().out)["metrics"]["rouge_l"])
+    (folder / "seeds.yaml").write_text("")
+    assert ran("any", folder, "--json") == 0
+    together = json.loads(capsys.readouterr().out)
+    assert together["metrics"]["rouge_l"] == pytest.approx(statistics.fmean(scores))
+    assert together["deviations"]["rouge_l"] == pytest.approx(statistics.stdev(scores))
+    assert [seed["metrics"]["rouge_l"] for seed in together["seeds"]] == scores
+    assert ran("any", folder) == 0
+    assert f"{statistics.fmean(scores):.2f} ± {statistics.stdev(scores):.2f}" in capsys.readouterr().out
 
 
 def test_text_files_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +102,7 @@ def test_a_folder_of_data_of_which_the_published_file_is_preferred(tmp_path: Pat
         (["e2e"], "the following arguments are required: PREDICTIONS"),
         (["xsum", "p"], "invalid choice: 'xsum'"),
         (["e2e", "nope.txt", "--data-dir", "."], "nope.txt does not exist"),
-        (["e2e", "."], "has no generated/test.jsonl in it"),
+        (["e2e", "."], "generated/test.jsonl does not exist; first: loralib generate . --split test"),
         (["e2e", "p.txt"], "has no references in it; give --references, or --data-dir"),
         (["e2e", "p.txt", "--references", "r.txt", "--data-dir", "."], "give one of them"),
         (["e2e", "p.txt", "--references", "r.txt"], "p.txt has 2 predictions, but r.txt has references for 1 inputs"),

@@ -335,5 +335,6 @@ def test_what_the_model_came_with_about_generating_does_not_act(values: dict[str
     contexts = ["a b", "c", "d e f", "g", "h a"]
     model = random_gpt2(len(tokenizer))
     expected = decode(model, tokenizer, contexts, how)
-    model.generation_config.update(**values)
+    for name, value in values.items():
+        setattr(model.generation_config, name, value)
     assert decode(model, tokenizer, contexts, how) == expected
