@@ -3,12 +3,16 @@
 import gzip
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -438,3 +442,26 @@ def test_the_best_seed_has_the_lowest_perplexity(tmp_path: Path) -> None:
     assert [run.name for run in several.finished(tmp_path)] == ["seed-3", "seed-7", "seed-11"]
     with pytest.raises(RunError, match=r"no seed in .* is finished; go on with: loralib train --output .* --resume"):
         several.finished(tmp_path / "seed-3")
+
+
+def test_two_processes_learn_what_one_learns(gpt2: Path, meals: Path, tmp_path: Path) -> None:
+    chosen = options(gpt2, meals, epochs=1, max_train_rows=32, base_dropout=0.0, label_smoothing=0.1)
+    alone = run(tmp_path / "alone", chosen)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(chosen.to_dict() | {"output": str(tmp_path / "both")}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, "-m", "loralib", "train", "--config", str(tmp_path / "run.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "both" / runs.METRICS).read_text())
+    assert both["value"] == pytest.approx(alone["value"], rel=1e-3)
+    factors = [lora.load(tmp_path / name / runs.ADAPTER).layers for name in ("alone", "both")]
+    for name, update in factors[0].items():
+        assert close(update.B, factors[1][name].B, factor=1e4)
+
+
+def test_several_gpus_need_a_process_each(gpt2: Path, meals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"sees 2 GPUs.*torchrun"):
+        run(tmp_path / "run", options(gpt2, meals))
+    assert not (tmp_path / "run").exists()

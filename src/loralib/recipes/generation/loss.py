@@ -34,15 +34,12 @@ def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
     return losses.reshape(targets.shape)
 
 
-def training_loss(model: nn.Module, smoothing: float, replicas: int = 1) -> Callable[..., Tensor]:
-    """The loss for Trainer: smoothed while `model` is in training mode, per token of the whole step that is accumulated.
-
-    replicas: of `nn.DataParallel`, for each of which Trainer counts its share of the tokens, while the loss is that of all.
-    """
+def training_loss(model: nn.Module, smoothing: float) -> Callable[..., Tensor]:
+    """The loss for Trainer: smoothed while `model` is in training mode, per token of the whole step that is accumulated."""
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         losses = token_losses(outputs.logits, labels, smoothing if model.training else 0.0)
-        count = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch * replicas
+        count = (labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / count
 
     return loss

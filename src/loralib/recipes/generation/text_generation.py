@@ -12,7 +12,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from ... import surgery, trained
 from ...config import LoRAConfig
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from ...train import measure
 from .. import files, roles, start, training
 from ..options import HELD_OUT, TrainOptions
@@ -91,6 +91,11 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
     """Read the data, load the model and prepare both. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
     parts = read_rows(options)
     training.check_metric(options, loss.METRICS)
+    if training.replicas() > 1:
+        raise ConfigError(
+            f"this process sees {training.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
+            "--nproc-per-node N -m loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
     training.arguments(options, folder, len(parts[0]))
     transformers.set_seed(options.seed)
     model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout)
@@ -108,7 +113,7 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
         task_type="CAUSAL_LM",
         parameters=measure.count_parameters(model),
         trainer={
-            "compute_loss_func": loss.training_loss(model, options.label_smoothing, training.replicas()),
+            "compute_loss_func": loss.training_loss(model, options.label_smoothing),
             "preprocess_logits_for_metrics": lambda output, labels: loss.row_losses(_logits(output), labels),
         },
     )
