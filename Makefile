@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/installed
-PEER   := .venv/peers/loralib-0.1.2-py3-none-any.whl
+PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test lint types demo sst2 sst2-all glue imdb bench clean
+.PHONY: help install test lint types demo sst2 sst2-all glue imdb e2e bench clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
-install: $(STAMP) $(PEER)  ## make .venv and install the library with all extras into it
+install: $(STAMP) $(PEERS)  ## make .venv and install the library with all extras into it
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
@@ -17,9 +17,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-$(PEER): $(STAMP)  # loralib 0.1.2 shares our import name, so tests load it from its wheel under another
-	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d .venv/peers loralib==0.1.2
-	@touch $(PEER)
+# loralib 0.1.2 shares our import name, so tests load it from its wheel under another; pycocoevalcap's wheel carries METEOR.
+$(PEERS): .venv/peers/%-py3-none-any.whl: $(STAMP)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d .venv/peers $(subst -,==,$*)
+	@touch $@
 
 test: install lint types  ## everything that must pass: lint, types, doctests and tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
@@ -46,7 +47,10 @@ glue: $(STAMP)  ## LoRA, last layers and full fine-tuning on five GLUE tasks, th
 imdb: $(STAMP)  ## the same on IMDb's film reviews (needs LORALIB_DATA; about three quarters of an hour)
 	$(BIN)/python -m benchmarks.imdb
 
-bench: $(STAMP) $(PEER)  ## every benchmark against loralib 0.1.2 and PEFT, recorded in benchmarks/results (most of an hour, idle machine)
+e2e: $(STAMP)  ## a small GPT-2 pretrained, adapted to E2E NLG in three ways, decoded and scored (needs LORALIB_DATA; under an hour)
+	$(BIN)/python -m benchmarks.e2e
+
+bench: $(STAMP) $(PEERS)  ## every benchmark against loralib 0.1.2 and PEFT, recorded in benchmarks/results (most of an hour, idle machine)
 	$(BIN)/python -m benchmarks all --record
 
 clean:     ## remove .venv and caches
