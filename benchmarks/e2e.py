@@ -61,6 +61,9 @@ OWN = {
     "last-layers": {"learning_rate": 3e-3},
     "full": {"learning_rate": 1e-3},
 }
+ALL_LAYERS = "lora-all"  # LoRA once more, of a higher rank and on all linear layers of the blocks
+WIDE = {"r": 16, "layers": "query,key,value,output,mlp", "learning_rate": 5e-3}
+ADAPTED = ("lora", ALL_LAYERS, "last-layers", "full")
 SHARED = {"base_dropout": 0.0, "group_by_length": True}
 DECODING_BATCH = 32
 Row = dict[str, Any]
@@ -223,14 +226,19 @@ def result(metrics: Row, texts: Sequence[str], data: GenerationData, taken: floa
 
 def measure(data: Path, folder: Path, budget: Budget, console: Console, resume: bool) -> tuple[list[Row], dict[str, list[str]]]:
     """Everything: a row a method, the pretrained model's first, and the texts of each."""
+    found = folder / PRETRAINED / runs.METRICS
+    known = json.loads(found.read_text()) if found.is_file() else None
     pretraining = pretrain(data, folder, budget, resume)
+    resume = resume and pretraining == known  # what was adapted from another model is stale
     shared = adaptation(data, folder, budget)
-    outcomes = comparison.compare(shared, OWN, folder, resume=resume)
+    adapted: Row = {o.method: o.results[0] for o in comparison.compare(shared, OWN, folder, resume=resume)}
+    wide = TrainOptions(**{**shared, **WIDE})
+    adapted[ALL_LAYERS] = comparison.train_apart(wide, folder / ALL_LAYERS, resume) | {"method": ALL_LAYERS}
     test = read_split("e2e", "test", data)
     test = test.rows(range(min(budget.test_inputs or len(test), len(test))))
     before = perplexity(finished.open_run(folder / PRETRAINED), TrainOptions(**shared))
     rows, texts = [], {}
-    for metrics in (as_unadapted(pretraining, before), *(outcome.results[0] for outcome in outcomes)):
+    for metrics in (as_unadapted(pretraining, before), *(adapted[name] for name in ADAPTED)):
         name = metrics["method"]
         texts[name], taken = write_texts(folder / name, test, budget.decoding, console, resume)
         rows.append(result(metrics, texts[name], test, taken))
@@ -267,9 +275,9 @@ def table(rows: Sequence[Row]) -> Table:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """The scores by method, a panel a metric."""
-    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     labels = [f"{row['method']}\n{row['trained']:,} trained" for row in rows]
-    colours = {name: f"C{i}" for i, name in enumerate(METHODS)}
+    colours = {name: f"C{i}" for i, name in enumerate(METHODS)} | {ALL_LAYERS: "C9"}
     for axes, (name, heading) in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES.items(), strict=True):
         values = [row[name] for row in rows]
         bars = axes.barh(range(len(rows)), values, 0.7, color=[colours.get(row["method"], "0.7") for row in rows])

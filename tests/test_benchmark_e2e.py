@@ -41,7 +41,7 @@ def test_what_is_pretrained_on() -> None:
     assert len(rows) == 6935 + 2768
     assert sum(len(row["completion"]) for row in rows) == 18_025 + 6_980
     assert rows[0]["context"] == 'Aarhus_Airport : cityServed : "Aarhus, Denmark"'
-    assert rows[0]["completion"] == ("The Aarhus is the airport of Aarhus, Denmark.",)
+    assert rows[0]["completion"][0] == "The Aarhus is the airport of Aarhus, Denmark."
     seen = {plain(text) for row in rows for text in row["completion"]}
     assert not seen & {plain(text) for text in read_split("e2e", "test", data()).texts}
 
@@ -73,21 +73,22 @@ def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(comparison, "_wait_for", wait_for)
     console = Console()
     rows, texts = e2e.measure(data(), tmp_path / "runs", TINY, console, resume=False)
-    assert trained == ["pretrained", "lora", "last-layers", "full"]
-    assert [row["method"] for row in rows] == list(texts) == trained
+    assert trained == ["pretrained", "lora", "last-layers", "full", "lora-all"]
+    assert [row["method"] for row in rows] == list(texts) == ["pretrained", *e2e.ADAPTED]
     block = 12 * 32 * 32 + 13 * 32
     everything = 3 * block + 600 * 32 + 512 * 32 + 2 * 32
-    assert [row["trained"] for row in rows] == [0, 3 * 2 * 4 * (32 + 32), 2 * block, everything]
+    of_all = 16 * (4 * (32 + 32) + 2 * (32 + 128))  # query, key, value, output, and the two of the MLP
+    assert [row["trained"] for row in rows] == [0, 3 * 2 * 4 * (32 + 32), 3 * of_all, 2 * block, everything]
     assert {(row["total"], row["test_inputs"], row["train_rows"]) for row in rows[1:]} == {(everything, 3, 32)}
     assert all(1 < row["perplexity"] < 1000 and 0 <= row["bleu"] <= 100 for row in rows)
     assert {len(of_method) for of_method in texts.values()} == {3}
     options, _ = runs.read_options(tmp_path / "runs" / "full")
     of_full = e2e.perplexity(finished.open_run(tmp_path / "runs" / "full"), options)
-    assert of_full == pytest.approx(rows[3]["perplexity"], rel=1e-4)  # as Trainer found it
+    assert of_full == pytest.approx(rows[-1]["perplexity"], rel=1e-4)  # as Trainer found it
 
     (tmp_path / "runs" / "full" / "generated" / "test.jsonl").unlink()
     again, same = e2e.measure(data(), tmp_path / "runs", TINY, console, resume=True)
-    assert len(trained) == 4  # nothing was trained again
+    assert len(trained) == 5  # nothing was trained again
     assert same == texts
     assert [{**row, "decode_seconds": 0} for row in again] == [{**row, "decode_seconds": 0} for row in rows]
 
