@@ -62,7 +62,7 @@ OWN = {
     "full": {"learning_rate": 1e-3},
 }
 ALL_LAYERS = "lora-all"  # LoRA once more, of a higher rank and on all linear layers of the blocks
-WIDE = {"r": 16, "layers": "query,key,value,output,mlp", "learning_rate": 5e-3}
+WIDE = {"r": 16, "layers": "query,key,value,output,mlp", "learning_rate": 1e-2}
 ADAPTED = ("lora", ALL_LAYERS, "last-layers", "full")
 SHARED = {"base_dropout": 0.0, "group_by_length": True}
 DECODING_BATCH = 32
