@@ -10,11 +10,9 @@ import transformers
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
-from ... import surgery, trained
-from ...config import LoRAConfig
 from ...errors import ConfigError, DataError
 from ...train import measure
-from .. import files, roles, start, training
+from .. import files, injection, training
 from ..options import HELD_OUT, TrainOptions
 from ..plan import Plan, Sources
 from . import language_models, loss, prompts
@@ -26,18 +24,7 @@ from .tasks import read_split
 def prepare(model: PreTrainedModel, options: TrainOptions) -> None:
     """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        targets = {"target_modules": options.targets} if options.targets else roles.role_targets(model, options.roles)
-        config = LoRAConfig(
-            r=options.r,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            use_rslora=options.use_rslora,
-            **targets,
-        )
-        surgery.inject(model, config)
-        trained.mark_only_lora_as_trainable(model)
-        if options.init_adapter:
-            start.load_factors(model, options.init_adapter)
+        injection.inject(model, options)
     elif options.method == "last-layers":
         language_models.freeze_all_but_last_blocks(model)
 

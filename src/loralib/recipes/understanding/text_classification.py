@@ -7,10 +7,8 @@ import numpy as np
 import transformers
 from transformers import DataCollatorWithPadding, EvalPrediction
 
-from ... import surgery, trained
-from ...config import LoRAConfig
 from ...train import measure
-from .. import roles, start, training
+from .. import injection, training
 from ..options import TrainOptions
 from ..plan import Plan, Sources
 from . import encoders, inputs, labelling, metrics
@@ -19,19 +17,7 @@ from . import encoders, inputs, labelling, metrics
 def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
     """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        targets = {"target_modules": options.targets} if options.targets else roles.role_targets(encoder.model, options.roles)
-        config = LoRAConfig(
-            r=options.r,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            modules_to_save=encoder.head,
-            use_rslora=options.use_rslora,
-            **targets,
-        )
-        surgery.inject(encoder.model, config)
-        trained.mark_only_lora_as_trainable(encoder.model)
-        if options.init_adapter:
-            start.load_factors(encoder.model, options.init_adapter)
+        injection.inject(encoder.model, options, encoder.head)
     elif options.method == "last-layers":
         encoder.model.requires_grad_(False)
         for name in encoder.head:

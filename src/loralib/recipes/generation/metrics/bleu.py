@@ -31,7 +31,8 @@ def mteval(predictions: Sequence[str], references: References, lowercase: bool =
     79.53
     """
     check(predictions, references)
-    return float(BLEU(lowercase=lowercase).corpus_score(list(predictions), streams(references)).score)
+    metric = BLEU(lowercase=lowercase, force=True)  # which only keeps it from remarking that text is tokenised
+    return float(metric.corpus_score(list(predictions), streams(references)).score)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,6 @@ def multi_bleu(predictions: Sequence[str], references: References, lowercase: bo
     0.0
     """
     check(predictions, references)
-    # `force` only keeps sacrebleu from remarking that the text is tokenised.
     metric = BLEU(lowercase=lowercase, tokenize="none", smooth_method="none", force=True)
     found = metric.corpus_score(list(predictions), files(references, repeat=True))
     return MultiBleu(float(found.score), tuple(map(float, found.precisions)), float(found.bp), found.sys_len, found.ref_len)
