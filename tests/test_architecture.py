@@ -15,7 +15,7 @@ PACKAGE = Path(lora.__file__).parent
 LEVELS = [
     {"errors", "config", "patterns"},
     {"ops"},
-    {"updates", "adapter"},
+    {"updates", "algebra", "adapter"},
     {"formats", "layers"},
     {"trained", "surgery", "exchange", "legacy", "utils"},
     {"train"},

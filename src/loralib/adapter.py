@@ -1,20 +1,63 @@
 """An adapter as a value: what training changed, apart from any model.
 
     Adapter = configuration + {layer name: LoRAUpdate} + {tensor name: tensor trained in full beside them}
+              + {tensor name: rows of it that were trained}
 
 Names are those of the model that was adapted. An adapter knows no modules: `extract` makes one from a model, `attach` puts
 one on a model, and the formats read and write it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from . import algebra, patterns
 from .config import LoRAConfig
-from .updates import LoRAUpdate
+from .errors import AlgebraError, ConfigError, TargetError
+from .updates import LoRAUpdate, MergedUpdate, as_bytes, same_bits
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+Rename = Mapping[str, str] | Callable[[str], str]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """New values of some rows of a matrix, such as an embedding's for tokens that were added: values (len(indices), dim).
+
+    >>> TokenRows((5, 7), torch.zeros(2, 4)).indices
+    (5, 7)
+    """
+
+    indices: tuple[int, ...]
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "indices", tuple(self.indices))
+        whole = all(type(index) is int and index >= 0 for index in self.indices)
+        if not whole or len(set(self.indices)) != len(self.indices) or self.values.dim() < 1:
+            raise ConfigError(f"indices={self.indices}: must be the numbers of different rows, such as (50257, 50258).")
+        if len(self.indices) != len(self.values):
+            raise ConfigError(
+                f"{len(self.indices)} indices for values of shape {tuple(self.values.shape)}; one a row is needed."
+            )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenRows):
+            return NotImplemented
+        return self.indices == other.indices and same_bits(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash((self.indices, self.values.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +65,11 @@ class Adapter:
     """A configuration, the update of each adapted layer, and the tensors that were trained in full beside them.
 
     layers: by layer name. tensors: by tensor name, such as `classifier.weight`. metadata: what a format says beside them;
-    PEFT's knows `base_model_name_or_path`, `task_type` and `revision`.
+    PEFT's knows `base_model_name_or_path`, `task_type` and `revision`. rows: rows of tensors, by the tensor's name.
+    source: where it was read from, in words; no part of the value.
+
+    Adapters are values: `a == b` when everything but `source` is the same to the last bit, and no operation changes one.
+    Tensors are shared between an adapter and those made from it; do not write into them.
 
     >>> layers = {"proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
     >>> adapter = Adapter(LoRAConfig(r=2, lora_alpha=4, target_modules=["proj"]), layers)
@@ -30,15 +77,20 @@ class Adapter:
     Adapter(1 layer of rank 2, 16 parameters, 0 tensors beside)
     >>> adapter.delta("proj").shape
     torch.Size([5, 3])
+    >>> total = 0.5 * adapter + 0.5 * adapter
+    >>> total.layers["proj"].r, torch.equal(total.delta("proj"), adapter.delta("proj"))
+    (4, True)
     """
 
     config: LoRAConfig
     layers: Mapping[str, LoRAUpdate]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    source: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "tensors", "metadata"):
+        for name in ("layers", "tensors", "metadata", "rows"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __repr__(self) -> str:
@@ -46,18 +98,106 @@ class Adapter:
         of_rank = f" of rank {', '.join(map(str, ranks))}" if ranks else ""
         layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}{of_rank}"
         beside = f"{len(self.tensors)} tensor{'' if len(self.tensors) == 1 else 's'} beside"
-        return f"Adapter({layers}, {self.num_parameters():,} parameters, {beside})"
+        rows = sum(len(rows.indices) for rows in self.rows.values())
+        of_tokens = f", {rows} row{'' if rows == 1 else 's'} of tokens" if rows else ""
+        return f"Adapter({layers}, {self.num_parameters():,} parameters, {beside}{of_tokens})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Adapter, (self.config, dict(self.layers), dict(self.tensors), dict(self.metadata))
+        parts = (dict(self.layers), dict(self.tensors), dict(self.metadata), dict(self.rows))
+        return Adapter, (self.config, *parts, self.source)
+
+    # --- equality ---------------------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        alike = (self.config, self.metadata, self.layers, self.rows) == (other.config, other.metadata, other.layers, other.rows)
+        mine, its = self.tensors, other.tensors
+        return alike and mine.keys() == its.keys() and all(same_bits(tensor, its[name]) for name, tensor in mine.items())
+
+    def __hash__(self) -> int:
+        return hash((self.config, frozenset(self.layers.items()), frozenset(self.tensors)))
+
+    def digest(self) -> str:
+        """The SHA-256 of the content, in hexadecimal digits: equal adapters have equal ones, in every process and on every
+        device. `source` is left out.
+
+        >>> Adapter(LoRAConfig(), {}).digest() == Adapter(LoRAConfig(), {}, source="a file").digest()
+        True
+        """
+        digest = hashlib.sha256()
+
+        def add(*values: object) -> None:
+            for value in values:
+                content = value if isinstance(value, Tensor) else torch.empty(0)
+                said = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                digest.update(f"{len(said)}:{said}".encode())
+                digest.update(bytes(as_bytes(content).numpy()))
+
+        config = self.config.to_dict() | {"lora_alpha": float(self.config.lora_alpha)}
+        add(json.dumps(config, sort_keys=True), sorted(self.metadata.items()))
+        for name, update in sorted(self.layers.items()):
+            add(name, type(update).__name__, float(update.lora_alpha))
+            add(*(getattr(update, f.name) for f in fields(update) if f.name != "lora_alpha"))
+        for name, tensor in sorted(self.tensors.items()):
+            add(name, tensor)
+        for name, rows in sorted(self.rows.items()):
+            add(name, rows.indices, rows.values)
+        return digest.hexdigest()
+
+    # --- what it says -----------------------------------------------------------------------------------------------
 
     def num_parameters(self) -> int:
-        """How many numbers the factors hold (tensors beside not counted, as the paper counts)."""
-        return sum(update.A.numel() + update.B.numel() for update in self.layers.values())
+        """How many numbers the factors hold (tensors beside not counted, as the paper counts), DoRA's magnitudes included."""
+        magnitudes = sum(u.magnitude.numel() for u in self.layers.values() if u.magnitude is not None)
+        return magnitudes + sum(update.A.numel() + update.B.numel() for update in self.layers.values())
 
     def delta(self, name: str) -> Tensor:
-        """ΔW of the layer `name`, shape (out, in) for a linear one, in at least float32; `KeyError` when it is not adapted."""
+        """ΔW of the layer `name`, shape (out, in) for a linear one, in at least float32; `KeyError` when it is not adapted,
+        `AlgebraError` for a DoRA update, whose effect depends on the weight."""
         return self.layers[name].delta()
+
+    def summary(self) -> str:
+        """What the adapter is, in a few lines: source, base model, ranks, alphas, targets, counts, dtypes and bytes.
+
+        >>> layers = {"0.proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
+        >>> print(Adapter(LoRAConfig(r=2, lora_alpha=4), layers, metadata={"task_type": "SEQ_CLS"}).summary())
+        r            2
+        lora_alpha   4
+        targets      proj (1 layer)
+        parameters   16 in factors
+        stored       64 bytes, float32
+        task_type    SEQ_CLS
+        """
+        updates = list(self.layers.values())
+        targets = Counter(_last_name(name) for name in self.layers)
+        dora = sum(update.magnitude is not None for update in updates)
+        rslora = sum(update.use_rslora for update in updates)
+        beside = sum(tensor.numel() for tensor in self.tensors.values())
+        rows = sum(len(rows.indices) for rows in self.rows.values())
+        everything = list(self.all_tensors())
+        lines = {
+            "from": self.source,
+            "r": _counted(update.r for update in updates),
+            "lora_alpha": _counted(update.lora_alpha for update in updates),
+            "scaling": "lora_alpha / √r" + (f" in {rslora} layers" if rslora < len(updates) else "") if rslora else "",
+            "targets": ", ".join(f"{name} ({n} layer{'' if n == 1 else 's'})" for name, n in sorted(targets.items())),
+            "DoRA": f"{dora} of {len(updates)} layers" if dora else "",
+            "parameters": f"{self.num_parameters():,} in factors" + (f", {beside:,} in tensors beside" if beside else ""),
+            "beside": ", ".join(sorted({name.rpartition(".")[0] or name for name in self.tensors})),
+            "token rows": f"{rows} of {', '.join(self.rows)}" if rows else "",
+            "stored": f"{sum(t.nbytes for t in everything):,} bytes, {_counted(str(t.dtype)[6:] for t in everything)}",
+        }
+        return "\n".join(f"{key:<12} {value}" for key, value in (lines | dict(self.metadata)).items() if value)
+
+    def all_tensors(self) -> Iterable[Tensor]:
+        """Every tensor that the adapter holds."""
+        for update in self.layers.values():
+            yield from (update.A, update.B) if update.magnitude is None else (update.A, update.B, update.magnitude)
+        yield from self.tensors.values()
+        yield from (rows.values for rows in self.rows.values())
+
+    # --- other tensors, other names ---------------------------------------------------------------------------------
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Adapter":
         """The same adapter with its tensors in another dtype or on another device."""
@@ -65,8 +205,11 @@ class Adapter:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
-        layers = {name: replace(update, A=move(update.A), B=move(update.B)) for name, update in self.layers.items()}
-        return Adapter(self.config, layers, {name: move(t) for name, t in self.tensors.items()}, self.metadata)
+        layers = {}
+        for name, u in self.layers.items():
+            layers[name] = replace(u, A=move(u.A), B=move(u.B), magnitude=None if u.magnitude is None else move(u.magnitude))
+        rows = {name: replace(rows, values=move(rows.values)) for name, rows in self.rows.items()}
+        return replace(self, layers=layers, tensors={name: move(t) for name, t in self.tensors.items()}, rows=rows)
 
     def with_metadata(self, metadata: Mapping[str, str]) -> "Adapter":
         """The same adapter with `metadata` added to what it has.
@@ -75,3 +218,180 @@ class Adapter:
         'SEQ_CLS'
         """
         return replace(self, metadata={**self.metadata, **metadata})
+
+    def rename(self, names: Rename) -> "Adapter":
+        """The same adapter for a model that has other names. names: {module: new name}, which renames all that lies in the
+        module (the longest fitting one counts, and "" stands for the model itself), or a function of one name.
+
+        Raises `TargetError` when an entry fits nothing, or two things would have one name.
+
+        >>> layers = {"unet.mid.to_q": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
+        >>> adapter = Adapter(LoRAConfig(r=2), layers)
+        >>> list(adapter.rename({"unet": ""}).layers), list(adapter.rename({"": "pipe"}).layers)
+        (['mid.to_q'], ['pipe.unet.mid.to_q'])
+        """
+        new = names if callable(names) else patterns.renaming(names, [*self.layers, *self.tensors, *self.rows])
+        layers, tensors, rows = _renamed(new, self.layers), _renamed(new, self.tensors), _renamed(new, self.rows)
+        modules = tuple(dict.fromkeys(map(new, self.config.modules_to_save)))
+        config = replace(described(self.config, layers), modules_to_save=modules)
+        return replace(self, config=config, layers=layers, tensors=tensors, rows=rows)
+
+    def part(self, module: str) -> "Adapter":
+        """What the adapter changes in `module`, by the names within it; `TargetError` when that is nothing.
+
+        >>> layers = {f"{part}.to_q": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4) for part in ("unet", "text")}
+        >>> list(Adapter(LoRAConfig(r=2), layers).part("unet").layers)
+        ['to_q']
+        """
+
+        def inside(values: Mapping[str, T]) -> dict[str, T]:
+            return {name: value for name, value in values.items() if patterns.within(name, [module])}
+
+        kept = replace(self, layers=inside(self.layers), tensors=inside(self.tensors), rows=inside(self.rows))
+        return kept.rename({module: ""})
+
+    # --- arithmetic -------------------------------------------------------------------------------------------------
+
+    def truncate(self, r: int | None = None, energy: float | None = None) -> "Adapter":
+        """The closest adapter whose layers have rank `r` at most, or the smallest rank that keeps the share `energy` of
+        ‖ΔW‖² of each (with both, the smaller of the two). Layers of no higher rank stay as they are.
+
+        Computed by an SVD of B·A that never forms it. Raises `ConfigError` when neither is given or `r` is no rank,
+        `AlgebraError` for an `energy` that is no share.
+
+        >>> layers = {"proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
+        >>> Adapter(LoRAConfig(r=2), layers).truncate(energy=0.99)
+        Adapter(1 layer of rank 1, 8 parameters, 0 tensors beside)
+        """
+        if r is None and energy is None:
+            raise ConfigError("truncate() needs a rank r, or the share of the squared norm to keep, such as energy=0.99.")
+        return self.with_layers({name: algebra.truncated(update, r, energy) for name, update in self.layers.items()})
+
+    def scale(self, c: float) -> "Adapter":
+        """Every ΔW times `c`, of any sign; c = 1 gives the adapter itself. What was trained in full beside them (a head, say)
+        holds values, not changes, and stays as it is. `AlgebraError` for DoRA, unless c = 1."""
+        return (
+            self if c == 1 else self.with_layers({name: _named(name, algebra.scaled, u, c) for name, u in self.layers.items()})
+        )
+
+    def with_layers(self, layers: Mapping[str, LoRAUpdate]) -> "Adapter":
+        """The same adapter with other updates, which its configuration then describes."""
+        if all(layers.get(name) is update for name, update in self.layers.items()) and len(layers) == len(self.layers):
+            return self
+        return replace(self, layers=layers, config=described(self.config, layers))
+
+    def __mul__(self, c: float) -> "Adapter":
+        return self.scale(c) if isinstance(c, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Adapter":
+        return self.scale(-1)
+
+    def __add__(self, other: "Adapter") -> "Adapter":
+        """The exact sum of the updates: see `total`."""
+        return total([self, other], [1, 1]) if isinstance(other, Adapter) else NotImplemented
+
+    def __sub__(self, other: "Adapter") -> "Adapter":
+        """The exact difference of the updates: see `total`."""
+        return total([self, other], [1, -1]) if isinstance(other, Adapter) else NotImplemented
+
+
+# --- sums -----------------------------------------------------------------------------------------------------------
+
+
+def total(adapters: list[Adapter], weights: list[float]) -> Adapter:
+    """Σ weight·adapter, exactly, by rank concatenation; a layer that only some adapt is that part of the sum.
+
+    Tensors and rows trained in full are values, not changes: one that several adapters hold must be the same in all.
+    Configuration (dropout, biases …) and metadata are the first adapter's, metadata where all agree.
+    Raises `AlgebraError`, naming layer or tensor, for what cannot be added.
+    """
+    layers: dict[str, LoRAUpdate] = {}
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
+        terms = [(a.layers[name], weight) for a, weight in zip(adapters, weights, strict=True) if name in a.layers]
+        layers[name] = _named(name, algebra.added, terms)
+    tensors = _agreed([adapter.tensors for adapter in adapters], same_bits)
+    rows = _agreed([adapter.rows for adapter in adapters], TokenRows.__eq__)
+    return united(adapters, layers, tensors, rows)
+
+
+def united(
+    adapters: list[Adapter], layers: Mapping[str, LoRAUpdate], tensors: Mapping[str, Tensor], rows: Mapping[str, TokenRows]
+) -> Adapter:
+    """An adapter of what was made of `adapters`: the first one's configuration, all of their `modules_to_save`, and the
+    metadata in which they agree."""
+    first = adapters[0]
+    shared = {k: v for k, v in first.metadata.items() if all(adapter.metadata.get(k) == v for adapter in adapters)}
+    modules = tuple(dict.fromkeys(name for adapter in adapters for name in adapter.config.modules_to_save))
+    bias = max((adapter.config.bias for adapter in adapters), key=["none", "lora_only", "all"].index)
+    config = replace(described(first.config, layers), modules_to_save=modules, bias=bias)
+    return Adapter(config, layers, tensors, shared, rows)
+
+
+def _agreed(held: list[Mapping[str, T]], same: Callable[[T, T], bool]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for values in held:
+        for name, value in values.items():
+            if name in found and not same(found[name], value):
+                raise AlgebraError(
+                    f"{name!r} was trained in full in several adapters and differs; say with combine(..., tensors=...) what "
+                    "is to become of such tensors."
+                )
+            found.setdefault(name, value)
+    return found
+
+
+def _named(name: str, operation: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    try:
+        return operation(*args, **kwargs)
+    except AlgebraError as error:
+        raise AlgebraError(f"{name}: {error}") from None
+
+
+# --- what a configuration says of its layers ------------------------------------------------------------------------
+
+
+def described(config: LoRAConfig, layers: Mapping[str, LoRAUpdate]) -> LoRAConfig:
+    """`config` with everything that it says of ranks, scalings, slices and targets taken from `layers`, by their full names.
+
+    >>> layers = {name: LoRAUpdate(torch.ones(r, 3), torch.ones(5, r), 4) for name, r in (("a", 2), ("b", 2), ("c", 1))}
+    >>> dict(described(LoRAConfig(), layers).rank_pattern)
+    {'^c': 1}
+    """
+    merged = {name: update for name, update in layers.items() if isinstance(update, MergedUpdate)}
+    ranks, alphas = ([getattr(update, key) for update in layers.values()] for key in ("r", "lora_alpha"))
+    r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
+    return replace(
+        config,
+        r=r,
+        lora_alpha=lora_alpha,
+        target_modules=tuple(layers),
+        exclude_modules=(),
+        rank_pattern={patterns.exactly(name): u.r for name, u in layers.items() if u.r != r},
+        alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in layers.items() if u.lora_alpha != lora_alpha},
+        use_rslora=any(update.use_rslora for update in layers.values()),
+        enable_lora={patterns.exactly(name): u.enable_lora for name, u in merged.items()},
+        slice_widths={patterns.exactly(name): u.widths for name, u in merged.items() if len(set(u.widths)) > 1},
+    )
+
+
+def _renamed(new: Callable[[str], str], values: Mapping[str, T]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for name, value in values.items():
+        if (renamed := new(name)) in found or not renamed:
+            problem = "more than one thing would be called so" if renamed else "a name is needed"
+            raise TargetError(f"rename: {name!r} cannot become {renamed!r}: {problem}.")
+        found[renamed] = value
+    return found
+
+
+def _last_name(name: str) -> str:
+    """The last part of a name that is not a number: what layers of one kind have in common."""
+    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
+
+
+def _counted(values: Iterable[object]) -> str:
+    """The different values, the most frequent first, with how often each comes where there are several."""
+    found = Counter(f"{value:g}" if isinstance(value, float) else str(value) for value in values).most_common()
+    return found[0][0] if len(found) == 1 else ", ".join(f"{value} ({n})" for value, n in found)

@@ -74,6 +74,15 @@ def lora_scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
     return lora_alpha / (math.sqrt(r) if use_rslora else r)
 
 
+def alpha_for(scaling: float, r: int, use_rslora: bool = False) -> float:
+    """The `lora_alpha` with which rank `r` has the factor `scaling`: the other way round of `lora_scaling`.
+
+    >>> alpha_for(2.0, 8), alpha_for(2.0, 16, use_rslora=True)
+    (16.0, 8.0)
+    """
+    return scaling * (math.sqrt(r) if use_rslora else r)
+
+
 def _names(value: str | Sequence[str] | None, field: str) -> tuple[str, ...]:
     if value is None:
         return ()

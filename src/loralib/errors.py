@@ -29,6 +29,10 @@ class FormatError(LoRAError, ValueError):
     """An adapter file that cannot be read, or an adapter that a format cannot hold."""
 
 
+class AlgebraError(LoRAError, ValueError):
+    """An operation on adapters whose result no adapter can be."""
+
+
 class DataError(LoRAError, ValueError):
     """A data set that cannot be used as asked."""
 

@@ -3,21 +3,20 @@
 Both are all or nothing: `attach` first lists everything that does not fit, and acts only when nothing is on the list.
 """
 
-from collections import Counter
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from . import layers, patterns, surgery, trained
-from .adapter import Adapter
+from .adapter import Adapter, described
 from .config import LoRAConfig
 from .errors import AttachError, LayerError
 from .layers import AdaptedLayer, LoRALayer
 from .patterns import within
 from .surgery import adapted_layers, adopt_in, layer_problem, require_adapted
 from .trained import check_enabled, join, unwrap
-from .updates import LoRAUpdate, MergedUpdate
+from .updates import LoRAUpdate
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -64,31 +63,20 @@ def extract(model: nn.Module) -> Adapter:
 
 def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
     """The configuration that describes the layers as they are, with full names as targets."""
-    updates = {name: layer.update for name, layer in found.items()}
     linear = [layer for layer in found.values() if isinstance(layer, layers.LinearLoRA)]
-    merged = {name: u for name, u in updates.items() if isinstance(u, MergedUpdate)}
-    ranks, alphas = ([getattr(u, key) for u in updates.values()] for key in ("r", "lora_alpha"))
-    r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
     dropouts = [layer.lora_dropout.p for layer in found.values() if isinstance(layer.lora_dropout, nn.Dropout)]
     biases = {kept.bias for _, _, kept in trained.records(model)} - {"none"}
     bias = biases.pop() if biases else "none"
     modules = [join(prefix, name) for prefix, _, kept in trained.records(model) for name in kept.modules]
     named = trained.bias_names(model, bias)
     others = [name.rpartition(".")[0] for name in tensors if name not in named and not within(name, modules)]
-    return LoRAConfig(
-        r=r,
-        lora_alpha=lora_alpha,
+    config = LoRAConfig(
         lora_dropout=max(dropouts, default=0.0),
-        target_modules=tuple(found),
         modules_to_save=tuple(dict.fromkeys([*modules, *others])),
         bias=bias,
-        rank_pattern={patterns.exactly(name): u.r for name, u in updates.items() if u.r != r},
-        alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in updates.items() if u.lora_alpha != lora_alpha},
-        use_rslora=any(u.use_rslora for u in updates.values()),
         fan_in_fan_out=bool(linear) and all(layer.fan_in_fan_out for layer in linear),
-        enable_lora={patterns.exactly(name): u.enable_lora for name, u in merged.items()},
-        slice_widths={patterns.exactly(name): u.widths for name, u in merged.items() if len(set(u.widths)) > 1},
     )
+    return described(config, {name: layer.update for name, layer in found.items()})
 
 
 def attach(model: nn.Module, adapter: Adapter) -> list[str]:

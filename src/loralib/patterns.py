@@ -6,7 +6,7 @@ A pattern is a list of names, each of which must equal a layer's full name or en
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -123,3 +123,25 @@ def check_lookup(patterns: Mapping[str, object], names: Sequence[str], field: st
             raise TargetError(
                 f"{field}: {key!r} fits none of the adapted layers. Nearest names: {nearest(key, names)}. Nothing was changed."
             )
+
+
+def renaming(names: Mapping[str, str], held: Sequence[str]) -> Callable[[str], str]:
+    """The function that renames modules and what lies in them by {module: new name}; the longest fitting entry counts, and ""
+    stands for the model itself. `TargetError` for an entry that fits none of the names in `held`.
+
+    >>> renaming({"unet": "", "unet.mid": "middle"}, ["unet.mid.to_q"])("unet.mid.to_q")
+    'middle.to_q'
+    """
+    for old in names:
+        if old and not any(within(name, [old]) for name in held):
+            raise TargetError(f"rename: {old!r} fits nothing in the adapter. Nearest names: {nearest(old, held)}.")
+
+    def new(name: str) -> str:
+        fitting = [old for old in names if not old or within(name, [old])]
+        if not fitting:
+            return name
+        old = max(fitting, key=len)
+        rest = name[len(old) + 1 :] if old else name
+        return ".".join(part for part in (names[old], rest) if part)
+
+    return new

@@ -11,24 +11,44 @@
 
 d in, k out, r rank, V vocabulary, g groups; `*` is the kernel. `delta` is in the layout in which torch's own layer of that
 kind keeps its weight (convolutions that are not transposed, linear layers as (k, d)).
+
+With `magnitude` m (k,) an update is DoRA's (2402.09353): W' = m·(W + s·B·A) / ‖W + s·B·A‖, the norm over all that goes into an
+output. What it adds depends on W, so it has an `effective_weight` and no `delta`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from . import ops
-from .config import lora_scaling
-from .errors import ConfigError
+from .config import alpha_for, lora_scaling
+from .errors import AlgebraError, ConfigError
+
+Product = tuple[Tensor, Tensor]
+
+
+def same_bits(a: object, b: object) -> bool:
+    """Whether two fields are equal; tensors are when dtype, shape and every bit are."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b) and a == b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b))
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """What `tensor` holds as a row of bytes, on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class LoRAUpdate:
     """The update of one layer: ΔW = s·B·A with A (r, in), B (out, r) and s from `lora_alpha`.
 
-    A convolution's A is (r, in, *kernel) and its B (out, r, 1…); a bilinear layer's A is (r, in1, in2).
+    A convolution's A is (r, in, *kernel) and its B (out, r, 1…); a bilinear layer's A is (r, in1, in2). magnitude: (out,), of a
+    DoRA update. Two updates are equal when their kind, their fields and every bit of their tensors are.
     Raises `ConfigError` when the two factors do not share one rank.
 
     >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
@@ -40,12 +60,22 @@ class LoRAUpdate:
     B: Tensor
     lora_alpha: float
     use_rslora: bool = False
+    magnitude: Tensor | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if problem := self._problem():
             raise ConfigError(
                 f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: {problem}."
             )
+        if self.magnitude is not None and (self.magnitude.shape != (len(self.B),) or not self._may_be_dora):
+            raise ConfigError(
+                f"magnitude {tuple(self.magnitude.shape)} of a {type(self).__name__} with lora_B {tuple(self.B.shape)}: "
+                "expected one number an output, for a linear layer, an embedding or a convolution."
+            )
+
+    @property
+    def _may_be_dora(self) -> bool:
+        return True
 
     def _problem(self) -> str | None:
         A, B = self.A, self.B
@@ -64,19 +94,83 @@ class LoRAUpdate:
         return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
 
     def delta(self) -> Tensor:
-        """ΔW in at least float32: shape (out, in), or (out, in, *kernel)."""
+        """ΔW in at least float32: shape (out, in), or (out, in, *kernel). `AlgebraError` for DoRA."""
+        if self.magnitude is not None:
+            raise AlgebraError(
+                "What a DoRA update adds depends on the weight W; ask for effective_weight(W) instead of delta()."
+            )
+        return self._product()
+
+    def _product(self) -> Tensor:
+        """s·B·A in the layout of `delta`."""
         return ops.linear_delta(self.A, self.B, self.scaling)
+
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W' for a weight W in the layout of `delta`: computed in at least float32 and rounded once to the dtype of W.
+
+        >>> update = LoRAUpdate(torch.zeros(1, 2), torch.zeros(2, 1), lora_alpha=1, magnitude=torch.tensor([10.0, 1.0]))
+        >>> update.effective_weight(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor([[6., 8.],
+                [0., 1.]])
+        """
+        changed = W.to(torch.promote_types(W.dtype, torch.float32)) + self._product()
+        if self.magnitude is not None:
+            outputs = self._outputs_at % changed.dim()
+            others = [dim for dim in range(changed.dim()) if dim != outputs]
+            norm = torch.linalg.vector_norm(changed, dim=others, keepdim=True).clamp_min(torch.finfo(changed.dtype).tiny)
+            changed = changed * (self.magnitude.to(changed).view_as(norm) / norm)
+        return changed.to(W.dtype)
+
+    @property
+    def _outputs_at(self) -> int:
+        """The dimension of `delta` that counts outputs."""
+        return 0
+
+    def products(self) -> list[Product]:
+        """What ΔW / s is made of: pairs of matrices B (k, R), A (R, n) whose products, rearranged, fill it without overlap."""
+        return [(self.B.flatten(1), self.A.flatten(1))]
+
+    def with_products(self, products: Sequence[Product], lora_alpha: float, use_rslora: bool) -> Self:
+        """An update of the same kind and structure made of other `products`, all of one rank."""
+        ((B, A),) = products
+        A, B = A.unflatten(1, self.A.shape[1:]), B.reshape(*B.shape, *self.B.shape[2:])
+        return dataclasses.replace(self, A=A, B=B, lora_alpha=lora_alpha, use_rslora=use_rslora)
+
+    @property
+    def rows_per_rank(self) -> int:
+        """How many columns of B in `products` one rank stands for."""
+        return 1
+
+    def plain(self) -> "LoRAUpdate":
+        """The same ΔW as an update of the kind that most formats know: itself, but for slices and 0.1's convolutions."""
+        return self
+
+    def structure(self) -> tuple[object, ...]:
+        """What the products of two updates must share to be put side by side: all but rank and scaling."""
+        return (type(self), self.A.shape[1:], self.B.shape[0], self.B.shape[2:], *(value for _, value in self._own_fields()))
+
+    def _own_fields(self) -> list[tuple[str, object]]:
+        """The fields that the kind has beside those of all."""
+        own = dataclasses.fields(self)[len(dataclasses.fields(LoRAUpdate)) :]
+        return [(field.name, getattr(self, field.name)) for field in own]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LoRAUpdate) or type(other) is not type(self):
+            return NotImplemented
+        return all(same_bits(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+
+    def __hash__(self) -> int:
+        return hash((self.structure(), self.r, float(self.lora_alpha), self.use_rslora))
 
     def form(self) -> list[tuple[str, object]]:
         """What two updates must share for the one to be loaded in the other's place: kind, rank, shapes and structure."""
-        fields = dataclasses.fields(self)[len(dataclasses.fields(LoRAUpdate)) :]
         shapes = [
             ("kind", type(self).__name__),
             ("rank", self.r),
             ("lora_A", tuple(self.A.shape)),
             ("lora_B", tuple(self.B.shape)),
         ]
-        return [*shapes, *((field.name, getattr(self, field.name)) for field in fields)]
+        return [*shapes, *self._own_fields()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +181,12 @@ class EmbeddingUpdate(LoRAUpdate):
     torch.Size([10, 4])
     """
 
-    def delta(self) -> Tensor:
-        """ΔW, shape (num_embeddings, embedding_dim), in at least float32."""
-        return super().delta().t()
+    def _product(self) -> Tensor:
+        return super()._product().t()
+
+    @property
+    def _outputs_at(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +232,42 @@ class LegacyConvolutionUpdate(LoRAUpdate):
         """The rank that 0.1 was asked for."""
         return self.A.shape[0] // self.weight_shape[-1]
 
-    def delta(self) -> Tensor:
-        """ΔW in the weight's shape, in at least float32."""
-        return super().delta().reshape(self.weight_shape)
+    @property
+    def _may_be_dora(self) -> bool:
+        return False
+
+    @property
+    def rows_per_rank(self) -> int:
+        """The kernel's width κ."""
+        return self.weight_shape[-1]
+
+    def _product(self) -> Tensor:
+        return super()._product().reshape(self.weight_shape)
+
+    def plain(self) -> ConvolutionUpdate:
+        """The same ΔW as a convolution of kernel κ after one of kernel 1, of rank r·κ² where no output's weights begin within a
+        row of the product (so without groups), of full rank elsewhere.
+
+        >>> A, B = torch.randn(2 * 3, 4 * 3), torch.randn(40 * 3, 2 * 3)
+        >>> update = LegacyConvolutionUpdate(A, B, lora_alpha=2, weight_shape=(40, 4, 3, 3))
+        >>> update.plain().r, torch.allclose(update.plain().delta(), update.delta(), atol=1e-4)
+        (18, True)
+        """
+        k, rest = self.weight_shape[0], self.weight_shape[1:]
+        rows, width = divmod(len(self.B), k)[0], torch.Size(rest).numel()
+        if len(self.B) % k == 0 and rows * len(self.A) < min(k, width):
+            A, B = torch.block_diag(*[self.A] * rows), self.B.reshape(k, rows * len(self.A))
+        else:
+            dense, A, B = (self.B @ self.A).reshape(k, width), torch.eye(width), torch.eye(k)
+            A, B = (A.to(dense), dense) if width <= k else (dense, B.to(dense))
+        lora_alpha = alpha_for(self.scaling, len(A), self.use_rslora)
+        B = B.reshape(*B.shape, *[1] * (len(rest) - 1))
+        return ConvolutionUpdate(A.unflatten(1, rest), B, lora_alpha, self.use_rslora, groups=self._groups)
+
+    @property
+    def _groups(self) -> int:
+        """How many groups the convolution has: A spans all inputs, the weight those of one group."""
+        return max(1, self.A.shape[1] // self.weight_shape[-1] // self.weight_shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +301,22 @@ class MergedUpdate(LoRAUpdate):
         """The rank of each slice's product."""
         return self.B.shape[1]
 
-    def delta(self) -> Tensor:
-        """ΔW, shape (sum of widths, in), zero in the slices that are not enabled, in at least float32."""
+    @property
+    def _may_be_dora(self) -> bool:
+        return False
+
+    def _product(self) -> Tensor:
         return ops.merged_linear_delta(self.A, self.B, self.scaling, self.widths, self.enable_lora)
+
+    def products(self) -> list[Product]:
+        """One for each enabled slice."""
+        enabled = [width for width, on in zip(self.widths, self.enable_lora, strict=True) if on]
+        return list(zip(self.B.split(enabled), self.A.split(self.r), strict=True))
+
+    def with_products(self, products: Sequence[Product], lora_alpha: float, use_rslora: bool) -> Self:
+        """An update of the same slices, one product for each that is enabled."""
+        A, B = torch.cat([A for _, A in products]), torch.cat([B for B, _ in products])
+        return dataclasses.replace(self, A=A, B=B, lora_alpha=lora_alpha, use_rslora=use_rslora)
 
     def plain(self) -> LoRAUpdate:
         """The same ΔW as one update of rank n·r, whose B is zero wherever a slice does not see a first factor.
@@ -217,3 +360,7 @@ class MergedUpdate(LoRAUpdate):
 @dataclass(frozen=True, eq=False)
 class ProjectionUpdate(LoRAUpdate):
     """The update of one projection of an `nn.MultiheadAttention`: `q_proj`, `k_proj`, `v_proj` or `out_proj` of it."""
+
+    @property
+    def _may_be_dora(self) -> bool:
+        return False

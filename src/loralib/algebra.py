@@ -1,0 +1,149 @@
+"""Arithmetic on the updates of one layer. All of it acts on the product ΔW, never on the factors one by one.
+
+    c·ΔW                       the scaling, and the sign of B
+    w₁·ΔW₁ + w₂·ΔW₂            exact, by putting the products side by side: B = [w₁s₁B₁, w₂s₂B₂], A = [A₁; A₂], rank r₁ + r₂
+    the closest ΔW of rank r   by an SVD of the product that never forms it (see `ops.products`)
+
+DoRA's updates are no such products: they are given back as they are, or refused.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from itertools import starmap
+
+import torch
+from torch import Tensor
+
+from .config import alpha_for, check_rank
+from .errors import AlgebraError
+from .ops import products
+from .updates import LoRAUpdate
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def scaled(update: LoRAUpdate, c: float) -> LoRAUpdate:
+    """c·ΔW, for a c of any sign; the update itself for c = 1. `AlgebraError` for DoRA and for a c that is not finite.
+
+    >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
+    >>> scaled(update, -0.5).delta()[0]
+    tensor([-2., -2., -2.])
+    """
+    if not math.isfinite(c):
+        raise AlgebraError(f"An update cannot be multiplied with {c}; give a finite number.")
+    if c == 1:
+        return update
+    if update.magnitude is not None:
+        raise AlgebraError(f"A DoRA update times {c} is none: what it adds is not proportional to anything in it.")
+    B = update.B if c > 0 else -update.B if c < 0 else torch.zeros_like(update.B)
+    return dataclasses.replace(update, B=B, lora_alpha=update.lora_alpha * (abs(c) or 1))
+
+
+def added(terms: Sequence[tuple[LoRAUpdate, float]]) -> LoRAUpdate:
+    """Σ weight·ΔW of updates of one layer, exactly: the ranks add up. A single term is `scaled`.
+
+    The dtype is that of the factors, or float32 where a product with a scaling would be rounded in a lower one.
+    Raises `AlgebraError` for DoRA, and for updates of different shapes or kinds of layer.
+
+    >>> a, b = (LoRAUpdate(torch.ones(r, 3), torch.ones(5, r), lora_alpha=4) for r in (1, 2))
+    >>> total = added([(a, 1), (b, -0.5)])
+    >>> total.r, total.delta()[0]
+    (3, tensor([2., 2., 2.]))
+    """
+    terms = [term for term in terms if term[1]] or list(terms[:1])
+    if len(terms) == 1:
+        return scaled(*terms[0])
+    if any(update.magnitude is not None for update, _ in terms):
+        raise AlgebraError(
+            "DoRA updates cannot be added: what each adds depends on the weight. Merge one into the model first."
+        )
+    if len({update.structure() for update, _ in terms}) > 1:
+        terms = [(update.plain(), weight) for update, weight in terms]
+    if len({update.structure() for update, _ in terms}) > 1:
+        raise AlgebraError(f"updates of different layers cannot be added: {' and '.join(starmap(_described, terms))}")
+    first = terms[0][0]
+    common = abs(terms[0][1] * first.scaling)
+    dtype = _wide_enough([(update, weight * update.scaling / common) for update, weight in terms])
+    stacked = []
+    for parts in zip(*(update.products() for update, _ in terms), strict=True):
+        weighted = [
+            (B.to(dtype) * (weight * update.scaling / common), A.to(dtype))
+            for (B, A), (update, weight) in zip(parts, terms, strict=True)
+        ]
+        stacked.append((torch.cat([B for B, _ in weighted], dim=1), torch.cat([A for _, A in weighted])))
+    r = stacked[0][0].shape[1] // first.rows_per_rank
+    use_rslora = all(update.use_rslora for update, _ in terms)
+    return first.with_products(stacked, alpha_for(common, r, use_rslora), use_rslora)
+
+
+def _described(update: LoRAUpdate, _: float) -> str:
+    return f"a {type(update).__name__} with lora_A {tuple(update.A.shape)} and lora_B {tuple(update.B.shape)}"
+
+
+def _wide_enough(terms: Sequence[tuple[LoRAUpdate, float]]) -> torch.dtype:
+    """The dtype in which every B times its factor is what it is in float32 (in float32 and above: theirs)."""
+    dtype = terms[0][0].A.dtype
+    for factor in [factor for update, _ in terms for factor in (update.A, update.B)]:
+        dtype = torch.promote_types(dtype, factor.dtype)
+    if dtype in _LOW_PRECISION and not all(_is_exact(update.B, c, dtype) for update, c in terms):
+        return torch.float32
+    return dtype
+
+
+def _is_exact(B: Tensor, c: float, dtype: torch.dtype) -> bool:
+    return abs(c) == 1 or torch.equal((B.to(dtype) * c).double(), B.double() * c)
+
+
+def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = None) -> LoRAUpdate:
+    """The closest update of rank `r`, or of the smallest rank that keeps the share `energy` of ‖ΔW‖² (with both, of the smaller
+    of the two); the update itself when it has no higher rank. The scaling stays, and the factors are of equal norms.
+
+    In an update of slices each slice has the rank. Of DoRA the low-rank part is truncated, and the magnitudes stay.
+    Raises `ConfigError` for an `r` below 1, `AlgebraError` for an `energy` that is no share.
+
+    >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
+    >>> truncated(update, energy=0.99).r, torch.allclose(truncated(update, r=1).delta(), update.delta())
+    (1, True)
+    """
+    limit = update.r if r is None else min(check_rank(r), update.r)
+    if energy is not None and not 0 < energy <= 1:
+        raise AlgebraError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
+    if limit == update.r and energy is None:
+        return update
+    components = limit * update.rows_per_rank if energy is None else None
+    found = [products.svd(B, A, components) for B, A in update.products()]
+    if energy is not None:
+        S = torch.stack([_padded(svd.S, max(len(svd.S) for svd in found)) for svd in found]).square().sum(0).sqrt()
+        limit = min(limit, math.ceil(products.rank_for(S, energy) / update.rows_per_rank))
+    if limit == update.r:
+        return update
+    width = limit * update.rows_per_rank
+    kept = [tuple(_fit(factor, width, dim) for dim, factor in ((1, B), (0, A))) for B, A in (s.factors() for s in found)]
+    pairs = [(B.to(update.B.dtype), A.to(update.A.dtype)) for B, A in kept]
+    return update.with_products(pairs, alpha_for(update.scaling, limit, update.use_rslora), update.use_rslora)
+
+
+def _padded(S: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(S, (0, length - len(S)))
+
+
+def _fit(factor: Tensor, width: int, dim: int) -> Tensor:
+    """`factor` cut or filled with zeros to `width` components."""
+    have = factor.shape[dim]
+    if have >= width:
+        return factor.narrow(dim, 0, width)
+    shape = list(factor.shape)
+    shape[dim] = width - have
+    return torch.cat([factor, factor.new_zeros(shape)], dim)
+
+
+def spectrum(update: LoRAUpdate) -> Tensor:
+    """The singular values of ΔW as a matrix (out, in · kernel), descending, in float64; of DoRA those of its low-rank part.
+
+    >>> spectrum(LoRAUpdate(torch.eye(2, 3), torch.eye(4, 2) * torch.tensor([1.0, 3.0]), lora_alpha=4))
+    tensor([6., 2.], dtype=torch.float64)
+    """
+    plain = update.plain()
+    ((B, A),) = plain.products()
+    return plain.scaling * products.singular_values(B, A)
