@@ -17,7 +17,7 @@ LEVELS = [
     {"ops"},
     {"updates", "algebra", "adapter"},
     {"formats", "layers"},
-    {"trained", "surgery", "exchange", "legacy", "utils"},
+    {"trained", "surgery", "exchange", "legacy", "utils", "checkpoints"},
     {"train"},
     {"recipes"},
     {"cli"},

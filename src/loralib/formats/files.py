@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, and safetensors files from strangers."""
+"""Files that appear whole or not at all, and pickled checkpoints from strangers."""
 
+import json
 import os
 import pickle
 import warnings
@@ -7,10 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from ..errors import FormatError
 
@@ -39,6 +37,8 @@ def write_together(files: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
         for path, temporary in temporaries.items():
             temporary.replace(path)
+        for folder in {path.parent for path in files}:
+            sync_folder(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -46,12 +46,14 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; `FormatError` when it is none or is damaged."""
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not a whole safetensors file ({error}); fetch or save it again.") from None
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` last, as `fsync` makes the content of files last; Windows has no such call, nor need of it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_pickled(path: Path) -> Any:
@@ -63,22 +65,17 @@ def read_pickled(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about what makes it fail in the next moment
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise FormatError(f"{path} is no checkpoint of tensors that is safe to read ({reason}).") from None
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a safetensors file that holds `tensors`."""
-    apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}  # may share memory
-    content: bytes = safetensors.torch.save(apart, metadata={"format": "pt"})
-    return content
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path`; `FormatError` when it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise FormatError(f"{path} is not JSON ({error}); fetch or save it again.") from None
+    if not isinstance(values, dict):
+        raise FormatError(f"{path} is not a JSON object; fetch or save it again.")
+    return values

@@ -32,9 +32,10 @@ from ..adapter import Adapter
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
-from .files import read_tensors, tensor_bytes, write_together
+from .files import read_json, write_together
 from .loralib import read_state_dict
 from .peft_attention import apart, configured, joined, plain
+from .tensor_file import read_tensors, tensor_bytes
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
@@ -56,7 +57,7 @@ def detect(path: Path) -> bool:
 
 def read(path: Path) -> Adapter:
     """The adapter in the folder `path`; `FormatError` when it is damaged or asks for what cannot be represented."""
-    values = _read_json(path / CONFIG)
+    values = read_json(path / CONFIG)
     _refuse_unknown(path / CONFIG, values)
     try:
         config = LoRAConfig(**{key: values[key] for key in _OURS if values.get(key) is not None})
@@ -86,7 +87,7 @@ def write(adapter: Adapter, path: Path) -> None:
         tensors[_PREFIX + ".".join(part for part in parts if part)] = tensor
     config = json.dumps(_config(adapter, layers), indent=2, sort_keys=True) + "\n"
     path.mkdir(parents=True, exist_ok=True)
-    write_together({path / TENSORS: tensor_bytes(tensors), path / CONFIG: config.encode()})
+    write_together({path / TENSORS: tensor_bytes(tensors, {"format": "pt"}), path / CONFIG: config.encode()})
 
 
 def _representable(name: str, update: LoRAUpdate) -> LoRAUpdate:
@@ -136,20 +137,10 @@ def _config(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dict[str, An
 def _read_stored(path: Path) -> dict[str, Tensor]:
     """The tensors of the folder; before version 0.7 PEFT pickled them."""
     if (path / TENSORS).is_file():
-        return read_tensors(path / TENSORS)
+        return read_tensors(path / TENSORS)[0]
     if (path / PICKLED).is_file():
         return read_state_dict(path / PICKLED)
     raise FormatError(f"{path} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON ({error}); fetch or save it again.") from None
-    if not isinstance(values, dict):
-        raise FormatError(f"{path} is not a JSON object; fetch or save it again.")
-    return values
 
 
 def _refuse_unknown(path: Path, values: dict[str, Any]) -> None:
