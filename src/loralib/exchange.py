@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import layers, patterns, surgery, trained
-from .adapter import Adapter, described
+from .adapter import Adapter, TokenRows, described
 from .config import LoRAConfig
 from .errors import AttachError, LayerError
 from .layers import AdaptedLayer, LoRALayer
@@ -58,7 +58,20 @@ def extract(model: nn.Module) -> Adapter:
         updates[name] = replace(update, A=A, B=B)
     beside = {name for name in trained.trained_names(model) if not trained.is_factor(name)}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in model.state_dict().items() if name in beside}
-    return Adapter(_derived_config(model, found, tensors), updates, tensors)
+    return Adapter(_derived_config(model, found, tensors), updates, tensors, rows=_rows(model))
+
+
+def _rows(model: nn.Module) -> dict[str, TokenRows]:
+    """The rows that an adapter brought, each under the first of the names that its tensor has."""
+    found, seen = {}, set()
+    tensors = trained.named_tensors(model)
+    for prefix, _, kept in trained.records(model):
+        for name, indices in kept.rows.items():
+            tensor = tensors[join(prefix, name)]
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[join(prefix, name)] = TokenRows(indices, _plain_copy(name, tensor)[list(indices)])
+    return found
 
 
 def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
@@ -85,6 +98,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
     adapted layers are returned.
+    Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
     Strict: everything missing, left over or of another shape is listed in one `AttachError`, and the model is as it was.
 
     >>> import loralib as lora
@@ -97,7 +111,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     check_enabled(model, "attached to")
     modules, present = surgery.sites(model), adapted_layers(model)
     updates = {n: present[n].own_form(update) if n in present else update for n, update in adapter.layers.items()}
-    tensors = trained.named_tensors(model) if adapter.tensors else {}
+    tensors = trained.named_tensors(model) if adapter.tensors or adapter.rows else {}
     dropout = adapter.config.lora_dropout
     owner = surgery.owners(model)
     problems = [p for name in adapter.layers if (p := _misfit(owner, modules, name, updates[name], dropout, bool(present)))]
@@ -105,11 +119,16 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
         problems += [f"{n}: adapted in the model, not in the adapter" for n in present if n not in adapter.layers]
         beside = sorted(name for name in trained.trained_names(model) if not trained.is_factor(name))
         problems += [f"{n}: trained in the model, not in the adapter" for n in beside if n not in adapter.tensors]
+        held = {n: rows.indices for n, rows in _rows(model).items()}
+        problems += [
+            f"{n}: other rows in the model" for n, i in held.items() if n not in adapter.rows or adapter.rows[n].indices != i
+        ]
     for name, tensor in adapter.tensors.items():
         if name not in tensors:
             problems.append(f"{name}: no such tensor in the model")
         elif tensors[name].shape != tensor.shape:
             problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(tensors[name].shape)} in the model")
+    problems += [f"{n}: {problem}" for n, rows in adapter.rows.items() if (problem := _rows_misfit(model, tensors, n, rows))]
     if not problems and (problem := trained.tie_problem(model, adapter.tensors)):
         problems.append(problem)
     if problems:
@@ -135,7 +154,33 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
         tensors = trained.named_tensors(model) if adapter.tensors else {}
         for name, tensor in adapter.tensors.items():
             tensors[name].copy_(tensor)
+    for name, rows in adapter.rows.items():
+        _put_rows(model, name, rows)
     return list(adapter.layers)
+
+
+def _put_rows(model: nn.Module, name: str, rows: TokenRows) -> None:
+    """Put `rows` into a copy of the tensor `name`, which takes its place under all of its names."""
+    names, kept = trained.tied_names(model, name), trained.record(model)
+    trained.set_aside(model, names)
+    kept.rows |= {tied: rows.indices for tied in names if tied in kept.originals}
+    tensor = trained.named_tensors(model)[name]
+    with torch.no_grad():
+        tensor[list(rows.indices)] = rows.values.to(tensor)
+
+
+def _rows_misfit(model: nn.Module, tensors: dict[str, Tensor], name: str, rows: TokenRows) -> str | None:
+    """Why `rows` cannot be put into the tensor `name` of the model, or None."""
+    if name not in tensors:
+        return "no such tensor in the model"
+    tensor, last = tensors[name], max(rows.indices, default=-1)
+    if tensor.shape[1:] != rows.values.shape[1:]:
+        return f"rows of shape {tuple(rows.values.shape[1:])} in the adapter, {tuple(tensor.shape[1:])} in the model"
+    if last >= len(tensor):
+        return f"the adapter has row {last}, the model {len(tensor)} rows; resize the model's embeddings first"
+    if isinstance(layer := trained.owner(model, name)[0], AdaptedLayer) and layer.merged:
+        return "the layer is merged, and rows of its weight are to be replaced; unmerge the model first"
+    return None
 
 
 def _misfit(
@@ -150,6 +195,8 @@ def _misfit(
     layer = modules.get(name)
     if layer is None:
         return f"{name}: no such layer in the model"
+    if update.magnitude is not None:
+        return f"{name}: a DoRA update, which layers here do not compute; merge it into the model's files (merge_checkpoint)"
     if isinstance(layer, AdaptedLayer) and layer.has_update:
         misfit = layer.misfit(layer, update)
         return misfit and f"{name}: {misfit}"

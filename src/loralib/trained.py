@@ -29,12 +29,14 @@ class TrainedBeside:
     """What is trained in full in the module that carries this record.
 
     modules: the modules asked for. originals: the tensors that copies stand in for, by name (all tensors of `modules`, and
-    the biases). swapped: whether the originals are in their places at present, and the copies here.
+    the biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not trained further.
+    swapped: whether the originals are in their places at present, and the copies here.
     """
 
     bias: Bias = "none"
     modules: tuple[str, ...] = ()
     originals: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     swapped: bool = False
 
 
@@ -132,6 +134,12 @@ def tie_problem(model: nn.Module, names: Iterable[str]) -> str | None:
     return None
 
 
+def tied_names(model: nn.Module, name: str) -> list[str]:
+    """All names of the tensor `name`, `name` first."""
+    tensors = named_tensors(model)
+    return [name, *(other for other, tensor in tensors.items() if tensor is tensors[name] and other != name)]
+
+
 def set_aside(model: nn.Module, names: Iterable[str]) -> None:
     """Let copies of the tensors `names` take their places, and record the originals. Tied tensors get one copy; a tensor of
     a module that has several names is recorded under one of them."""
@@ -206,7 +214,8 @@ def trained_names(model: nn.Module, bias: Bias | None = None) -> set[str]:
     if bias is not None:
         names |= bias_names(model, check_bias(bias))
     for prefix, module, kept in records(model):
-        names |= {join(prefix, name) for name in kept.originals if not is_bias(name) or within(name, kept.modules)}
+        whole = [name for name in kept.originals if name not in kept.rows]
+        names |= {join(prefix, name) for name in whole if not is_bias(name) or within(name, kept.modules)}
         if bias is None:
             names |= {join(prefix, name) for name in bias_names(module, kept.bias)}
     return names
