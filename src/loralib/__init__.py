@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
+    from .adapter import Adapter, TokenRows
     from .config import LoRAConfig
     from .errors import (
+        AlgebraError,
         AttachError,
         ConfigError,
         DataError,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         TargetError,
     )
     from .exchange import attach, extract
-    from .formats import load, save
+    from .formats import detect, load, save
     from .layers import (
         AdaptedLayer,
         Conv1d,
@@ -50,9 +51,10 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "adapter": ("Adapter",),
+    "adapter": ("Adapter", "TokenRows"),
     "config": ("LoRAConfig",),
     "errors": (
+        "AlgebraError",
         "AttachError",
         "ConfigError",
         "DataError",
@@ -63,7 +65,7 @@ _HOMES = {
         "TargetError",
     ),
     "exchange": ("attach", "extract"),
-    "formats": ("load", "save"),
+    "formats": ("detect", "load", "save"),
     "layers": (
         "AdaptedLayer",
         "Conv1d",

@@ -147,9 +147,9 @@ class LoRAUpdate:
 
     def structure(self) -> tuple[object, ...]:
         """What the products of two updates must share to be put side by side: all but rank and scaling."""
-        return (type(self), self.A.shape[1:], self.B.shape[0], self.B.shape[2:], *(value for _, value in self._own_fields()))
+        return (type(self), self.A.shape[1:], self.B.shape[0], self.B.shape[2:], *(value for _, value in self.own_fields()))
 
-    def _own_fields(self) -> list[tuple[str, object]]:
+    def own_fields(self) -> list[tuple[str, object]]:
         """The fields that the kind has beside those of all."""
         own = dataclasses.fields(self)[len(dataclasses.fields(LoRAUpdate)) :]
         return [(field.name, getattr(self, field.name)) for field in own]
@@ -170,7 +170,7 @@ class LoRAUpdate:
             ("lora_A", tuple(self.A.shape)),
             ("lora_B", tuple(self.B.shape)),
         ]
-        return [*shapes, *self._own_fields()]
+        return [*shapes, *self.own_fields()]
 
 
 @dataclass(frozen=True, eq=False)

@@ -273,12 +273,12 @@ def test_the_folder_reads_before_it_is_damaged(folder):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"use_dora": True}, "use_dora=True asks for something that this library does not compute"),
+        ({"use_dora": True}, "use_dora=True, but 0 of 1 layers have magnitudes"),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"target_parameters": ["w"]}, "target_parameters"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices=.*holds no rows of tokens"),
         ({"invented_next_year": {"a": 1}}, "invented_next_year"),
         ({"peft_type": "LOHA"}, "peft_type='LOHA'; only LORA"),
         ({"peft_type": None}, "peft_type=None"),
@@ -316,7 +316,10 @@ def test_a_configuration_that_is_no_json_object_is_refused(folder, text):
         (lambda t: t.update({KEY.format("A"): torch.ones(2)}), "are no factors of one update"),
         (lambda t: t.update({KEY.format("A"): torch.ones(3, 6)}), "are no factors of one update"),
         (lambda t: t.update({"0.lora_A.weight": torch.ones(2)}), r"tensor '0.lora_A.weight' has no PEFT name"),
-        (lambda t: t.update({"base_model.model.0.lora_magnitude_vector": torch.ones(5)}), "kind of layer that cannot be"),
+        (
+            lambda t: t.update({"base_model.model.0.lora_magnitude_vector": torch.ones(5)}),
+            "use_dora=False, but 1 of 1 layers have magnitudes",
+        ),
         (lambda t: t.update({"base_model.model.e.lora_embedding_A": torch.ones(2, 5)}), "layer 'e' has no lora_embedding_B"),
         (lambda t: t.clear(), "holds no LoRA factors"),
     ],
@@ -369,8 +372,8 @@ def test_a_pickle_in_disguise_is_refused_and_does_not_run(folder, tmp_path):
 def test_what_is_not_there_is_said(folder, tmp_path):
     refused(tmp_path / "nowhere", "nowhere does not exist; give the path of a saved adapter")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", rf"holds no adapter in a known format \(peft\): a PEFT folder has {CONFIG} and {TENSORS}")
-    refused(folder / TENSORS, "holds no adapter in a known format")
+    refused(tmp_path / "empty", rf"holds no adapter in a known format: a PEFT folder has {CONFIG} and {TENSORS}")
+    refused(folder / CONFIG, "give the folder")
     (folder / TENSORS).unlink()
     refused(folder, f"has {CONFIG} but no {TENSORS}")
 
@@ -388,7 +391,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_written(tmp_path):
     ):
         with pytest.raises(lora.FormatError, match=f"{message}.*Nothing was written"):
             lora.save(value, tmp_path / "out")
-    with pytest.raises(lora.FormatError, match=r"format='pfet' is not known; choose one of peft\. Nothing was written"):
+    with pytest.raises(lora.FormatError, match=r"format='pfet' is not known; choose one of peft, safetensors"):
         lora.save(adapter, tmp_path / "out", format="pfet")
     assert list(tmp_path.iterdir()) == []
 

@@ -158,7 +158,6 @@ class Others(nn.Module):
         self.grouped = nn.Conv2d(4, 4, 3, groups=2)
         self.transposed = nn.ConvTranspose1d(4, 4, 3)
         self.bilinear = nn.Bilinear(4, 4, 4)
-        self.legacy = lora.Conv2d(4, 4, 3, r=2)
         self.attention = nn.MultiheadAttention(4, 2, kdim=3)
 
 
@@ -168,15 +167,12 @@ class Others(nn.Module):
         ("grouped", "'grouped' is for a convolution with groups"),
         ("transposed", "'transposed' is for a transposed convolution"),
         ("bilinear", "'bilinear' is for a bilinear layer"),
-        ("legacy", "'legacy' has factors as loralib 0.1 makes them"),
         ("attention", "'attention' has keys or values of another width"),
     ],
 )
 def test_what_peft_computes_otherwise_is_refused_and_nothing_is_written(target, message, tmp_path):
     model = Others()
-    if target != "legacy":
-        model.legacy = nn.Identity()
-        lora.inject(model, lora.LoRAConfig(r=2, target_modules=[target]))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=[target]))
     with pytest.raises(lora.FormatError, match=f"{message}.*Nothing was written"):
         lora.save(lora.extract(model), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

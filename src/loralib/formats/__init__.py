@@ -1,18 +1,64 @@
-"""Adapters in files. Each format is one file here, with `detect`, `read` and `write`; none of them knows models."""
+"""Adapters in files. Each format is one file here, with `detect`, `read` and `write`; none of them knows models.
+
+    peft          a folder with adapter_config.json and adapter_model.safetensors, or .bin as PEFT once wrote it
+    safetensors   one file that holds any adapter (docs/format.md)
+    loralib       a checkpoint of loralib 0.1: a pickled state dict, read without executing anything
+    diffusers     pytorch_lora_weights.safetensors, with the names that diffusers gives and once gave
+    kohya         the file that kohya's scripts and the programs around them exchange
+
+`keys` reads and writes files with names of one's own. docs/formats.md tells what each can hold.
+"""
 
 import os
 from pathlib import Path
 from types import ModuleType
 
 from ..adapter import Adapter
+from ..config import LoRAConfig
 from ..errors import FormatError
-from . import peft
+from . import diffusers, kohya, loralib, native, peft
+from .keys import KeyMap
+from .keys import read as read_by_keys
+from .keys import write as write_by_keys
+from .tensor_file import read_header
 
-FORMATS: dict[str, ModuleType] = {"peft": peft}
+FORMATS: dict[str, ModuleType] = {
+    "peft": peft,
+    "safetensors": native,
+    "loralib": loralib,
+    "diffusers": diffusers,
+    "kohya": kohya,
+}
+_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def load(path: str | os.PathLike[str]) -> Adapter:
-    """Read an adapter from `path`, whatever known format it is in. Never executes what a file contains.
+def detect(path: str | os.PathLike[str]) -> str:
+    """The name of the format of the adapter at `path`, one of `FORMATS`; `FormatError` when there is none that is known.
+
+    >>> import tempfile, torch, loralib as lora
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lora.save(lora.extract(model), folder + "/mine.safetensors", format="safetensors")
+    ...     lora.detect(folder + "/mine.safetensors")
+    'safetensors'
+    """
+    return _found(Path(path))[0]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    config: LoRAConfig | None = None,
+    keys: KeyMap | None = None,
+) -> Adapter:
+    """Read an adapter from `path`, whatever known format it is in; `Adapter.source` says which. Never executes what a file
+    contains. Tensors of safetensors files are mapped into memory and read when they are used.
+
+    format: one of `FORMATS`, instead of finding out. config: what files of loralib 0.1 (and of a key map without alphas) do not
+    say: `lora_alpha`, and `enable_lora` for fused projections. keys: {regular expression: replacement}, or a function, that
+    turns the names in a file of no known format into `<layer>.lora_A`, `<layer>.lora_B` and so on (see `formats.keys`).
 
     Raises `FormatError` when there is nothing, when the format is not known, or when the content is damaged, does not fit
     its own configuration or asks for something that cannot be represented.
@@ -26,22 +72,75 @@ def load(path: str | os.PathLike[str]) -> Adapter:
     Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
     """
     path = Path(path)
+    if keys is not None:
+        return read_by_keys(path, keys, config)
+    if format is not None:
+        _check_format(format)
+        _check_exists(path)
+        adapter: Adapter = FORMATS[format].read(path, config)
+        return adapter
+    name, path = _found(path)
+    adapter = FORMATS[name].read(path, config)
+    return adapter
+
+
+def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *, keys: KeyMap | None = None) -> None:
+    """Write `adapter` to `path`. Each file appears whole or not at all: a crash leaves the old one or the new one.
+
+    format: one of `FORMATS`. "peft", the default, and "diffusers" write a folder (diffusers a file, where the path ends in
+    .safetensors), the others a file. keys: writes a file with names of one's own instead, as `load` with `keys` reads it.
+    Raises `FormatError` for an unknown format, or naming what the format cannot hold; `OSError` (with the path) when the disk
+    is full.
+    """
+    path = Path(path)
+    if keys is not None:
+        write_by_keys(adapter, path, keys)
+        return
+    _check_format(format)
+    FORMATS[format].write(adapter, path)
+
+
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise FormatError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}. Nothing was read or written.")
+
+
+def _check_exists(path: Path) -> None:
     if not path.exists():
         raise FormatError(f"{path} does not exist; give the path of a saved adapter.")
-    for module in FORMATS.values():
-        if module.detect(path):
-            adapter: Adapter = module.read(path)
-            return adapter
-    raise FormatError(f"{path} holds no adapter in a known format ({', '.join(FORMATS)}): {peft.EXPECTED}.")
 
 
-def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft") -> None:
-    """Write `adapter` to `path`. Each file appears whole or not at all.
+def _found(path: Path) -> tuple[str, Path]:
+    """The format of the adapter at `path`, and where it is: in a folder with one adapter file, that file."""
+    _check_exists(path)
+    for place in (path, *_only_file(path)):
+        for name, module in FORMATS.items():
+            if module.detect(place):
+                return name, place
+    raise FormatError(f"{path} holds no adapter in a known format: {_instead(path)}.")
 
-    format: "peft", a folder with `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads.
-    Raises `FormatError` for an unknown format or an adapter that the format cannot hold, `OSError` (with the path) when the
-    disk is full.
-    """
-    if format not in FORMATS:
-        raise FormatError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}. Nothing was written.")
-    FORMATS[format].write(adapter, Path(path))
+
+def _only_file(path: Path) -> list[Path]:
+    """The file in the folder `path` that may hold an adapter, if there is exactly one."""
+    if not path.is_dir():
+        return []
+    files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".pt")]
+    return files if len(files) == 1 and files[0].name not in _MODEL_FILES else []
+
+
+def _instead(path: Path) -> str:
+    """What `path` holds, if that can be told, or what was expected."""
+    if path.is_dir() and (files := [name for name in _MODEL_FILES if (path / name).is_file()]):
+        return f"{files[0]} holds a whole model; an adapter of its difference to another makes `loralib extract`"
+    if path.is_dir():
+        return "; ".join(module.EXPECTED for module in FORMATS.values())
+    if path.suffix == ".safetensors":
+        names = list(read_header(path).entries)
+        shown = ", ".join(names[:3]) or "none"
+        return (
+            f"its tensors ({shown} …) have names of no known format; give a key map, load(path, keys={{pattern: replacement}})"
+        )
+    if path.suffix == ".json":
+        return "give the folder that the file is in"
+    loralib.read_state_dict(path)
+    return f"{loralib.EXPECTED}; for other names give a key map, load(path, keys={{pattern: replacement}})"

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,20 @@ import torch
 
 from ..errors import FormatError
 
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -57,17 +71,52 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_pickled(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, if it is made of tensors and plain values; nothing in the file is executed.
-    `FormatError` when it is not, or is damaged."""
+    """What `torch.save` wrote to `path`, if it is made of tensors and plain values; nothing in the file is executed, and no
+    more memory is asked for than the file is large. `FormatError` when it is not so, or is damaged."""
     if not path.is_file():
         raise FormatError(f"{path} is no file; give the path of a checkpoint that torch.save wrote.")
     try:
+        mapped = _is_plain_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about what makes it fail in the next moment
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        _check_tensors(path, content)
+    except FormatError:
+        raise
     except _UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise FormatError(f"{path} is no checkpoint of tensors that is safe to read ({reason}).") from None
+    return content
+
+
+def _is_plain_zip(path: Path) -> bool:
+    """Whether `path` is what torch writes since version 1.6, a zip archive in which nothing is compressed. `FormatError` for an
+    archive that would grow in memory, and for the older layout where it speaks of more bytes than it has."""
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
+            raise FormatError(f"{path} is a compressed archive; torch.save writes none.")
+        if sum(entry.file_size for entry in entries) > size:
+            raise FormatError(f"{path} speaks of more bytes than it has.")
+        return True
+    raise FormatError(
+        f"{path} is no checkpoint of tensors that is safe to read (no archive, as torch has written since version 1.6); "
+        "load an older one that you trust with torch.load, and save it again."
+    )
+
+
+def _check_tensors(path: Path, content: Any) -> None:
+    """`FormatError` when a tensor in (dictionaries in) `content` is not a plain one, or is larger than the file."""
+    size = path.stat().st_size
+    for value in content.values() if isinstance(content, dict) else ():
+        if isinstance(value, dict):
+            _check_tensors(path, value)
+        elif isinstance(value, torch.Tensor):
+            plain = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+            if not plain or value.numel() * value.element_size() > size:
+                raise FormatError(f"{path} holds a tensor that is sparse, quantized, without data, or larger than the file.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

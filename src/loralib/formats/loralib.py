@@ -1,18 +1,117 @@
 """Checkpoints of loralib 0.1: a state dict that `torch.save` wrote, whole or only `lora_state_dict` of it.
 
-Such a file says neither lora_alpha nor r, so it makes an adapter only together with a model: see `load_legacy`.
+    <layer>.lora_A, <layer>.lora_B     (r, in) and (out, r); of MergedLinear (n·r, in) and (n·out/N, r) for n of N slices
+    anything else                      tensors beside them, such as a head or biases
+
+Such a file says neither lora_alpha nor which slices were enabled, nor whether a layer is an embedding: `read` takes the first
+two from a configuration, and the last from the layer's name. Convolutions and whole models need the model: see `load_legacy`.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .. import patterns
+from ..adapter import Adapter, described
+from ..config import LoRAConfig
 from ..errors import FormatError
-from .files import read_pickled
+from ..updates import EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
+from .checked import by_layer, is_embedding, made, pair, refuse
+from .files import read_pickled, write_atomically
+
+EXPECTED = "a checkpoint of loralib 0.1 is a file of torch.save with tensors named <layer>.lora_A and <layer>.lora_B"
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _DDP = "module."
+_FACTORS = ("lora_A", "lora_B")
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is a pickled state dict with 0.1's names."""
+    if not path.is_file() or path.suffix == ".safetensors":
+        return False
+    try:
+        return any(name.endswith(".lora_A") for name in read_state_dict(path))
+    except FormatError:
+        return False
+
+
+def read(path: Path, config: LoRAConfig | None = None, *, unknown_alpha: bool = False) -> Adapter:
+    """The adapter in the file `path`. config: its `lora_alpha` (and `alpha_pattern`), and its `enable_lora` for fused
+    projections; the rank is found in the file. unknown_alpha: take lora_alpha = r, so that ΔW is known up to a factor.
+
+    Raises `FormatError` when the file is no such state dict, holds a whole model, or needs what `config` does not say.
+    """
+    state = read_state_dict(path)
+    factors, beside = by_layer(str(path), state, _FACTORS)
+    if not factors:
+        raise FormatError(f"{path} holds no LoRA factors (tensors named lora_A and lora_B).")
+    if config is None and not unknown_alpha:
+        raise FormatError(
+            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha; give that of its training: "
+            "load(path, config=LoRAConfig(lora_alpha=16))."
+        )
+    if whole := [name for name in factors if f"{name}.weight" in beside or f"{name}.conv.weight" in beside]:
+        raise FormatError(
+            f"{path} holds the weights of adapted layers, too ({whole[0]!r}), a whole model that may have been saved "
+            "merged: load it into the model with load_legacy(model, path), and extract the adapter from there."
+        )
+    layers = {name: _update(f"{path}: layer {name!r}", name, parts, config) for name, parts in factors.items()}
+    tensors = {name: state[name] for name in state if name in beside}
+    modules = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in tensors))
+    found = described(LoRAConfig(modules_to_save=modules), layers)
+    return Adapter(found, layers, tensors, source=f"loralib 0.1 checkpoint {path.name}")
+
+
+def write(adapter: Adapter, path: Path) -> None:
+    """Write the file `path`. lora_alpha is not in it: 0.1 takes it from the layers' constructors."""
+    refuse("rows of tokens", adapter.rows, "A checkpoint of loralib 0.1")
+    state: dict[str, Tensor] = {}
+    if len(scalings := {update.lora_alpha for update in adapter.layers.values()}) > 1:
+        raise FormatError(
+            f"A checkpoint of loralib 0.1 does not say lora_alpha, and the layers have different ones ({sorted(scalings)}). "
+            "Nothing was written."
+        )
+    for name, update in adapter.layers.items():
+        known = type(update) in (EmbeddingUpdate, LegacyConvolutionUpdate, MergedUpdate)
+        known = known or (type(update) is LoRAUpdate and update.A.dim() == 2)
+        if not known or update.use_rslora or update.magnitude is not None:
+            what = (
+                "scaled by lora_alpha / √r" if update.use_rslora else "a DoRA update" if known else f"a {type(update).__name__}"
+            )
+            raise FormatError(f"The update of {name!r} is {what}, which loralib 0.1 does not know. Nothing was written.")
+        state |= {f"{name}.lora_A": update.A, f"{name}.lora_B": update.B}
+    state |= adapter.tensors
+    buffer = io.BytesIO()
+    torch.save(
+        {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, buffer
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def _update(where: str, name: str, parts: dict[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
+    A, B = pair(where, parts, *_FACTORS)
+    if A.dim() != 2 or B.dim() != 2 or not 0 < B.shape[1] <= len(A) or len(A) % B.shape[1]:
+        raise FormatError(f"{where}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} are no factors of one update.")
+    r, n = B.shape[1], len(A) // B.shape[1]
+    lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else r
+    mask = patterns.lookup(config.masks, name, None) if config else None
+    if mask is None and n > 1:
+        raise FormatError(
+            f"{where} fuses several projections, {n} of which have factors; say which: LoRAConfig(lora_alpha=…, "
+            "enable_lora=[True, False, True])."
+        )
+    if mask is None:
+        return made(where, EmbeddingUpdate if is_embedding(name) else LoRAUpdate, A, B, lora_alpha)
+    if sum(mask) != n or len(B) % n:
+        raise FormatError(
+            f"{where}: enable_lora={list(mask)} does not fit lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}."
+        )
+    widths = (len(B) // n,) * len(mask)
+    return made(where, MergedUpdate, A, B, lora_alpha, enable_lora=tuple(mask), widths=widths)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -33,7 +132,7 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
         raise FormatError(f"{path} holds a {type(content).__name__}, not a state dict.")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise FormatError(f"{path} is no state dict: its entry {name!r} is a {type(value).__name__}, not a tensor.")
+            raise FormatError(f"{path} is no state dict: its entry {name!r:.80} is a {type(value).__name__}, not a tensor.")
     if not all(name.startswith(_DDP) for name in content):
         return content
     return {name.removeprefix(_DDP): tensor for name, tensor in content.items()}

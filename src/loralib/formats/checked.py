@@ -1,0 +1,127 @@
+"""What the formats share: updates made of what strangers say, and updates in a form that formats know."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, FormatError
+from ..updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# fmt: off
+EMBEDDINGS = frozenset({  # last parts of the names of embeddings in models
+    "emb", "embed", "embed_in", "embed_positions", "embed_tokens", "embedding", "embeddings", "position_embedding",
+    "position_embeddings", "shared", "tok_embeddings", "token_embedding", "token_type_embeddings", "word_embeddings",
+    "wpe", "wte",
+})
+# fmt: on
+
+
+def is_embedding(layer: str) -> bool:
+    """Whether a layer of this name is an embedding, where nothing but its name tells.
+
+    >>> is_embedding("model.embed_tokens"), is_embedding("model.q_proj")
+    (True, False)
+    """
+    return layer.rpartition(".")[2] in EMBEDDINGS
+
+
+def made(
+    where: str,
+    kind: type[LoRAUpdate],
+    A: Tensor,
+    B: Tensor,
+    lora_alpha: float,
+    use_rslora: bool = False,
+    magnitude: Tensor | None = None,
+    **fields: Any,
+) -> LoRAUpdate:
+    """An update of `kind`; `FormatError`, beginning with `where`, when these are not parts of one."""
+    for factor in (A, B) if magnitude is None else (A, B, magnitude):
+        if factor.dtype not in FLOATS:
+            raise FormatError(f"{where} has factors of dtype {factor.dtype}; expected float32, float16, bfloat16 or float64.")
+    known = isinstance(lora_alpha, int | float) and not isinstance(lora_alpha, bool)
+    if not known or not 0 < lora_alpha < math.inf or not isinstance(use_rslora, bool):
+        raise FormatError(
+            f"{where} has lora_alpha={lora_alpha!r}, use_rslora={use_rslora!r}; expected a positive number, a bool."
+        )
+    try:
+        return kind(A, B, lora_alpha, use_rslora, magnitude=magnitude, **fields)
+    except (ConfigError, TypeError) as error:
+        raise FormatError(f"{where}: {error}") from None
+
+
+def by_layer(where: str, stored: Mapping[str, Tensor], parts: Iterable[str]) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
+    """Those of `stored` whose names are `<layer>.<part>` for one of `parts`: {layer: {part: tensor}}, and the others' names."""
+    found: dict[str, dict[str, Tensor]] = {}
+    others = set()
+    ordered = sorted(parts, key=len, reverse=True)
+    for key, tensor in stored.items():
+        part = next((part for part in ordered if key.endswith("." + part)), None)
+        if part is None:
+            others.add(key)
+        elif not (layer := key.removesuffix("." + part)):
+            raise FormatError(f"{where}: tensor {key!r} belongs to no layer.")
+        else:
+            found.setdefault(layer, {})[part] = tensor
+    return found, others
+
+
+def pair(where: str, parts: Mapping[str, Tensor], key_A: str, key_B: str) -> tuple[Tensor, Tensor]:
+    """The two factors among `parts`; `FormatError` when one is missing."""
+    if missing := [key for key in (key_A, key_B) if key not in parts]:
+        raise FormatError(f"{where} has no {missing[0]}.")
+    return parts[key_A], parts[key_B]
+
+
+def alpha_of(where: str, alpha: Tensor | None, default: float) -> float:
+    """The number that a tensor of one element holds, or `default` where there is no tensor."""
+    if alpha is None:
+        return default
+    if alpha.numel() != 1 or alpha.dtype == torch.bool or alpha.is_complex():
+        raise FormatError(f"{where} has an alpha of shape {tuple(alpha.shape)} and dtype {alpha.dtype}; expected one number.")
+    value = float(alpha)
+    if not 0 < value < math.inf:
+        raise FormatError(f"{where} has alpha={value:g}; expected a positive number.")
+    return int(value) if value.is_integer() else value
+
+
+def alpha_tensor(lora_alpha: float) -> Tensor:
+    """A tensor of no dimension that holds `lora_alpha` exactly: in float32 where that can.
+
+    >>> alpha_tensor(16), alpha_tensor(0.1).dtype
+    (tensor(16.), torch.float64)
+    """
+    exact = torch.tensor(float(lora_alpha), dtype=torch.float64)
+    return exact.float() if float(exact.float()) == float(exact) else exact
+
+
+def common_form(name: str, update: LoRAUpdate, format: str) -> LoRAUpdate:
+    """`update` as the formats of other libraries know it: the plain form of slices and of 0.1's convolutions. `FormatError` for
+    one that `format`'s libraries compute otherwise or not at all."""
+    if isinstance(update, MergedUpdate | LegacyConvolutionUpdate):
+        update = update.plain()
+    odd = {
+        "is for one projection of an nn.MultiheadAttention": isinstance(update, ProjectionUpdate),
+        "is for a convolution with groups, which is computed otherwise there": getattr(update, "groups", 1) > 1,
+        "is for a transposed convolution": isinstance(update, ConvolutionUpdate) and update.transposed,
+        "is for a bilinear layer": type(update) is LoRAUpdate and update.A.dim() > 2,
+    }
+    for what, is_so in odd.items():
+        if is_so:
+            raise FormatError(
+                f"The update of {name!r} {what}; {format} cannot hold it, but format='safetensors' can. Nothing was written."
+            )
+    return update
+
+
+def refuse(what: str, names: Iterable[str], format: str) -> None:
+    """`FormatError` when there are any `names` of something that `format` cannot hold."""
+    if found := sorted(names):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise FormatError(
+            f"{format} has no place for {what}: {', '.join(found[:3])}{more}; format='safetensors' has. Nothing was written."
+        )

@@ -1,0 +1,102 @@
+"""Files with names of one's own, through a map from their names to these and back:
+
+    <layer>.lora_A, <layer>.lora_B                         (r, in) and (out, r), or those of a convolution
+    <layer>.lora_embedding_A, <layer>.lora_embedding_B     (r, num_embeddings) and (embedding_dim, r)
+    <layer>.lora_magnitude                                 (out,), of DoRA
+    <layer>.alpha                                          one number; without it that of the configuration given, else the rank
+    anything else                                          a tensor trained in full, by its name in the model
+
+A map is {regular expression: replacement}, of which the first that matches a whole name counts, or a function of one name.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from .. import patterns
+from ..adapter import Adapter, described
+from ..config import LoRAConfig
+from ..errors import FormatError
+from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
+from .checked import alpha_of, alpha_tensor, by_layer, common_form, made, pair, refuse
+from .files import write_atomically
+from .loralib import read_state_dict
+from .tensor_file import read_tensors, tensor_bytes
+
+KeyMap = Mapping[str, str] | Callable[[str], str]
+
+_LINEAR, _EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
+_PARTS = (*_LINEAR, *_EMBEDDING, "lora_magnitude", "alpha")
+
+
+def read(path: Path, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:
+    """The adapter in a file of tensors whose names `keys` turns into those above. `FormatError` for a name that it does not
+    know, for two that become one, and for what is no adapter."""
+    stored = read_tensors(path)[0] if path.suffix == ".safetensors" else read_state_dict(path)
+    new = mapped(path, stored, keys)
+    factors, beside = by_layer(str(path), {new[key]: tensor for key, tensor in stored.items()}, _PARTS)
+    layers = {name: _update(f"{path}: layer {name!r}", name, parts, config) for name, parts in factors.items()}
+    if not layers:
+        raise FormatError(f"{path}: the key map finds no factors; they must become <layer>.lora_A and <layer>.lora_B.")
+    tensors = {new[key]: tensor for key, tensor in stored.items() if new[key] in beside}
+    return Adapter(described(config or LoRAConfig(), layers), layers, tensors, source=f"{path.name}, by a key map")
+
+
+def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
+    """Write the safetensors file `path`, in which every tensor has the name that `keys` makes of that above."""
+    refuse("rows of tokens", adapter.rows, "A file with a key map")
+    tensors: dict[str, Tensor] = {}
+    for name, update in adapter.layers.items():
+        plain = common_form(name, update, "a file with a key map")
+        if plain.use_rslora:
+            raise FormatError(
+                f"{name!r} is scaled by lora_alpha / √r, which a file with a key map does not say. Nothing was written."
+            )
+        key_A, key_B = _EMBEDDING if isinstance(plain, EmbeddingUpdate) else _LINEAR
+        tensors |= {f"{name}.{key_A}": plain.A, f"{name}.{key_B}": plain.B, f"{name}.alpha": alpha_tensor(plain.lora_alpha)}
+        if plain.magnitude is not None:
+            tensors[f"{name}.lora_magnitude"] = plain.magnitude
+    tensors |= adapter.tensors
+    new = mapped(path, tensors, keys)
+    write_atomically(path, tensor_bytes({new[key]: tensor for key, tensor in tensors.items()}, {"format": "pt"}))
+
+
+def mapped(path: Path, names: Iterable[str], keys: KeyMap) -> dict[str, str]:
+    """What `keys` makes of each name; `FormatError` for those that it does not know, and for two that become one."""
+    new = keys if callable(keys) else _replacing(keys)
+    found: dict[str, str] = {}
+    for name in names:
+        renamed = new(name)
+        if not isinstance(renamed, str) or not renamed:
+            raise FormatError(f"{path}: the key map makes {renamed!r} of {name!r}; it must give every tensor a name.")
+        found[name] = renamed
+    if len(set(found.values())) < len(found):
+        twice = next(new for new in found.values() if list(found.values()).count(new) > 1)
+        raise FormatError(f"{path}: the key map gives several tensors the name {twice!r}.")
+    return found
+
+
+def _replacing(keys: Mapping[str, str]) -> Callable[[str], str]:
+    compiled = [(patterns.compile_pattern(pattern, "keys"), replacement) for pattern, replacement in keys.items()]
+
+    def new(name: str) -> str:
+        for pattern, replacement in compiled:
+            if match := pattern.fullmatch(name):
+                try:
+                    return match.expand(replacement)
+                except (re.error, IndexError) as error:
+                    raise FormatError(f"keys: the replacement {replacement!r} cannot be used: {error}.") from None
+        return ""
+
+    return new
+
+
+def _update(where: str, name: str, parts: Mapping[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
+    embeds = bool(parts.keys() & set(_EMBEDDING))
+    A, B = pair(where, parts, *(_EMBEDDING if embeds else _LINEAR))
+    kind = EmbeddingUpdate if embeds else ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
+    default = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else max(len(A) if A.dim() else 1, 1)
+    rslora = bool(config and config.use_rslora)
+    return made(where, kind, A, B, alpha_of(where, parts.get("alpha"), default), rslora, parts.get("lora_magnitude"))

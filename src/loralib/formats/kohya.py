@@ -1,0 +1,139 @@
+"""Stable Diffusion's adapters as kohya's scripts write them and the programs around them exchange: one safetensors file.
+
+    lora_unet_<layer>.lora_down.weight    (r, in), or (r, in, *kernel) of a convolution (LoCon)
+    lora_unet_<layer>.lora_up.weight      (out, r), or (out, r, 1…)
+    lora_unet_<layer>.alpha               one number; without it lora_alpha is the rank
+    lora_unet_<layer>.lora_mid.weight     (r, r, *kernel) between two factors of kernel 1 (Tucker): multiplied out on reading
+    lora_unet_<layer>.dora_scale          (out, 1…): DoRA's magnitudes
+
+`lora_te_` is the text encoder; where there are two, they are `lora_te1_` and `lora_te2_`. The layer's name has underscores for
+dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format and are refused by name.
+
+Files do not say whether a scaling was lora_alpha / √r; an alpha of the same effect is written then.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter, described
+from ..config import LoRAConfig, alpha_for
+from ..errors import FormatError
+from ..updates import ConvolutionUpdate, LoRAUpdate
+from .checked import FLOATS, alpha_of, alpha_tensor, made, pair
+from .diffusers import representable
+from .diffusion_names import dotted, underscored
+from .files import write_atomically
+from .tensor_file import read_header, read_tensors, tensor_bytes
+
+EXPECTED = "an adapter of kohya's scripts is a .safetensors file with tensors named lora_unet_… or lora_te_…"
+
+_COMPONENTS = {
+    "lora_unet": "unet",
+    "lora_te": "text_encoder",
+    "lora_te1": "text_encoder",
+    "lora_te2": "text_encoder_2",
+    "lora_te3": "text_encoder_3",
+}
+_KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)")
+_DOWN, _UP, _MID, _SCALE, _ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "dora_scale", "alpha"
+_OTHERS = {
+    "hada": "LoHa",
+    "lokr": "LoKr",
+    "diff": "full weights",
+    "a1": "GLoRA",
+    "oft": "OFT",
+    "on_input": "IA³",
+    "lora_A": "PEFT",
+}
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is such a file, by the names of its tensors."""
+    try:
+        return path.is_file() and any(_KEY.fullmatch(name) for name in read_header(path).entries)
+    except FormatError:
+        return False
+
+
+def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
+    """The adapter in the file `path`; `FormatError` when it is damaged, or of another method, or names a layer whose
+    dotted name cannot be told."""
+    stored, _ = read_tensors(path)
+    parts: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for key, tensor in stored.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise FormatError(f"{path}: tensor {key!r} is of no kind that can be represented.")
+        _check_part(path, key, match[3])
+        if (name := dotted(match[2])) is None:
+            unknown.append(f"{match[1]}_{match[2]}")
+        else:
+            layer = parts.setdefault(f"{_COMPONENTS[match[1]]}.{name}", {})
+            if match[3] in layer:
+                raise FormatError(f"{path}: {key!r} and another tensor belong to the same layer.")
+            layer[match[3]] = tensor
+    if unknown:
+        names = ", ".join(sorted(set(unknown))[:3])
+        raise FormatError(
+            f"{path}: what {names} are called in the model cannot be told from underscores; give a key map: "
+            "load(path, keys={pattern: replacement})."
+        )
+    layers = {name: _update(f"{path}: layer {name!r}", found) for name, found in parts.items()}
+    if not layers:
+        raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
+    return Adapter(described(LoRAConfig(), layers), layers, source=f"kohya file {path.name}")
+
+
+def write(adapter: Adapter, path: Path) -> None:
+    """Write the file `path`."""
+    layers = representable(adapter, "kohya's format")
+    two = any(name.startswith("text_encoder_2.") for name in layers)
+    prefixes = {component: prefix for prefix, component in _COMPONENTS.items() if prefix != ("lora_te" if two else "lora_te1")}
+    tensors: dict[str, Tensor] = {}
+    for name, update in layers.items():
+        component, _, inner = name.partition(".")
+        flat = underscored(inner)
+        if component not in prefixes or dotted(flat) != inner:
+            raise FormatError(
+                f"{name!r} cannot be told back from underscores, which kohya's format has for dots. Nothing was written."
+            )
+        key = f"{prefixes[component]}_{flat}"
+        lora_alpha = alpha_for(update.scaling, update.r) if update.use_rslora else update.lora_alpha
+        tensors |= {f"{key}.{_DOWN}": update.A, f"{key}.{_UP}": update.B, f"{key}.{_ALPHA}": alpha_tensor(lora_alpha)}
+        if update.magnitude is not None:
+            tensors[f"{key}.{_SCALE}"] = update.magnitude.reshape(-1, *[1] * (update.A.dim() - 1))
+    write_atomically(path, tensor_bytes(tensors, {"format": "pt"}))
+
+
+def _check_part(path: Path, key: str, part: str) -> None:
+    if part not in (_DOWN, _UP, _MID, _SCALE, _ALPHA):
+        method = next((name for start, name in _OTHERS.items() if part.startswith(start)), None)
+        kind = f"is of the method {method}, which is no LoRA" if method else "is of no kind that can be represented"
+        raise FormatError(f"{path}: tensor {key!r} {kind}.")
+
+
+def _update(where: str, parts: Mapping[str, Tensor]) -> LoRAUpdate:
+    A, B = pair(where, parts, _DOWN, _UP)
+    if _MID in parts:
+        A = _multiplied(where, parts[_MID], A)
+    kind = ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
+    lora_alpha = alpha_of(where, parts.get(_ALPHA), max(len(A) if A.dim() else 1, 1))
+    scale = parts.get(_SCALE)
+    if scale is not None and (not scale.dim() or scale.shape[1:].numel() != 1 or (len(scale) == 1 and len(B) != 1)):
+        raise FormatError(
+            f"{where} has dora_scale {tuple(scale.shape)}, not one number an output; scales an input cannot be represented."
+        )
+    return made(where, kind, A, B, lora_alpha, False, None if scale is None else scale.flatten())
+
+
+def _multiplied(where: str, mid: Tensor, down: Tensor) -> Tensor:
+    """The first factor (r, in, *kernel) that a middle (r, q, *kernel) after a first one (q, in, 1…) amounts to."""
+    fits = mid.dim() > 2 and down.dim() == mid.dim() and down.shape[2:].numel() == 1 and mid.shape[1] == len(down)
+    if not fits or mid.dtype not in FLOATS or down.dtype != mid.dtype:
+        raise FormatError(f"{where}: lora_mid {tuple(mid.shape)} does not fit lora_down {tuple(down.shape)}.")
+    return torch.einsum("rq...,qd->rd...", mid, down.flatten(1))
