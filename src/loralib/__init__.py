@@ -12,6 +12,7 @@ __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
     from .adapter import Adapter, TokenRows
+    from .combination import combine
     from .config import LoRAConfig
     from .errors import (
         AlgebraError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adapter": ("Adapter", "TokenRows"),
+    "combination": ("combine",),
     "config": ("LoRAConfig",),
     "errors": (
         "AlgebraError",

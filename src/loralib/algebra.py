@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import alpha_for, check_rank
 from .errors import AlgebraError
 from .ops import products
-from .updates import LoRAUpdate
+from .updates import LoRAUpdate, Product
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -119,9 +119,14 @@ def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = N
     if limit == update.r:
         return update
     width = limit * update.rows_per_rank
-    kept = [tuple(_fit(factor, width, dim) for dim, factor in ((1, B), (0, A))) for B, A in (s.factors() for s in found)]
-    pairs = [(B.to(update.B.dtype), A.to(update.A.dtype)) for B, A in kept]
+    pairs = [fitted(svd, width, update.B.dtype, update.A.dtype) for svd in found]
     return update.with_products(pairs, alpha_for(update.scaling, limit, update.use_rslora), update.use_rslora)
+
+
+def fitted(svd: products.SVD, width: int, dtype_B: torch.dtype, dtype_A: torch.dtype) -> Product:
+    """The factors of `svd`, cut or filled with zeros to `width` components."""
+    B, A = svd.factors()
+    return _fit(B, width, 1).to(dtype_B), _fit(A, width, 0).to(dtype_A)
 
 
 def _padded(S: Tensor, length: int) -> Tensor:

@@ -13,7 +13,7 @@ import yaml
 from ..errors import ConfigError, RunError
 from ..recipes.options import DEFAULT_LEARNING_RATE, Method, TrainOptions
 from ..recipes.space import Space
-from .parsing import dataclass_parser, given
+from .dataclass_parsing import dataclass_parser, given
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
 table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and

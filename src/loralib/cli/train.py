@@ -10,7 +10,7 @@ from ..errors import ConfigError, RunError
 from ..recipes import presets
 from ..recipes.options import TrainOptions
 from ..recipes.presets import Preset
-from .parsing import dataclass_parser, given
+from .dataclass_parsing import dataclass_parser, given
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,0 +1,257 @@
+"""Several adapters made one: `combine`.
+
+    exact       Σ wᵢ·ΔWᵢ by rank concatenation
+    svd         the same, brought to a lower rank without forming ΔW
+    magnitude   of each ΔWᵢ the share `density` of largest entries, then Σ wᵢ·ΔWᵢ
+    dare        of each ΔWᵢ a random share `density`, divided by it, then Σ wᵢ·ΔWᵢ             (Yu et al. 2023, 2311.03099)
+    ties        of each wᵢ·ΔWᵢ the largest entries; where signs differ, the mean of those that agree with the elected sign
+                                                                                               (Yadav et al. 2023, 2306.01708)
+    dare_ties   the random share in place of the largest one, then as ties
+
+Everything acts on the products ΔW, never on the factors. What prunes forms ΔW, a layer at a time, and the result, which has
+full rank, is brought to the rank that was asked for. (Of slices, the disabled ones are no part of ΔW's entries.) ties elects
+signs among the weighted updates, so that a negative weight votes against.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from . import algebra
+from .adapter import Adapter, TokenRows, total, united
+from .config import alpha_for, check_rank
+from .errors import AlgebraError, ConfigError
+from .ops import products
+from .updates import LoRAUpdate, same_bits
+
+Method = Literal["exact", "svd", "magnitude", "dare", "ties", "dare_ties"]
+MajoritySign = Literal["total", "frequency"]
+Beside = Literal["same", "first", "average", "drop"]
+
+_PRUNING = ("magnitude", "dare", "ties", "dare_ties")
+
+
+def combine(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float] | None = None,
+    method: Method = "exact",
+    *,
+    r: int | None = None,
+    energy: float | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    majority_sign: MajoritySign = "total",
+    tensors: Beside = "same",
+) -> Adapter:
+    """One adapter whose updates are the weighted sum of those of `adapters`, in the sense of `method` (see the module).
+
+    weights: one a adapter, of any sign; default 1 each. r, energy: the rank of each layer, or the share of its ‖ΔW‖² to keep,
+    for all methods but "exact"; by default the largest of the adapters' ranks ("svd"), or their sum (those that prune).
+    density: the share of the entries of ΔW that is kept, for methods that prune. seed: of the random choice, which depends on
+    nothing else but the adapter's place and the layer's name. majority_sign: how ties elects a sign, by the sum of the
+    values or by their number.
+    tensors: what becomes of tensors and rows trained in full, which are values and not changes: "same" wants those that
+    several adapters hold to be equal, "first" takes the first, "average" Σ wᵢ·Tᵢ, where the weights add up to 1, "drop" none.
+
+    A single adapter with weight 1 comes back as it is, whatever its kind, where nothing is cut off or pruned. Other sums
+    of DoRA updates do not exist. Raises `ConfigError` for arguments that cannot be, `AlgebraError`, naming layer or tensor, for
+    adapters that cannot be combined.
+
+    >>> from loralib import Adapter, LoRAConfig, LoRAUpdate
+    >>> a, b = (Adapter(LoRAConfig(r=1), {"proj": LoRAUpdate(torch.ones(1, 3), x * torch.ones(4, 1), 1)}) for x in (1.0, 5.0))
+    >>> combine([a, b], [1, -0.2]).delta("proj").norm()
+    tensor(0.)
+    >>> combine([a, b], [0.5, 0.5], method="svd", r=1).delta("proj")[0].round(decimals=3)
+    tensor([3., 3., 3.])
+    """
+    adapters = list(adapters)
+    weights = _checked_weights(adapters, weights)
+    _check_options(method, r, energy, density, majority_sign, tensors)
+    tensors = "same" if len(adapters) == 1 and tensors != "drop" else tensors
+    held = _beside(adapters, weights, tensors)
+    if held is not None:
+        adapters = [_without_beside(adapter) for adapter in adapters]
+    if method in ("exact", "svd"):
+        found = adapters[0].scale(weights[0]) if len(adapters) == 1 else total(adapters, weights)
+        layers: Mapping[str, LoRAUpdate] = found.layers
+        if method == "svd":
+            layers = {name: _cut(adapters, name, update, r, energy) for name, update in layers.items()}
+    else:
+        assert density is not None
+        names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
+        prune = _Pruning(method, density, seed, majority_sign)
+        layers = {name: _pruned(adapters, weights, name, prune, r, energy) for name in names}
+    if len(adapters) == 1 and held is None:
+        return adapters[0].with_layers(layers)
+    beside, rows = held if held is not None else _agreeing(adapters)
+    return united(adapters, layers, beside, rows)
+
+
+def _checked_weights(adapters: list[Adapter], weights: Sequence[float] | None) -> list[float]:
+    if not adapters or not all(isinstance(adapter, Adapter) for adapter in adapters):
+        raise ConfigError("combine() needs adapters, one at least: combine([a, b], weights=[0.5, 0.5]).")
+    found = [1.0] * len(adapters) if weights is None else list(weights)
+    if len(found) != len(adapters):
+        raise ConfigError(f"{len(found)} weights for {len(adapters)} adapters; give one to each.")
+    for weight in found:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"weights={found}: must be finite numbers, of any sign.")
+    return found
+
+
+def _check_options(
+    method: str, r: int | None, energy: float | None, density: float | None, majority_sign: str, tensors: str
+) -> None:
+    for name, value, kind in (
+        ("method", method, Method),
+        ("majority_sign", majority_sign, MajoritySign),
+        ("tensors", tensors, Beside),
+    ):
+        if value not in get_args(kind):
+            raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(get_args(kind))}.")
+    if r is not None:
+        check_rank(r)
+    if energy is not None and not 0 < energy <= 1:
+        raise ConfigError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
+    if method == "exact" and (r is not None or energy is not None):
+        raise ConfigError("method='exact' keeps all ranks; choose method='svd' to bring the sum to a rank.")
+    if method in _PRUNING and (density is None or not 0 < density <= 1):
+        raise ConfigError(f"method={method!r} needs density, the share of entries to keep, such as 0.2; got {density!r}.")
+    if method not in _PRUNING and density is not None:
+        raise ConfigError(f"method={method!r} prunes nothing; density is for {', '.join(_PRUNING)}.")
+
+
+# --- what was trained in full ---------------------------------------------------------------------------------------
+
+_Held = tuple[dict[str, Tensor], dict[str, TokenRows]]
+
+
+def _agreeing(adapters: list[Adapter]) -> _Held:
+    """The tensors and rows of a sum of adapters that agree in them: see `adapter.total`."""
+    bare = total([adapter.with_layers({}) for adapter in adapters], [1] * len(adapters))
+    return dict(bare.tensors), dict(bare.rows)
+
+
+def _beside(adapters: list[Adapter], weights: list[float], how: Beside) -> _Held | None:
+    """The tensors and rows of the result, where they are not simply those that agree."""
+    if how == "same":
+        return None
+    if how == "drop":
+        return {}, {}
+    tensors: dict[str, Tensor] = {}
+    rows: dict[str, TokenRows] = {}
+    for adapter in reversed(adapters):
+        tensors |= dict(adapter.tensors)
+        rows |= dict(adapter.rows)
+    if how == "average":
+        held = [(weight, adapter.tensors) for weight, adapter in zip(weights, adapters, strict=True)]
+        tensors = {name: _average(name, [(w, t[name]) for w, t in held if name in t]) for name in tensors}
+        rows = {name: _average_rows(adapters, weights, name) for name in rows}
+    return tensors, rows
+
+
+def _average(name: str, terms: list[tuple[float, Tensor]]) -> Tensor:
+    first = terms[0][1]
+    if all(same_bits(tensor, first) for _, tensor in terms):
+        return first
+    if not math.isclose(sum(weight for weight, _ in terms), 1, rel_tol=1e-6):
+        raise AlgebraError(
+            f"{name!r}: the weights of the adapters that hold it add up to {sum(w for w, _ in terms):g}, not to 1."
+        )
+    if not first.is_floating_point() or any(t.shape != first.shape for _, t in terms):
+        raise AlgebraError(f"{name!r} cannot be averaged: it is not made of floating-point numbers, or of different shapes.")
+    return sum((weight * tensor.double() for weight, tensor in terms), torch.zeros(first.shape).double()).to(first.dtype)
+
+
+def _average_rows(adapters: list[Adapter], weights: list[float], name: str) -> TokenRows:
+    found = [(weight, adapter.rows[name]) for weight, adapter in zip(weights, adapters, strict=True) if name in adapter.rows]
+    if len({rows.indices for _, rows in found}) > 1:
+        raise AlgebraError(f"{name!r}: the adapters hold different rows; combine them with tensors='first' or 'drop'.")
+    return TokenRows(found[0][1].indices, _average(name, [(weight, rows.values) for weight, rows in found]))
+
+
+def _without_beside(adapter: Adapter) -> Adapter:
+    return (
+        Adapter(adapter.config, adapter.layers, {}, adapter.metadata, {}, adapter.source)
+        if adapter.tensors or adapter.rows
+        else adapter
+    )
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def _cut(adapters: list[Adapter], name: str, update: LoRAUpdate, r: int | None, energy: float | None) -> LoRAUpdate:
+    """A layer of the exact sum, brought to its rank."""
+    if r is None and energy is None:
+        r = max(adapter.layers[name].r for adapter in adapters if name in adapter.layers)
+    return algebra.truncated(update, r, energy)
+
+
+class _Pruning:
+    """What happens to the dense ΔW of the adapters of one layer."""
+
+    def __init__(self, method: str, density: float, seed: int, majority_sign: str):
+        self.random, self.elects = method.startswith("dare"), method.endswith("ties")
+        self.density, self.seed, self.majority_sign = density, seed, majority_sign
+
+    def kept(self, delta: Tensor, place: int, name: str) -> Tensor:
+        """`delta` with the share `density` of its entries, zero elsewhere."""
+        if self.density == 1:
+            return delta
+        if self.random:
+            key = hashlib.sha256(f"{self.seed} {place} {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+            mask = torch.rand(delta.shape, generator=generator) < self.density
+            return torch.where(mask.to(delta.device), delta / self.density, 0)
+        count = int(self.density * delta.numel())
+        largest = delta.abs().flatten().topk(count, sorted=False).indices
+        return torch.zeros_like(delta).flatten().index_copy(0, largest, delta.flatten()[largest]).view_as(delta)
+
+    def joined(self, deltas: list[Tensor], weights: list[float]) -> Tensor:
+        """The sum of pruned updates, with their weights; ties' disjoint mean where it is asked for."""
+        weighted = torch.stack([weight * delta for weight, delta in zip(weights, deltas, strict=True)])
+        if not self.elects:
+            return weighted.sum(0)
+        votes = weighted if self.majority_sign == "total" else weighted.sign()
+        elected = torch.where(votes.sum(0) >= 0, 1, -1)
+        agree = weighted.sign() == elected
+        return (weighted * agree).sum(0) / agree.sum(0).clamp_min(1)
+
+
+def _pruned(
+    adapters: list[Adapter], weights: list[float], name: str, pruning: _Pruning, r: int | None, energy: float | None
+) -> LoRAUpdate:
+    """A layer of the combination of pruned updates, of the kind that the updates have."""
+    held = [(place, adapter.layers[name]) for place, adapter in enumerate(adapters) if name in adapter.layers]
+    chosen = [weights[place] for place, _ in held]
+    only = len(adapters) == 1 and pruning.density == 1
+    if only and chosen == [1]:
+        return algebra.truncated(held[0][1], r, energy)
+    if any(update.magnitude is not None for _, update in held):
+        raise AlgebraError(f"{name}: a DoRA update is no ΔW that could be pruned; merge it into the model first.")
+    updates = [update for _, update in held]
+    if len({update.structure() for update in updates}) > 1:
+        updates = [update.plain() for update in updates]
+    if len({update.structure() for update in updates}) > 1:
+        raise AlgebraError(f"{name}: updates of different layers cannot be combined.")
+    first = updates[0]
+    parts = [[update.scaling * (B.double() @ A.double()) for B, A in update.products()] for update in updates]
+    sizes = [part.numel() for part in parts[0]]
+    flat = [torch.cat([part.flatten() for part in of_update]) for of_update in parts]
+    deltas = [pruning.kept(delta, place, name) for delta, (place, _) in zip(flat, held, strict=True)]
+    joined = [part.view_as(like) for part, like in zip(pruning.joined(deltas, chosen).split(sizes), parts[0], strict=True)]
+    limit = sum(update.r for update in updates) if r is None else r
+    return _factored(first, joined, limit, energy)
+
+
+def _factored(like: LoRAUpdate, dense: list[Tensor], limit: int, energy: float | None) -> LoRAUpdate:
+    """An update of the kind of `like` whose products are the best approximations of the matrices `dense`, with s = 1."""
+    found = [products.leading(matrix, limit * like.rows_per_rank, energy) for matrix in dense]
+    r = max(math.ceil(len(svd.S) / like.rows_per_rank) for svd in found)
+    pairs = [algebra.fitted(svd, r * like.rows_per_rank, like.B.dtype, like.A.dtype) for svd in found]
+    return like.with_products(pairs, alpha_for(1.0, r), False)
