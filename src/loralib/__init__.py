@@ -12,6 +12,7 @@ __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
     from .adapter import Adapter, TokenRows
+    from .checkpoints import MergeReport, merge_checkpoint
     from .combination import combine
     from .config import LoRAConfig
     from .errors import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adapter": ("Adapter", "TokenRows"),
+    "checkpoints": ("MergeReport", "merge_checkpoint"),
     "combination": ("combine",),
     "config": ("LoRAConfig",),
     "errors": (

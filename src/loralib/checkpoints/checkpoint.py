@@ -21,7 +21,7 @@ from ..formats.files import read_json, read_pickled
 from ..formats.tensor_file import CODES, read_header
 
 _STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
-_SAFE = ".safetensors"
+SAFE = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         """The tensor `name`, mapped into memory; `KeyError` when there is none."""
         place = self.tensors[name]
-        if place.file.suffix != _SAFE:
+        if place.file.suffix != SAFE:
             return self._pickled[place.file][name]
         with safe_open(place.file, "pt") as file:
             tensor: Tensor = file.get_tensor(name)
@@ -63,7 +63,7 @@ class Checkpoint:
 
     @cached_property
     def _pickled(self) -> dict[Path, dict[str, Tensor]]:
-        return {file: _state_dict(file) for file in self.files if file.suffix != _SAFE}
+        return {file: _state_dict(file) for file in self.files if file.suffix != SAFE}
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -107,7 +107,7 @@ def _files(path: Path) -> tuple[list[Path], set[str]]:
 
 
 def _places(file: Path) -> dict[str, Place]:
-    if file.suffix == _SAFE:
+    if file.suffix == SAFE:
         return {name: Place(file, e.dtype, e.shape) for name, e in read_header(file).entries.items()}
     return {name: Place(file, CODES[t.dtype], tuple(t.shape)) for name, t in _state_dict(file).items()}
 
