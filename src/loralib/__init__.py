@@ -12,7 +12,14 @@ __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
     from .adapter import Adapter, TokenRows
-    from .checkpoints import MergeReport, merge_checkpoint
+    from .checkpoints import (
+        Intruder,
+        MergeReport,
+        difference,
+        intruder_dimensions,
+        merge_checkpoint,
+        reduce_intruder_dimensions,
+    )
     from .combination import combine
     from .config import LoRAConfig
     from .errors import (
@@ -54,7 +61,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adapter": ("Adapter", "TokenRows"),
-    "checkpoints": ("MergeReport", "merge_checkpoint"),
+    "checkpoints": (
+        "Intruder",
+        "MergeReport",
+        "difference",
+        "intruder_dimensions",
+        "merge_checkpoint",
+        "reduce_intruder_dimensions",
+    ),
     "combination": ("combine",),
     "config": ("LoRAConfig",),
     "errors": (

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate
 from .sites import Site
 
-ELEMENTS = 1 << 20  # of a block: 4 MiB in float32
+ELEMENTS = 1 << 19  # of a block: 2 MiB in float32
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def merge_checkpoint(
     which writes both and says so in `config.json`. force: replace what is at `output`. progress: called with bytes done and
     bytes in all.
 
-    Memory: the adapter, and a few blocks of 4 MiB a thread (for DoRA and 0.1's and transposed convolutions, whole weights).
+    Memory: the adapter, and a few blocks of 2 MiB a thread (for DoRA and 0.1's and transposed convolutions, whole weights).
     Raises `FormatError`, listing everything, when the adapter does not fit the checkpoint or that is quantized; `OSError` when
     the disk is full. Nothing is then left behind, nor after Ctrl-C.
 

@@ -66,6 +66,15 @@ class Landing:
     prefix: str = ""
 
 
+def is_conv1d(layer: str, config: Mapping[str, Any]) -> bool:
+    """Whether `layer` of a model with this `config.json` is a `Conv1D` of transformers, whose weight is (in, out).
+
+    >>> is_conv1d("h.0.attn.c_attn", {"model_type": "gpt2"})
+    True
+    """
+    return layer.rpartition(".")[2] in _WITH_CONV1D.get(str(config.get("model_type")), ())
+
+
 def tie_of(checkpoint: Checkpoint) -> Tie | None:
     """The embedding and the output layer that share a tensor, if `config.json` is that of a language model that ties them."""
     config = checkpoint.config

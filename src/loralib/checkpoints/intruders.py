@@ -1,0 +1,149 @@
+"""Intruder dimensions (Shuttleworth et al. 2024, 2410.21228): leading directions of an adapted weight that the weight itself
+did not have, which LoRA brings with it and full fine-tuning hardly does.
+
+    W + ΔW = Σ σᵢ·uᵢ·vᵢᵀ,   W = Σ τⱼ·xⱼ·yⱼᵀ:   i is an intruder when it is among the first and maxⱼ |uᵢ·xⱼ| is below epsilon
+
+Weights are matrices (out, in · kernel); where τⱼ = 0, W does nothing, and has no direction. All of W is decomposed, one layer
+at a time, which takes a while for large layers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import algebra
+from ..adapter import Adapter
+from ..config import alpha_for
+from ..errors import AlgebraError, ConfigError, LayerError
+from ..updates import LoRAUpdate
+from .sites import land, tie_of
+from .weights import Piece, Source, weights_of
+
+
+@dataclass(frozen=True)
+class Intruder:
+    """index: its place among the singular values of W + ΔW, from 0. similarity: its largest |cosine| with those of W."""
+
+    index: int
+    singular_value: float
+    similarity: float
+
+
+def intruder_dimensions(
+    adapter: Adapter, base: Source, top_k: int = 10, epsilon: float = 0.5
+) -> dict[str, tuple[Intruder, ...]]:
+    """The intruders among the `top_k` first singular vectors of each adapted weight, by layer.
+
+    base: the model, or the folder of its weights. epsilon: the similarity below which a vector is one. Raises `AlgebraError`
+    for DoRA layers, `FormatError` or `LayerError` when the base has not the adapter's layers.
+
+    >>> from torch import nn
+    >>> import loralib as lora
+    >>> base = nn.Sequential(nn.Linear(8, 8))
+    >>> base[0].weight.data = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))  # nothing goes to the last outputs
+    >>> update = lora.LoRAUpdate(torch.eye(1, 8), 9 * torch.eye(8)[:, 7:], lora_alpha=1)
+    >>> [found] = intruder_dimensions(lora.Adapter(lora.LoRAConfig(r=1), {"0": update}), base)["0"]
+    >>> found.index, round(found.similarity, 1)
+    (0, 0.1)
+    """
+    _check(top_k, epsilon)
+    return {
+        name: tuple(intruder for intruder, _ in _found(name, update, W, top_k, epsilon))
+        for name, update, W in _adapted(adapter, base)
+    }
+
+
+def reduce_intruder_dimensions(
+    adapter: Adapter, base: Source, top_k: int = 10, epsilon: float = 0.5, keep: float = 0.75, r: int | None = None
+) -> Adapter:
+    """The adapter with which every intruder of W + ΔW is `keep` times what it was, and all else as it was:
+
+        ΔW' = ΔW − (1 − keep)·Σ σᵢ·uᵢ·vᵢᵀ
+
+    which adds a rank for each intruder; `r` then brings the layers to that rank. The arguments and errors are those of
+    `intruder_dimensions`.
+    """
+    _check(top_k, epsilon)
+    if not math.isfinite(keep):
+        raise ConfigError(f"keep={keep!r}: must be the share of an intruder to keep, such as 0.75.")
+    layers = dict(adapter.layers)
+    for name, update, W in _adapted(adapter, base):
+        if intruders := [component for _, component in _found(name, update, W, top_k, epsilon)]:
+            B, A = torch.cat([B for B, _ in intruders], 1), torch.cat([A for _, A in intruders])
+            plain = update.plain()
+            taken = plain.with_products([(B.to(plain.B.dtype), A.to(plain.A.dtype))], alpha_for(1.0, len(A)), False)
+            layers[name] = algebra.added([(plain, 1), (taken, keep - 1)])
+    reduced = adapter.with_layers(layers)
+    return reduced if r is None else reduced.truncate(r)
+
+
+def _check(top_k: int, epsilon: float) -> None:
+    if type(top_k) is not int or top_k < 1:
+        raise ConfigError(f"top_k={top_k!r}: must be a positive number of singular vectors.")
+    if not 0 <= epsilon <= 1:
+        raise ConfigError(f"epsilon={epsilon!r}: must be a similarity from 0 to 1.")
+
+
+def _adapted(adapter: Adapter, base: Source) -> list[tuple[str, LoRAUpdate, Tensor]]:
+    """The layers with their updates and the matrices of their weights."""
+    if dora := [name for name, update in adapter.layers.items() if update.magnitude is not None]:
+        raise AlgebraError(f"{dora[0]}: a DoRA update scales all of W, so that intruders are not told apart from it.")
+    weights = weights_of(base)
+    pieces: Mapping[str, Piece] = {piece.layer: piece for piece in weights.pieces}
+    if weights.checkpoint is not None:
+        checkpoint = weights.checkpoint
+        tie = tie_of(checkpoint)
+        landing = land(checkpoint, adapter.layers, adapter.config.fan_in_fan_out, tie)
+        stored = {
+            site.tensor: site.tensor if site.tensor in checkpoint.tensors or not tie else tie.embedding
+            for site in landing.sites.values()
+        }
+        pieces = {
+            name: Piece(
+                name,
+                stored[site.tensor],
+                type(update),
+                site.transposed or getattr(update, "transposed", False),
+                getattr(update, "groups", 1),
+                site.start,
+                len(update.B) if site.tensor.endswith("in_proj_weight") else None,
+            )
+            for (name, update), site in zip(adapter.layers.items(), landing.sites.values(), strict=True)
+        }
+    if missing := [name for name in adapter.layers if name not in pieces]:
+        raise LayerError(f"{weights.what} has no layer {missing[0]!r} with a weight that the adapter could change.")
+    return [
+        (n, update, _matrix(n, update, pieces[n], weights.tensor(pieces[n].tensor))) for n, update in adapter.layers.items()
+    ]
+
+
+def _matrix(name: str, update: LoRAUpdate, piece: Piece, W: Tensor) -> Tensor:
+    matrix = piece.matrix(piece.part(W.detach())).float()
+    ((B, A),) = update.plain().products()
+    if matrix.shape != (len(B), A.shape[1]):
+        raise LayerError(f"{name!r} has a weight of {tuple(W.shape)}, which the adapter's update does not fit.")
+    return matrix
+
+
+def _found(
+    name: str, update: LoRAUpdate, W: Tensor, top_k: int, epsilon: float
+) -> list[tuple[Intruder, tuple[Tensor, Tensor]]]:
+    """The intruders of one layer, each with its component σ·u·vᵀ as a pair of factors."""
+    plain = update.plain()
+    ((B, A),) = plain.products()
+    adapted = W + plain.scaling * (B.to(W) @ A.to(W))
+    if not torch.isfinite(adapted).all():
+        raise AlgebraError(f"{name}: W + ΔW is not finite.")
+    X, T, _ = torch.linalg.svd(W, full_matrices=False)
+    noise = max(W.shape) * torch.finfo(W.dtype).eps
+    X = X[:, noise * T[:1] < T]
+    U, S, Vh = torch.linalg.svd(adapted, full_matrices=False)
+    similarity = torch.cat([(U[:, :top_k].t() @ X).abs(), U.new_zeros(U[:, :top_k].shape[1], 1)], 1).amax(dim=1)
+    return [
+        (Intruder(i, float(S[i]), float(similarity[i])), (S[i] * U[:, i : i + 1], Vh[i : i + 1]))
+        for i in range(min(top_k, len(S)))
+        if similarity[i] < epsilon and S[i] > noise * S[0]
+    ]

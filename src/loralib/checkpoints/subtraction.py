@@ -1,0 +1,174 @@
+"""An adapter of the difference between two models: what fine-tuning changed, brought to low rank.
+
+    ΔW = W_tuned − W_base ≈ B·A     by the leading part of its SVD, the best approximation of that rank (Eckart and Young 1936)
+
+Layer by layer, so that only a few copies of one weight are in memory. Weights that do not differ are left out; what is no
+matrix of a layer (biases, norms, running statistics), or is not in the base at all (a new head), is taken over in full.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import patterns
+from ..adapter import Adapter, described
+from ..config import Bias, LoRAConfig, check_rank
+from ..errors import AlgebraError, ConfigError
+from ..ops import products
+from ..trained import is_bias
+from ..updates import LoRAUpdate, same_bits
+from .weights import Piece, Source, Weights, weights_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """What differs in one tensor, or a part of it: an update with the share of ‖ΔW‖² that it keeps, or the tensor in full.
+
+    norm: ‖ΔW‖ of the difference. done, total: tensors looked at, and in all.
+    """
+
+    name: str
+    update: LoRAUpdate | None
+    tensor: Tensor | None
+    kept: float
+    norm: float
+    done: int
+    total: int
+
+
+def difference(
+    tuned: Source,
+    base: Source,
+    r: int | None = None,
+    energy: float | None = None,
+    *,
+    target_modules: str | Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Adapter:
+    """The adapter that makes `tuned` of `base`: two models, or two folders (or files) of weights, which are read lazily.
+
+    r: the rank of every update. energy: the share of ‖ΔW‖² to keep, by the smallest rank that does; with both, the smaller of
+    the two. target_modules, exclude_modules: which layers may get an update, as in `LoRAConfig` (default: all that differ);
+    what differs elsewhere is taken over in full. dtype: of the factors.
+
+    Raises `ConfigError` when neither `r` nor `energy` is given, and `AlgebraError` when the two have other shapes, or do not
+    differ; `TargetError` for a pattern that matches nothing.
+
+    >>> from torch import nn
+    >>> base, tuned = nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(6, 5))
+    >>> _ = tuned.load_state_dict(base.state_dict())
+    >>> with torch.no_grad():
+    ...     _ = tuned[0].weight.addr_(torch.ones(5), torch.ones(6))
+    >>> adapter = difference(tuned, base, energy=0.999)
+    >>> adapter
+    Adapter(1 layer of rank 1, 11 parameters, 0 tensors beside)
+    """
+    found = list(
+        differences(tuned, base, r, energy, target_modules=target_modules, exclude_modules=exclude_modules, dtype=dtype)
+    )
+    return as_adapter(found, f"the difference of {_called(tuned)} and {_called(base)}")
+
+
+def differences(
+    tuned: Source,
+    base: Source,
+    r: int | None = None,
+    energy: float | None = None,
+    *,
+    target_modules: str | Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Found]:
+    """What `difference` is made of, one after the other, as it is computed."""
+    if r is None and energy is None:
+        raise ConfigError("difference() needs a rank r, or the share of the squared norm to keep, such as energy=0.99.")
+    if r is not None:
+        check_rank(r)
+    if energy is not None and not 0 < energy <= 1:
+        raise ConfigError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
+    new, old = weights_of(tuned), weights_of(base)
+    _check_shapes(new, old)
+    pieces = _chosen(new, target_modules, exclude_modules)
+    for done, name in enumerate(new.shapes, 1):
+        here = (done, len(new.shapes))
+        if name not in old.shapes:
+            yield Found(name, None, new.tensor(name).detach().clone(), 1.0, float("nan"), *here)
+            continue
+        now, before = new.tensor(name).detach(), old.tensor(name).detach()
+        if same_bits(now, before):
+            continue
+        if name not in pieces or not now.is_floating_point():
+            yield Found(name, None, now.clone(), 1.0, float((now.double() - before.double()).norm()), *here)
+            continue
+        for piece in pieces[name]:
+            part = _approximated(piece, piece.part(now), piece.part(before), r, energy, dtype)
+            if part is not None:
+                yield Found(piece.layer, part[0], None, part[1], part[2], *here)
+
+
+def as_adapter(found: list[Found], source: str = "") -> Adapter:
+    """The adapter that consists of all that was found; `AlgebraError` when that is nothing."""
+    layers = {item.name: item.update for item in found if item.update is not None}
+    tensors = {item.name: item.tensor for item in found if item.tensor is not None}
+    if not layers and not tensors:
+        raise AlgebraError("The two models do not differ, so there is nothing to make an adapter of.")
+    if not layers:
+        raise AlgebraError(f"The two models differ in no weight of a layer, only in {', '.join(sorted(tensors)[:3])}.")
+    bias: Bias = "none"
+    modules: dict[str, None] = {}
+    for name in tensors:
+        module = name.rpartition(".")[0]
+        if is_bias(name) and module in layers:
+            bias = "lora_only"
+        else:
+            modules[module or name] = None
+    return Adapter(described(LoRAConfig(modules_to_save=tuple(modules), bias=bias), layers), layers, tensors, source=source)
+
+
+def _called(source: Source) -> str:
+    return type(source).__name__ if isinstance(source, torch.nn.Module) else str(source)
+
+
+def _check_shapes(new: Weights, old: Weights) -> None:
+    shared = [name for name in new.shapes if name in old.shapes]
+    if not shared:
+        raise AlgebraError(
+            f"{new.what} and {old.what} have no tensor in common ({next(iter(new.shapes), 'none')!r}, "
+            f"{next(iter(old.shapes), 'none')!r}); compare models of one class, or their base models."
+        )
+    if problems := [f"{n}: {new.shapes[n]} and {old.shapes[n]}" for n in shared if new.shapes[n] != old.shapes[n]]:
+        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise AlgebraError(f"{new.what} and {old.what} have tensors of other shapes: {listed}; resize the base model first.")
+
+
+def _chosen(
+    new: Weights, target_modules: str | Sequence[str] | None, exclude_modules: str | Sequence[str]
+) -> dict[str, list[Piece]]:
+    """The pieces that may get an update, by tensor."""
+    layers = [piece.layer for piece in new.pieces]
+    kept = set(layers if target_modules is None else patterns.match(layers, target_modules, "target_modules", new.what))
+    if exclude_modules:
+        kept -= set(patterns.match(layers, exclude_modules, "exclude_modules", new.what))
+    found: dict[str, list[Piece]] = {}
+    for piece in new.pieces:
+        if piece.layer in kept:
+            found.setdefault(piece.tensor, []).append(piece)
+    return found
+
+
+def _approximated(
+    piece: Piece, now: Tensor, before: Tensor, r: int | None, energy: float | None, dtype: torch.dtype
+) -> tuple[LoRAUpdate, float, float] | None:
+    """The update, the share of ‖ΔW‖² that it keeps, and ‖ΔW‖; None where nothing differs."""
+    delta = piece.matrix(now.double() - before.double())
+    total = float(delta.square().sum())
+    if total == 0:
+        return None
+    if not torch.isfinite(delta).all():
+        raise AlgebraError(f"{piece.layer}: the difference is not finite; one of the two holds NaN or infinite numbers.")
+    svd = products.leading(delta, r, energy)
+    kept = min(1.0, float(svd.S.square().sum()) / total)
+    return piece.update(svd, tuple(now.shape), dtype), kept, total**0.5
