@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from operator import itemgetter
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
@@ -28,6 +29,8 @@ R = TypeVar("R")
 P = ParamSpec("P")
 
 Rename = Mapping[str, str] | Callable[[str], str]
+
+_FEW = 5  # so many different values are listed one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +98,8 @@ class Adapter:
 
     def __repr__(self) -> str:
         ranks = sorted({update.r for update in self.layers.values()})
-        of_rank = f" of rank {', '.join(map(str, ranks))}" if ranks else ""
+        few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > _FEW else ", ".join(map(str, ranks))
+        of_rank = f" of rank {few}" if ranks else ""
         layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}{of_rank}"
         beside = f"{len(self.tensors)} tensor{'' if len(self.tensors) == 1 else 's'} beside"
         rows = sum(len(rows.indices) for rows in self.rows.values())
@@ -158,37 +162,46 @@ class Adapter:
         return self.layers[name].delta()
 
     def summary(self) -> str:
-        """What the adapter is, in a few lines: source, base model, ranks, alphas, targets, counts, dtypes and bytes.
+        """What the adapter is, in a few lines: see `facts`.
 
         >>> layers = {"0.proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
         >>> print(Adapter(LoRAConfig(r=2, lora_alpha=4), layers, metadata={"task_type": "SEQ_CLS"}).summary())
         r            2
         lora_alpha   4
+        scaling      2
         targets      proj (1 layer)
         parameters   16 in factors
         stored       64 bytes, float32
         task_type    SEQ_CLS
         """
+        return "\n".join(f"{what:<12} {said}" for what, said in self.facts().items())
+
+    def facts(self) -> dict[str, str]:
+        """What the adapter is, in words: source, base model, ranks, alphas, targets, counts, dtypes, bytes and metadata."""
         updates = list(self.layers.values())
-        targets = Counter(_last_name(name) for name in self.layers)
+        modules = sorted({name.rpartition(".")[0] or name for name in self.tensors})
         dora = sum(update.magnitude is not None for update in updates)
         rslora = sum(update.use_rslora for update in updates)
         beside = sum(tensor.numel() for tensor in self.tensors.values())
         rows = sum(len(rows.indices) for rows in self.rows.values())
         everything = list(self.all_tensors())
-        lines = {
+        metadata = dict(self.metadata)
+        facts = {
             "from": self.source,
+            "base model": metadata.pop("base_model_name_or_path", ""),
             "r": _counted(update.r for update in updates),
             "lora_alpha": _counted(update.lora_alpha for update in updates),
-            "scaling": "lora_alpha / √r" + (f" in {rslora} layers" if rslora < len(updates) else "") if rslora else "",
-            "targets": ", ".join(f"{name} ({n} layer{'' if n == 1 else 's'})" for name, n in sorted(targets.items())),
+            "scaling": _counted(update.scaling for update in updates),
+            "rsLoRA": f"{rslora} of {len(updates)} layers scale by lora_alpha / √r" if rslora else "",
             "DoRA": f"{dora} of {len(updates)} layers" if dora else "",
+            "targets": _by_last_name(self.layers, "layer"),
             "parameters": f"{self.num_parameters():,} in factors" + (f", {beside:,} in tensors beside" if beside else ""),
-            "beside": ", ".join(sorted({name.rpartition(".")[0] or name for name in self.tensors})),
+            "beside": ", ".join(modules) if len(modules) <= _FEW else _by_last_name(modules, "module"),
             "token rows": f"{rows} of {', '.join(self.rows)}" if rows else "",
             "stored": f"{sum(t.nbytes for t in everything):,} bytes, {_counted(str(t.dtype)[6:] for t in everything)}",
         }
-        return "\n".join(f"{key:<12} {value}" for key, value in (lines | dict(self.metadata)).items() if value)
+        facts |= {f"metadata {key}" if key in facts else key: value for key, value in metadata.items()}
+        return {what: said for what, said in facts.items() if said}
 
     def all_tensors(self) -> Iterable[Tensor]:
         """Every tensor that the adapter holds."""
@@ -257,7 +270,7 @@ class Adapter:
         ‖ΔW‖² of each (with both, the smaller of the two). Layers of no higher rank stay as they are.
 
         Computed by an SVD of B·A that never forms it. Raises `ConfigError` when neither is given or `r` is no rank,
-        `AlgebraError` for an `energy` that is no share.
+        `AlgebraError` for an `energy` that is no share, or factors that are not finite.
 
         >>> layers = {"proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
         >>> Adapter(LoRAConfig(r=2), layers).truncate(energy=0.99)
@@ -265,7 +278,7 @@ class Adapter:
         """
         if r is None and energy is None:
             raise ConfigError("truncate() needs a rank r, or the share of the squared norm to keep, such as energy=0.99.")
-        return self.with_layers({name: algebra.truncated(update, r, energy) for name, update in self.layers.items()})
+        return self.with_layers({n: _named(n, algebra.truncated, update, r, energy) for n, update in self.layers.items()})
 
     def scale(self, c: float) -> "Adapter":
         """Every ΔW times `c`, of any sign; c = 1 gives the adapter itself. What was trained in full beside them (a head, say)
@@ -278,7 +291,7 @@ class Adapter:
         """The same adapter with other updates, which its configuration then describes."""
         if all(layers.get(name) is update for name, update in self.layers.items()) and len(layers) == len(self.layers):
             return self
-        return replace(self, layers=layers, config=described(self.config, layers))
+        return replace(self, layers=layers, config=described(self.config, layers), source="")
 
     def __mul__(self, c: float) -> "Adapter":
         return self.scale(c) if isinstance(c, int | float) else NotImplemented
@@ -361,7 +374,7 @@ def described(config: LoRAConfig, layers: Mapping[str, LoRAUpdate]) -> LoRAConfi
     """
     merged = {name: update for name, update in layers.items() if isinstance(update, MergedUpdate)}
     ranks, alphas = ([getattr(update, key) for update in layers.values()] for key in ("r", "lora_alpha"))
-    r, lora_alpha = (Counter(values).most_common(1)[0][0] if values else 8 for values in (ranks, alphas))
+    r, lora_alpha = (max(Counter(sorted(values)).items(), key=itemgetter(1))[0] if values else 8 for values in (ranks, alphas))
     return replace(
         config,
         r=r,
@@ -386,12 +399,35 @@ def _renamed(new: Callable[[str], str], values: Mapping[str, T]) -> dict[str, T]
     return found
 
 
-def _last_name(name: str) -> str:
-    """The last part of a name that is not a number: what layers of one kind have in common."""
+def last_name(name: str) -> str:
+    """The last part of a name that is not a number: what layers of one kind have in common.
+
+    >>> last_name("blocks.0.to_out.0")
+    'to_out'
+    """
     return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
 
 
+def _by_last_name(names: Iterable[str], what: str) -> str:
+    """How many there are of each last name.
+
+    >>> _by_last_name(["0.query", "1.query", "head"], "layer")
+    'head (1 layer), query (2 layers)'
+    """
+    found = sorted(Counter(last_name(name) for name in names).items())
+    return ", ".join(f"{name} ({n} {what}{'' if n == 1 else 's'})" for name, n in found)
+
+
 def _counted(values: Iterable[object]) -> str:
-    """The different values, the most frequent first, with how often each comes where there are several."""
+    """The different values, the most frequent first, with how often each comes where there are several; of many numbers, the
+    smallest and the largest.
+
+    >>> _counted([8, 8, 4]), _counted(range(1, 9))
+    ('8 (2), 4 (1)', '1 to 8 (8 different)')
+    """
+    values = list(values)
     found = Counter(f"{value:g}" if isinstance(value, float) else str(value) for value in values).most_common()
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(found) > _FEW and len(numbers) == len(values):
+        return f"{min(numbers):g} to {max(numbers):g} ({len(found)} different)"
     return found[0][0] if len(found) == 1 else ", ".join(f"{value} ({n})" for value, n in found)

@@ -100,7 +100,7 @@ def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = N
     of the two); the update itself when it has no higher rank. The scaling stays, and the factors are of equal norms.
 
     In an update of slices each slice has the rank. Of DoRA the low-rank part is truncated, and the magnitudes stay.
-    Raises `ConfigError` for an `r` below 1, `AlgebraError` for an `energy` that is no share.
+    Raises `ConfigError` for an `r` below 1, `AlgebraError` for an `energy` that is no share, or factors that are not finite.
 
     >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
     >>> truncated(update, energy=0.99).r, torch.allclose(truncated(update, r=1).delta(), update.delta())
@@ -111,6 +111,7 @@ def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = N
         raise AlgebraError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
     if limit == update.r and energy is None:
         return update
+    _check_finite(update)
     components = limit * update.rows_per_rank if energy is None else None
     found = [products.svd(B, A, components) for B, A in update.products()]
     if energy is not None:
@@ -145,10 +146,17 @@ def _fit(factor: Tensor, width: int, dim: int) -> Tensor:
 
 def spectrum(update: LoRAUpdate) -> Tensor:
     """The singular values of ΔW as a matrix (out, in · kernel), descending, in float64; of DoRA those of its low-rank part.
+    `AlgebraError` for factors that are not finite.
 
     >>> spectrum(LoRAUpdate(torch.eye(2, 3), torch.eye(4, 2) * torch.tensor([1.0, 3.0]), lora_alpha=4))
     tensor([6., 2.], dtype=torch.float64)
     """
+    _check_finite(update)
     plain = update.plain()
     ((B, A),) = plain.products()
     return plain.scaling * products.singular_values(B, A)
+
+
+def _check_finite(update: LoRAUpdate) -> None:
+    if not bool(update.A.isfinite().all() and update.B.isfinite().all()):
+        raise AlgebraError("factors with NaN or infinite numbers have no singular values; the training of them diverged.")

@@ -258,7 +258,8 @@ class LegacyConvolutionUpdate(LoRAUpdate):
         if len(self.B) % k == 0 and rows * len(self.A) < min(k, width):
             A, B = torch.block_diag(*[self.A] * rows), self.B.reshape(k, rows * len(self.A))
         else:
-            dense, A, B = (self.B @ self.A).reshape(k, width), torch.eye(width), torch.eye(k)
+            wide = torch.promote_types(self.B.dtype, torch.float32)
+            dense, A, B = (self.B.to(wide) @ self.A.to(wide)).reshape(k, width), torch.eye(width), torch.eye(k)
             A, B = (A.to(dense), dense) if width <= k else (dense, B.to(dense))
         lora_alpha = alpha_for(self.scaling, len(A), self.use_rslora)
         B = B.reshape(*B.shape, *[1] * (len(rest) - 1))

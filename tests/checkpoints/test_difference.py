@@ -25,7 +25,7 @@ def shaken(model: nn.Module, names: str = "", rank: int = 2, seed: int = 0) -> n
         for name, p in model.named_parameters():
             if p.dim() == 2 and name.endswith("weight"):
                 B, A = (torch.randn(shape, generator=generator).double() for shape in ((len(p), rank), (rank, p.shape[1])))
-                B[0] *= "word_embeddings" not in name  # the row of padding is not trained
+                B[:2] *= "embeddings" not in name  # the row of padding is not trained
                 p.add_(0.1 * B @ A)
             elif names and name.endswith(names):
                 p.add_(torch.randn(p.shape, generator=generator))

@@ -25,11 +25,16 @@ class Change:
     update: LoRAUpdate
     site: Site
 
+    @property
+    def needs_whole(self) -> bool:
+        """Whether rows of W' cannot be computed from the same rows of W alone."""
+        return _factored(self) is None
+
 
 def row_blocks(shape: tuple[int, ...], changes: list[Change]) -> Iterator[tuple[int, int]]:
     """Ranges of rows to compute one by one."""
     rows = shape[0] if shape else 1
-    step = rows if any(_factored(change) is None for change in changes) else max(1, ELEMENTS // max(1, math.prod(shape[1:])))
+    step = rows if any(change.needs_whole for change in changes) else max(1, ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
 

@@ -180,7 +180,7 @@ def _said(adapter: Adapter, layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
     """PEFT's configuration of each component, as diffusers hands it to PEFT."""
     said: dict[str, Any] = {}
     for component in dict.fromkeys(name.partition(".")[0] for name in layers):
-        own = {n.partition(".")[2]: update for n, update in layers.items() if n.partition(".")[0] == component}
+        own = {n.partition(".")[2]: update for n, update in sorted(layers.items()) if n.partition(".")[0] == component}
         if len({update.use_rslora for update in own.values()}) > 1:
             raise FormatError(
                 f"Some layers of {component} scale by lora_alpha / √r, some by lora_alpha / r. Nothing was written."

@@ -78,10 +78,10 @@ def write(adapter: Adapter, path: Path) -> None:
     for name, update in adapter.layers.items():
         known = type(update) in (EmbeddingUpdate, LegacyConvolutionUpdate, MergedUpdate)
         known = known or (type(update) is LoRAUpdate and update.A.dim() == 2)
-        if not known or update.use_rslora or update.magnitude is not None:
-            what = (
-                "scaled by lora_alpha / √r" if update.use_rslora else "a DoRA update" if known else f"a {type(update).__name__}"
-            )
+        uneven = isinstance(update, MergedUpdate) and len(set(update.widths)) > 1
+        if not known or uneven or update.use_rslora or update.magnitude is not None:
+            what = "of slices of unequal width" if uneven else "a DoRA update" if known else f"a {type(update).__name__}"
+            what = "scaled by lora_alpha / √r" if update.use_rslora else what
             raise FormatError(f"The update of {name!r} is {what}, which loralib 0.1 does not know. Nothing was written.")
         state |= {f"{name}.lora_A": update.A, f"{name}.lora_B": update.B}
     state |= adapter.tensors

@@ -74,8 +74,8 @@ def _orthogonalized(Y: Tensor) -> _Orthogonalized:
     squares, V = torch.linalg.eigh(Y.t() @ Y)
     noise = len(squares) * torch.finfo(torch.float64).eps * squares[-1:]
     kept = (squares > noise).index_fill(0, torch.tensor(len(squares) - 1, device=Y.device), True)
-    lengths, V = squares[kept].clamp_min(torch.finfo(torch.float64).tiny).sqrt(), V[:, kept]
-    return _Orthogonalized(Y, V / lengths, lengths[:, None] * V.t())
+    lengths, V = squares[kept].clamp_min(0).sqrt(), V[:, kept]
+    return _Orthogonalized(Y, V / lengths.clamp_min(torch.finfo(torch.float64).tiny), lengths[:, None] * V.t())
 
 
 def rank_for(S: Tensor, energy: float, total: float | None = None) -> int:
