@@ -1,0 +1,80 @@
+"""`loralib combine`: one adapter of several, by a weighted sum, exactly or at a lower rank."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from . import files
+from .parsing import OneSentenceParser
+from .terminal import printable, say
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+METHODS = ("exact", "svd", "magnitude", "dare", "ties", "dare_ties")
+
+
+def run(words: Sequence[str]) -> int:
+    """Combine; returns the exit code."""
+    parsed = _parser().parse_args(words)
+    if parsed.weights is not None and len(parsed.weights) != len(parsed.adapters):
+        raise ConfigError(f"--weights gives {len(parsed.weights)} for {len(parsed.adapters)} adapters; give one to each.")
+    files.check_output(parsed.output, parsed.format, parsed.force, parsed.adapters)
+    adapters = files.read_all(parsed.adapters, parsed)
+    weights = parsed.weights or [1.0] * len(adapters)
+    for adapter, weight in zip(adapters, weights, strict=True):
+        say(f"{weight:>8g} * {files.described(adapter)}")
+
+    from ..combination import combine  # noqa: PLC0415
+
+    options = {name: getattr(parsed, name) for name in ("r", "energy", "density", "seed", "majority_sign", "tensors")}
+    combined = combine(adapters, weights, parsed.method, **options)
+    say(f"{'=':>8}   {files.described(combined)}{_kept(adapters, weights, combined, parsed.method)}")
+    bases = {adapter.metadata.get("base_model_name_or_path") for adapter in adapters} - {None}
+    if len(bases) > 1:
+        say(f"Mind that the adapters name different base models: {printable(', '.join(sorted(map(str, bases))))}.")
+    files.write(combined, parsed.output, parsed.format)
+    return 0
+
+
+def _parser() -> OneSentenceParser:
+    parser = OneSentenceParser(
+        prog="loralib combine",
+        description="Add adapters up: exactly (the ranks add up), at a lower rank (svd), or after pruning ΔW "
+        "(magnitude, dare, ties, dare_ties). Tensors trained in full, such as heads, must agree, unless --tensors says "
+        "otherwise.",
+    )
+    parser.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER", help="an adapter in any known format")
+    parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each adapter, of any sign (default: 1)")
+    parser.add_argument(
+        "--method", choices=METHODS, default="exact", metavar="METHOD", help=", ".join(METHODS) + " (default: exact)"
+    )
+    parser.add_argument(
+        "--r", type=int, help="rank of the result (default: the largest of the adapters' for svd, their sum for pruning)"
+    )
+    parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this share of ‖ΔW‖²")
+    parser.add_argument("--density", type=float, metavar="D", help="share of the entries of ΔW that pruning keeps, such as 0.2")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choice of dare (default: 0)")
+    parser.add_argument("--majority-sign", choices=("total", "frequency"), default="total", help="how ties elects a sign")
+    parser.add_argument(
+        "--tensors",
+        choices=("same", "first", "average", "drop"),
+        default="same",
+        help="tensors trained in full: must be the same (default), the first adapter's, their weighted average, or none",
+    )
+    files.add_reading(parser)
+    files.add_writing(parser)
+    return parser
+
+
+def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapter", method: str) -> str:
+    """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
+    if method != "svd":
+        return ""
+    from ..algebra import spectrum  # noqa: PLC0415
+    from ..combination import combine  # noqa: PLC0415
+
+    exact = combine(adapters, weights, tensors="drop")
+    whole, rest = (sum(float(spectrum(u).square().sum()) for u in a.layers.values()) for a in (exact, combined))
+    return f"; {rest / whole:.2%} of the exact sum's ‖ΔW‖² is kept" if whole else ""

@@ -1,0 +1,91 @@
+"""`loralib extract`: an adapter of the difference between two models' files."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from . import files
+from .parsing import OneSentenceParser
+from .progress import Progress
+from .terminal import printable, say
+
+if TYPE_CHECKING:
+    from ..checkpoints.subtraction import Found
+
+SHOWN = 5
+
+
+def run(words: Sequence[str]) -> int:
+    """Extract; returns the exit code."""
+    parsed = _parser().parse_args(words)
+    if parsed.r is None and parsed.energy is None:
+        raise ConfigError("give --r, the rank of the updates, or --energy, the share of ‖ΔW‖² to keep, such as 0.99.")
+    files.check_output(parsed.output, parsed.format, parsed.force, [parsed.tuned, parsed.base])
+
+    from ..checkpoints.subtraction import as_adapter, differences  # noqa: PLC0415
+
+    looked = differences(
+        parsed.tuned,
+        parsed.base,
+        parsed.r,
+        parsed.energy,
+        target_modules=_names(parsed.target_modules),
+        exclude_modules=_names(parsed.exclude_modules) or (),
+    )
+    found = list(_shown(looked))
+    adapter = as_adapter(found, f"the difference of {parsed.tuned} and {parsed.base}")
+    if parsed.json:
+        print(json.dumps({"layers": [_row(item) for item in found if item.update], "in_full": sorted(adapter.tensors)}))
+    else:
+        _report(found, files.described(adapter))
+    files.write(adapter, parsed.output, parsed.format, quiet=parsed.json)
+    return 0
+
+
+def _parser() -> OneSentenceParser:
+    parser = OneSentenceParser(
+        prog="loralib extract",
+        description="Make an adapter of what fine-tuning changed, by an SVD of the difference of each weight. Biases, norms "
+        "and new heads that differ are taken over in full. Builds no model.",
+    )
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="the tuned model's folder, or file of weights")
+    parser.add_argument("base", type=Path, metavar="BASE", help="the base model's")
+    parser.add_argument("--r", type=int, help="the rank of the updates")
+    parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this share of ‖ΔW‖²")
+    parser.add_argument("--target-modules", metavar="NAMES", help="which layers get updates: query,value (default: all)")
+    parser.add_argument("--exclude-modules", metavar="NAMES", help="which do not; what differs there is taken over in full")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    files.add_writing(parser)
+    return parser
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [name for name in text.split(",") if name] if text else None
+
+
+def _shown(found: Iterable["Found"]) -> Iterator["Found"]:
+    """What is found, with the progress of finding it."""
+    with Progress("Comparing") as progress:
+        for item in found:
+            progress.at(item.done, item.total)
+            yield item
+
+
+def _row(item: "Found") -> dict[str, Any]:
+    return {"layer": item.name, "r": item.update.r if item.update else None, "kept": item.kept, "norm": item.norm}
+
+
+def _report(found: list["Found"], described: str) -> None:
+    layers = [item for item in found if item.update]
+    norm, kept = sum(item.norm**2 for item in layers), sum(item.kept * item.norm**2 for item in layers)
+    say(f"Found {printable(described)}.")
+    say(f"The updates keep {kept / norm:.2%} of what differs in their layers, by ‖ΔW‖². Those that keep least:")
+    width = max(len(printable(item.name)) for item in layers)
+    for item in sorted(layers, key=lambda item: item.kept)[:SHOWN]:
+        assert item.update
+        say(f"  {printable(item.name):<{width}}  r {item.update.r:>4}  ‖ΔW‖ {item.norm:<9.3g} kept {item.kept:.2%}")
+    if full := [item.name for item in found if item.tensor is not None]:
+        more = f" and {len(full) - SHOWN} more" if len(full) > SHOWN else ""
+        say(f"Taken over in full: {printable(', '.join(full[:SHOWN]))}{more}.")

@@ -1,0 +1,90 @@
+"""`loralib merge`: an adapter merged into a model's files, file to file."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, LayerError
+from . import files
+from .parsing import OneSentenceParser
+from .progress import Progress
+from .terminal import printable, say
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+
+def run(words: Sequence[str]) -> int:
+    """Merge; returns the exit code."""
+    parsed = _parser().parse_args(words)
+    if parsed.output.exists() and not parsed.force:
+        raise ConfigError(f"{parsed.output} exists; add --force to replace it, or give another place.")
+    if any(files.same_file(parsed.output, path) for path in (parsed.base, parsed.adapter)):
+        raise ConfigError(f"-o {parsed.output}: that is what is read; give another place.")
+    if parsed.threads is not None and parsed.threads < 1:
+        raise ConfigError(f"--threads {parsed.threads}: must be 1 or more.")
+    adapter = files.read(parsed.adapter, parsed)
+    say(f"Read {files.described(adapter)}.")
+
+    from ..checkpoints import merge_checkpoint  # noqa: PLC0415
+
+    began = time.monotonic()
+    with Progress("Merging") as progress:
+        report = merge_checkpoint(
+            parsed.base,
+            adapter,
+            parsed.output,
+            tied=parsed.tied,
+            threads=parsed.threads,
+            force=parsed.force,
+            progress=progress.at,
+        )
+    seconds = time.monotonic() - began
+    say(f"Merged {report.layers} layers into {report.tensors} of the model's tensors, in {seconds:.1f} s.")
+    if report.added:
+        say(f"Added {printable(', '.join(report.added))}.")
+    if report.untied:
+        say("The output layer is stored apart from the embedding now, and config.json says so.")
+    if parsed.check:
+        _check(parsed.base, adapter, parsed.output, parsed.tied)
+    count = f"{report.files} file{'' if report.files == 1 else 's'} of weights"
+    say(f"Wrote {printable(str(report.path))} ({count}, {report.nbytes:,} bytes).")
+    return 0
+
+
+def _parser() -> OneSentenceParser:
+    parser = OneSentenceParser(
+        prog="loralib merge",
+        description="Merge an adapter into a model's files, in blocks: no model is built, and no weight is in memory as a "
+        "whole. The result is a folder that transformers loads. To merge several adapters, combine them first.",
+    )
+    parser.add_argument("base", type=Path, metavar="BASE", help="the base model's folder, or file of weights")
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="an adapter in any known format")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write")
+    parser.add_argument("--force", action="store_true", help="replace what is at OUT")
+    parser.add_argument(
+        "--tied",
+        choices=("refuse", "untie"),
+        default="refuse",
+        help="when the adapter changes an embedding that the output layer shares: refuse (default), or store both",
+    )
+    parser.add_argument("--check", action="store_true", help="compute a sample of it anew, in float64, and compare")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    files.add_reading(parser)
+    return parser
+
+
+def _check(base: Path, adapter: "Adapter", output: Path, tied: str) -> None:
+    """Say how far what was written is off; take it away again and complain where that is more than rounding."""
+    from ..checkpoints.checking import check_merged  # noqa: PLC0415
+
+    checked = check_merged(base, adapter, output, tied="untie" if tied == "untie" else "refuse")
+    if checked.worst > 1:
+        shutil.rmtree(output)
+        raise LayerError(
+            f"{checked.where!r} is off by {checked.worst:.1f} times what rounding allows, so {output} was removed; check the "
+            "disk and the memory, and report this."
+        )
+    say(f"Checked {checked.numbers:,} numbers of {checked.tensors} tensors: all within rounding.")
