@@ -11,8 +11,9 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import LoRAError
+from .wording import as_options
 
-COMMANDS = {
+TRAINING = {
     "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
     "compare": "fine-tune in three ways: LoRA (after a search), last layers, full",
     "count": "count what LoRA would train: exactly, beside the paper's figures",
@@ -21,6 +22,14 @@ COMMANDS = {
     "generate": "write the texts of inputs with a run",
     "score": "score generated text: BLEU, NIST, ROUGE-L, CIDEr, METEOR, TER, chrF",
 }
+ADAPTERS = {
+    "info": "tell what is in an adapter's file: ranks, targets, counts, spectra",
+    "convert": "write an adapter in another format",
+    "combine": "add adapters up: exactly, or to a lower rank, or by TIES or DARE",
+    "extract": "make an adapter of the difference between two models' files",
+    "merge": "merge an adapter into a model's files, without building the model",
+}
+COMMANDS = TRAINING | ADAPTERS
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -34,15 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.remove("--debug")
     parser = argparse.ArgumentParser(
         prog="loralib",
-        description="LoRA for any PyTorch model.",
+        usage="loralib [-h] [--version] COMMAND ...",
+        description=f"LoRA for any PyTorch model.\n\n{_listing()}",
         epilog="loralib COMMAND --help tells more. --debug shows the traceback of an error.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"loralib {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary, add_help=False)
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
     chosen, rest = parser.parse_known_args(words[:1])[0].command, words[1:]
     return guarded(lambda: import_module(f".{chosen}", __name__).run(rest), debug)
+
+
+def _listing() -> str:
+    """The commands, in groups, with what each does."""
+    groups = {"to train a model and use it:": TRAINING, "to work on files of adapters (no model library needed):": ADAPTERS}
+    lines = [[title, *(f"  {name:<10} {summary}" for name, summary in group.items())] for title, group in groups.items()]
+    return "\n\n".join("\n".join(group) for group in lines)
 
 
 def guarded(work: Callable[[], int], debug: bool = False) -> int:
@@ -52,7 +68,7 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
     except LoRAError as error:
         if debug:
             raise
-        return complain(str(error), MISUSED)
+        return complain(as_options(str(error)), MISUSED)
     except KeyboardInterrupt as interrupt:
         return complain(_goodbye(interrupt), INTERRUPTED)
     except ModuleNotFoundError as error:
@@ -60,11 +76,19 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
             raise
         remedy = "install this library with its extras: pip install '.[train,eval,plot]' in its folder"
         return complain(f"the package that provides {error.name!r} is missing; {remedy}.", MISUSED)
+    except BrokenPipeError:
+        return _unheard()
     except OSError as error:
         if debug:
             raise
         where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         return complain(f"{error.strerror or error}{where}.", FAILED)
+
+
+def _unheard() -> int:
+    """What happens when nobody reads standard output any more, as in `loralib … | head`: nothing, and no complaint at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 def _goodbye(interrupt: KeyboardInterrupt) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import ConfigError
+from .terminal import shown
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -21,3 +22,6 @@ class OneSentenceParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the words."""
         raise ConfigError(f"{message}; see {self.prog} --help.")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(shown(message), file)

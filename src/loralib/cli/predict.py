@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, DataError
 from .parsing import OneSentenceParser, add_run
+from .terminal import printable
 
 
 def run(words: Sequence[str]) -> int:
@@ -38,7 +39,7 @@ def run(words: Sequence[str]) -> int:
             print(json.dumps({"text": text, "prediction": prediction, "probability": probability}))
         else:
             outcome = f"{prediction:.4f}" if probability is None else f"{prediction} ({probability:.2f})"
-            print(f"{outcome}  {_printable(text)}")
+            print(f"{outcome}  {printable(text)}")
     return 0
 
 
@@ -77,12 +78,3 @@ def _utf8(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError:
         raise DataError(f"the text {text[:40]!r} is not UTF-8; convert it first.") from None
-
-
-def _printable(text: str) -> str:
-    """The text with control characters shown, so that it stays on its line and the terminal obeys nobody.
-
-    >>> _printable("tab\\there")
-    'tab\\\\there'
-    """
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,0 +1,217 @@
+"""`loralib convert`: write an adapter in another format, and change on the way what is asked for, saying what that costs."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import AlgebraError, ConfigError, FormatError
+from . import files
+from .parsing import OneSentenceParser
+from .terminal import note, printable, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..adapter import Adapter
+
+DTYPES = ("float32", "float16", "bfloat16")
+BESIDE = {"tensors": "tensors trained in full", "rows": "rows of tokens", "metadata": "metadata"}
+REFUSED = {"diffusers": ("tensors", "rows", "metadata"), "kohya": ("tensors", "rows", "metadata"), "loralib": ("rows",)}
+REFUSED_WITH_KEYS = ("rows",)
+
+
+def run(words: Sequence[str]) -> int:
+    """Convert; returns the exit code."""
+    parsed = _parser().parse_args(words)
+    if bool(parsed.format) == bool(parsed.out_keys):
+        raise ConfigError("--format FORMAT or --out-keys FILE.json says what to write; give one of them.")
+    if (parsed.reduce_intruders is None) != (parsed.base is None):
+        raise ConfigError("--reduce-intruders KEEP and --base BASE go together; give both, or neither.")
+    format = parsed.format or "safetensors"
+    files.check_output(parsed.output, format, parsed.force, [parsed.path])
+    out_keys = files.read_keys(parsed.out_keys) if parsed.out_keys else None
+    adapter = files.read(parsed.path, parsed)
+    say(f"Read {files.described(adapter)}.")
+    adapter = _changed(adapter, parsed)
+    _check_held(adapter, parsed.format)
+    files.write(adapter, parsed.output, format, out_keys)
+    _say_lost(adapter, parsed.format)
+    return 0
+
+
+def _parser() -> OneSentenceParser:
+    parser = OneSentenceParser(
+        prog="loralib convert",
+        description="Write an adapter in another format. What the format cannot hold is named, and nothing is written.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter: a folder or a file of any known format")
+    files.add_reading(parser)
+    files.add_writing(parser, format=None)
+    parser.add_argument(
+        "--out-keys",
+        type=Path,
+        metavar="FILE.json",
+        help="instead of --format: a safetensors file whose names {regular expression: replacement} makes of <layer>.lora_A …",
+    )
+    change = parser.add_argument_group("changing it on the way")
+    change.add_argument("--part", metavar="MODULE", help="only what lies in this module, by the names within it, such as unet")
+    change.add_argument(
+        "--rename",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="rename a module and all in it; without OLD the model itself, without NEW take the name off",
+    )
+    change.add_argument("--without", action="append", default=[], choices=BESIDE, help="leave out what the format cannot hold")
+    change.add_argument(
+        "--reduce-intruders",
+        type=float,
+        metavar="KEEP",
+        help="keep this share of the update's intruder dimensions, such as 0.75 (adds a rank for each; see --r); needs --base",
+    )
+    change.add_argument(
+        "--base", type=Path, metavar="BASE", help="the base model's files, by the names that the adapter then has"
+    )
+    change.add_argument("--r", type=int, metavar="N", help="truncate to rank N by SVD")
+    change.add_argument(
+        "--energy", type=float, metavar="E", help="truncate to the smallest ranks that keep this share of ‖ΔW‖²"
+    )
+    change.add_argument("--dtype", choices=DTYPES, help="round all tensors to this dtype")
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write OLD=NEW")
+    return old, new
+
+
+def _changed(adapter: "Adapter", parsed: argparse.Namespace) -> "Adapter":
+    if parsed.part is not None:
+        adapter = adapter.part(parsed.part)
+        say(f"Took the part {printable(parsed.part)}: {files.described(dataclasses.replace(adapter, source=''))}.")
+    if parsed.rename:
+        if len(names := dict(parsed.rename)) < len(parsed.rename):
+            raise ConfigError("--rename gives one module two names; leave one out.")
+        adapter = adapter.rename(names)
+    if parsed.without:
+        adapter = _without(adapter, parsed.without)
+    if parsed.reduce_intruders is not None:
+        adapter = _reduced(adapter, parsed.base, parsed.reduce_intruders)
+    if parsed.r is not None or parsed.energy is not None:
+        adapter = _truncated(adapter, parsed.r, parsed.energy)
+    if parsed.dtype:
+        adapter = _rounded(adapter, parsed.dtype)
+    return adapter
+
+
+def _check_held(adapter: "Adapter", format: str | None) -> None:
+    """`FormatError`, with the option to leave it out, for what the format has no place for; None is a key map."""
+    refused = REFUSED.get(format, ()) if format else REFUSED_WITH_KEYS
+    if held := [kind for kind in refused if getattr(adapter, kind)]:
+        what = " and ".join(f"{BESIDE[kind]} ({_listed(getattr(adapter, kind))})" for kind in held)
+        raise FormatError(
+            f"{format or 'a file with names of its own'} has no place for {what}; leave them out with "
+            f"{' '.join(f'--without {kind}' for kind in held)}, or choose --format safetensors. Nothing was written."
+        )
+
+
+def _say_lost(adapter: "Adapter", format: str | None) -> None:
+    """Say what the format leaves unsaid."""
+    lost = [f"metadata ({_listed(adapter.metadata)})"] if adapter.metadata and format in ("loralib", None) else []
+    if format == "loralib":
+        alphas = {update.lora_alpha for update in adapter.layers.values()}
+        lost.insert(0, f"lora_alpha ({', '.join(f'{alpha:g}' for alpha in alphas)})")
+    if lost:
+        say(f"Not in this format, to be given again on reading: {printable(' and '.join(lost))}.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Some of the names."""
+    first, *more = list(names)
+    return f"{first} and {len(more)} more" if len(more) > 1 else ", ".join([first, *more])
+
+
+def _without(adapter: "Adapter", what: Sequence[str]) -> "Adapter":
+    kinds = [kind for kind in BESIDE if kind in what]
+    left_out = [f"{BESIDE[kind]} ({_listed(held)})" if (held := getattr(adapter, kind)) else f"no {kind}" for kind in kinds]
+    say(f"Left out: {printable(', '.join(left_out))}.")
+    if "tensors" in kinds:
+        config = dataclasses.replace(adapter.config, modules_to_save=(), bias="none")
+        adapter = dataclasses.replace(adapter, config=config, tensors={})
+    return dataclasses.replace(
+        adapter, rows={} if "rows" in kinds else adapter.rows, metadata={} if "metadata" in kinds else adapter.metadata
+    )
+
+
+def _reduced(adapter: "Adapter", base: Path, keep: float) -> "Adapter":
+    from ..checkpoints.intruders import reduce_intruder_dimensions  # noqa: PLC0415
+
+    note(f"Decomposing the weights of {len(adapter.layers)} layers …")
+    reduced = reduce_intruder_dimensions(adapter, base, keep=keep)
+    added = [reduced.layers[name].r - update.plain().r for name, update in adapter.layers.items()]
+    counts = [count for count in added if count > 0]
+    say(f"Kept {keep:g} of {sum(counts)} intruder dimensions in {len(counts)} of {len(added)} layers.")
+    return reduced
+
+
+def _truncated(adapter: "Adapter", r: int | None, energy: float | None) -> "Adapter":
+    """The adapter cut to lower ranks; says which, and what is kept of ‖ΔW‖²."""
+    from ..algebra import spectrum  # noqa: PLC0415
+
+    cut = adapter.truncate(r, energy)
+    ranks = {name: (update.r, cut.layers[name].r) for name, update in adapter.layers.items()}
+    changed = [name for name, (before, after) in ranks.items() if after < before]
+    if not changed:
+        say("Truncated nothing: no layer has a higher rank.")
+        return cut
+    before, after = (
+        {name: float(spectrum(update).square().sum()) for name, update in layers.items()}
+        for layers in (adapter.layers, cut.layers)
+    )
+    kept = {name: after[name] / before[name] if before[name] else 1.0 for name in ranks}
+    share = sum(after.values()) / (sum(before.values()) or 1.0)
+    worst = min(kept, key=kept.__getitem__)
+    old, new = (_range([ranks[name][i] for name in changed]) for i in (0, 1))
+    say(
+        f"Truncated {len(changed)} of {len(ranks)} layers from rank {old} to {new}: {100 * share:.2f} % of ‖ΔW‖² is kept, "
+        f"{100 * kept[worst]:.2f} % in the worst ({printable(worst)})."
+    )
+    return cut
+
+
+def _range(ranks: Sequence[int]) -> str:
+    return f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)}…{max(ranks)}"
+
+
+def _rounded(adapter: "Adapter", dtype: str) -> "Adapter":
+    """The adapter in another dtype; says the largest rounding error. `AlgebraError` where a number is too large for it."""
+    import torch  # noqa: PLC0415
+
+    rounded = adapter.to(dtype=getattr(torch, dtype))
+    worst, where = 0.0, ""
+    for (name, before), (_, after) in zip(_named(adapter), _named(rounded), strict=True):
+        if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
+            raise AlgebraError(
+                f"{name} has numbers up to {float(before.abs().max()):.3g}, too large for {dtype}; choose bfloat16 or float32."
+            )
+        exact = before.double()
+        if (error := float((after.double() - exact).norm() / (exact.norm() or 1.0))) > worst:
+            worst, where = error, name
+    lost = f"the largest relative rounding error of a tensor is {worst:.1e} ({where})" if worst else "exactly"
+    say(f"In {dtype} now: {printable(lost)}.")
+    return rounded
+
+
+def _named(adapter: "Adapter") -> Iterator[tuple[str, "Tensor"]]:
+    """Every tensor of floating-point numbers, by a name."""
+    everything: dict[str, Tensor] = {}
+    for name, update in adapter.layers.items():
+        everything |= {f"{name}.lora_A": update.A, f"{name}.lora_B": update.B}
+        everything |= {} if update.magnitude is None else {f"{name}.lora_magnitude": update.magnitude}
+    everything |= dict(adapter.tensors) | {f"rows of {name}": rows.values for name, rows in adapter.rows.items()}
+    return ((name, tensor) for name, tensor in everything.items() if tensor.is_floating_point())

@@ -1,0 +1,212 @@
+"""What the commands on files of adapters share: reading an adapter in any format, and writing one over nothing unasked."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, FormatError
+from .terminal import printable, say
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+FORMATS = ("peft", "safetensors", "loralib", "diffusers", "kohya")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_SAFE = ".safetensors"
+_SILENT = {"loralib", None}  # formats that need not say lora_alpha; None: names of one's own
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options that say how an adapter is to be read."""
+    group = parser.add_argument_group("reading")
+    group.add_argument("--from", dest="from_", choices=FORMATS, metavar="FORMAT", help="its format (default: found out)")
+    group.add_argument("--lora-alpha", type=float, metavar="N", help="what checkpoints of loralib 0.1 do not say")
+    group.add_argument(
+        "--enable-lora",
+        type=mask,
+        metavar="MASK",
+        help="of such a checkpoint with fused projections, which slices have factors, such as true,false,true",
+    )
+    group.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE.json",
+        help="for a file with names of no known format: {regular expression: replacement} that makes of them "
+        "<layer>.lora_A, <layer>.lora_B and <layer>.alpha",
+    )
+
+
+def mask(text: str) -> tuple[bool, ...]:
+    """The truth values in `text`.
+
+    >>> mask("true,false,1")
+    (True, False, True)
+    """
+    known = {"true": True, "1": True, "false": False, "0": False}
+    words = [word.strip().lower() for word in text.split(",")]
+    if any(word not in known for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of truth values; write true,false,true")
+    return tuple(known[word] for word in words)
+
+
+def format_of(path: Path, parsed: argparse.Namespace) -> str | None:
+    """The format of the adapter at `path`; None for one of names of its own."""
+    from .. import formats  # noqa: PLC0415
+
+    return None if parsed.keys else parsed.from_ or formats.detect(path)
+
+
+def is_silent(path: Path, parsed: argparse.Namespace) -> bool:
+    """Whether neither the file nor the words say lora_alpha."""
+    return parsed.lora_alpha is None and format_of(path, parsed) == "loralib"
+
+
+def read(path: Path, parsed: argparse.Namespace, *, guess: bool = False) -> "Adapter":
+    """The adapter at `path`, read as the words say. guess: take lora_alpha = r where nothing says it.
+
+    Raises `ConfigError` for words that are missing, or that say what the file says itself; `FormatError` when it cannot be
+    read.
+    """
+    _check_words([path], parsed)
+    return _read(path, parsed, guess)
+
+
+def read_all(paths: Sequence[Path], parsed: argparse.Namespace) -> list["Adapter"]:
+    """The adapters at `paths`. What the words say of files that do not say it themselves is for those among them."""
+    _check_words(paths, parsed)
+    return [_read(path, parsed, guess=False) for path in paths]
+
+
+def _read(path: Path, parsed: argparse.Namespace, guess: bool) -> "Adapter":
+    from .. import formats  # noqa: PLC0415
+    from ..config import LoRAConfig  # noqa: PLC0415
+
+    silent, config = is_silent(path, parsed), None
+    if silent and not guess:
+        raise ConfigError(
+            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha; give that of its training: --lora-alpha N."
+        )
+    if silent or (parsed.lora_alpha is not None and format_of(path, parsed) in _SILENT):
+        config = LoRAConfig(lora_alpha=1 if silent else _whole(parsed.lora_alpha), enable_lora=parsed.enable_lora or ())
+    keys = read_keys(parsed.keys) if parsed.keys else None
+    adapter = formats.load(path, format=parsed.from_, config=config, keys=keys)
+    if silent:
+        layers = {name: dataclasses.replace(update, lora_alpha=update.r) for name, update in adapter.layers.items()}
+        adapter = dataclasses.replace(adapter.with_layers(layers), source=adapter.source)
+    return adapter
+
+
+def _whole(number: float) -> float:
+    return int(number) if number.is_integer() else number
+
+
+def _check_words(paths: Sequence[Path], parsed: argparse.Namespace) -> None:
+    if parsed.keys and parsed.from_:
+        raise ConfigError("--from names a known format, and --keys is for files of none; give one of them.")
+    formats = {format_of(path, parsed) for path in paths}
+    if parsed.enable_lora and "loralib" not in formats:
+        raise ConfigError(f"--enable-lora is for checkpoints of loralib 0.1, and {paths[0]} is none; leave it out.")
+    if parsed.lora_alpha is not None and not formats & _SILENT:
+        raise ConfigError(f"--lora-alpha is for checkpoints of loralib 0.1, and {paths[0]} says its own; leave it out.")
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """The key map in the JSON file `path`."""
+    from ..formats.files import read_json  # noqa: PLC0415
+
+    keys = read_json(path)
+    if not keys or not all(isinstance(replacement, str) for replacement in keys.values()):
+        raise FormatError(f"{path} is no key map; expected a JSON object {{regular expression: replacement}}, both texts.")
+    return keys
+
+
+def described(adapter: "Adapter") -> str:
+    """What an adapter is, in a line.
+
+    >>> from loralib import Adapter, LoRAConfig
+    >>> described(Adapter(LoRAConfig(), {}, source="kohya file a.safetensors"))
+    'kohya file a.safetensors: 0 layers, 0 parameters, 0 tensors beside'
+    """
+    return printable(f"{adapter.source}: " * bool(adapter.source) + repr(adapter).removeprefix("Adapter(").removesuffix(")"))
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") -> None:
+    """The options that say where an adapter is to be written, and how; without a default `format` one must be given."""
+    group = parser.add_argument_group("writing")
+    group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file, or for peft the folder")
+    usual = f" (default: {format})" if format else ""
+    group.add_argument("--format", choices=FORMATS, default=format, metavar="FORMAT", help=f"{', '.join(FORMATS)}{usual}")
+    group.add_argument("--force", action="store_true", help="replace what is at OUT")
+
+
+def targets(output: Path, format: str) -> list[Path]:
+    """The files that an adapter at `output` consists of."""
+    from ..formats import diffusers, peft  # noqa: PLC0415
+
+    if format == "peft":
+        return [output / peft.CONFIG, output / peft.TENSORS]
+    return [output / diffusers.FILE] if format == "diffusers" and output.suffix != _SAFE else [output]
+
+
+def check_output(output: Path, format: str, force: bool, inputs: Sequence[Path]) -> None:
+    """Complain, before any work, where `output` is of the wrong kind for `format`, is one of the `inputs`, or is there
+    already without `force`: a `ConfigError`."""
+    if problem := _misnamed(output, format):
+        raise ConfigError(f"-o {output}: {problem}.")
+    files = targets(output, format)
+    read = [file for path in inputs for file in (path, *(path.iterdir() if path.is_dir() else ()))]
+    if any(same_file(mine, its) for mine in (output, *files) for its in read):
+        raise ConfigError(f"-o {output}: that is what is read; give another place.")
+    taken = [file for file in files if file.exists()]
+    if taken and not force:
+        raise ConfigError(f"{taken[0]} exists; add --force to replace it, or give another place.")
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to the same file, which exists."""
+    return a.exists() and b.exists() and os.path.samefile(a, b)
+
+
+def _misnamed(output: Path, format: str) -> str | None:
+    """Why nothing of `format` can be written to `output`, or None."""
+    in_folder = len(targets(output, format)) > 1 or targets(output, format)[0] != output
+    if in_folder and (output.suffix in _SUFFIXES or (output.exists() and not output.is_dir())):
+        return f"{format} is a folder; give the name of one, or choose another --format"
+    if not in_folder and output.is_dir():
+        return f"that is a folder, and {format} is a file; give the name of one"
+    if format in ("safetensors", "kohya") and output.suffix != _SAFE:
+        return f"files of this format end in {_SAFE}"
+    if format == "loralib" and output.suffix == _SAFE:
+        return "checkpoints of loralib 0.1 are no safetensors files; end the name in .pt"
+    return None
+
+
+def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
+    """Write the adapter and, unless `quiet`, say what was written. Missing folders are made, and taken away where it fails."""
+    from .. import formats  # noqa: PLC0415
+
+    missing = [folder for folder in output.parents if not folder.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        formats.save(adapter, output, format, keys=keys)
+    except BaseException:
+        for folder in missing:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    if not quiet:
+        say_written(targets(output, format))
+
+
+def say_written(files: Sequence[Path]) -> None:
+    """Print which files were written, and how large they are."""
+    say("Wrote " + " and ".join(f"{printable(str(file))} ({file.stat().st_size:,} bytes)" for file in files) + ".")

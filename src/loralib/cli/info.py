@@ -1,0 +1,167 @@
+"""`loralib info`: what is in an adapter's file, without a model."""
+
+import argparse
+import dataclasses
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AlgebraError
+from . import files, spectra
+from .parsing import OneSentenceParser
+from .terminal import note, printable, say, width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..adapter import Adapter
+    from ..checkpoints.intruders import Intruder
+    from ..updates import LoRAUpdate
+
+    Intruders = tuple[Intruder, ...]
+
+_LABEL = 12
+_LONGEST = 400
+_UNBROKEN = "\xa0"  # a space at which no line ends
+
+
+def run(words: Sequence[str]) -> int:
+    """Tell; returns the exit code."""
+    parsed = _parser().parse_args(words)
+    adapter = files.read(parsed.path, parsed, guess=True)
+    guessed = files.is_silent(parsed.path, parsed)
+    intruders = _intruders(adapter, parsed.base)
+    found = _spectra(adapter, intruders)
+    if parsed.json:
+        said = _as_json(adapter, found, parsed, guessed)
+        for name, of_layer in intruders.items():
+            said["layers"][name]["intruders"] = [dataclasses.asdict(intruder) for intruder in of_layer]
+        print(json.dumps(said, allow_nan=False))
+        return 0
+    _show_facts(adapter, found, guessed)
+    _show_spectra(adapter, found, parsed.all)
+    return 0
+
+
+def _parser() -> OneSentenceParser:
+    parser = OneSentenceParser(
+        prog="loralib info",
+        description="Tell what is in an adapter's file: format, base model, ranks, targets, counts, and the singular values of "
+        "each layer's update.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter: a folder or a file of any known format")
+    parser.add_argument("--all", action="store_true", help="show every layer (default: at most about 24)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, with all singular values")
+    parser.add_argument("--base", type=Path, metavar="BASE", help="the base model's files: counts intruder dimensions, too")
+    files.add_reading(parser)
+    return parser
+
+
+def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[str, spectra.Spectrum]:
+    from ..algebra import spectrum  # noqa: PLC0415
+
+    found = {}
+    for name, update in adapter.layers.items():
+        try:
+            values = tuple(spectrum(update).tolist())
+        except AlgebraError:
+            values = None
+        count = len(intruders[name]) if name in intruders else None
+        found[name] = spectra.Spectrum(update.r, update.lora_alpha, values, count)
+    return found
+
+
+def _intruders(adapter: "Adapter", base: Path | None) -> Mapping[str, "Intruders"]:
+    from ..checkpoints.intruders import intruder_dimensions  # noqa: PLC0415
+
+    if base is None:
+        return {}
+    note(f"Decomposing the weights of {len(adapter.layers)} layers …")
+    return intruder_dimensions(adapter, base)
+
+
+def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guessed: bool) -> None:
+    facts = adapter.facts()
+    if guessed:
+        facts.pop("scaling", None)
+        facts["lora_alpha"] = "not in the file: norms below are those for lora_alpha = r; give the true one with --lora-alpha"
+    facts["digest"] = adapter.digest()
+    if broken := [name for name, spectrum in found.items() if spectrum.values is None]:
+        facts["not finite"] = f"{len(broken)} of {len(found)} layers have NaN or infinite numbers: {', '.join(broken)}"
+    indent = " " * (_LABEL + 1)
+    for what, said in facts.items():
+        text = printable(said if len(said) <= _LONGEST else said[:_LONGEST] + " …")
+        text = text.replace(" layer", _UNBROKEN + "layer").replace(" (", _UNBROKEN + "(")
+        label = f"{printable(what):<{_LABEL}} "
+        for line in textwrap.wrap(
+            text, width(), initial_indent=label, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+        ):
+            say(line.replace(_UNBROKEN, " "))
+
+
+def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], everything: bool) -> None:
+    from ..adapter import last_name  # noqa: PLC0415
+
+    if not found:
+        return
+    say("")
+    for line in spectra.table(found, last_name, width(), everything):
+        say(line)
+    say("")
+    for line in textwrap.wrap(_legend(adapter, found), width(), break_on_hyphens=False):
+        say(line)
+
+
+def _legend(adapter: "Adapter", found: Mapping[str, spectra.Spectrum]) -> str:
+    said = [
+        "99 %: how many singular values carry 99 % of ‖ΔW‖² (Frobenius).",
+        "Spectrum: their sizes, on a log scale down to 1/100 of the layer's largest.",
+    ]
+    if any(update.magnitude is not None for update in adapter.layers.values()):
+        said.append("Of DoRA: of s·B·A; what the update adds depends on W.")
+    if any(spectrum.intruders is not None for spectrum in found.values()):
+        said.append("Intruders: of the ten leading singular vectors of W + ΔW, those that are far from all of W's.")
+    return " ".join(said)
+
+
+def _as_json(
+    adapter: "Adapter", found: Mapping[str, spectra.Spectrum], parsed: argparse.Namespace, guessed: bool
+) -> dict[str, Any]:
+    return {
+        "path": str(parsed.path),
+        "format": files.format_of(parsed.path, parsed),
+        "source": adapter.source,
+        "digest": adapter.digest(),
+        "parameters": adapter.num_parameters(),
+        "bytes": sum(tensor.nbytes for tensor in adapter.all_tensors()),
+        "lora_alpha_is_known": not guessed,
+        "config": adapter.config.to_dict(),
+        "metadata": dict(adapter.metadata),
+        "layers": {name: _layer_as_json(update, found[name]) for name, update in adapter.layers.items()},
+        "tensors": {name: _tensor_as_json(tensor) for name, tensor in adapter.tensors.items()},
+        "rows": {n: {"indices": list(rows.indices), **_tensor_as_json(rows.values)} for n, rows in adapter.rows.items()},
+    }
+
+
+def _layer_as_json(update: "LoRAUpdate", spectrum: spectra.Spectrum) -> dict[str, Any]:
+    finite = spectrum.values is not None
+    return {
+        "kind": type(update).__name__,
+        "r": update.r,
+        "lora_alpha": update.lora_alpha,
+        "use_rslora": update.use_rslora,
+        "use_dora": update.magnitude is not None,
+        "scaling": update.scaling,
+        "lora_A": _tensor_as_json(update.A),
+        "lora_B": _tensor_as_json(update.B),
+        **dict(update.own_fields()),
+        "norm": spectrum.norm if finite else None,
+        "effective_rank": spectrum.effective_rank if finite else None,
+        "singular_values": list(spectrum.values or ()) if finite else None,
+    }
+
+
+def _tensor_as_json(tensor: "Tensor") -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}

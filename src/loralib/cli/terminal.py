@@ -1,0 +1,65 @@
+"""What is shown in a terminal without further packages: text that the terminal does not obey, its width, small pictures."""
+
+import itertools
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+
+BLOCKS, ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
+_DECADES = 2
+_INSTEAD = str.maketrans(
+    {"Δ": "d", "‖": "||", "√": "sqrt ", "…": "...", "·": "*", "²": "^2"} | dict(zip(BLOCKS, ASCII, strict=True))
+)
+
+
+def printable(text: str) -> str:
+    """The text with control characters shown, so that it stays on its line and the terminal obeys nobody.
+
+    >>> printable("tab\\there")
+    'tab\\\\there'
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def shown(text: str) -> str:
+    """The text, in ASCII where standard output has not all of its characters."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_INSTEAD).encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    print(shown(text))
+
+
+def note(text: str) -> None:
+    """Say on a terminal, beside the output, what takes a while."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+
+def width() -> int:
+    """How many columns there are: the terminal's, or what COLUMNS says, or 80."""
+    return max(40, shutil.get_terminal_size().columns)
+
+
+def sparkline(values: Sequence[float], columns: int) -> str:
+    """Descending `values` as bars on a logarithmic scale: the highest is the first value, the lowest a hundredth of it or less.
+    Where there are more values than `columns`, a bar is the geometric mean of neighbours.
+
+    >>> sparkline([1.0, 0.5, 0.1, 0.0], 8), sparkline([1.0, 0.5, 0.1, 0.0], 2)
+    ('█▇▅▁', '▇▃')
+    """
+    if not values or values[0] <= 0:
+        return BLOCKS[0] * min(len(values), columns)
+    least = values[0] * 10.0**-_DECADES
+    heights = [math.log10(max(value, least) / least) / _DECADES for value in values]  # 0 … 1
+    bars = min(len(heights), columns)
+    edges = [i * len(heights) // bars for i in range(bars + 1)]
+    means = [sum(heights[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]
+    return "".join(BLOCKS[round(mean * (len(BLOCKS) - 1))] for mean in means)

@@ -1,0 +1,128 @@
+"""The commands on files of adapters need torch and safetensors only, and are quick to help."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import loralib as lora
+from adapters import tensor
+from loralib.adapter import described
+from loralib.cli import ADAPTERS, main
+
+# fmt: off
+ABSENT = {
+    "accelerate", "datasets", "diffusers", "huggingface_hub", "jsonargparse", "matplotlib", "peft", "rich", "sklearn",
+    "tokenizers", "transformers", "yaml",
+}
+# fmt: on
+WITHOUT = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sorted(ABSENT)}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from loralib.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def adapter(seed: int) -> lora.Adapter:
+    layers = {
+        f"layers.{i}.proj": lora.LoRAUpdate(tensor((2, 6), torch.float32, seed + i), tensor((4, 2), torch.float32, seed + 9), 4)
+        for i in range(2)
+    }
+    return lora.Adapter(described(lora.LoRAConfig(), layers), layers)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with two adapters and two models."""
+    for name, seed in (("one", 0), ("two", 5)):
+        lora.save(adapter(seed), tmp_path / name)
+    for name, seed in (("base", 0), ("tuned", 50)):
+        (tmp_path / name).mkdir()
+        weights = {f"layers.{i}.proj.weight": tensor((4, 6), torch.float32, seed + i) for i in range(2)}
+        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return tmp_path
+
+
+WORDS = {
+    "info": ["one"],
+    "convert": ["one", "-o", "out.safetensors", "--format", "safetensors"],
+    "combine": ["one", "two", "--weights", "0.5", "0.5", "--method", "ties", "--density", "0.5", "-o", "out"],
+    "extract": ["tuned", "base", "--r", "2", "-o", "out"],
+    "merge": ["base", "one", "-o", "out", "--check"],
+}
+
+
+def without(words: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    """What comes of words where none of the packages in `ABSENT` can be imported."""
+    command = [sys.executable, "-W", "error", "-c", WITHOUT, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_each_command_has_its_words() -> None:
+    assert WORDS.keys() == ADAPTERS.keys()
+
+
+@pytest.mark.parametrize("command", ADAPTERS)
+def test_a_command_needs_no_more_than_torch_and_safetensors(command: str, place: Path) -> None:
+    done = without([command, *WORDS[command]], place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    assert command == "info" or any(place.glob("out*"))
+
+
+def test_what_is_absent_is_absent(tmp_path: Path) -> None:
+    done = without(["train", "--model", "x", "--task", "sst2"], tmp_path)
+    assert done.returncode == 2
+    assert "is missing" in done.stderr
+
+
+@pytest.mark.parametrize("command", ADAPTERS)
+def test_the_help_of_a_command_loads_neither_torch_nor_numpy(command: str) -> None:
+    script = (
+        "import sys\nfrom loralib.cli import main\n"
+        f"try: main([{command!r}, '--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        f"assert not {{'torch', 'numpy', 'safetensors', *{sorted(ABSENT)}}} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith(f"usage: loralib {command}")
+
+
+def test_help_is_shown_where_there_is_nothing_but_ascii() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for command in ADAPTERS:
+        words = [sys.executable, "-m", "loralib", command, "--help"]
+        assert subprocess.run(words, capture_output=True, env=environment, check=True).stdout.isascii()
+
+
+@pytest.mark.parametrize("command", [command for command in ADAPTERS if command != "info"])
+def test_a_command_that_writes_overwrites_nothing_unasked(
+    command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert main([command, *WORDS[command]]) == 0
+    assert main([command, *WORDS[command]]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([command, *WORDS[command], "--force"]) == 0
+
+
+def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora.save(adapter(0), place / "old.pt", "loralib")
+    words = ["combine", str(place / "one"), str(place / "old.pt"), "--weights", "1", "-1", "-o", str(place / "zero")]
+    assert main(words) == 2
+    assert "--lora-alpha" in capsys.readouterr().err
+    assert main([*words, "--lora-alpha", "4"]) == 0
+    zero = lora.load(place / "zero")
+    assert all(float(zero.delta(name).abs().max()) < 1e-6 for name in zero.layers)
