@@ -282,7 +282,11 @@ def test_tensors_by_choice():
     pair, weights = [with_head(1.0), with_head(3.0)], [0.25, 0.75]
     assert float(lora.combine(pair, weights, tensors="first").tensors["head.weight"][0]) == 1
     assert float(lora.combine(pair, weights, tensors="average").tensors["head.weight"][0]) == 2.5
-    assert lora.combine(pair, weights, tensors="drop").tensors == {}
+    bare = lora.combine(
+        [replace(a, config=replace(a.config, modules_to_save=("head",))) for a in pair], weights, tensors="drop"
+    )
+    assert bare.tensors == {}
+    assert bare.config.modules_to_save == ()
     with pytest.raises(lora.AlgebraError, match=r"add up to 1\.75, not to 1"):
         lora.combine(pair, [1, 0.75], tensors="average")
 

@@ -336,9 +336,10 @@ def united(
     metadata in which they agree."""
     first = adapters[0]
     shared = {k: v for k, v in first.metadata.items() if all(adapter.metadata.get(k) == v for adapter in adapters)}
-    modules = tuple(dict.fromkeys(name for adapter in adapters for name in adapter.config.modules_to_save))
+    modules = dict.fromkeys(name for adapter in adapters for name in adapter.config.modules_to_save)
     bias = max((adapter.config.bias for adapter in adapters), key=["none", "lora_only", "all"].index)
-    config = replace(described(first.config, layers), modules_to_save=modules, bias=bias)
+    kept = {"modules_to_save": tuple(modules), "bias": bias} if tensors else {"modules_to_save": (), "bias": "none"}
+    config = replace(described(first.config, layers), **kept)
     return Adapter(config, layers, tensors, shared, rows)
 
 

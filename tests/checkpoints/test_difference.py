@@ -200,6 +200,20 @@ def test_a_model_and_a_folder_can_be_compared(tmp_path):
     assert lora.difference(tuned, tmp_path / "base", r=2).layers == lora.difference(tuned, base, r=2).layers
 
 
+@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+def test_a_model_with_a_head_is_compared_with_its_bare_base(family, tmp_path):
+    whole = tiny(family)
+    tuned = shaken(whole, "bias")
+    whole.base_model.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned")
+    found = lora.difference(tmp_path / "tuned", tmp_path / "base", r=2)
+    assert {name for name in found.tensors if name.startswith("classifier")} == {"classifier.weight", "classifier.bias"}
+    result = applied(whole, found)
+    assert all(close(result[name], t, factor=64) for name, t in tuned.state_dict().items())
+    back = lora.difference(tuned.base_model, whole, r=2)
+    assert len(back.layers) == sum(not name.startswith(("classifier", "pre_classifier")) for name in found.layers)
+
+
 def test_attention_is_told_by_its_names():
     attention = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2), "other": nn.MultiheadAttention(4, 2, kdim=3)})
     by_modules = weights_of(attention).pieces

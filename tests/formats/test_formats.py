@@ -284,6 +284,14 @@ def test_what_0_1_does_not_know_is_refused_and_nothing_is_written(change, tellin
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("how", [{"format": "loralib"}, {"keys": {"(.*)": r"\1"}}])
+@pytest.mark.parametrize("what", [{"metadata": {"task_type": "X"}}, {"rows": {"e": lora.TokenRows((1,), torch.ones(1, 2))}}])
+def test_nothing_beside_the_tensors_is_dropped_unasked(how, what, tmp_path):
+    with pytest.raises(lora.FormatError, match="has no place for"):
+        lora.save(lora.Adapter(lora.LoRAConfig(), {"q": UPDATE}, **what), tmp_path / "f.pt", **how)
+    assert not list(tmp_path.iterdir())
+
+
 def test_0_1s_own_state_dict_is_read_and_ours_loads_in_0_1(tmp_path):
     from peers import loralib_0_1
 

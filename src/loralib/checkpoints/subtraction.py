@@ -7,7 +7,7 @@ matrix of a layer (biases, norms, running statistics), or is not in the base at 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,7 +89,8 @@ def differences(
         check_rank(r)
     if energy is not None and not 0 < energy <= 1:
         raise ConfigError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
-    new, old = weights_of(tuned), weights_of(base)
+    new = weights_of(tuned)
+    old = _renamed(new, weights_of(base))
     _check_shapes(new, old)
     pieces = _chosen(new, target_modules, exclude_modules)
     for done, name in enumerate(new.shapes, 1):
@@ -130,6 +131,23 @@ def as_adapter(found: list[Found], source: str = "") -> Adapter:
 
 def _called(source: Source) -> str:
     return type(source).__name__ if isinstance(source, torch.nn.Module) else str(source)
+
+
+def _renamed(new: Weights, old: Weights) -> Weights:
+    """`old` by the names that `new` has: one of them may be a part of the other's model, and lack its prefix (`bert.`)."""
+    offs = {name.partition(".")[0] + "." for name in old.shapes}
+    changes = [("", ""), *(("", name.partition(".")[0] + ".") for name in new.shapes), *((off, "") for off in offs)]
+
+    def held(change: tuple[str, str]) -> dict[str, str]:
+        off, on = change
+        return {on + name[len(off) :]: name for name in old.shapes if name.startswith(off)}
+
+    shared = {change: len(held(change).keys() & new.shapes.keys()) for change in dict.fromkeys(changes)}
+    best = max(shared, key=lambda change: (shared[change], change == ("", "")))
+    names = held(best)
+    return replace(
+        old, shapes={name: old.shapes[own] for name, own in names.items()}, tensor=lambda name: old.tensor(names[name])
+    )
 
 
 def _check_shapes(new: Weights, old: Weights) -> None:

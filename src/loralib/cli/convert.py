@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 BESIDE = {"tensors": "tensors trained in full", "rows": "rows of tokens", "metadata": "metadata"}
-REFUSED = {"diffusers": ("tensors", "rows", "metadata"), "kohya": ("tensors", "rows", "metadata"), "loralib": ("rows",)}
-REFUSED_WITH_KEYS = ("rows",)
+REFUSED = {
+    "diffusers": ("tensors", "rows", "metadata"),
+    "kohya": ("tensors", "rows", "metadata"),
+    "loralib": ("rows", "metadata"),
+}
+REFUSED_WITH_KEYS = ("rows", "metadata")
 
 
 def run(words: Sequence[str]) -> int:
@@ -122,12 +126,9 @@ def _check_held(adapter: "Adapter", format: str | None) -> None:
 
 def _say_lost(adapter: "Adapter", format: str | None) -> None:
     """Say what the format leaves unsaid."""
-    lost = [f"metadata ({_listed(adapter.metadata)})"] if adapter.metadata and format in ("loralib", None) else []
     if format == "loralib":
-        alphas = {update.lora_alpha for update in adapter.layers.values()}
-        lost.insert(0, f"lora_alpha ({', '.join(f'{alpha:g}' for alpha in alphas)})")
-    if lost:
-        say(f"Not in this format, to be given again on reading: {printable(' and '.join(lost))}.")
+        alphas = ", ".join(f"{alpha:g}" for alpha in {update.lora_alpha for update in adapter.layers.values()})
+        say(f"Not in this format, to be given again on reading: lora_alpha ({alphas}).")
 
 
 def _listed(names: Iterable[str]) -> str:

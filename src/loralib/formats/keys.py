@@ -47,6 +47,7 @@ def read(path: Path, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:
 def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
     """Write the safetensors file `path`, in which every tensor has the name that `keys` makes of that above."""
     refuse("rows of tokens", adapter.rows, "A file with a key map")
+    refuse("metadata", adapter.metadata, "A file with a key map")
     tensors: dict[str, Tensor] = {}
     for name, update in adapter.layers.items():
         plain = common_form(name, update, "a file with a key map")

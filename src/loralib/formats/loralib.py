@@ -69,6 +69,7 @@ def read(path: Path, config: LoRAConfig | None = None, *, unknown_alpha: bool = 
 def write(adapter: Adapter, path: Path) -> None:
     """Write the file `path`. lora_alpha is not in it: 0.1 takes it from the layers' constructors."""
     refuse("rows of tokens", adapter.rows, "A checkpoint of loralib 0.1")
+    refuse("metadata", adapter.metadata, "A checkpoint of loralib 0.1")
     state: dict[str, Tensor] = {}
     if len(scalings := {update.lora_alpha for update in adapter.layers.values()}) > 1:
         raise FormatError(
