@@ -27,6 +27,7 @@ NAMES = (
     "fidelity",
     "generate",
     "tiny",
+    "combine",
 )
 
 

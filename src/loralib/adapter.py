@@ -10,11 +10,12 @@ one on a model, and the formats read and write it.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from types import MappingProxyType
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,6 @@ from .errors import AlgebraError, ConfigError, TargetError
 from .updates import LoRAUpdate, MergedUpdate, as_bytes, same_bits
 
 T = TypeVar("T")
-R = TypeVar("R")
-P = ParamSpec("P")
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
@@ -278,14 +277,19 @@ class Adapter:
         """
         if r is None and energy is None:
             raise ConfigError("truncate() needs a rank r, or the share of the squared norm to keep, such as energy=0.99.")
-        return self.with_layers({n: _named(n, algebra.truncated, update, r, energy) for n, update in self.layers.items()})
+        return self._with_each(lambda update: algebra.truncated(update, r, energy))
 
     def scale(self, c: float) -> "Adapter":
         """Every ΔW times `c`, of any sign; c = 1 gives the adapter itself. What was trained in full beside them (a head, say)
         holds values, not changes, and stays as it is. `AlgebraError` for DoRA, unless c = 1."""
-        return (
-            self if c == 1 else self.with_layers({name: _named(name, algebra.scaled, u, c) for name, u in self.layers.items()})
-        )
+        return self._with_each(lambda update: algebra.scaled(update, c))
+
+    def _with_each(self, operation: Callable[[LoRAUpdate], LoRAUpdate]) -> "Adapter":
+        layers = {}
+        for name, update in self.layers.items():
+            with told_of(name):
+                layers[name] = operation(update)
+        return self.with_layers(layers)
 
     def with_layers(self, layers: Mapping[str, LoRAUpdate]) -> "Adapter":
         """The same adapter with other updates, which its configuration then describes."""
@@ -323,7 +327,8 @@ def total(adapters: list[Adapter], weights: list[float]) -> Adapter:
     layers: dict[str, LoRAUpdate] = {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
         terms = [(a.layers[name], weight) for a, weight in zip(adapters, weights, strict=True) if name in a.layers]
-        layers[name] = _named(name, algebra.added, terms)
+        with told_of(name):
+            layers[name] = algebra.added(terms)
     tensors = _agreed([adapter.tensors for adapter in adapters], same_bits)
     rows = _agreed([adapter.rows for adapter in adapters], TokenRows.__eq__)
     return united(adapters, layers, tensors, rows)
@@ -356,9 +361,11 @@ def _agreed(held: list[Mapping[str, T]], same: Callable[[T, T], bool]) -> dict[s
     return found
 
 
-def _named(name: str, operation: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """Let an `AlgebraError` inside the block begin with `name`, that of the layer."""
     try:
-        return operation(*args, **kwargs)
+        yield
     except AlgebraError as error:
         raise AlgebraError(f"{name}: {error}") from None
 

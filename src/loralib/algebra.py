@@ -9,7 +9,8 @@ DoRA's updates are no such products: they are given back as they are, or refused
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import starmap
 
 import torch
@@ -19,6 +20,8 @@ from .config import alpha_for, check_rank
 from .errors import AlgebraError
 from .ops import products
 from .updates import LoRAUpdate, Product
+
+Weighted = tuple[LoRAUpdate, float]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -40,7 +43,7 @@ def scaled(update: LoRAUpdate, c: float) -> LoRAUpdate:
     return dataclasses.replace(update, B=B, lora_alpha=update.lora_alpha * (abs(c) or 1))
 
 
-def added(terms: Sequence[tuple[LoRAUpdate, float]]) -> LoRAUpdate:
+def added(terms: Sequence[Weighted]) -> LoRAUpdate:
     """Σ weight·ΔW of updates of one layer, exactly: the ranks add up. A single term is `scaled`.
 
     The dtype is that of the factors, or float32 where a product with a scaling would be rounded in a lower one.
@@ -51,9 +54,26 @@ def added(terms: Sequence[tuple[LoRAUpdate, float]]) -> LoRAUpdate:
     >>> total.r, total.delta()[0]
     (3, tensor([2., 2., 2.]))
     """
-    terms = [term for term in terms if term[1]] or list(terms[:1])
+    terms = _alike(terms)
     if len(terms) == 1:
         return scaled(*terms[0])
+    first = terms[0][0]
+    common = _common_scaling(terms)
+    dtype = _wide_enough([(update, weight * update.scaling / common) for update, weight in terms])
+    stacked = []
+    for parts in _parts(terms):
+        B = torch.cat([B.to(dtype) * (c / common) for B, _, c in parts], dim=1)
+        stacked.append((B, torch.cat([A.to(dtype) for _, A, _ in parts])))
+    r = stacked[0][0].shape[1] // first.rows_per_rank
+    use_rslora = all(update.use_rslora for update, _ in terms)
+    return first.with_products(stacked, alpha_for(common, r, use_rslora), use_rslora)
+
+
+def _alike(terms: Sequence[Weighted]) -> list[Weighted]:
+    """`terms` without those of weight 0 (where others are left), in one form; `AlgebraError` where there is none."""
+    terms = [term for term in terms if term[1]] or list(terms[:1])
+    if len(terms) == 1:
+        return terms
     if any(update.magnitude is not None for update, _ in terms):
         raise AlgebraError(
             "DoRA updates cannot be added: what each adds depends on the weight. Merge one into the model first."
@@ -62,30 +82,29 @@ def added(terms: Sequence[tuple[LoRAUpdate, float]]) -> LoRAUpdate:
         terms = [(update.plain(), weight) for update, weight in terms]
     if len({update.structure() for update, _ in terms}) > 1:
         raise AlgebraError(f"updates of different layers cannot be added: {' and '.join(starmap(_described, terms))}")
-    first = terms[0][0]
-    common = abs(terms[0][1] * first.scaling)
-    dtype = _wide_enough([(update, weight * update.scaling / common) for update, weight in terms])
-    stacked = []
-    for parts in zip(*(update.products() for update, _ in terms), strict=True):
-        weighted = [
-            (B.to(dtype) * (weight * update.scaling / common), A.to(dtype))
-            for (B, A), (update, weight) in zip(parts, terms, strict=True)
-        ]
-        stacked.append((torch.cat([B for B, _ in weighted], dim=1), torch.cat([A for _, A in weighted])))
-    r = stacked[0][0].shape[1] // first.rows_per_rank
-    use_rslora = all(update.use_rslora for update, _ in terms)
-    return first.with_products(stacked, alpha_for(common, r, use_rslora), use_rslora)
+    return terms
+
+
+def _common_scaling(terms: Sequence[Weighted]) -> float:
+    """The scaling of a sum: that of the first term, with which its factors stay as they are."""
+    update, weight = terms[0]
+    return abs(weight * update.scaling) or update.scaling
+
+
+def _parts(terms: Sequence[Weighted]) -> list[list[products.Term]]:
+    """The products of the updates, weights and scalings included, by the part of ΔW that they belong to."""
+    parts = zip(*(update.products() for update, _ in terms), strict=True)
+    factors = [weight * update.scaling for update, weight in terms]
+    return [[products.Term(B, A, c) for (B, A), c in zip(pairs, factors, strict=True)] for pairs in parts]
 
 
 def _described(update: LoRAUpdate, _: float) -> str:
     return f"a {type(update).__name__} with lora_A {tuple(update.A.shape)} and lora_B {tuple(update.B.shape)}"
 
 
-def _wide_enough(terms: Sequence[tuple[LoRAUpdate, float]]) -> torch.dtype:
+def _wide_enough(terms: Sequence[Weighted]) -> torch.dtype:
     """The dtype in which every B times its factor is what it is in float32 (in float32 and above: theirs)."""
-    dtype = terms[0][0].A.dtype
-    for factor in [factor for update, _ in terms for factor in (update.A, update.B)]:
-        dtype = torch.promote_types(dtype, factor.dtype)
+    dtype = _promoted(factor for update, _ in terms for factor in (update.A, update.B))
     if dtype in _LOW_PRECISION and not all(_is_exact(update.B, c, dtype) for update, c in terms):
         return torch.float32
     return dtype
@@ -106,22 +125,37 @@ def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = N
     >>> truncated(update, energy=0.99).r, torch.allclose(truncated(update, r=1).delta(), update.delta())
     (1, True)
     """
-    limit = update.r if r is None else min(check_rank(r), update.r)
+    return truncated_sum([(update, 1)], r, energy)
+
+
+def truncated_sum(terms: Sequence[Weighted], r: int | None = None, energy: float | None = None) -> LoRAUpdate:
+    """What `truncated` makes of `added`, in much less memory: not even the factors of the sum are put together."""
+    terms = _alike(terms)
+    first, total = terms[0][0], sum(update.r for update, _ in terms)
+    limit = total if r is None else min(check_rank(r), total)
     if energy is not None and not 0 < energy <= 1:
         raise AlgebraError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
-    if limit == update.r and energy is None:
-        return update
-    _check_finite(update)
-    components = limit * update.rows_per_rank if energy is None else None
-    found = [products.svd(B, A, components) for B, A in update.products()]
+    if limit == total and energy is None:
+        return added(terms)
+    if any(update.magnitude is not None and weight != 1 for update, weight in terms):
+        return added(terms)  # which says why not
+    for update, _ in terms:
+        _check_finite(update)
+    rows, common = first.rows_per_rank, _common_scaling(terms)
+    found = [products.svd(part, limit * rows if energy is None else None) for part in _parts(terms)]
     if energy is not None:
         S = torch.stack([_padded(svd.S, max(len(svd.S) for svd in found)) for svd in found]).square().sum(0).sqrt()
-        limit = min(limit, math.ceil(products.rank_for(S, energy) / update.rows_per_rank))
-    if limit == update.r:
-        return update
-    width = limit * update.rows_per_rank
-    pairs = [fitted(svd, width, update.B.dtype, update.A.dtype) for svd in found]
-    return update.with_products(pairs, alpha_for(update.scaling, limit, update.use_rslora), update.use_rslora)
+        limit = min(limit, math.ceil(products.rank_for(S, energy) / rows))
+    if limit == total:
+        return added(terms)
+    dtype_A, dtype_B = (_promoted(factors) for factors in zip(*((update.A, update.B) for update, _ in terms), strict=True))
+    pairs = [fitted(svd._replace(S=svd.S / common), limit * rows, dtype_B, dtype_A) for svd in found]
+    use_rslora = all(update.use_rslora for update, _ in terms)
+    return first.with_products(pairs, alpha_for(common, limit, use_rslora), use_rslora)
+
+
+def _promoted(factors: Iterable[Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, (factor.dtype for factor in factors))
 
 
 def fitted(svd: products.SVD, width: int, dtype_B: torch.dtype, dtype_A: torch.dtype) -> Product:
@@ -154,7 +188,7 @@ def spectrum(update: LoRAUpdate) -> Tensor:
     _check_finite(update)
     plain = update.plain()
     ((B, A),) = plain.products()
-    return plain.scaling * products.singular_values(B, A)
+    return products.singular_values([products.Term(B, A, plain.scaling)])
 
 
 def _check_finite(update: LoRAUpdate) -> None:

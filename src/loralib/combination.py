@@ -15,14 +15,14 @@ signs among the weighted updates, so that a negative weight votes against.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from . import algebra
-from .adapter import Adapter, TokenRows, total, united
+from .adapter import Adapter, TokenRows, told_of, total, united
 from .config import alpha_for, check_rank
 from .errors import AlgebraError, ConfigError
 from .ops import products
@@ -75,16 +75,16 @@ def combine(
     held = _beside(adapters, weights, tensors)
     if held is not None:
         adapters = [_without_beside(adapter) for adapter in adapters]
-    if method in ("exact", "svd"):
-        found = adapters[0].scale(weights[0]) if len(adapters) == 1 else total(adapters, weights)
-        layers: Mapping[str, LoRAUpdate] = found.layers
-        if method == "svd":
-            layers = {name: _cut(adapters, name, update, r, energy) for name, update in layers.items()}
-    else:
-        assert density is not None
-        names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
-        prune = _Pruning(method, density, seed, majority_sign)
-        layers = {name: _pruned(adapters, weights, name, prune, r, energy) for name in names}
+    layers: dict[str, LoRAUpdate] = {}
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
+        terms = [(a.layers[name], weight) for a, weight in zip(adapters, weights, strict=True) if name in a.layers]
+        with told_of(name):
+            if method == "exact":
+                layers[name] = algebra.added(terms)
+            elif method == "svd":
+                layers[name] = algebra.truncated_sum(terms, _rank(terms, r, energy), energy)
+            else:
+                layers[name] = _pruned(adapters, weights, name, _Pruning(method, density or 1, seed, majority_sign), r, energy)
     if len(adapters) == 1 and held is None:
         return adapters[0].with_layers(layers)
     beside, rows = held if held is not None else _agreeing(adapters)
@@ -185,11 +185,9 @@ def _without_beside(adapter: Adapter) -> Adapter:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _cut(adapters: list[Adapter], name: str, update: LoRAUpdate, r: int | None, energy: float | None) -> LoRAUpdate:
-    """A layer of the exact sum, brought to its rank."""
-    if r is None and energy is None:
-        r = max(adapter.layers[name].r for adapter in adapters if name in adapter.layers)
-    return algebra.truncated(update, r, energy)
+def _rank(terms: Sequence[algebra.Weighted], r: int | None, energy: float | None) -> int | None:
+    """The rank that a layer is brought to: as asked for, or the largest that there is."""
+    return max(update.r for update, _ in terms) if r is None and energy is None else r
 
 
 class _Pruning:
@@ -233,12 +231,12 @@ def _pruned(
     if only and chosen == [1]:
         return algebra.truncated(held[0][1], r, energy)
     if any(update.magnitude is not None for _, update in held):
-        raise AlgebraError(f"{name}: a DoRA update is no ΔW that could be pruned; merge it into the model first.")
+        raise AlgebraError("a DoRA update is no ΔW that could be pruned; merge it into the model first.")
     updates = [update for _, update in held]
     if len({update.structure() for update in updates}) > 1:
         updates = [update.plain() for update in updates]
     if len({update.structure() for update in updates}) > 1:
-        raise AlgebraError(f"{name}: updates of different layers cannot be combined.")
+        raise AlgebraError("updates of different layers cannot be combined.")
     first = updates[0]
     parts = [[update.scaling * (B.double() @ A.double()) for B, A in update.products()] for update in updates]
     sizes = [part.numel() for part in parts[0]]

@@ -20,11 +20,11 @@ def factors(k: int, R: int, n: int, dtype: torch.dtype = torch.float64, seed: in
 def test_the_svd_is_that_of_the_product(k, R, n, dtype, seed):
     B, A = factors(k, R, n, dtype, seed)
     exact = B.double() @ A.double()
-    U, S, Vh = products.svd(B, A)
+    U, S, Vh = products.svd([products.Term(B, A)])
     size = float(B.double().norm() * A.double().norm())
     assert (U * S @ Vh - exact).norm() <= 1e-7 * size
     assert (S[:-1] >= S[1:]).all()
-    ours, theirs = products.singular_values(B, A), torch.linalg.svdvals(exact)
+    ours, theirs = products.singular_values([products.Term(B, A)]), torch.linalg.svdvals(exact)
     m = min(len(ours), len(theirs))
     assert torch.allclose(ours[:m], theirs[:m], atol=1e-7 * size)
     large = 1e-6 * S[0] < S
@@ -35,17 +35,17 @@ def test_the_svd_is_that_of_the_product(k, R, n, dtype, seed):
 def test_factors_of_lower_rank_than_they_could_have(dtype):
     B, A = factors(10, 2, 9, dtype)
     B2, A2 = torch.cat([B, B], 1), torch.cat([A, -A])
-    assert float(products.singular_values(B2, A2).max()) < 1e-6
-    U, S, Vh = products.svd(torch.cat([B, B], 1), torch.cat([A, A]))
+    assert float(products.singular_values([products.Term(B2, A2)]).max()) < 1e-6
+    U, S, Vh = products.svd([products.Term(B, A, 0.5), products.Term(B, A, 1.5)])
     assert torch.allclose(U * S @ Vh, 2 * B.double() @ A.double(), atol=1e-6)
-    zero = products.svd(torch.zeros(5, 2, dtype=dtype), torch.zeros(2, 5, dtype=dtype))
+    zero = products.svd([products.Term(torch.zeros(5, 2, dtype=dtype), torch.zeros(2, 5, dtype=dtype))])
     assert not zero.S.any()
     assert torch.isfinite(zero.U).all()
     assert torch.isfinite(zero.Vh).all()
 
 
 def test_balanced_factors_multiply_to_the_product():
-    B, A = products.svd(*factors(6, 3, 5)).factors()
+    B, A = products.svd([products.Term(*factors(6, 3, 5))]).factors()
     assert torch.allclose(B.norm(dim=0), A.norm(dim=1))
 
 

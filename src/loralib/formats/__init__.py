@@ -13,10 +13,13 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+from .. import patterns
 from ..adapter import Adapter
 from ..config import LoRAConfig
 from ..errors import FormatError
+from ..updates import ProjectionUpdate
 from . import diffusers, kohya, loralib, native, peft
+from .checked import check_sound
 from .keys import KeyMap
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
@@ -29,6 +32,7 @@ FORMATS: dict[str, ModuleType] = {
     "diffusers": diffusers,
     "kohya": kohya,
 }
+_UNSAID = LoRAConfig()
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -57,11 +61,12 @@ def load(
     contains. Tensors of safetensors files are mapped into memory and read when they are used.
 
     format: one of `FORMATS`, instead of finding out. config: what files of loralib 0.1 (and of a key map without alphas) do not
-    say: `lora_alpha`, and `enable_lora` for fused projections. keys: {regular expression: replacement}, or a function, that
+    say: `lora_alpha`, and `enable_lora` for fused projections. What a file says itself counts, and a rank or lora_alpha in
+    `config` that is another (and not the default) is an error. keys: {regular expression: replacement}, or a function, that
     turns the names in a file of no known format into `<layer>.lora_A`, `<layer>.lora_B` and so on (see `formats.keys`).
 
     Raises `FormatError` when there is nothing, when the format is not known, or when the content is damaged, does not fit
-    its own configuration or asks for something that cannot be represented.
+    its own configuration or `config`, or asks for something that cannot be represented.
 
     >>> import tempfile, torch, loralib as lora
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
@@ -73,15 +78,27 @@ def load(
     """
     path = Path(path)
     if keys is not None:
-        return read_by_keys(path, keys, config)
-    if format is not None:
+        _check_exists(path)
+        adapter = read_by_keys(path, keys, config)
+    elif format is not None:
         _check_format(format)
         _check_exists(path)
-        adapter: Adapter = FORMATS[format].read(path, config)
-        return adapter
-    name, path = _found(path)
-    adapter = FORMATS[name].read(path, config)
+        adapter = FORMATS[format].read(path, config)
+    else:
+        name, place = _found(path)
+        adapter = FORMATS[name].read(place, config)
+    if config is not None:
+        _check_agrees(path, adapter, config)
     return adapter
+
+
+def _check_agrees(path: Path, adapter: Adapter, config: LoRAConfig) -> None:
+    """`FormatError` when `config` says a rank or lora_alpha of a layer, and the file another."""
+    for field, pattern in (("r", config.rank_pattern), ("lora_alpha", config.alpha_pattern)):
+        for name, update in adapter.layers.items():
+            said, held = patterns.lookup(pattern, name, getattr(config, field)), getattr(update, field)
+            if said not in (held, getattr(_UNSAID, field)) and not isinstance(update, ProjectionUpdate):
+                raise FormatError(f"{path}: layer {name!r} has {field}={held:g}, but config says {field}={said:g}.")
 
 
 def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *, keys: KeyMap | None = None) -> None:
@@ -93,6 +110,12 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
     is full.
     """
     path = Path(path)
+    check_sound(adapter)
+    if "" in adapter.layers and (keys is not None or format != "safetensors"):
+        raise FormatError(
+            "The adapter is of a model that is one layer, which has no name; name it: adapter.rename({'': 'layer'}). "
+            "Nothing was written."
+        )
     if keys is not None:
         write_by_keys(adapter, path, keys)
         return
@@ -117,7 +140,8 @@ def _found(path: Path) -> tuple[str, Path]:
         for name, module in FORMATS.items():
             if module.detect(place):
                 return name, place
-    raise FormatError(f"{path} holds no adapter in a known format: {_instead(path)}.")
+    place = next(iter(_only_file(path)), path)
+    raise FormatError(f"{place} holds no adapter in a known format: {_instead(place)}.")
 
 
 def _only_file(path: Path) -> list[Path]:
@@ -130,17 +154,24 @@ def _only_file(path: Path) -> list[Path]:
 
 def _instead(path: Path) -> str:
     """What `path` holds, if that can be told, or what was expected."""
-    if path.is_dir() and (files := [name for name in _MODEL_FILES if (path / name).is_file()]):
-        return f"{files[0]} holds a whole model; an adapter of its difference to another makes `loralib extract`"
+    if path.name in (peft.TENSORS, peft.PICKLED):
+        return f"{peft.CONFIG}, which PEFT writes beside this file, is missing"
     if path.is_dir():
-        return "; ".join(module.EXPECTED for module in FORMATS.values())
-    if path.suffix == ".safetensors":
-        names = list(read_header(path).entries)
-        shown = ", ".join(names[:3]) or "none"
-        return (
-            f"its tensors ({shown} …) have names of no known format; give a key map, load(path, keys={{pattern: replacement}})"
-        )
+        return _instead_in_folder(path)
     if path.suffix == ".json":
         return "give the folder that the file is in"
-    loralib.read_state_dict(path)
-    return f"{loralib.EXPECTED}; for other names give a key map, load(path, keys={{pattern: replacement}})"
+    names = list(read_header(path).entries if path.suffix == ".safetensors" else loralib.read_state_dict(path))
+    shown = ", ".join(names[:3]) or "none"
+    model = "" if any("lora" in name.lower() for name in names) else "; a whole model, perhaps"
+    remedy = "give a key map, load(path, keys={pattern: replacement})"
+    return f"its tensors ({shown} …) have names of no known format{model}; for an adapter with names of your own {remedy}"
+
+
+def _instead_in_folder(path: Path) -> str:
+    if files := [name for name in _MODEL_FILES if (path / name).is_file()]:
+        return f"{files[0]} holds a whole model; an adapter of its difference to another makes `loralib extract`"
+    if files := [name for name in (peft.TENSORS, peft.PICKLED) if (path / name).is_file()]:
+        return f"{peft.CONFIG}, which PEFT writes beside {files[0]}, is missing"
+    if inside := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and peft.detect(folder)):
+        return f"there are adapters in {', '.join(inside[:3])} within it; give the path of one"
+    return "; ".join(module.EXPECTED for module in FORMATS.values())

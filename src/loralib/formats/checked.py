@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapter import Adapter
 from ..errors import ConfigError, FormatError
 from ..updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
 
@@ -52,6 +53,17 @@ def made(
         return kind(A, B, lora_alpha, use_rslora, magnitude=magnitude, **fields)
     except (ConfigError, TypeError) as error:
         raise FormatError(f"{where}: {error}") from None
+
+
+def check_sound(adapter: Adapter) -> None:
+    """`FormatError` for an adapter that could be written, but not read again."""
+    for name, u in adapter.layers.items():
+        try:
+            made(f"The update of {name!r}", type(u), u.A, u.B, u.lora_alpha, u.use_rslora, u.magnitude, **dict(u.own_fields()))
+        except FormatError as error:
+            raise FormatError(f"{error} Nothing was written.") from None
+    if odd := [key for key, value in adapter.metadata.items() if not isinstance(key, str) or not isinstance(value, str)]:
+        raise FormatError(f"The metadata {odd[0]!r} are no text; make them text. Nothing was written.")
 
 
 def by_layer(where: str, stored: Mapping[str, Tensor], parts: Iterable[str]) -> tuple[dict[str, dict[str, Tensor]], set[str]]:

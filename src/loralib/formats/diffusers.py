@@ -28,7 +28,7 @@ from ..errors import ConfigError, FormatError
 from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
 from .checked import alpha_of, common_form, made, pair, refuse
 from .files import write_atomically
-from .peft import configuration, refuse_unknown
+from .peft_config import configuration, refuse_unknown
 from .tensor_file import read_header, read_tensors, tensor_bytes
 
 FILE = "pytorch_lora_weights.safetensors"

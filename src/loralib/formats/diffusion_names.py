@@ -5,8 +5,12 @@ original Stable Diffusion code instead of diffusers'.
     input_blocks_2_1_transformer_blocks_0_attn1_to_q            →  the same
 
 Underscores belong to names, too, so that a vocabulary decides: every word must be in it, and the longest one counts. The
-original code's blocks are numbered through; those of diffusers follow for models with two layers a block (Stable Diffusion 1, 2
-and XL).
+original code numbers its blocks through. Which of diffusers' they are follows for models with two layers a block (Stable
+Diffusion 1, 2 and XL), where three numbers make a block: two layers and a change of resolution.
+
+    input_blocks_<1 + 3i + j>_0, _1       down_blocks.i.resnets.j, .attentions.j;   input_blocks_<3 + 3i>_0_op   its downsampler
+    output_blocks_<3i + j>_0, _1          up_blocks.i.resnets.j, .attentions.j;     output_blocks_<2 + 3i>_…_conv   its upsampler
+    middle_block_0, _1, _2                mid_block.resnets.0, .attentions.0, .resnets.1
 """
 
 import re
@@ -14,10 +18,11 @@ import re
 # fmt: off
 _WORDS = frozenset({
     # diffusers' UNet
-    "add_embedding", "attentions", "attn1", "attn2", "class_embedding", "conv", "conv1", "conv2", "conv_in", "conv_out",
-    "conv_shortcut", "down_blocks", "downsamplers", "encoder_hid_proj", "ff", "linear_1", "linear_2", "mid_block", "net",
-    "proj", "proj_in", "proj_out", "resnets", "time_emb_proj", "time_embedding", "to_k", "to_out", "to_q", "to_v",
-    "transformer_blocks", "up_blocks", "upsamplers",
+    "add_embedding", "add_k_proj", "add_v_proj", "attentions", "attn", "attn1", "attn2", "class_embedding", "cond_proj", "conv",
+    "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "down_blocks", "downsamplers", "encoder_hid_proj", "ff", "fuser",
+    "image_embeds", "image_proj", "linear", "linear_1", "linear_2", "mid_block", "net", "pool", "proj", "proj_in", "proj_out",
+    "resnets", "text_proj", "time_emb_proj", "time_embedding", "to_k", "to_out", "to_q", "to_v", "transformer_blocks",
+    "transformers", "up_blocks", "upsamplers",
     # CLIP's text encoders
     "embeddings", "encoder", "fc1", "fc2", "k_proj", "layers", "mlp", "out_proj", "position_embedding", "q_proj", "self_attn",
     "text_model", "text_projection", "token_embedding", "v_proj",
@@ -60,16 +65,14 @@ def dotted(flat: str) -> str | None:
         return _of_block(block[1], int(block[2]), int(block[3]), block[4])
     if middle := _MIDDLE.fullmatch(flat):
         return _inside("mid_block." + ("resnets.0", "attentions.0", "resnets.1")[int(middle[1])], middle[2])
-    parts, words = flat.split("_"), []
-    while parts:
-        for length in range(min(_LONGEST, len(parts)), 0, -1):
-            word = "_".join(parts[:length])
-            if word in _WORDS or word.isdecimal():
-                words.append(word)
-                del parts[:length]
-                break
-        else:
+    parts, words, at = flat.split("_"), [], 0
+    while at < len(parts):
+        longest_first = (parts[at : at + length] for length in range(_LONGEST, 0, -1))
+        word = next((word for word in map("_".join, longest_first) if word in _WORDS or word.isdecimal()), None)
+        if word is None:
             return None
+        words.append(word)
+        at += word.count("_") + 1
     return ".".join(words)
 
 
@@ -85,7 +88,7 @@ def _of_block(side: str, block: int, part: int, rest: str) -> str | None:
         level, layer = divmod(block, span)
         where = f"up_blocks.{level}"
         if part in (1, 2) and rest == "conv":
-            return f"{where}.upsamplers.0.conv"
+            return f"{where}.upsamplers.0.conv" if layer == _LAYERS_PER_BLOCK else None
     return _inside(f"{where}.{'resnets' if part == 0 else 'attentions'}.{layer}", rest) if part in (0, 1) else None
 
 

@@ -35,6 +35,7 @@ _KINDS = {
         updates.ProjectionUpdate,
     )
 }
+_PLACES = ("config", "layers", "metadata", "rows")
 _OF_ALL = {"kind", "lora_alpha", "use_rslora"}
 
 
@@ -106,9 +107,11 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(said, dict) or said.get("version") != _VERSION:
         version = said.get("version") if isinstance(said, dict) else None
         raise FormatError(f"{path} is of version {version!r} of the format; this library reads version {_VERSION}.")
-    for key in ("config", "layers", "metadata", "rows"):
+    for key in _PLACES:
         if not isinstance(said.get(key), dict):
             raise FormatError(f"{path}: {key!r} is missing from the description of the adapter, or no object.")
+    if unknown := sorted(said.keys() - {"version", *_PLACES}):
+        raise FormatError(f"{path}: {unknown[0]!r} in the description of the adapter has no meaning in version {_VERSION}.")
     if not all(isinstance(value, str) for value in said["metadata"].values()):
         raise FormatError(f"{path}: metadata that is no text.")
     return said

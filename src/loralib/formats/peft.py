@@ -7,21 +7,18 @@ Tensor names, for a layer L and a tensor T trained in full:
     base_model.model.<L>.lora_embedding_A         (r, num_embeddings)
     base_model.model.<L>.lora_embedding_B         (embedding_dim, r)
     base_model.model.<L>.lora_magnitude_vector    (out,), or (1, out, 1…) of a convolution: DoRA
-    base_model.model.<L>.base_layer.bias          the bias of an adapted layer, where `bias` is not "none"
+    base_model.model.<L>.base_layer.bias          the bias of an adapted layer, where `bias` is not "none"; its weight, resized
     base_model.model.<T>                          tensors of `modules_to_save`, other biases
     base_model.model.<L>.token_adapter.trainable_tokens_delta     rows `trainable_token_indices` of L's weight, anew
+    base_model.model.<L>.token_adapter.base_layer.weight          the whole of that weight beside them, resized
 
 Before version 0.3 `enable_lora` chose slices of a fused projection, as loralib 0.1 does: A (n·r, in), B (n·out/N, r, 1).
 
 What PEFT holds otherwise: an update of slices becomes the plain one with the same ΔW, and those of an
 `nn.MultiheadAttention` one for its packed projection (see `peft_attention`). What it computes otherwise or not at all is
-refused: grouped and transposed convolutions, bilinear layers.
-
-Fields of the configuration that say how layers were *chosen* are not needed on reading (the tensors' names say it); fields
-that change what a layer *computes* and are not known here are refused by name.
+refused: grouped and transposed convolutions, bilinear layers. `peft_config` reads and writes the configuration.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,14 +27,15 @@ from typing import Any
 from torch import Tensor
 
 from .. import patterns
-from ..adapter import Adapter, TokenRows, described
+from ..adapter import Adapter, TokenRows
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
+from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate, same_bits
 from .checked import common_form, made, pair
 from .files import read_json, write_together
 from .loralib import read_state_dict
 from .peft_attention import apart, configured, joined, plain
+from .peft_config import METADATA, configuration, configuration_of, refuse_unknown
 from .tensor_file import read_tensors, tensor_bytes
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -45,15 +43,10 @@ EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
 
 _PREFIX = "base_model.model."
 _LINEAR, _EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
-_OURS = tuple(f.name for f in dataclasses.fields(LoRAConfig) if f.name not in ("enable_lora", "slice_widths"))
-_METADATA = ("base_model_name_or_path", "task_type", "revision")
-_ROWS = "token_adapter.trainable_tokens_delta"
 _MAGNITUDE = "lora_magnitude_vector"
-_ELSEWHERE = ("use_dora", "trainable_token_indices", "enable_lora", "merge_weights")  # read where the tensors are
-_HOW_CHOSEN = ("layers_to_transform", "layers_pattern", "ensure_weight_tying", "auto_mapping")
-_NEUTRAL = {"peft_type": "LORA", "megatron_core": "megatron.core", "qalora_group_size": 16}
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # those that leave the base weights as they were
-_FREE = ("peft_version", "inference_mode", "runtime_config", "eva_config", "loftq_config", "init_lora_weights")
+_TOKENS, _BASE, _SAVED, _ORIGINAL = "token_adapter", "base_layer", "modules_to_save", "original_module"
+_ROWS = f".{_TOKENS}.trainable_tokens_delta"
+_WRAPPERS = {_TOKENS, _BASE, _SAVED, _ORIGINAL}  # modules that PEFT puts between a model's own
 
 
 def detect(path: Path) -> bool:
@@ -81,84 +74,68 @@ def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
     dora = [update.magnitude is not None for update in layers.values()]
     if any(dora) != bool(values.get("use_dora")) or (any(dora) and not all(dora)):
         raise FormatError(f"{path}: use_dora={values.get('use_dora')}, but {sum(dora)} of {len(dora)} layers have magnitudes.")
-    metadata = {key: str(values[key]) for key in _METADATA if values.get(key) is not None}
-    indices = values.get("trainable_token_indices")
-    if indices and not rows:
-        raise FormatError(f"{path}: trainable_token_indices={indices!r:.80}, but {TENSORS} holds no rows of tokens.")
-    of_tokens = {f"{name}.weight": _rows(path, name, delta, indices) for name, delta in rows.items()}
+    metadata = {key: str(values[key]) for key in METADATA if values.get(key) is not None}
+    of_tokens = _token_rows(path, rows, values.get("trainable_token_indices"))
     return Adapter(found, layers, tensors, metadata, of_tokens, f"PEFT folder {path.name or path}")
 
 
-def configuration(values: Mapping[str, Any]) -> LoRAConfig:
-    """What the fields of PEFT's configuration say, those of its first versions included; `ConfigError` where they cannot be."""
-    found = LoRAConfig(**{key: values[key] for key in _OURS if values.get(key) is not None})
-    return dataclasses.replace(found, enable_lora=values["enable_lora"]) if values.get("enable_lora") else found
+def _token_rows(path: Path, rows: Mapping[str, Tensor], indices: Any) -> dict[str, TokenRows]:
+    """`rows` with the numbers that the configuration gives: one list for all, or one for each module by the end of its name.
+    A head that is tied to an embedding may repeat the embedding's rows, and go without numbers of its own."""
+    chosen = {name: _of_module(name, indices) for name in rows}
+    for name, values in rows.items():
+        twins = [chosen[other] for other in rows if chosen[other] is not None and same_bits(rows[other], values)]
+        chosen[name] = twins[0] if chosen[name] is None and twins else chosen[name]
+    found = {}
+    for name, values in rows.items():
+        try:
+            found[f"{name}.weight"] = TokenRows(tuple(chosen[name]), values)
+        except (ConfigError, TypeError) as error:
+            raise FormatError(f"{path / CONFIG}: trainable_token_indices={chosen[name]!r:.80} for {name!r}: {error}") from None
+    asked = indices.values() if isinstance(indices, dict) else [indices]
+    if missing := [numbers for numbers in asked if numbers and numbers not in chosen.values()]:
+        raise FormatError(
+            f"{path}: trainable_token_indices={missing[0]!r:.80}, but {TENSORS} holds no rows of tokens for them."
+        )
+    return found
 
 
-def _rows(path: Path, name: str, values: Tensor, indices: Any) -> TokenRows:
-    if isinstance(indices, dict):
-        indices = next((chosen for ending, chosen in indices.items() if patterns.ends_with(name, ending)), None)
-    try:
-        return TokenRows(tuple(indices), values)
-    except (ConfigError, TypeError) as error:
-        raise FormatError(f"{path / CONFIG}: trainable_token_indices={indices!r:.80} for {name!r}: {error}") from None
+def _of_module(name: str, indices: Any) -> Any:
+    if not isinstance(indices, dict):
+        return indices
+    return next((numbers for ending, numbers in indices.items() if patterns.ends_with(name, ending)), None)
 
 
 def write(adapter: Adapter, path: Path) -> None:
     """Write the folder `path`, made when it is missing."""
     if not adapter.layers:
         raise FormatError("The adapter adapts no layer, and PEFT reads no such adapter. Nothing was written.")
+    for name in (*adapter.layers, *adapter.tensors, *adapter.rows):
+        if reserved := [part for part in name.split(".") if part in _WRAPPERS or part.startswith("lora_")]:
+            raise FormatError(f"{name!r}: PEFT gives the name {reserved[0]!r} a meaning of its own. Nothing was written.")
     layers = joined({name: _representable(name, update) for name, update in adapter.layers.items()})
-    config = json.dumps(_config(adapter, layers), indent=2, sort_keys=True) + "\n"
+    config = json.dumps(configuration_of(adapter, layers), indent=2, sort_keys=True) + "\n"
     tensors = {}
     for name, update in layers.items():
         key_A, key_B = _EMBEDDING if isinstance(update, EmbeddingUpdate) else _LINEAR
-        tensors[f"{_PREFIX}{name}.{key_A}"], tensors[f"{_PREFIX}{name}.{key_B}"] = update.A, update.B
+        tensors[f"{name}.{key_A}"], tensors[f"{name}.{key_B}"] = update.A, update.B
         if update.magnitude is not None:
             ones = [1] * (update.B.dim() - 2)
-            tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = update.magnitude.reshape(1, -1, *ones) if ones else update.magnitude
-    for name, rows in adapter.rows.items():
-        tensors[f"{_PREFIX}{name.removesuffix('.weight')}.{_ROWS}"] = rows.values
-    inner = {plain(name): name for name in layers}
+            tensors[f"{name}.{_MAGNITUDE}"] = update.magnitude.reshape(1, -1, *ones) if ones else update.magnitude
+    of_tokens = {name.removesuffix(".weight"): rows.values for name, rows in adapter.rows.items()}
+    tensors |= {f"{name}{_ROWS}": values for name, values in of_tokens.items()}
+    wrapped = {plain(name): f"{name}.{_BASE}" for name in layers} | {n: f"{n}.{_TOKENS}.{_BASE}" for n in of_tokens}
     for name, tensor in adapter.tensors.items():
-        layer, _, leaf = name.rpartition(".")
-        parts = [inner[layer], "base_layer", leaf] if leaf == "bias" and layer in inner else [layer, leaf]
-        tensors[_PREFIX + ".".join(part for part in parts if part)] = tensor
+        module, _, leaf = name.rpartition(".")
+        tensors[".".join(part for part in (wrapped.get(module, module), leaf) if part)] = tensor
+    content = tensor_bytes({_PREFIX + name: tensor for name, tensor in tensors.items()}, {"format": "pt"})
     path.mkdir(parents=True, exist_ok=True)
-    write_together({path / TENSORS: tensor_bytes(tensors, {"format": "pt"}), path / CONFIG: config.encode()})
+    write_together({path / TENSORS: content, path / CONFIG: config.encode()})
 
 
 def _representable(name: str, update: LoRAUpdate) -> LoRAUpdate:
     """`update` in a form that PEFT computes with; `FormatError` when it has none."""
     return update if isinstance(update, ProjectionUpdate) else common_form(name, update, "PEFT")
-
-
-def _config(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
-    """PEFT's configuration for `adapter`: its patterns give every layer the rank and alpha that its tensors have."""
-    if foreign := adapter.metadata.keys() - set(_METADATA):
-        raise FormatError(f"PEFT's configuration has no place for the metadata {sorted(foreign)}. Nothing was written.")
-    if len({update.use_rslora for update in updates.values()}) > 1:
-        raise FormatError(
-            "Some layers scale by lora_alpha / √r and some by lora_alpha / r, which PEFT cannot hold. Nothing was written."
-        )
-    if len({update.magnitude is None for update in updates.values()}) > 1:
-        raise FormatError("Some layers are DoRA and some are not, which PEFT cannot hold. Nothing was written.")
-    for name in adapter.rows:
-        if not name.endswith(".weight") or name.removesuffix(".weight") in updates:
-            raise FormatError(
-                f"PEFT cannot hold rows of {name!r}: of an embedding's weight it can, if that has no factors as well."
-            )
-    named = {name: update for name, update in updates.items() if configured(name) == name}
-    config = {key: value for key, value in described(adapter.config, named).to_dict().items() if key in _OURS}
-    rest = {
-        "exclude_modules": None,
-        "use_dora": next(iter(updates.values())).magnitude is not None,
-        "trainable_token_indices": {n.removesuffix(".weight"): list(rows.indices) for n, rows in adapter.rows.items()} or None,
-        "peft_type": "LORA",
-        "inference_mode": True,
-        "init_lora_weights": True,
-    }
-    return config | rest | {key: adapter.metadata.get(key) for key in _METADATA}
 
 
 def _read_stored(path: Path) -> dict[str, Tensor]:
@@ -170,28 +147,13 @@ def _read_stored(path: Path) -> dict[str, Tensor]:
     raise FormatError(f"{path} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
 
 
-def refuse_unknown(path: Path, values: dict[str, Any]) -> None:
-    """`FormatError` for a field of PEFT's configuration that asks for something that is not represented here."""
-    if values.get("peft_type") != "LORA":
-        raise FormatError(f"{path}: peft_type={values.get('peft_type')!r}; only LORA adapters can be read.")
-    start = values.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
-        raise FormatError(
-            f"{path}: init_lora_weights={start!r} changes the base weights; convert the adapter to plain LoRA with PEFT first."
-        )
-    for key, value in values.items():
-        if key in (*_OURS, *_METADATA, *_HOW_CHOSEN, *_ELSEWHERE, *_FREE) or not value or value == _NEUTRAL.get(key):
-            continue
-        raise FormatError(f"{path}: {key}={value!r} asks for something that this library does not compute.")
-
-
 def _sort(path: Path, stored: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
     """The factors by layer, the other tensors by the names they have in the model, and rows of tokens by layer."""
     factors: dict[str, dict[str, Tensor]] = {}
     tensors: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
     for key, tensor in stored.items():
-        if not key.startswith(_PREFIX):
+        if not key.startswith(_PREFIX) or key == _PREFIX:
             raise FormatError(f"{path}: tensor {key!r} has no PEFT name (those start with {_PREFIX!r}).")
         parts = key.removeprefix(_PREFIX).split(".")
         name, _, factor = key.removeprefix(_PREFIX).rpartition(".lora_")
@@ -200,21 +162,24 @@ def _sort(path: Path, stored: dict[str, Tensor]) -> tuple[dict[str, dict[str, Te
             factors.setdefault(name, {})[factor] = tensor
         elif any(part.startswith("lora_") for part in parts):
             raise FormatError(f"{path}: tensor {key!r} belongs to a kind of layer that cannot be represented.")
-        elif key.endswith("." + _ROWS):
-            rows[key.removeprefix(_PREFIX).removesuffix("." + _ROWS)] = tensor
-        elif "token_adapter" in parts:
+        elif key.endswith(_ROWS):
+            rows[key.removeprefix(_PREFIX).removesuffix(_ROWS)] = tensor
+        elif _TOKENS in parts and (parts[-3:-1] != [_TOKENS, _BASE] or _WRAPPERS & set(parts[:-3])):
             raise FormatError(f"{path}: tensor {key!r} belongs to trained tokens, and is not their rows.")
-        elif "original_module" not in parts:
-            tensors[_plain_name(parts)] = tensor
+        elif _ORIGINAL not in parts:
+            own = _plain_name(parts)
+            if own in tensors and not same_bits(tensors[own], tensor):
+                raise FormatError(f"{path}: tensor {key!r} and another are both {own!r}, and differ.")
+            tensors[own] = tensor
     return factors, tensors, rows
 
 
 def _plain_name(parts: list[str]) -> str:
     """The model's own name of a tensor that PEFT's wrappers hold."""
-    plain = [part for part in parts if part not in ("base_layer", "modules_to_save")]
-    if "modules_to_save" in parts and "default" in plain:
-        plain.remove("default")
-    return ".".join(plain)
+    own = [part for part in parts if part not in _WRAPPERS]
+    if _SAVED in parts and "default" in own:
+        own.remove("default")
+    return ".".join(own)
 
 
 def _update(path: Path, name: str, parts: dict[str, Tensor], config: LoRAConfig) -> LoRAUpdate:
@@ -222,18 +187,20 @@ def _update(path: Path, name: str, parts: dict[str, Tensor], config: LoRAConfig)
     keys = _EMBEDDING if parts.keys() & set(_EMBEDDING) else _LINEAR
     A, B = pair(where, parts, *keys)
     name = configured(name)
-    r = patterns.lookup(config.rank_pattern, name, config.r)
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
-    mask = patterns.lookup(config.masks, name, None)
+    mask = patterns.lookup(config.masks, name, None) if keys is _LINEAR else None
     magnitude = parts.get(_MAGNITUDE)
-    if mask and keys is _LINEAR and B.dim() in (2, 3) and len(B) % sum(mask) == 0:
-        widths = (len(B) // sum(mask),) * len(mask)
-        B = B.flatten(1) if B.shape[2:].numel() == 1 else B
-        update = made(where, MergedUpdate, A, B, lora_alpha, config.use_rslora, enable_lora=tuple(mask), widths=widths)
+    magnitude = magnitude if magnitude is None or magnitude.dim() == 1 else magnitude.flatten()
+    if mask:
+        width, rest = divmod(len(B) if B.dim() else 0, sum(mask))
+        if rest:
+            raise FormatError(f"{where}: lora_B {tuple(B.shape)} cannot be cut into the slices of enable_lora={list(mask)}.")
+        B = B.flatten(1) if B.dim() > 2 and B.shape[2:].numel() == 1 else B
+        slices = {"enable_lora": tuple(mask), "widths": (width,) * len(mask)}
+        update = made(where, MergedUpdate, A, B, lora_alpha, config.use_rslora, magnitude, **slices)
     else:
         kind = EmbeddingUpdate if keys is _EMBEDDING else ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
-        magnitude = magnitude if magnitude is None or magnitude.dim() == 1 else magnitude.flatten()
         update = made(where, kind, A, B, lora_alpha, config.use_rslora, magnitude)
-    if update.r != r:
+    if update.r != (r := patterns.lookup(config.rank_pattern, name, config.r)):
         raise FormatError(f"{where} has factors of rank {update.r}, but {CONFIG} says r={r}.")
     return update

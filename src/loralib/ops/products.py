@@ -2,11 +2,14 @@
 
     B = Q₁·R₁,  Aᵀ = Q₂·R₂   →   B·A = Q₁·(R₁·R₂ᵀ)·Q₂ᵀ,   so an SVD of the R × R matrix in the middle is one of P.
 
+A sum of products, Σ cᵢ·Bᵢ·Aᵢ, is one with B = [c₁B₁, c₂B₂ …] and A = [A₁; A₂ …], which are not put together for it.
+
 In float64 throughout. Factors of a lower precision are orthogonalized by the eigenvectors of BᵀB, which costs a fraction of a
 QR decomposition and loses half of float64's digits, no more than their own rounding did; float64's own by QR. Deterministic:
 where vectors are drawn, they come from a fixed seed.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 _WHOLE = 768  # smaller side up to which a dense matrix is decomposed in full
 _OVERSAMPLED, _ITERATIONS = 16, 4
+_ROWS = 256  # of a factor that are in float64 at a time
 
 
 class SVD(NamedTuple):
@@ -23,8 +27,8 @@ class SVD(NamedTuple):
     S: Tensor
     Vh: Tensor
 
-    def leading(self, r: int) -> "SVD":
-        """The best approximation of rank `r`."""
+    def leading(self, r: int | None) -> "SVD":
+        """The best approximation of rank `r`; all of it where that is None."""
         return SVD(self.U[:, :r], self.S[:r], self.Vh[:r])
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -33,49 +37,94 @@ class SVD(NamedTuple):
         return self.U * root, root[:, None] * self.Vh
 
 
-def svd(B: Tensor, A: Tensor, r: int | None = None) -> SVD:
-    """The decomposition of B·A, or its `r` leading components; of rank min(k, R, n) at most.
+class Term(NamedTuple):
+    """One product of a sum: c·B·A."""
+
+    B: Tensor
+    A: Tensor
+    c: float = 1.0
+
+
+def svd(terms: Sequence[Term], r: int | None = None) -> SVD:
+    """The decomposition of Σ c·B·A, or its `r` leading components; of rank min(k, ΣR, n) at most.
 
     >>> B, A = torch.randn(5, 2, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
-    >>> U, S, Vh = svd(B, A)
+    >>> U, S, Vh = svd([Term(B, A)])
     >>> S.shape, torch.allclose(U * S @ Vh, B @ A)
     (torch.Size([2]), True)
     """
-    if B.shape[1] >= min(B.shape[0], A.shape[1]):
-        return SVD(*torch.linalg.svd(B.double() @ A.double(), full_matrices=False)).leading(B.shape[1] if r is None else r)
-    left, right = _orthogonalized(B), _orthogonalized(A.t())
-    U, S, Vh = SVD(*torch.linalg.svd(left.R @ right.R.t(), full_matrices=False)).leading(B.shape[1] if r is None else r)
-    return SVD(left.Y @ (left.X @ U), S, (Vh @ right.X.t()) @ right.Y.t())
+    if _is_dense(terms):
+        return SVD(*torch.linalg.svd(_dense(terms), full_matrices=False)).leading(r)
+    left, right = _sides(terms)
+    U, S, Vh = SVD(*torch.linalg.svd(left.triangle() @ right.triangle().t(), full_matrices=False)).leading(r)
+    return SVD(left.basis(U), S, right.basis(Vh.t()).t())
 
 
-def singular_values(B: Tensor, A: Tensor) -> Tensor:
-    """Those of B·A, descending, in float64."""
-    if B.shape[1] >= min(B.shape[0], A.shape[1]):
-        core = B.double() @ A.double()
+def singular_values(terms: Sequence[Term]) -> Tensor:
+    """Those of Σ c·B·A, descending, in float64."""
+    if _is_dense(terms):
+        core = _dense(terms)
     else:
-        core = _orthogonalized(B).R @ _orthogonalized(A.t()).R.t()
+        left, right = _sides(terms)
+        core = left.triangle() @ right.triangle().t()
     S: Tensor = torch.linalg.svdvals(core)
     return S
 
 
-class _Orthogonalized(NamedTuple):
-    """Y (k, R) = Q·R with Q = Y·X of orthonormal columns, which is not formed."""
-
-    Y: Tensor
-    X: Tensor
-    R: Tensor
+def _is_dense(terms: Sequence[Term]) -> bool:
+    """Whether the products have together as much rank as there can be."""
+    return sum(B.shape[1] for B, _, _ in terms) >= min(len(terms[0].B), terms[0].A.shape[1])
 
 
-def _orthogonalized(Y: Tensor) -> _Orthogonalized:
-    if Y.dtype == torch.float64:
-        Q, R = torch.linalg.qr(Y)
-        return _Orthogonalized(Q, torch.eye(len(R), dtype=R.dtype, device=R.device), R)
-    Y = Y.double()
-    squares, V = torch.linalg.eigh(Y.t() @ Y)
-    noise = len(squares) * torch.finfo(torch.float64).eps * squares[-1:]
-    kept = (squares > noise).index_fill(0, torch.tensor(len(squares) - 1, device=Y.device), True)
-    lengths, V = squares[kept].clamp_min(0).sqrt(), V[:, kept]
-    return _Orthogonalized(Y, V / lengths.clamp_min(torch.finfo(torch.float64).tiny), lengths[:, None] * V.t())
+def _dense(terms: Sequence[Term]) -> Tensor:
+    P = torch.zeros(len(terms[0].B), terms[0].A.shape[1], dtype=torch.float64, device=terms[0].B.device)
+    for B, A, c in terms:
+        P.addmm_(B.double(), A.double(), alpha=c)
+    return P
+
+
+def _sides(terms: Sequence[Term]) -> tuple["_Side", "_Side"]:
+    return _Side([B for B, _, _ in terms], [c for _, _, c in terms]), _Side([A.t() for _, A, _ in terms], [1.0] * len(terms))
+
+
+class _Side:
+    """Y = [c₁Y₁, c₂Y₂ …] (k, R) = Q·R with Q = Y·X of orthonormal columns; neither Y nor Q is formed, but of float64."""
+
+    def __init__(self, parts: list[Tensor], scales: list[float]):
+        self.parts, self.scales = parts, scales
+        self._Q: Tensor | None = None
+        if any(part.dtype == torch.float64 for part in parts):
+            self._Q, self._R = torch.linalg.qr(self._rows(0, len(parts[0])))
+            return
+        R = sum(part.shape[1] for part in parts)
+        gram = torch.zeros(R, R, dtype=torch.float64, device=parts[0].device)
+        for start in range(0, len(parts[0]), _ROWS):
+            rows = self._rows(start, start + _ROWS)
+            gram.addmm_(rows.t(), rows)
+        squares, V = torch.linalg.eigh(gram)
+        noise = R * torch.finfo(torch.float64).eps * squares[-1:]
+        kept = (squares > noise).index_fill(0, torch.tensor(R - 1, device=gram.device), True)
+        self.lengths, self.V = squares[kept].clamp_min(0).sqrt(), V[:, kept]
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        return torch.cat([part[start:stop].double() * c for part, c in zip(self.parts, self.scales, strict=True)], 1)
+
+    def triangle(self) -> Tensor:
+        """R."""
+        R: Tensor = self._R if self._Q is not None else self.lengths[:, None] * self.V.t()
+        return R
+
+    def basis(self, M: Tensor) -> Tensor:
+        """Q·M."""
+        if self._Q is not None:
+            QM: Tensor = self._Q @ M
+            return QM
+        XM = self.V @ (M / self.lengths.clamp_min(torch.finfo(torch.float64).tiny)[:, None])
+        widths = [part.shape[1] for part in self.parts]
+        result = torch.zeros(len(self.parts[0]), M.shape[1], dtype=torch.float64, device=M.device)
+        for part, c, rows in zip(self.parts, self.scales, XM.split(widths), strict=True):
+            result.addmm_(part.double(), rows, alpha=c)
+        return result
 
 
 def rank_for(S: Tensor, energy: float, total: float | None = None) -> int:
