@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test lint types demo sst2 sst2-all glue imdb e2e bench clean
+.PHONY: help install test lint types fuzz demo sst2 sst2-all glue imdb e2e bench clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -32,6 +32,9 @@ lint: $(STAMP)  ## ruff: lint and format
 types: $(STAMP)  ## mypy --strict on src/
 	$(BIN)/mypy
 
+fuzz: $(STAMP)  ## let every reader of adapters read 120,000 mutated files, some of them guided by coverage (a few minutes)
+	$(BIN)/python tests/fuzz/fuzz_readers.py --files 100000 --guided 20000
+
 demo: $(STAMP)  ## fine-tune a real encoder three ways on the reviews in examples/reviews (under 4 minutes of training)
 	$(BIN)/python examples/demo.py
 
@@ -52,6 +55,7 @@ e2e: $(STAMP)  ## a small GPT-2 pretrained, adapted to E2E NLG in three ways, de
 
 bench: $(STAMP) $(PEERS)  ## every benchmark against loralib 0.1.2 and PEFT, recorded in benchmarks/results (most of an hour, idle machine)
 	$(BIN)/python -m benchmarks all --record
+	$(BIN)/python -m benchmarks.merge_checkpoint --record
 
 clean:     ## remove .venv and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

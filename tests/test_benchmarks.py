@@ -16,7 +16,7 @@ from torch import nn
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # `benchmarks` is no part of what is installed
 
-from benchmarks import __main__, goals, harness, peers, provenance, report  # noqa: E402
+from benchmarks import __main__, goals, harness, merge_checkpoint, peers, provenance, report  # noqa: E402
 from benchmarks.harness import OURS, Case, Contender, Effort, Options  # noqa: E402
 
 # PEFT 0.21 uses names that transformers 5 calls old.
@@ -258,3 +258,10 @@ def test_an_unknown_name_lists_the_benchmarks(monkeypatch, capsys):
     told = capsys.readouterr().err
     assert "'liner' is no benchmark." in told
     assert all(f"  {name} " in told and len(__main__.description(name)) > 20 for name in __main__.NAMES)
+
+
+def test_the_merging_of_a_checkpoint_is_measured():
+    row = merge_checkpoint.measured(layers=1, rounds=2, scale=64)
+    assert row["layers"] == 7
+    assert row["peak_bytes"] > 50e6
+    assert row["ratio_20"] <= row["ratio"] <= row["ratio_80"]

@@ -98,8 +98,9 @@ def _check_pattern(pattern: object, field: str, check: Callable[[object], object
     for key, value in pattern.items():
         try:
             re.compile(key)
-        except (TypeError, re.error) as error:
-            raise ConfigError(f"{field}: {key!r} is neither a name nor a regular expression: {error}.") from None
+            re.compile(rf"(.*\.)?({key})")  # as `patterns.lookup` uses it
+        except (TypeError, re.error, OverflowError, RecursionError) as error:
+            raise ConfigError(f"{field}: {key!r:.80} is neither a name nor a regular expression: {error}.") from None
         check(value)
 
 

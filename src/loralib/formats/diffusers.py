@@ -8,9 +8,16 @@ layer's name here. Suffixes of the factors A and B:
     lora_A.weight, lora_B.weight                                  newer models', and those of every component today
     processor.to_q_lora.down.weight …                             the oldest ones; to_out_lora is the layer to_out.0
 
-Beside them `alpha` may stand, and `lora_magnitude_vector` (DoRA). Without an alpha lora_alpha is the rank. Newer files say it,
-and all else of PEFT's configuration, in the metadata: `lora_adapter_metadata`, a JSON object with keys `<component>.<field>`.
-This is how a scaling other than 1 is written here; older versions of diffusers do not read it.
+Beside them `alpha` may stand, and `lora_magnitude_vector.weight` (DoRA; also without `.weight`, which loads into a UNet but not
+into a text encoder). Without an alpha lora_alpha is the rank. Newer files say it, and all else of PEFT's configuration, in the
+metadata: `lora_adapter_metadata`, a JSON object with keys `<component>.<field>`. This is how a scaling other than 1, or ranks
+that differ, are written here; older versions of diffusers do not read it.
+
+A model's own `save_lora_adapter` writes the same file for itself alone: names and fields have no component then, nor have the
+layers' names here.
+
+CLIP's text encoder has lost its outermost module, `text_model`, in transformers 5. diffusers takes that off the names of
+tensors where it has to, but not off what the metadata say of layers; so the metadata written here fit both.
 """
 
 import json
@@ -34,12 +41,19 @@ from .tensor_file import read_header, read_tensors, tensor_bytes
 FILE = "pytorch_lora_weights.safetensors"
 EXPECTED = f"an adapter of diffusers is a file {FILE} with tensors named unet.… or text_encoder.…"
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "prior", "decoder")
+# fmt: off
+COMPONENTS = (
+    "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "transformer_ref", "prior",
+    "connectors", "text_conditioner",
+)
+# fmt: on
 _METADATA = "lora_adapter_metadata"
+_NOT_LOADED = ("enable_lora", "trainable_token_indices")  # of PEFT, for which diffusers' loaders have no tensors
+_OUTERMOST = "text_model."
 _SUFFIX = re.compile(
     r"(?P<layer>.+?)\.(?:"
     r"(?:lora|lora_linear_layer)\.(?P<way>down|up)\.weight|lora_(?P<factor>[AB])\.weight"
-    r"|(?:processor\.)?(?P<old>to_(?:q|k|v|out))_lora\.(?P<old_way>down|up)\.weight"
+    r"|(?P<old>to_(?:q|k|v|out))_lora\.(?P<old_way>down|up)\.weight"
     r"|(?:lora\.)?(?P<alpha>alpha)|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
 _PARTS = {"down": "A", "up": "B", "A": "A", "B": "B", "alpha": "alpha", "lora_magnitude_vector": "magnitude"}
@@ -51,22 +65,33 @@ _NEWER = ("lora_A.weight", "lora_B.weight")
 def detect(path: Path) -> bool:
     """Whether `path` is such a file, or a folder with one, by the names of its tensors."""
     try:
-        names = list(read_header(_file(path)).entries) if _file(path).is_file() else []
+        header = read_header(_file(path)) if _file(path).is_file() else None
     except FormatError:
         return False
-    return any(name.partition(".")[0] in COMPONENTS and _SUFFIX.fullmatch(name) for name in names)
+    if header is None:
+        return False
+    matches = [match for match in map(_SUFFIX.fullmatch, header.entries) if match]
+    return any(_has_component(match["layer"]) for match in matches) or (bool(matches) and _METADATA in header.metadata)
 
 
 def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in the file or folder `path`; `FormatError` when it is damaged or holds what cannot be represented."""
     path = _file(path)
     stored, metadata = read_tensors(path)
-    parts = _sorted(path, stored)
-    configs = _configurations(path, metadata.get(_METADATA), {name.partition(".")[0] for name in parts})
-    layers = {name: _update(f"{path}: layer {name!r}", name, found, configs) for name, found in parts.items()}
+    said = _metadata(path, metadata.get(_METADATA))
+    whole = "r" in said
+    parts = _sorted(path, stored, whole)
+    layers: dict[str, LoRAUpdate] = {}
+    for component in dict.fromkeys("" if whole else name.partition(".")[0] for name in parts):
+        own = {name: found for name, found in parts.items() if not component or patterns.within(name, [component])}
+        fields = {
+            key.removeprefix(f"{component}."): value for key, value in said.items() if whole or key.startswith(f"{component}.")
+        }
+        layers |= _updates(path, component, own, fields)
     if not layers:
         raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
-    return Adapter(described(LoRAConfig(), layers), layers, source=f"diffusers file {path.name}")
+    ordered = {name: layers[name] for name in parts}
+    return Adapter(described(LoRAConfig(), ordered), ordered, source=f"diffusers file {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
@@ -79,10 +104,12 @@ def write(adapter: Adapter, path: Path) -> None:
         tensors |= {f"{name}.{down}": update.A, f"{name}.{up}": update.B}
         if update.magnitude is not None:
             ones = [1] * (update.B.dim() - 2)
-            tensors[f"{name}.lora_magnitude_vector"] = update.magnitude.reshape(1, -1, *ones) if ones else update.magnitude
+            magnitude = update.magnitude.reshape(1, -1, *ones) if ones else update.magnitude
+            tensors[f"{name}.lora_magnitude_vector.weight"] = magnitude
     metadata = {"format": "pt"}
-    if any(update.scaling != 1 or update.use_rslora for update in layers.values()):
-        said = _said(adapter, layers)
+    said = _said(layers)
+    plain = all(update.scaling == 1 and not update.use_rslora for update in layers.values())
+    if not plain or any(key.endswith(".rank_pattern") and value for key, value in said.items()):
         metadata[_METADATA] = json.dumps(said, indent=2, sort_keys=True)
     content = tensor_bytes(tensors, metadata)
     if path.suffix != ".safetensors":
@@ -100,7 +127,7 @@ def representable(adapter: Adapter, format: str) -> dict[str, LoRAUpdate]:
     if not layers:
         raise FormatError("The adapter adapts no layer. Nothing was written.")
     for name in layers:
-        if name.partition(".")[0] not in COMPONENTS or "." not in name:
+        if not _has_component(name):
             raise FormatError(
                 f"{name!r} lies in none of the components {', '.join(COMPONENTS[:5])} …, by which {format} knows layers; name "
                 "one: adapter.rename({'': 'unet'}). Nothing was written."
@@ -112,12 +139,28 @@ def _file(path: Path) -> Path:
     return path / FILE if path.is_dir() else path
 
 
-def _sorted(path: Path, stored: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parts of each layer's update by what they are: A, B, alpha, magnitude."""
+def factored(
+    where: str, A: Tensor, B: Tensor, lora_alpha: float, use_rslora: bool = False, magnitude: Tensor | None = None
+) -> LoRAUpdate:
+    """The update of a linear layer or, where the factors have a kernel, of a convolution; `FormatError` when only one has."""
+    if A.dim() != B.dim():
+        raise FormatError(
+            f"{where} has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}; expected both with a kernel, or none."
+        )
+    return made(where, ConvolutionUpdate if B.dim() > 2 else LoRAUpdate, A, B, lora_alpha, use_rslora, magnitude)
+
+
+def _has_component(name: str) -> bool:
+    component, _, inner = name.partition(".")
+    return component in COMPONENTS and bool(inner)
+
+
+def _sorted(path: Path, stored: Mapping[str, Tensor], whole: bool) -> dict[str, dict[str, Tensor]]:
+    """The parts of each layer's update by what they are: A, B, alpha, magnitude. whole: the names have no component."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in stored.items():
-        match = _SUFFIX.fullmatch(key)
-        if match is None or key.partition(".")[0] not in COMPONENTS:
+        match = _SUFFIX.fullmatch(key.replace(".processor.", "."))
+        if match is None or not (whole or _has_component(match["layer"])):
             raise FormatError(f"{path}: tensor {key!r} is of no kind that can be represented.")
         layer, way = match["layer"], next(filter(None, match.group("way", "factor", "old_way", "alpha", "magnitude")))
         if match["old"]:
@@ -135,8 +178,8 @@ def _old_layer(key: str, name: str) -> str:
     return "to_out.0" if name == "to_out" else name
 
 
-def _configurations(path: Path, text: str | None, components: set[str]) -> dict[str, LoRAConfig]:
-    """What the metadata say of each component."""
+def _metadata(path: Path, text: str | None) -> dict[str, Any]:
+    """The JSON object in the metadata, or nothing where there is none."""
     if text is None:
         return {}
     try:
@@ -145,38 +188,52 @@ def _configurations(path: Path, text: str | None, components: set[str]) -> dict[
         raise FormatError(f"{path}: {_METADATA} is not JSON ({error}).") from None
     if not isinstance(values, dict):
         raise FormatError(f"{path}: {_METADATA} is not a JSON object.")
-    found = {}
-    for component in components:
-        own = {k.removeprefix(f"{component}."): v for k, v in values.items() if k.startswith(f"{component}.")}
-        if own:
-            refuse_unknown(path, {"peft_type": "LORA"} | own)
-            try:
-                found[component] = configuration(own)
-            except (ConfigError, TypeError, OverflowError) as error:
-                raise FormatError(f"{path}: {error}") from None
-    return found
+    return values
 
 
-def _update(where: str, name: str, parts: dict[str, Tensor], configs: Mapping[str, LoRAConfig]) -> LoRAUpdate:
+def _updates(
+    path: Path, component: str, parts: Mapping[str, dict[str, Tensor]], fields: Mapping[str, Any]
+) -> dict[str, LoRAUpdate]:
+    """The updates of a component's layers, of which `fields` are what the metadata say."""
+    dora = {"magnitude" in found for found in parts.values()}
+    if len(dora) > 1 or ("use_dora" in fields and bool(fields["use_dora"]) not in dora):
+        raise FormatError(
+            f"{path}: of the layers of {component or 'the model'}, {sum('magnitude' in found for found in parts.values())} of "
+            f"{len(parts)} have magnitudes, and use_dora={fields.get('use_dora')}; DoRA is for all of them or none."
+        )
+    config = _configuration(path, fields) if fields else None
+    return {name: _update(f"{path}: layer {name!r}", name, component, found, config) for name, found in parts.items()}
+
+
+def _configuration(path: Path, fields: Mapping[str, Any]) -> LoRAConfig:
+    refuse_unknown(path, {"peft_type": "LORA", **fields})
+    if odd := [key for key in _NOT_LOADED if fields.get(key)]:
+        raise FormatError(f"{path}: {odd[0]}={fields[odd[0]]!r} asks for something that diffusers does not load.")
+    try:
+        return configuration(fields)
+    except (ConfigError, TypeError, OverflowError) as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def _update(where: str, name: str, component: str, parts: dict[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
     A, B = pair(where, parts, "A", "B")
     magnitude = parts.get("magnitude")
-    magnitude = magnitude if magnitude is None or magnitude.dim() == 1 else magnitude.flatten()
-    kind = ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
-    component, _, inner = name.partition(".")
-    config = configs.get(component)
+    if magnitude is not None and magnitude.shape == (1, len(B), *B.shape[2:]) and B.dim() > 2:
+        magnitude = magnitude.flatten()
     if config is None:
         rank = len(A) if A.dim() else 1
-        return made(where, kind, A, B, alpha_of(where, parts.get("alpha"), max(rank, 1)), False, magnitude)
+        return factored(where, A, B, alpha_of(where, parts.get("alpha"), max(rank, 1)), False, magnitude)
     if "alpha" in parts:
         raise FormatError(f"{where} has an alpha beside {_METADATA}, which says it, too.")
+    inner = name.removeprefix(f"{component}.") if component else name
     lora_alpha = patterns.lookup(config.alpha_pattern, inner, config.lora_alpha)
-    update = made(where, kind, A, B, lora_alpha, config.use_rslora, magnitude)
+    update = factored(where, A, B, lora_alpha, config.use_rslora, magnitude)
     if update.r != (r := patterns.lookup(config.rank_pattern, inner, config.r)):
         raise FormatError(f"{where} has factors of rank {update.r}, but {_METADATA} says r={r}.")
     return update
 
 
-def _said(adapter: Adapter, layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
+def _said(layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
     """PEFT's configuration of each component, as diffusers hands it to PEFT."""
     said: dict[str, Any] = {}
     for component in dict.fromkeys(name.partition(".")[0] for name in layers):
@@ -185,8 +242,25 @@ def _said(adapter: Adapter, layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
             raise FormatError(
                 f"Some layers of {component} scale by lora_alpha / √r, some by lora_alpha / r. Nothing was written."
             )
+        dora = {update.magnitude is not None for update in own.values()}
+        if len(dora) > 1:
+            raise FormatError(
+                f"Some layers of {component} are DoRA and some are not, which diffusers cannot hold. Nothing was written."
+            )
         config = described(LoRAConfig(), own).to_dict()
+        if component.startswith("text_encoder"):
+            config = _with_or_without_outermost(config)
         kept = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
-        said |= {f"{component}.{key}": config[key] for key in kept}
-        said[f"{component}.use_dora"] = any(update.magnitude is not None for update in own.values())
+        said |= {f"{component}.{key}": config[key] for key in kept} | {f"{component}.use_dora": dora.pop()}
     return said
+
+
+def _with_or_without_outermost(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose names and patterns fit layers whether or not they lie in `text_model`."""
+    written, either = patterns.exactly(_OUTERMOST), f"^({re.escape(_OUTERMOST)})?"
+    targets = [name.removeprefix(_OUTERMOST) for name in config["target_modules"]]
+    fitting = {
+        field: {key.replace(written, either, 1): value for key, value in config[field].items()}
+        for field in ("rank_pattern", "alpha_pattern")
+    }
+    return config | fitting | {"target_modules": targets}

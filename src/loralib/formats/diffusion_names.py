@@ -8,9 +8,9 @@ Underscores belong to names, too, so that a vocabulary decides: every word must 
 original code numbers its blocks through. Which of diffusers' they are follows for models with two layers a block (Stable
 Diffusion 1, 2 and XL), where three numbers make a block: two layers and a change of resolution.
 
-    input_blocks_<1 + 3i + j>_0, _1       down_blocks.i.resnets.j, .attentions.j;   input_blocks_<3 + 3i>_0_op   its downsampler
-    output_blocks_<3i + j>_0, _1          up_blocks.i.resnets.j, .attentions.j;     output_blocks_<2 + 3i>_…_conv   its upsampler
-    middle_block_0, _1, _2                mid_block.resnets.0, .attentions.0, .resnets.1
+    input_blocks_<1 + 3i + j>_0, _1    down_blocks.i.resnets.j, .attentions.j;  input_blocks_<3 + 3i>_0_op: its downsampler
+    output_blocks_<3i + j>_0, _1       up_blocks.i.resnets.j, .attentions.j;    output_blocks_<2 + 3i>_…_conv: its upsampler
+    middle_block_0, _1, _2             mid_block.resnets.0, .attentions.0, .resnets.1
 """
 
 import re
@@ -20,9 +20,9 @@ _WORDS = frozenset({
     # diffusers' UNet
     "add_embedding", "add_k_proj", "add_v_proj", "attentions", "attn", "attn1", "attn2", "class_embedding", "cond_proj", "conv",
     "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "down_blocks", "downsamplers", "encoder_hid_proj", "ff", "fuser",
-    "image_embeds", "image_proj", "linear", "linear_1", "linear_2", "mid_block", "net", "pool", "proj", "proj_in", "proj_out",
-    "resnets", "text_proj", "time_emb_proj", "time_embedding", "to_k", "to_out", "to_q", "to_v", "transformer_blocks",
-    "transformers", "up_blocks", "upsamplers",
+    "image_embeds", "image_proj", "linear", "linear_1", "linear_2", "linears", "mid_block", "net", "pool", "position_net",
+    "proj", "proj_in", "proj_out", "resnets", "text_proj", "time_emb_proj", "time_embedding", "to_k", "to_out", "to_q", "to_v",
+    "transformer_blocks", "transformers", "up_blocks", "upsamplers",
     # CLIP's text encoders
     "embeddings", "encoder", "fc1", "fc2", "k_proj", "layers", "mlp", "out_proj", "position_embedding", "q_proj", "self_attn",
     "text_model", "text_projection", "token_embedding", "v_proj",

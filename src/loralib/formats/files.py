@@ -109,10 +109,12 @@ def _is_plain_zip(path: Path) -> bool:
 
 def _check_tensors(path: Path, content: Any) -> None:
     """`FormatError` when a tensor in (dictionaries in) `content` is not a plain one, or is larger than the file."""
-    size = path.stat().st_size
-    for value in content.values() if isinstance(content, dict) else ():
-        if isinstance(value, dict):
-            _check_tensors(path, value)
+    size, seen, waiting = path.stat().st_size, set[int](), [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values()
         elif isinstance(value, torch.Tensor):
             plain = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
             if not plain or value.numel() * value.element_size() > size:

@@ -29,6 +29,7 @@ KeyMap = Mapping[str, str] | Callable[[str], str]
 
 _LINEAR, _EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
 _PARTS = (*_LINEAR, *_EMBEDDING, "lora_magnitude", "alpha")
+_ENDS = tuple(f".{part}" for part in _PARTS)
 
 
 def read(path: Path, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:
@@ -59,6 +60,7 @@ def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
         tensors |= {f"{name}.{key_A}": plain.A, f"{name}.{key_B}": plain.B, f"{name}.alpha": alpha_tensor(plain.lora_alpha)}
         if plain.magnitude is not None:
             tensors[f"{name}.lora_magnitude"] = plain.magnitude
+    refuse("tensors named as factors", [name for name in adapter.tensors if name.endswith(_ENDS)], "A file with a key map")
     tensors |= adapter.tensors
     new = mapped(path, tensors, keys)
     write_atomically(path, tensor_bytes({new[key]: tensor for key, tensor in tensors.items()}, {"format": "pt"}))

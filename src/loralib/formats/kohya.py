@@ -2,14 +2,18 @@
 
     lora_unet_<layer>.lora_down.weight    (r, in), or (r, in, *kernel) of a convolution (LoCon)
     lora_unet_<layer>.lora_up.weight      (out, r), or (out, r, 1…)
-    lora_unet_<layer>.alpha               one number; without it lora_alpha is the rank
+    lora_unet_<layer>.alpha               one positive number; without it lora_alpha is the rank
     lora_unet_<layer>.lora_mid.weight     (r, r, *kernel) between two factors of kernel 1 (Tucker): multiplied out on reading
     lora_unet_<layer>.dora_scale          (out, 1…): DoRA's magnitudes
 
 `lora_te_` is the text encoder; where there are two, they are `lora_te1_` and `lora_te2_`. The layer's name has underscores for
-dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format and are refused by name.
+dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format and are refused by name. So is an alpha of zero, which
+kohya's scripts take for the rank and other programs for no effect at all.
 
-Files do not say whether a scaling was lora_alpha / √r; an alpha of the same effect is written then.
+Files do not say whether a scaling was lora_alpha / √r; an alpha of the same effect is written then, which gives the same scaling
+to the last digit but one of float64. Programs take ranks and alphas from the tensors, so that no other metadata is written. The
+UNet's layers are written with diffusers' names, which most programs know; kohya's own scripts look for those of the original
+code in Stable Diffusion XL.
 """
 
 import re
@@ -22,9 +26,9 @@ from torch import Tensor
 from ..adapter import Adapter, described
 from ..config import LoRAConfig, alpha_for
 from ..errors import FormatError
-from ..updates import ConvolutionUpdate, LoRAUpdate
-from .checked import FLOATS, alpha_of, alpha_tensor, made, pair
-from .diffusers import representable
+from ..updates import LoRAUpdate
+from .checked import FLOATS, alpha_of, alpha_tensor, pair
+from .diffusers import factored, representable
 from .diffusion_names import dotted, underscored
 from .files import write_atomically
 from .tensor_file import read_header, read_tensors, tensor_bytes
@@ -40,15 +44,15 @@ _COMPONENTS = {
 }
 _KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)")
 _DOWN, _UP, _MID, _SCALE, _ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "dora_scale", "alpha"
-_OTHERS = {
-    "hada": "LoHa",
-    "lokr": "LoKr",
-    "diff": "full weights",
-    "a1": "GLoRA",
-    "oft": "OFT",
-    "on_input": "IA³",
-    "lora_A": "PEFT",
+_LARGEST_KERNEL = 8 * 8
+_CLIPS = ("text_encoder", "text_encoder_2")
+# fmt: off
+_OTHERS = {  # what tensors are whose names begin so
+    "hada": "of the method LoHa", "lokr": "of the method LoKr", "oft": "of the method OFT", "on_input": "of the method IA³",
+    "a1.": "of the method GLoRA", "a2.": "of the method GLoRA", "b1.": "of the method GLoRA", "b2.": "of the method GLoRA",
+    "diff": "of full weights", "w_norm": "of full weights", "b_norm": "of full weights",
 }
+# fmt: on
 
 
 def detect(path: Path) -> bool:
@@ -98,6 +102,11 @@ def write(adapter: Adapter, path: Path) -> None:
     for name, update in layers.items():
         component, _, inner = name.partition(".")
         flat = underscored(inner)
+        if component in _CLIPS and inner.startswith("encoder.layers."):
+            raise FormatError(
+                f"{name!r}: programs that read kohya's format know this layer as text_model.{inner}; name it so: "
+                f"adapter.rename({{'{component}.encoder': '{component}.text_model.encoder'}}). Nothing was written."
+            )
         if component not in prefixes or dotted(flat) != inner:
             raise FormatError(
                 f"{name!r} cannot be told back from underscores, which kohya's format has for dots. Nothing was written."
@@ -112,28 +121,30 @@ def write(adapter: Adapter, path: Path) -> None:
 
 def _check_part(path: Path, key: str, part: str) -> None:
     if part not in (_DOWN, _UP, _MID, _SCALE, _ALPHA):
-        method = next((name for start, name in _OTHERS.items() if part.startswith(start)), None)
-        kind = f"is of the method {method}, which is no LoRA" if method else "is of no kind that can be represented"
-        raise FormatError(f"{path}: tensor {key!r} {kind}.")
+        other = next((what for start, what in _OTHERS.items() if part.startswith(start)), None)
+        kind = f"{other}, which is no LoRA" if other else "of no kind that can be represented"
+        raise FormatError(f"{path}: tensor {key!r} is {kind}.")
 
 
 def _update(where: str, parts: Mapping[str, Tensor]) -> LoRAUpdate:
     A, B = pair(where, parts, _DOWN, _UP)
     if _MID in parts:
         A = _multiplied(where, parts[_MID], A)
-    kind = ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
     lora_alpha = alpha_of(where, parts.get(_ALPHA), max(len(A) if A.dim() else 1, 1))
     scale = parts.get(_SCALE)
     if scale is not None and (not scale.dim() or scale.shape[1:].numel() != 1 or (len(scale) == 1 and len(B) != 1)):
         raise FormatError(
             f"{where} has dora_scale {tuple(scale.shape)}, not one number an output; scales an input cannot be represented."
         )
-    return made(where, kind, A, B, lora_alpha, False, None if scale is None else scale.flatten())
+    return factored(where, A, B, lora_alpha, False, None if scale is None else scale.flatten())
 
 
 def _multiplied(where: str, mid: Tensor, down: Tensor) -> Tensor:
-    """The first factor (r, in, *kernel) that a middle (r, q, *kernel) after a first one (q, in, 1…) amounts to."""
+    """The first factor (r, in, *kernel) that a middle (r, q, *kernel) after a first one (q, in, 1…) amounts to, in at least
+    float32. r = q in all files, and kernels are small: so the product is not much larger than the file."""
     fits = mid.dim() > 2 and down.dim() == mid.dim() and down.shape[2:].numel() == 1 and mid.shape[1] == len(down)
-    if not fits or mid.dtype not in FLOATS or down.dtype != mid.dtype:
+    small = fits and len(mid) * mid.shape[2:].numel() <= _LARGEST_KERNEL * len(down)
+    if not small or mid.dtype not in FLOATS or down.dtype != mid.dtype:
         raise FormatError(f"{where}: lora_mid {tuple(mid.shape)} does not fit lora_down {tuple(down.shape)}.")
-    return torch.einsum("rq...,qd->rd...", mid, down.flatten(1))
+    product = torch.einsum("rq...,qd->rd...", mid.double(), down.flatten(1).double())
+    return product.to(torch.promote_types(mid.dtype, torch.float32))

@@ -27,6 +27,7 @@ EXPECTED = "a checkpoint of loralib 0.1 is a file of torch.save with tensors nam
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _DDP = "module."
 _FACTORS = ("lora_A", "lora_B")
+_ENDS = tuple(f".{factor}" for factor in _FACTORS)
 
 
 def detect(path: Path) -> bool:
@@ -85,6 +86,11 @@ def write(adapter: Adapter, path: Path) -> None:
             what = "scaled by lora_alpha / √r" if update.use_rslora else what
             raise FormatError(f"The update of {name!r} is {what}, which loralib 0.1 does not know. Nothing was written.")
         state |= {f"{name}.lora_A": update.A, f"{name}.lora_B": update.B}
+    refuse(
+        "tensors named as factors, and weights of adapted layers",
+        [name for name in adapter.tensors if name.endswith(_ENDS) or name.removesuffix(".weight") in adapter.layers],
+        "A checkpoint of loralib 0.1",
+    )
     state |= adapter.tensors
     buffer = io.BytesIO()
     torch.save(
@@ -134,6 +140,5 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise FormatError(f"{path} is no state dict: its entry {name!r:.80} is a {type(value).__name__}, not a tensor.")
-    if not all(name.startswith(_DDP) for name in content):
-        return content
-    return {name.removeprefix(_DDP): tensor for name, tensor in content.items()}
+    prefix = _DDP if all(name.startswith(_DDP) for name in content) else ""
+    return {name.removeprefix(prefix): tensor.detach() for name, tensor in content.items()}

@@ -40,6 +40,7 @@ DTYPES = {  # in the order of the safetensors library, which writes the last one
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _RANK = {code: i for i, code in enumerate(DTYPES)}
 _ALIGNMENT = 8
+_METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def laid_out(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> dict[s
 
 def header_bytes(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
     """The beginning of a file that has `entries`, its length included."""
-    content: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    content: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     for name, e in entries.items():
         content[name] = {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.start, e.end]}
     header = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
@@ -89,8 +90,15 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     for name, tensor in tensors.items():
         if tensor.dtype not in CODES:
             raise FormatError(f"{name!r} has dtype {tensor.dtype}, which safetensors cannot hold. Nothing was written.")
+        if name == _METADATA or not _is_unicode(name):
+            raise FormatError(f"A safetensors file cannot have a tensor of the name {name!r}. Nothing was written.")
     entries = laid_out((name, CODES[t.dtype], tuple(t.shape), t.nbytes) for name, t in tensors.items())
     return header_bytes(entries, metadata) + b"".join(bytes(as_bytes(tensors[name]).numpy()) for name in entries)
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether `name` is text that can be encoded, not half of a pair of surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def read_header(path: Path) -> Header:
