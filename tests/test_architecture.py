@@ -15,7 +15,7 @@ PACKAGE = Path(lora.__file__).parent
 LEVELS = [
     {"errors", "config", "patterns"},
     {"ops"},
-    {"updates", "algebra", "adapter", "combination"},
+    {"updates", "algebra", "facts", "adapter", "combination"},
     {"formats", "layers"},
     {"trained", "surgery", "exchange", "legacy", "utils", "checkpoints"},
     {"train"},

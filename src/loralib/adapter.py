@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import algebra, patterns
+from . import algebra, facts, patterns
 from .config import LoRAConfig
 from .errors import AlgebraError, ConfigError, TargetError
 from .updates import LoRAUpdate, MergedUpdate, as_bytes, same_bits
@@ -28,8 +28,6 @@ from .updates import LoRAUpdate, MergedUpdate, as_bytes, same_bits
 T = TypeVar("T")
 
 Rename = Mapping[str, str] | Callable[[str], str]
-
-_FEW = 5  # so many different values are listed one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +95,7 @@ class Adapter:
 
     def __repr__(self) -> str:
         ranks = sorted({update.r for update in self.layers.values()})
-        few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > _FEW else ", ".join(map(str, ranks))
+        few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > facts.FEW else ", ".join(map(str, ranks))
         of_rank = f" of rank {few}" if ranks else ""
         layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}{of_rank}"
         beside = f"{len(self.tensors)} tensor{'' if len(self.tensors) == 1 else 's'} beside"
@@ -177,30 +175,7 @@ class Adapter:
 
     def facts(self) -> dict[str, str]:
         """What the adapter is, in words: source, base model, ranks, alphas, targets, counts, dtypes, bytes and metadata."""
-        updates = list(self.layers.values())
-        modules = sorted({name.rpartition(".")[0] or name for name in self.tensors})
-        dora = sum(update.magnitude is not None for update in updates)
-        rslora = sum(update.use_rslora for update in updates)
-        beside = sum(tensor.numel() for tensor in self.tensors.values())
-        rows = sum(len(rows.indices) for rows in self.rows.values())
-        everything = list(self.all_tensors())
-        metadata = dict(self.metadata)
-        facts = {
-            "from": self.source,
-            "base model": metadata.pop("base_model_name_or_path", ""),
-            "r": _counted(update.r for update in updates),
-            "lora_alpha": _counted(update.lora_alpha for update in updates),
-            "scaling": _counted(update.scaling for update in updates),
-            "rsLoRA": f"{rslora} of {len(updates)} layers scale by lora_alpha / √r" if rslora else "",
-            "DoRA": f"{dora} of {len(updates)} layers" if dora else "",
-            "targets": _by_last_name(self.layers, "layer"),
-            "parameters": f"{self.num_parameters():,} in factors" + (f", {beside:,} in tensors beside" if beside else ""),
-            "beside": ", ".join(modules) if len(modules) <= _FEW else _by_last_name(modules, "module"),
-            "token rows": f"{rows} of {', '.join(self.rows)}" if rows else "",
-            "stored": f"{sum(t.nbytes for t in everything):,} bytes, {_counted(str(t.dtype)[6:] for t in everything)}",
-        }
-        facts |= {f"metadata {key}" if key in facts else key: value for key, value in metadata.items()}
-        return {what: said for what, said in facts.items() if said}
+        return facts.of(self)
 
     def all_tensors(self) -> Iterable[Tensor]:
         """Every tensor that the adapter holds."""
@@ -405,37 +380,3 @@ def _renamed(new: Callable[[str], str], values: Mapping[str, T]) -> dict[str, T]
             raise TargetError(f"rename: {name!r} cannot become {renamed!r}: {problem}.")
         found[renamed] = value
     return found
-
-
-def last_name(name: str) -> str:
-    """The last part of a name that is not a number: what layers of one kind have in common.
-
-    >>> last_name("blocks.0.to_out.0")
-    'to_out'
-    """
-    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
-
-
-def _by_last_name(names: Iterable[str], what: str) -> str:
-    """How many there are of each last name.
-
-    >>> _by_last_name(["0.query", "1.query", "head"], "layer")
-    'head (1 layer), query (2 layers)'
-    """
-    found = sorted(Counter(last_name(name) for name in names).items())
-    return ", ".join(f"{name} ({n} {what}{'' if n == 1 else 's'})" for name, n in found)
-
-
-def _counted(values: Iterable[object]) -> str:
-    """The different values, the most frequent first, with how often each comes where there are several; of many numbers, the
-    smallest and the largest.
-
-    >>> _counted([8, 8, 4]), _counted(range(1, 9))
-    ('8 (2), 4 (1)', '1 to 8 (8 different)')
-    """
-    values = list(values)
-    found = Counter(f"{value:g}" if isinstance(value, float) else str(value) for value in values).most_common()
-    numbers = [value for value in values if isinstance(value, int | float)]
-    if len(found) > _FEW and len(numbers) == len(values):
-        return f"{min(numbers):g} to {max(numbers):g} ({len(found)} different)"
-    return found[0][0] if len(found) == 1 else ", ".join(f"{value} ({n})" for value, n in found)

@@ -5,7 +5,6 @@ speaks of gigabytes is found. `--guided` files are made by atheris, which goes w
 """
 
 import argparse
-import atexit
 import random
 import resource
 import sys
@@ -25,11 +24,11 @@ from seeds import Files, seeds
 SPARE = 64 << 20
 
 
-def limit_memory() -> None:
-    """Let the process have what it has and `SPARE` bytes."""
+def limit_memory(spare: int = SPARE) -> None:
+    """Let the process have what it has and `spare` bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + SPARE
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit = pages * resource.getpagesize() + spare
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def checked(name: str, files: Files, folder: Path, results: Counter[str]) -> None:
@@ -78,14 +77,15 @@ def guided(count: int, folder: Path) -> None:
             name = names[data[0] % len(names)]
             files = found[name]
             checked(name, files | {sorted(files)[data[1] % len(files)]: data[2:]}, place, results)
+            if results.total() == count:
+                print(f"guided: {results['read']:,} read, {results['refused']:,} refused", flush=True)
 
-    limit_memory()
-    atexit.register(lambda: print(f"guided: {results['read']:,} read, {results['refused']:,} refused", flush=True))
+    limit_memory(16 * SPARE)  # atheris needs some itself
     for module in [module for name, module in sys.modules.items() if name.startswith("loralib.formats")]:
         for value in vars(module).values():
             if callable(value) and getattr(value, "__module__", "") == module.__name__ and not isinstance(value, type):
                 setattr(module, value.__name__, atheris.instrument_func(value))
-    options = [f"-runs={count}", "-max_len=8192", "-verbosity=0", "-print_final_stats=0", "-rss_limit_mb=0"]
+    options = [f"-runs={count + count // 10}", "-max_len=8192", "-verbosity=0", "-print_final_stats=0", "-rss_limit_mb=0"]
     atheris.Setup([sys.argv[0], str(corpus), *options], one)
     atheris.Fuzz()
 

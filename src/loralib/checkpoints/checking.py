@@ -14,7 +14,7 @@ from ..adapter import Adapter
 from ..formats.tensor_file import DTYPES
 from .blocks import add_updates
 from .checkpoint import open_checkpoint
-from .merge import Target, Tied, planned
+from .plan import Target, Tied, planned
 
 _TENSORS, _ROWS = 24, 64
 

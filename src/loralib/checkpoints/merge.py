@@ -10,26 +10,23 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..adapter import Adapter, TokenRows
 from ..errors import ConfigError, FormatError
-from ..formats.checked import FLOATS
 from ..formats.files import sync_folder
-from ..formats.tensor_file import CODES, DTYPES, Entry, header_bytes, laid_out, read_header
+from ..formats.tensor_file import DTYPES, Entry, header_bytes, laid_out, read_header
 from ..updates import as_bytes
-from .blocks import Change, add_updates, row_blocks
+from .blocks import add_updates, row_blocks
 from .checkpoint import SAFE, Checkpoint, open_checkpoint
-from .sites import Landing, Tie, land, tie_of
+from .plan import Plan, Target, Tied, planned
 
-Tied = Literal["refuse", "untie"]
 Progress = Callable[[int, int], None]
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".index.json")
@@ -48,43 +45,6 @@ class MergeReport:
     nbytes: int
     added: tuple[str, ...] = ()
     untied: bool = False
-
-
-@dataclass
-class Target:
-    """A tensor of the output: the tensor it comes from (none, where it is new), and what is done to it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: str = ""
-    changes: list[Change] = field(default_factory=list)
-    value: Tensor | None = None
-    rows: TokenRows | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Its size."""
-        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether it is the source, byte for byte."""
-        return not self.changes and self.value is None and self.rows is None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is to be written. files: by name, what each holds."""
-
-    checkpoint: Checkpoint
-    files: Mapping[str, list[Target]]
-    config: Mapping[str, Any]
-    untied: bool
-
-    def targets(self) -> list[Target]:
-        """The tensors of all files."""
-        return [target for held in self.files.values() for target in held]
 
 
 def merge_checkpoint(
@@ -144,100 +104,6 @@ def merge_checkpoint(
         tuple(target.name for target in targets if not target.source),
         plan.untied,
     )
-
-
-# --- what is to be done ---------------------------------------------------------------------------------------------
-
-
-def planned(checkpoint: Checkpoint, adapter: Adapter, tied: Tied) -> Plan:
-    """What merging `adapter` into `checkpoint` writes; every shape and name has been checked then."""
-    if checkpoint.config.get("quantization_config"):
-        raise FormatError(
-            f"{checkpoint.path} is quantized; merge into the weights that it was made from, and quantize the result anew. "
-            "Nothing was written."
-        )
-    tie = tie_of(checkpoint)
-    landing = land(checkpoint, adapter.layers, adapter.config.fan_in_fan_out, tie)
-    targets = {name: Target(name, place.dtype, place.shape, name) for name, place in checkpoint.tensors.items()}
-    untied = _untie(checkpoint, landing, tie, tied, targets)
-    for name, update in adapter.layers.items():
-        targets[landing.sites[name].tensor].changes.append(Change(update, landing.sites[name]))
-    if wrong := sorted(t.name for t in targets.values() if t.changes and DTYPES[t.dtype] not in FLOATS):
-        raise FormatError(
-            f"{wrong[0]!r} is stored as {targets[wrong[0]].dtype}, to which nothing can be added. Nothing was written."
-        )
-    added = _beside(checkpoint, adapter, landing, targets)
-    for name, rows in adapter.rows.items():
-        for place in dict.fromkeys(
-            [landing.rename(name), *([tie.head] if tie and tie.embedding == landing.rename(name) else [])]
-        ):
-            if place in targets or place == landing.rename(name):
-                _check_rows(checkpoint, targets, place, rows)
-                targets[place].rows = rows
-    if added and landing.prefix:
-        for target in targets.values():
-            target.name = target.name if target in added else landing.prefix + target.name
-    config = dict(checkpoint.config) | ({"tie_word_embeddings": False} if untied else {})
-    return Plan(checkpoint, _by_file(checkpoint, list(targets.values())), config, untied)
-
-
-def _untie(checkpoint: Checkpoint, landing: Landing, tie: Tie | None, tied: Tied, targets: dict[str, Target]) -> bool:
-    """Make the tied tensors two, where one of them is adapted; `FormatError` when that was not asked for."""
-    adapted = {site.tensor for site in landing.sites.values()}
-    if tie is None or not adapted & {tie.embedding, tie.head}:
-        return False
-    if tied == "refuse":
-        changed = " and ".join(sorted(adapted & {tie.embedding, tie.head}))
-        raise FormatError(
-            f"{checkpoint.path} ties {tie.head!r} to {tie.embedding!r}, and the adapter changes {changed} alone; untie them, "
-            "which stores both: tied='untie' (--tied untie). Nothing was written."
-        )
-    targets.setdefault(tie.head, replace(targets[tie.embedding], name=tie.head, changes=[]))
-    return True
-
-
-def _beside(checkpoint: Checkpoint, adapter: Adapter, landing: Landing, targets: dict[str, Target]) -> list[Target]:
-    """Let tensors trained in full take the places of the base's; those that have none there are returned, as new ones."""
-    added, problems = [], []
-    for name, tensor in adapter.tensors.items():
-        place = next((known for known in (landing.rename(name), name) if known in targets), None)
-        if place is None:
-            if tensor.dtype not in CODES:
-                problems.append(f"{name}: a tensor of {tensor.dtype}")
-                continue
-            targets[name] = Target(name, CODES[tensor.dtype], tuple(tensor.shape), value=tensor)
-            added.append(targets[name])
-        elif tuple(tensor.shape) != targets[place].shape:
-            problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {targets[place].shape} in the checkpoint")
-        else:
-            targets[place].value = tensor
-    if problems:
-        raise FormatError(f"The adapter does not fit {checkpoint.path}: {'; '.join(problems)}. Nothing was written.")
-    return added
-
-
-def _check_rows(checkpoint: Checkpoint, targets: Mapping[str, Target], name: str, rows: TokenRows) -> None:
-    target = targets.get(name)
-    if target is None:
-        raise FormatError(f"{checkpoint.path} has no {name!r}, of which the adapter replaces rows. Nothing was written.")
-    last, width = max(rows.indices, default=-1), tuple(rows.values.shape[1:])
-    if target.shape[1:] != width or last >= target.shape[0]:
-        raise FormatError(
-            f"The adapter replaces rows up to {last}, of shape {width}, in {name!r} of shape {target.shape}; resize the "
-            "embeddings of the base model first. Nothing was written."
-        )
-
-
-def _by_file(checkpoint: Checkpoint, targets: list[Target]) -> dict[str, list[Target]]:
-    """The targets by the name of the file that holds them; new ones go to the last file."""
-    names = {file: file.with_suffix(SAFE).name.replace("pytorch_model", "model") for file in checkpoint.files}
-    if len(names) == 1 and checkpoint.path.is_file():
-        names = dict.fromkeys(names, "model" + SAFE)
-    files: dict[str, list[Target]] = {name: [] for name in names.values()}
-    for target in targets:
-        file = checkpoint.tensors[target.source].file if target.source else checkpoint.files[-1]
-        files[names[file]].append(target)
-    return files
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guess
 
 
 def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], everything: bool) -> None:
-    from ..adapter import last_name  # noqa: PLC0415
+    from ..facts import last_name  # noqa: PLC0415
 
     if not found:
         return

@@ -1,0 +1,72 @@
+"""What an adapter is, in words, for people who want to know what they have."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
+
+FEW = 5  # different things that are named one by one
+
+
+def of(adapter: "Adapter") -> dict[str, str]:
+    """The facts about `adapter` by what they are about; what does not apply is left out."""
+    updates = list(adapter.layers.values())
+    modules = sorted({name.rpartition(".")[0] or name for name in adapter.tensors})
+    dora = sum(update.magnitude is not None for update in updates)
+    rslora = sum(update.use_rslora for update in updates)
+    beside = sum(tensor.numel() for tensor in adapter.tensors.values())
+    rows = sum(len(rows.indices) for rows in adapter.rows.values())
+    everything = list(adapter.all_tensors())
+    metadata = dict(adapter.metadata)
+    facts = {
+        "from": adapter.source,
+        "base model": metadata.pop("base_model_name_or_path", ""),
+        "r": _counted(update.r for update in updates),
+        "lora_alpha": _counted(update.lora_alpha for update in updates),
+        "scaling": _counted(update.scaling for update in updates),
+        "rsLoRA": f"{rslora} of {len(updates)} layers scale by lora_alpha / √r" if rslora else "",
+        "DoRA": f"{dora} of {len(updates)} layers" if dora else "",
+        "targets": _by_last_name(adapter.layers, "layer"),
+        "parameters": f"{adapter.num_parameters():,} in factors" + (f", {beside:,} in tensors beside" if beside else ""),
+        "beside": ", ".join(modules) if len(modules) <= FEW else _by_last_name(modules, "module"),
+        "token rows": f"{rows} of {', '.join(adapter.rows)}" if rows else "",
+        "stored": f"{sum(t.nbytes for t in everything):,} bytes, {_counted(str(t.dtype)[6:] for t in everything)}",
+    }
+    facts |= {f"metadata {key}" if key in facts else key: value for key, value in metadata.items()}
+    return {what: said for what, said in facts.items() if said}
+
+
+def last_name(name: str) -> str:
+    """The last part of a name that is not a number: what layers of one kind have in common.
+
+    >>> last_name("blocks.0.to_out.0")
+    'to_out'
+    """
+    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
+
+
+def _by_last_name(names: Iterable[str], what: str) -> str:
+    """How many there are of each last name.
+
+    >>> _by_last_name(["0.query", "1.query", "head"], "layer")
+    'head (1 layer), query (2 layers)'
+    """
+    found = sorted(Counter(last_name(name) for name in names).items())
+    return ", ".join(f"{name} ({n} {what}{'' if n == 1 else 's'})" for name, n in found)
+
+
+def _counted(values: Iterable[object]) -> str:
+    """The different values, the most frequent first, with how often each comes where there are several; of many numbers, the
+    smallest and the largest.
+
+    >>> _counted([8, 8, 4]), _counted(range(1, 9))
+    ('8 (2), 4 (1)', '1 to 8 (8 different)')
+    """
+    values = list(values)
+    found = Counter(f"{value:g}" if isinstance(value, float) else str(value) for value in values).most_common()
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(found) > FEW and len(numbers) == len(values):
+        return f"{min(numbers):g} to {max(numbers):g} ({len(found)} different)"
+    return found[0][0] if len(found) == 1 else ", ".join(f"{value} ({n})" for value, n in found)
