@@ -16,7 +16,7 @@ from benchmarks.harness import OURS, Case, Contender, Effort, Options, Row, time
 from loralib.adapter import described
 
 DENSE = "dense"
-MANY = 8  # layers, from which on every contender runs a few times only
+MANY = 8  # layers, from which on every contender is timed once only
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def contenders(case: Combine, device: str) -> Mapping[str, Contender]:
 
 
 def measure(case: Combine, options: Options) -> list[Row]:
-    few = replace(options, effort=Effort(rounds=min(3, options.effort.rounds), seconds=0, measurement=0))
-    return timed(contenders)(case, few if case.layers > MANY else options)
+    once = replace(options, effort=Effort(rounds=1, seconds=0, measurement=0))
+    return timed(contenders)(case, once if case.layers > MANY else options)
 
 
 def goals(rows: list[Row]) -> list[Goal]:
