@@ -102,6 +102,20 @@ def test_a_model_that_holds_other_rows_refuses(rows):
     assert same_bits(model.embed.weight[[3, 10]], ROWS.values)
 
 
+def test_a_tie_whose_two_names_have_other_values_is_refused():
+    other = TokenRows(ROWS.indices, ROWS.values + 1)
+    model = Tied()
+    before = snapshot(model)
+    with pytest.raises(lora.AttachError, match=r"head\.weight: tied to embed\.weight in the model, and differs"):
+        lora.attach(model, adapter_with({"embed.weight": ROWS, "head.weight": other}))
+    full = replace(adapter_with({}), tensors={"embed.weight": torch.zeros(11, 6), "head.weight": torch.ones(11, 6)})
+    with pytest.raises(lora.AttachError, match="differs from it in the adapter"):
+        lora.attach(model, full)
+    assert snapshot(model) == before
+    lora.attach(model, adapter_with({"embed.weight": ROWS, "head.weight": ROWS}))
+    assert same_bits(model.head.weight[[3, 10]], ROWS.values)
+
+
 def test_rows_of_a_merged_layer_are_refused():
     model = untied()
     lora.inject(model, lora.LoRAConfig(r=2, target_modules=["embed"]))

@@ -3,7 +3,9 @@
 Both are all or nothing: `attach` first lists everything that does not fit, and acts only when nothing is on the list.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ from .layers import AdaptedLayer, LoRALayer
 from .patterns import within
 from .surgery import adapted_layers, adopt_in, layer_problem, require_adapted
 from .trained import check_enabled, join, unwrap
-from .updates import LoRAUpdate
+from .updates import LoRAUpdate, same_bits
+
+T = TypeVar("T")
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -129,6 +133,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
         elif tensors[name].shape != tensor.shape:
             problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(tensors[name].shape)} in the model")
     problems += [f"{n}: {problem}" for n, rows in adapter.rows.items() if (problem := _rows_misfit(model, tensors, n, rows))]
+    problems += _tie_conflicts(tensors, adapter.tensors, same_bits) + _tie_conflicts(tensors, adapter.rows, TokenRows.__eq__)
     if not problems and (problem := trained.tie_problem(model, adapter.tensors)):
         problems.append(problem)
     if problems:
@@ -157,6 +162,16 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     for name, rows in adapter.rows.items():
         _put_rows(model, name, rows)
     return list(adapter.layers)
+
+
+def _tie_conflicts(tensors: dict[str, Tensor], held: Mapping[str, T], same: Callable[[T, T], bool]) -> list[str]:
+    """What the adapter holds differently for names that are one tensor in the model."""
+    first: dict[int, str] = {}
+    problems = []
+    for name, value in held.items():
+        if name in tensors and not same(value, held[other := first.setdefault(id(tensors[name]), name)]):
+            problems.append(f"{name}: tied to {other} in the model, and differs from it in the adapter")
+    return problems
 
 
 def _put_rows(model: nn.Module, name: str, rows: TokenRows) -> None:

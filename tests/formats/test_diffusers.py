@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import loralib as lora
 from adapters import adapters
+from loralib.formats import diffusers
 from loralib.formats.diffusion_names import dotted, underscored
 from models import bits, same_bits
 from peers import data, library
@@ -148,6 +149,103 @@ def test_a_text_encoder_computes_the_same(tmp_path):
         assert torch.allclose(model(ids).last_hidden_state, expected, atol=1e-5)
 
 
+def with_updates(model: nn.Module, targets: list[str], ranks: list[int], alphas: list[float], dora: bool, inputs) -> tuple:
+    """Updates of the layers whose names end so, and what the model gives with them merged into its weights by their formula."""
+    layers, weights = {}, {}
+    for name, module in model.named_modules():
+        if any(name.endswith(target) for target in targets):
+            i, W = len(layers), module.weight.detach()
+            r, (k, d, *kernel) = ranks[i % len(ranks)], W.shape
+            A, B = torch.randn(r, d, *kernel), 0.3 * torch.randn(k, r, *[1 for _ in kernel])
+            magnitude = 0.5 + torch.rand(k) if dora else None
+            kind = lora.ConvolutionUpdate if kernel else lora.LoRAUpdate
+            layers[name] = kind(A, B, alphas[i % len(alphas)], magnitude=magnitude)
+            changed = W + alphas[i % len(alphas)] / r * torch.einsum("kr,r...->k...", B.flatten(1), A)
+            if magnitude is not None:
+                changed = (changed.flatten(1) / changed.flatten(1).norm(dim=1, keepdim=True) * magnitude[:, None]).view_as(W)
+            weights[f"{name}.weight"] = changed
+    with torch.no_grad():
+        return layers, torch.func.functional_call(model, weights, *inputs)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(("ranks", "alphas"), [([2], [2]), ([2], [3, 4, 5]), ([2, 3], [2, 3]), ([2, 3], [5])])
+@pytest.mark.parametrize("named", ["as they are", "text_model", "in its own text_model"])
+def test_text_encoders_compute_what_our_files_say_whatever_transformers_calls_their_layers(
+    named, ranks, alphas, dora, tmp_path
+):
+    """transformers 5 has taken the module text_model out of CLIPTextModel, and left it in the model with a projection."""
+    t, mixin = library("transformers"), library("diffusers.loaders").StableDiffusionLoraLoaderMixin
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
+    config = t.CLIPTextConfig(**sizes, projection_dim=8, bos_token_id=1, eos_token_id=2)
+    torch.manual_seed(0)
+    model = (t.CLIPTextModelWithProjection if named == "in its own text_model" else t.CLIPTextModel)(config).eval()
+    component = "text_encoder_2" if named == "in its own text_model" else "text_encoder"
+    ids = torch.tensor([[1, 5, 7, 2]])
+    layers, expected = with_updates(model, ["q_proj", "out_proj", "fc1"], ranks, alphas, dora, [(ids,)])
+    prefix = f"{component}.text_model." if named == "text_model" else f"{component}."
+    adapter = lora.Adapter(lora.LoRAConfig(), {prefix + name: update for name, update in layers.items()})
+    lora.save(adapter, tmp_path / "a.safetensors", format="diffusers")
+    assert lora.load(tmp_path / "a.safetensors").layers == adapter.layers
+    state, alphas_found, metadata = loaded_by_diffusers(tmp_path / "a.safetensors")
+    with torch.no_grad():
+        before = model(ids).last_hidden_state
+        mixin.load_lora_into_text_encoder(
+            state, network_alphas=alphas_found, text_encoder=model, prefix=component, metadata=metadata
+        )
+        assert torch.allclose(model(ids).last_hidden_state, expected.last_hidden_state, atol=1e-5)
+    assert not torch.allclose(before, expected.last_hidden_state, atol=1e-2)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(("ranks", "alphas"), [([2], [2]), ([2, 3], [2, 3]), ([2, 3], [5])])
+def test_a_unet_computes_what_our_file_says(ranks, alphas, dora, tmp_path):
+    model = unet()
+    torch.manual_seed(1)
+    inputs = [(torch.randn(1, 4, 8, 8), 3), {"encoder_hidden_states": torch.randn(1, 3, 6)}]
+    layers, expected = with_updates(model, TARGETS, ranks, alphas, dora, inputs)
+    adapter = lora.Adapter(lora.LoRAConfig(), {f"unet.{name}": update for name, update in layers.items()})
+    lora.save(adapter, tmp_path / "a.safetensors", format="diffusers")
+    scale = expected.sample.abs().max()
+    assert (image(in_diffusers(tmp_path / "a.safetensors")) - expected.sample).abs().max() < 1e-5 * (1 + scale)
+    assert not torch.allclose(image(model), expected.sample, atol=1e-2)
+
+
+def test_metadata_are_written_where_diffusers_needs_them_and_not_elsewhere(tmp_path):
+    """Without them, every version of diffusers takes alpha to be the rank of all layers, so that those must be the same."""
+    plain, other = (lora.LoRAUpdate(torch.ones(r, 3), torch.ones(4, r), r) for r in (2, 3))
+    for layers, needed in (
+        ({"unet.a": plain, "unet.b": plain, "text_encoder.c": other}, False),
+        ({"unet.a": plain, "unet.b": other}, True),
+        ({"unet.a": plain, "unet.b": replace(plain, lora_alpha=3)}, True),
+        ({"unet.a": replace(plain, lora_alpha=2**0.5, use_rslora=True)}, True),
+    ):
+        lora.save(lora.Adapter(lora.LoRAConfig(), layers), tmp_path / "a.safetensors", format="diffusers")
+        with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+            said = file.metadata()
+        assert said.pop("format") == "pt"
+        assert list(said) == ["lora_adapter_metadata"] * needed
+        for values in map(json.loads, said.values()):
+            assert {key.partition(".")[0] for key in values} == {name.partition(".")[0] for name in layers}
+
+
+def test_what_a_model_saves_for_itself_alone_is_read_by_its_own_names(tmp_path):
+    model = unet()
+    model.add_adapter(library("peft").LoraConfig(r=2, lora_alpha=5, target_modules=TARGETS, rank_pattern={"to_q": 3}))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.3 * torch.randn(p.shape))
+    expected = image(model)
+    model.save_lora_adapter(tmp_path)
+    assert lora.detect(tmp_path) == "diffusers"
+    adapter = lora.load(tmp_path)
+    assert all(not name.startswith("unet.") for name in adapter.layers)
+    again = unet()
+    lora.attach(again, adapter)
+    assert torch.allclose(image(again), expected, atol=1e-5)
+
+
 # --- the real file --------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +300,7 @@ def test_dora_survives_the_round_trip(format, drawn, tmp_path_factory):
         ("unet.a.to_q.lora_A.weight", "unet.a.to_q.lora_B.weight", "unet.a.to_q"),
         ("unet.a.processor.to_q_lora.down.weight", "unet.a.processor.to_q_lora.up.weight", "unet.a.to_q"),
         ("unet.a.processor.to_out_lora.down.weight", "unet.a.processor.to_out_lora.up.weight", "unet.a.to_out.0"),
+        ("unet.a.processor.to_q.lora.down.weight", "unet.a.processor.to_q.lora.up.weight", "unet.a.to_q"),
         (
             "text_encoder.x.q_proj.lora_linear_layer.down.weight",
             "text_encoder.x.q_proj.lora_linear_layer.up.weight",
@@ -238,6 +337,43 @@ def test_names_of_every_age_are_read(down, up, layer, tmp_path):
         ({"unet.a.to_q.alpha": torch.tensor(1.0)}, json.dumps({"unet.r": 2}), "has an alpha beside"),
         ({"unet.a.to_q.alpha": torch.tensor([1.0, 2.0])}, None, "expected one number"),
         ({"unet.a.to_q.alpha": torch.tensor(float("nan"))}, None, "positive number"),
+        ({"unet.a.to_q.lora_magnitude_vector": torch.ones(1, 4)}, None, "magnitude"),
+        ({"unet.a.to_q.lora_magnitude_vector": torch.ones(3)}, None, "magnitude"),
+        ({"unet.a.to_q.lora_magnitude_vector": torch.ones(())}, None, "magnitude"),
+        ({"unet.a.to_q.lora_magnitude_vector": torch.ones(4)}, json.dumps({"unet.r": 2, "unet.use_dora": False}), "magnitudes"),
+        ({}, json.dumps({"unet.r": 2, "unet.use_dora": True}), "0 of 1 have magnitudes"),
+        (
+            {
+                "unet.b.lora_A.weight": torch.ones(2, 3),
+                "unet.b.lora_B.weight": torch.ones(4, 2),
+                "unet.b.lora_magnitude_vector": torch.ones(4),
+            },
+            None,
+            "1 of 2 have magnitudes",
+        ),
+        ({"unet.a.to_q.lora_A.weight": torch.ones(2, 3, 3, 3)}, None, "with a kernel, or none"),
+        ({"unet.a.to_q.lora_A.weight": torch.ones(())}, None, "with a kernel, or none"),
+        (
+            {"unet.a.to_q.lora_B.weight": torch.ones(()), "unet.a.to_q.lora_magnitude_vector": torch.ones(4)},
+            None,
+            "with a kernel, or none",
+        ),
+        ({"unet.a.to_q.lora_A.weight": torch.ones(2, 3).int()}, None, "int32"),
+        ({"unet.a.to_q.lora_A.weight": torch.ones(3, 3)}, None, "same r"),
+        ({"unet.lora_A.weight": torch.ones(2, 3)}, None, "no kind"),
+        ({"unet.a.to_q.lokr_w1": torch.ones(2, 3)}, None, "lokr_w1.*no kind"),
+        ({}, json.dumps({"unet.r": 2, "unet.rank_pattern": {"(?i)to_q": 2}}), "regular expression"),
+        ({}, json.dumps({"unet.r": 2, "unet.rank_pattern": {"(" * 3000 + ")" * 3000: 2}}), "regular expression"),
+        ({}, json.dumps({"unet.r": 2, "unet.rank_pattern": [2]}), "rank_pattern"),
+        ({}, json.dumps({"unet.r": 2, "unet.lora_alpha": {"a": [1]}}), "lora_alpha"),
+        ({}, json.dumps({"unet.r": 2, "unet.lora_alpha": 10**400}), "int|large"),
+        ({}, json.dumps({"unet.r": [[2]]}), "r="),
+        ({}, "[" * 100_000, "not JSON"),
+        ({}, json.dumps({"unet.r": 2, "unet.enable_lora": [True, False]}), "enable_lora"),
+        ({}, json.dumps({"unet.r": 2, "unet.trainable_token_indices": [1]}), "trainable_token_indices"),
+        ({}, json.dumps({"unet.r": 2, "unet.init_lora_weights": "pissa"}), "changes the base weights"),
+        ({}, json.dumps({"unet.r": 2, "unet.peft_type": "LOHA"}), "only LORA"),
+        ({}, json.dumps({"r": 2, "lora_alpha": 3, "unet.r": 2}), r"unet\.r=2"),
     ],
 )
 def test_what_contradicts_itself_is_refused(extra, metadata, telling, tmp_path):
@@ -255,6 +391,24 @@ GROUPED = lora.ConvolutionUpdate(torch.ones(2, 3, 1), torch.ones(4, 2, 1), 4, gr
 
 def conv_in(update: lora.LoRAUpdate = UPDATE, **rest) -> lora.Adapter:
     return lora.Adapter(lora.LoRAConfig(), {"unet.conv_in": update}, **rest)
+
+
+def test_some_layers_of_dora_and_some_not_are_refused(tmp_path):
+    """diffusers would give the others magnitudes, too."""
+    dora = replace(UPDATE, magnitude=torch.ones(4))
+    adapter = lora.Adapter(lora.LoRAConfig(), {"unet.a": UPDATE, "unet.b": dora})
+    with pytest.raises(lora.FormatError, match="Some layers of unet are DoRA"):
+        lora.save(adapter, tmp_path / "new" / "folder", format="diffusers")
+    assert not list(tmp_path.iterdir())
+    lora.save(lora.Adapter(lora.LoRAConfig(), {"unet.a": UPDATE, "text_encoder.b": dora}), tmp_path, format="diffusers")
+    assert lora.load(tmp_path).layers["text_encoder.b"] == dora
+
+
+@pytest.mark.parametrize("prefix", ["decoder.layers.0.q", "base_model.model.unet.q", "q", "unetwork.q", "unet"])
+def test_other_peoples_names_are_not_taken_for_diffusers(prefix, tmp_path):
+    tensors = {f"{prefix}.lora_A.weight": torch.ones(2, 3), f"{prefix}.lora_B.weight": torch.ones(4, 2)}
+    safetensors.torch.save_file(tensors, tmp_path / "f.safetensors")
+    assert not diffusers.detect(tmp_path / "f.safetensors")
 
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])

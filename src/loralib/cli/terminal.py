@@ -57,8 +57,8 @@ def sparkline(values: Sequence[float], columns: int) -> str:
     """
     if not values or values[0] <= 0:
         return BLOCKS[0] * min(len(values), columns)
-    least = values[0] * 10.0**-_DECADES
-    heights = [math.log10(max(value, least) / least) / _DECADES for value in values]  # 0 … 1
+    shares = [max(value / values[0], 10.0**-_DECADES) for value in values]
+    heights = [1 + math.log10(share) / _DECADES for share in shares]  # 0 … 1
     bars = min(len(heights), columns)
     edges = [i * len(heights) // bars for i in range(bars + 1)]
     means = [sum(heights[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]

@@ -82,10 +82,12 @@ def by_layer(where: str, stored: Mapping[str, Tensor], parts: Iterable[str]) -> 
     return found, others
 
 
-def pair(where: str, parts: Mapping[str, Tensor], key_A: str, key_B: str) -> tuple[Tensor, Tensor]:
-    """The two factors among `parts`; `FormatError` when one is missing."""
+def pair(where: str, parts: Mapping[str, Tensor], key_A: str, key_B: str, without: Iterable[str] = ()) -> tuple[Tensor, Tensor]:
+    """The two factors among `parts`; `FormatError` when one is missing, or one of another pair, `without`, is there."""
     if missing := [key for key in (key_A, key_B) if key not in parts]:
         raise FormatError(f"{where} has no {missing[0]}.")
+    if more := [key for key in without if key in parts]:
+        raise FormatError(f"{where} has {more[0]} beside {key_A}; expected the factors of one update.")
     return parts[key_A], parts[key_B]
 
 

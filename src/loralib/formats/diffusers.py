@@ -218,7 +218,7 @@ def _configuration(path: Path, fields: Mapping[str, Any]) -> LoRAConfig:
 def _update(where: str, name: str, component: str, parts: dict[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
     A, B = pair(where, parts, "A", "B")
     magnitude = parts.get("magnitude")
-    if magnitude is not None and magnitude.shape == (1, len(B), *B.shape[2:]) and B.dim() > 2:
+    if magnitude is not None and B.dim() > 2 and magnitude.shape == (1, len(B), *B.shape[2:]):
         magnitude = magnitude.flatten()
     if config is None:
         rank = len(A) if A.dim() else 1

@@ -98,7 +98,7 @@ def _replacing(keys: Mapping[str, str]) -> Callable[[str], str]:
 
 def _update(where: str, name: str, parts: Mapping[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
     embeds = bool(parts.keys() & set(_EMBEDDING))
-    A, B = pair(where, parts, *(_EMBEDDING if embeds else _LINEAR))
+    A, B = pair(where, parts, *_EMBEDDING, without=_LINEAR) if embeds else pair(where, parts, *_LINEAR)
     kind = EmbeddingUpdate if embeds else ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
     default = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else max(len(A) if A.dim() else 1, 1)
     rslora = bool(config and config.use_rslora)

@@ -7,13 +7,12 @@
     lora_unet_<layer>.dora_scale          (out, 1…): DoRA's magnitudes
 
 `lora_te_` is the text encoder; where there are two, they are `lora_te1_` and `lora_te2_`. The layer's name has underscores for
-dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format and are refused by name. So is an alpha of zero, which
-kohya's scripts take for the rank and other programs for no effect at all.
+dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format and are refused by name. So is an alpha of zero,
+which kohya's scripts take for the rank and other programs for no effect at all.
 
-Files do not say whether a scaling was lora_alpha / √r; an alpha of the same effect is written then, which gives the same scaling
-to the last digit but one of float64. Programs take ranks and alphas from the tensors, so that no other metadata is written. The
-UNet's layers are written with diffusers' names, which most programs know; kohya's own scripts look for those of the original
-code in Stable Diffusion XL.
+Files do not say whether a scaling was lora_alpha / √r; an alpha of the same effect, up to float64's rounding, is written then.
+Programs take ranks and alphas from the tensors, so that no metadata is needed. The UNet's layers are written with diffusers'
+names, which most programs know; in Stable Diffusion XL kohya's own scripts look for the original code's.
 """
 
 import re
@@ -50,7 +49,7 @@ _CLIPS = ("text_encoder", "text_encoder_2")
 _OTHERS = {  # what tensors are whose names begin so
     "hada": "of the method LoHa", "lokr": "of the method LoKr", "oft": "of the method OFT", "on_input": "of the method IA³",
     "a1.": "of the method GLoRA", "a2.": "of the method GLoRA", "b1.": "of the method GLoRA", "b2.": "of the method GLoRA",
-    "diff": "of full weights", "w_norm": "of full weights", "b_norm": "of full weights",
+    "diff": "a change of full weights", "w_norm": "a change of full weights", "b_norm": "a change of full weights",
 }
 # fmt: on
 
@@ -132,7 +131,7 @@ def _update(where: str, parts: Mapping[str, Tensor]) -> LoRAUpdate:
         A = _multiplied(where, parts[_MID], A)
     lora_alpha = alpha_of(where, parts.get(_ALPHA), max(len(A) if A.dim() else 1, 1))
     scale = parts.get(_SCALE)
-    if scale is not None and (not scale.dim() or scale.shape[1:].numel() != 1 or (len(scale) == 1 and len(B) != 1)):
+    if scale is not None and (not scale.dim() or scale.shape[1:].numel() != 1):
         raise FormatError(
             f"{where} has dora_scale {tuple(scale.shape)}, not one number an output; scales an input cannot be represented."
         )

@@ -185,7 +185,7 @@ def _plain_name(parts: list[str]) -> str:
 def _update(path: Path, name: str, parts: dict[str, Tensor], config: LoRAConfig) -> LoRAUpdate:
     where = f"{path / TENSORS}: layer {name!r}"
     keys = _EMBEDDING if parts.keys() & set(_EMBEDDING) else _LINEAR
-    A, B = pair(where, parts, *keys)
+    A, B = pair(where, parts, *keys, without=_LINEAR if keys is _EMBEDDING else ())
     name = configured(name)
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
     mask = patterns.lookup(config.masks, name, None) if keys is _LINEAR else None
