@@ -5,18 +5,17 @@ difference from the best approximation that float64 finds, over the norm of the 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import loralib as lora
 from benchmarks.goals import Benchmark, Goal, column, worst
-from benchmarks.harness import OURS, Case, Contender, Effort, Options, Row, timed
+from benchmarks.harness import OURS, Case, Contender, Row, timed
 from loralib.adapter import described
 
 DENSE = "dense"
-MANY = 8  # layers, from which on every contender is timed once only
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,6 @@ def contenders(case: Combine, device: str) -> Mapping[str, Contender]:
     }
 
 
-def measure(case: Combine, options: Options) -> list[Row]:
-    once = replace(options, effort=Effort(rounds=1, seconds=0, measurement=0))
-    return timed(contenders)(case, once if case.layers > MANY else options)
-
-
 def goals(rows: list[Row]) -> list[Goal]:
     return [
         Goal("", "share of the dense route's time, at worst", worst(rows, "ratio", [OURS]), at_most=0.1),
@@ -94,10 +88,10 @@ def _memory(rows: list[Row]) -> float | None:
 
 
 BENCHMARK = Benchmark(
-    cases=[Combine(1, 2048, 20, 16), Combine(64, 2048, 20, 16)],
+    cases=[Combine(1, 2048, 20, 16)],
     quick=[Combine(1, 1024, 20, 16)],
     smallest=Combine(2, 24, 3, 2),
-    measure=measure,
+    measure=timed(contenders),
     goals=goals,
     axis="time / the dense route",
 )
