@@ -239,6 +239,11 @@ def test_dare_is_right_on_average_and_another_seed_keeps_others():
     assert (torch.stack(drawn).mean(0) - expected).norm() < 0.4 * expected.norm()
 
 
+def test_a_name_may_have_braces():
+    adapter = of(lora.LoRAUpdate(torch.randn(2, 6), torch.randn(5, 2), 4)).rename({"": "a{0}.{b}"})
+    assert list(lora.combine([adapter], method="dare", density=0.5).layers) == ["a{0}.{b}.layer0"]
+
+
 def test_dares_choice_depends_on_no_other_layer():
     x, y = (lora.LoRAUpdate(torch.randn(2, 6), torch.randn(5, 2), 4) for _ in range(2))
     one = lora.combine([of(x)], [1], "dare", density=0.5)

@@ -130,10 +130,10 @@ class Adapter:
 
         def add(*values: object) -> None:
             for value in values:
-                content = value if isinstance(value, Tensor) else torch.empty(0)
                 said = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
                 digest.update(f"{len(said)}:{said}".encode())
-                digest.update(bytes(as_bytes(content).numpy()))
+                if isinstance(value, Tensor):
+                    digest.update(bytes(as_bytes(value).numpy()))
 
         config = self.config.to_dict() | {"lora_alpha": float(self.config.lora_alpha)}
         add(json.dumps(config, sort_keys=True), sorted(self.metadata.items()))
@@ -219,7 +219,7 @@ class Adapter:
         """
         new = names if callable(names) else patterns.renaming(names, [*self.layers, *self.tensors, *self.rows])
         layers, tensors, rows = _renamed(new, self.layers), _renamed(new, self.tensors), _renamed(new, self.rows)
-        modules = tuple(dict.fromkeys(map(new, self.config.modules_to_save)))
+        modules = tuple(dict.fromkeys(filter(None, map(new, self.config.modules_to_save))))
         config = replace(described(self.config, layers), modules_to_save=modules)
         return replace(self, config=config, layers=layers, tensors=tensors, rows=rows)
 
@@ -299,14 +299,25 @@ def total(adapters: list[Adapter], weights: list[float]) -> Adapter:
     Configuration (dropout, biases …) and metadata are the first adapter's, metadata where all agree.
     Raises `AlgebraError`, naming layer or tensor, for what cannot be added.
     """
-    layers: dict[str, LoRAUpdate] = {}
-    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
-        terms = [(a.layers[name], weight) for a, weight in zip(adapters, weights, strict=True) if name in a.layers]
+    layers = {}
+    for name, terms in terms_by_layer(adapters, weights):
         with told_of(name):
             layers[name] = algebra.added(terms)
-    tensors = _agreed([adapter.tensors for adapter in adapters], same_bits)
-    rows = _agreed([adapter.rows for adapter in adapters], TokenRows.__eq__)
-    return united(adapters, layers, tensors, rows)
+    return united(adapters, layers, *agreed(adapters))
+
+
+def terms_by_layer(adapters: list[Adapter], weights: list[float]) -> Iterator[tuple[str, list[algebra.Weighted]]]:
+    """Every layer that any of `adapters` adapts, with the updates that it has and their weights."""
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
+        yield name, [(a.layers[name], weight) for a, weight in zip(adapters, weights, strict=True) if name in a.layers]
+
+
+def agreed(adapters: list[Adapter]) -> tuple[dict[str, Tensor], dict[str, TokenRows]]:
+    """The tensors and rows that any of `adapters` holds; `AlgebraError`, by name, where two hold another one."""
+    return (
+        _agreed([adapter.tensors for adapter in adapters], same_bits),
+        _agreed([adapter.rows for adapter in adapters], TokenRows.__eq__),
+    )
 
 
 def united(

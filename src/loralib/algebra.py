@@ -54,7 +54,7 @@ def added(terms: Sequence[Weighted]) -> LoRAUpdate:
     >>> total.r, total.delta()[0]
     (3, tensor([2., 2., 2.]))
     """
-    terms = _alike(terms)
+    terms = _addable(terms)
     if len(terms) == 1:
         return scaled(*terms[0])
     first = terms[0][0]
@@ -69,20 +69,23 @@ def added(terms: Sequence[Weighted]) -> LoRAUpdate:
     return first.with_products(stacked, alpha_for(common, r, use_rslora), use_rslora)
 
 
-def _alike(terms: Sequence[Weighted]) -> list[Weighted]:
-    """`terms` without those of weight 0 (where others are left), in one form; `AlgebraError` where there is none."""
-    terms = [term for term in terms if term[1]] or list(terms[:1])
-    if len(terms) == 1:
-        return terms
-    if any(update.magnitude is not None for update, _ in terms):
-        raise AlgebraError(
-            "DoRA updates cannot be added: what each adds depends on the weight. Merge one into the model first."
-        )
+def alike(terms: Sequence[Weighted]) -> list[Weighted]:
+    """`terms` in one form; `AlgebraError` where there is none."""
     if len({update.structure() for update, _ in terms}) > 1:
         terms = [(update.plain(), weight) for update, weight in terms]
     if len({update.structure() for update, _ in terms}) > 1:
         raise AlgebraError(f"updates of different layers cannot be added: {' and '.join(starmap(_described, terms))}")
-    return terms
+    return list(terms)
+
+
+def _addable(terms: Sequence[Weighted]) -> list[Weighted]:
+    """`terms` in one form, without those of weight 0 where others are left; `AlgebraError` for DoRA among several."""
+    terms = [term for term in terms if term[1]] or list(terms[:1])
+    if len(terms) > 1 and any(update.magnitude is not None for update, _ in terms):
+        raise AlgebraError(
+            "DoRA updates cannot be added: what each adds depends on the weight. Merge one into the model first."
+        )
+    return alike(terms)
 
 
 def _common_scaling(terms: Sequence[Weighted]) -> float:
@@ -130,7 +133,7 @@ def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = N
 
 def truncated_sum(terms: Sequence[Weighted], r: int | None = None, energy: float | None = None) -> LoRAUpdate:
     """What `truncated` makes of `added`, in much less memory: not even the factors of the sum are put together."""
-    terms = _alike(terms)
+    terms = _addable(terms)
     first, total = terms[0][0], sum(update.r for update, _ in terms)
     limit = total if r is None else min(check_rank(r), total)
     if energy is not None and not 0 < energy <= 1:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import algebra
-from .adapter import Adapter, TokenRows, told_of, total, united
+from .adapter import Adapter, TokenRows, agreed, terms_by_layer, told_of, united
 from .config import alpha_for, check_rank
 from .errors import AlgebraError, ConfigError
 from .ops import products
@@ -73,22 +73,20 @@ def combine(
     _check_options(method, r, energy, density, majority_sign, tensors)
     tensors = "same" if len(adapters) == 1 and tensors != "drop" else tensors
     held = _beside(adapters, weights, tensors)
-    if held is not None:
-        adapters = [_without_beside(adapter) for adapter in adapters]
     layers: dict[str, LoRAUpdate] = {}
-    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
-        terms = [(a.layers[name], weight) for a, weight in zip(adapters, weights, strict=True) if name in a.layers]
+    for name, terms in terms_by_layer(adapters, weights):
         with told_of(name):
             if method == "exact":
                 layers[name] = algebra.added(terms)
             elif method == "svd":
                 layers[name] = algebra.truncated_sum(terms, _rank(terms, r, energy), energy)
             else:
-                layers[name] = _pruned(adapters, weights, name, _Pruning(method, density or 1, seed, majority_sign), r, energy)
-    if len(adapters) == 1 and held is None:
+                places = [place for place, adapter in enumerate(adapters) if name in adapter.layers]
+                pruning = _Pruning(method, density or 1, majority_sign, seed, name)
+                layers[name] = _pruned(terms, places, pruning, r, energy)
+    if len(adapters) == 1 and tensors == "same":
         return adapters[0].with_layers(layers)
-    beside, rows = held if held is not None else _agreeing(adapters)
-    return united(adapters, layers, beside, rows)
+    return united(adapters, layers, *held)
 
 
 def _checked_weights(adapters: list[Adapter], weights: Sequence[float] | None) -> list[float]:
@@ -130,16 +128,10 @@ def _check_options(
 _Held = tuple[dict[str, Tensor], dict[str, TokenRows]]
 
 
-def _agreeing(adapters: list[Adapter]) -> _Held:
-    """The tensors and rows of a sum of adapters that agree in them: see `adapter.total`."""
-    bare = total([adapter.with_layers({}) for adapter in adapters], [1] * len(adapters))
-    return dict(bare.tensors), dict(bare.rows)
-
-
-def _beside(adapters: list[Adapter], weights: list[float], how: Beside) -> _Held | None:
-    """The tensors and rows of the result, where they are not simply those that agree."""
+def _beside(adapters: list[Adapter], weights: list[float], how: Beside) -> _Held:
+    """The tensors and rows of the result."""
     if how == "same":
-        return None
+        return agreed(adapters)
     if how == "drop":
         return {}, {}
     tensors: dict[str, Tensor] = {}
@@ -174,14 +166,6 @@ def _average_rows(adapters: list[Adapter], weights: list[float], name: str) -> T
     return TokenRows(found[0][1].indices, _average(name, [(weight, rows.values) for weight, rows in found]))
 
 
-def _without_beside(adapter: Adapter) -> Adapter:
-    return (
-        Adapter(adapter.config, adapter.layers, {}, adapter.metadata, {}, adapter.source)
-        if adapter.tensors or adapter.rows
-        else adapter
-    )
-
-
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,22 +177,21 @@ def _rank(terms: Sequence[algebra.Weighted], r: int | None, energy: float | None
 class _Pruning:
     """What happens to the dense ΔW of the adapters of one layer."""
 
-    def __init__(self, method: str, density: float, seed: int, majority_sign: str):
+    def __init__(self, method: str, density: float, majority_sign: str, seed: int, name: str):
         self.random, self.elects = method.startswith("dare"), method.endswith("ties")
-        self.density, self.seed, self.majority_sign = density, seed, majority_sign
+        self.density, self.majority_sign, self.seed, self.name = density, majority_sign, seed, name
 
-    def kept(self, delta: Tensor, place: int, name: str) -> Tensor:
-        """`delta` with the share `density` of its entries, zero elsewhere."""
+    def kept(self, delta: Tensor, place: int) -> Tensor:
+        """The share `density` of the entries of `delta` (n,), zero elsewhere."""
         if self.density == 1:
             return delta
         if self.random:
-            key = hashlib.sha256(f"{self.seed} {place} {name}".encode()).digest()
+            key = hashlib.sha256(f"{self.seed} {place} {self.name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
             mask = torch.rand(delta.shape, generator=generator) < self.density
             return torch.where(mask.to(delta.device), delta / self.density, 0)
-        count = int(self.density * delta.numel())
-        largest = delta.abs().flatten().topk(count, sorted=False).indices
-        return torch.zeros_like(delta).flatten().index_copy(0, largest, delta.flatten()[largest]).view_as(delta)
+        largest = delta.abs().topk(int(self.density * len(delta)), sorted=False).indices
+        return torch.zeros_like(delta).index_copy(0, largest, delta[largest])
 
     def joined(self, deltas: list[Tensor], weights: list[float]) -> Tensor:
         """The sum of pruned updates, with their weights; ties' disjoint mean where it is asked for."""
@@ -222,29 +205,21 @@ class _Pruning:
 
 
 def _pruned(
-    adapters: list[Adapter], weights: list[float], name: str, pruning: _Pruning, r: int | None, energy: float | None
+    terms: list[algebra.Weighted], places: list[int], pruning: _Pruning, r: int | None, energy: float | None
 ) -> LoRAUpdate:
-    """A layer of the combination of pruned updates, of the kind that the updates have."""
-    held = [(place, adapter.layers[name]) for place, adapter in enumerate(adapters) if name in adapter.layers]
-    chosen = [weights[place] for place, _ in held]
-    only = len(adapters) == 1 and pruning.density == 1
-    if only and chosen == [1]:
-        return algebra.truncated(held[0][1], r, energy)
-    if any(update.magnitude is not None for _, update in held):
+    """A layer of the combination of pruned updates, of the kind that the updates have. places: the adapters'."""
+    if pruning.density == 1 and len(terms) == 1 and terms[0][1] == 1:
+        return algebra.truncated(terms[0][0], r, energy)
+    if any(update.magnitude is not None for update, _ in terms):
         raise AlgebraError("a DoRA update is no ΔW that could be pruned; merge it into the model first.")
-    updates = [update for _, update in held]
-    if len({update.structure() for update in updates}) > 1:
-        updates = [update.plain() for update in updates]
-    if len({update.structure() for update in updates}) > 1:
-        raise AlgebraError("updates of different layers cannot be combined.")
-    first = updates[0]
+    updates = [update for update, _ in algebra.alike(terms)]
     parts = [[update.scaling * (B.double() @ A.double()) for B, A in update.products()] for update in updates]
     sizes = [part.numel() for part in parts[0]]
     flat = [torch.cat([part.flatten() for part in of_update]) for of_update in parts]
-    deltas = [pruning.kept(delta, place, name) for delta, (place, _) in zip(flat, held, strict=True)]
-    joined = [part.view_as(like) for part, like in zip(pruning.joined(deltas, chosen).split(sizes), parts[0], strict=True)]
-    limit = sum(update.r for update in updates) if r is None else r
-    return _factored(first, joined, limit, energy)
+    deltas = [pruning.kept(delta, place) for delta, place in zip(flat, places, strict=True)]
+    joined = pruning.joined(deltas, [weight for _, weight in terms]).split(sizes)
+    matrices = [part.view_as(like) for part, like in zip(joined, parts[0], strict=True)]
+    return _factored(updates[0], matrices, sum(update.r for update in updates) if r is None else r, energy)
 
 
 def _factored(like: LoRAUpdate, dense: list[Tensor], limit: int, energy: float | None) -> LoRAUpdate:

@@ -19,7 +19,7 @@ output. What it adds depends on W, so it has an `effective_weight` and no `delta
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ Product = tuple[Tensor, Tensor]
 
 def same_bits(a: object, b: object) -> bool:
     """Whether two fields are equal; tensors are when dtype, shape and every bit are."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return type(a) is type(b) and a == b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b))
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -61,21 +61,19 @@ class LoRAUpdate:
     lora_alpha: float
     use_rslora: bool = False
     magnitude: Tensor | None = dataclasses.field(default=None, kw_only=True)
+    may_be_dora: ClassVar[bool] = True
+    outputs_at: ClassVar[int] = 0  # the dimension of `delta` that counts outputs
 
     def __post_init__(self) -> None:
         if problem := self._problem():
             raise ConfigError(
                 f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: {problem}."
             )
-        if self.magnitude is not None and (self.magnitude.shape != (len(self.B),) or not self._may_be_dora):
+        if self.magnitude is not None and (self.magnitude.shape != (len(self.B),) or not self.may_be_dora):
             raise ConfigError(
                 f"magnitude {tuple(self.magnitude.shape)} of a {type(self).__name__} with lora_B {tuple(self.B.shape)}: "
                 "expected one number an output, for a linear layer, an embedding or a convolution."
             )
-
-    @property
-    def _may_be_dora(self) -> bool:
-        return True
 
     def _problem(self) -> str | None:
         A, B = self.A, self.B
@@ -115,16 +113,10 @@ class LoRAUpdate:
         """
         changed = W.to(torch.promote_types(W.dtype, torch.float32)) + self._product()
         if self.magnitude is not None:
-            outputs = self._outputs_at % changed.dim()
-            others = [dim for dim in range(changed.dim()) if dim != outputs]
+            others = [dim for dim in range(changed.dim()) if dim != self.outputs_at]
             norm = torch.linalg.vector_norm(changed, dim=others, keepdim=True).clamp_min(torch.finfo(changed.dtype).tiny)
             changed = changed * (self.magnitude.to(changed).view_as(norm) / norm)
         return changed.to(W.dtype)
-
-    @property
-    def _outputs_at(self) -> int:
-        """The dimension of `delta` that counts outputs."""
-        return 0
 
     def products(self) -> list[Product]:
         """What ΔW / s is made of: pairs of matrices B (k, R), A (R, n) whose products, rearranged, fill it without overlap."""
@@ -184,9 +176,7 @@ class EmbeddingUpdate(LoRAUpdate):
     def _product(self) -> Tensor:
         return super()._product().t()
 
-    @property
-    def _outputs_at(self) -> int:
-        return 1
+    outputs_at: ClassVar[int] = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,9 +222,7 @@ class LegacyConvolutionUpdate(LoRAUpdate):
         """The rank that 0.1 was asked for."""
         return self.A.shape[0] // self.weight_shape[-1]
 
-    @property
-    def _may_be_dora(self) -> bool:
-        return False
+    may_be_dora: ClassVar[bool] = False
 
     @property
     def rows_per_rank(self) -> int:
@@ -254,7 +242,7 @@ class LegacyConvolutionUpdate(LoRAUpdate):
         (18, True)
         """
         k, rest = self.weight_shape[0], self.weight_shape[1:]
-        rows, width = divmod(len(self.B), k)[0], torch.Size(rest).numel()
+        rows, width = len(self.B) // k, torch.Size(rest).numel()
         if len(self.B) % k == 0 and rows * len(self.A) < min(k, width):
             A, B = torch.block_diag(*[self.A] * rows), self.B.reshape(k, rows * len(self.A))
         else:
@@ -302,9 +290,7 @@ class MergedUpdate(LoRAUpdate):
         """The rank of each slice's product."""
         return self.B.shape[1]
 
-    @property
-    def _may_be_dora(self) -> bool:
-        return False
+    may_be_dora: ClassVar[bool] = False
 
     def _product(self) -> Tensor:
         return ops.merged_linear_delta(self.A, self.B, self.scaling, self.widths, self.enable_lora)
@@ -362,6 +348,4 @@ class MergedUpdate(LoRAUpdate):
 class ProjectionUpdate(LoRAUpdate):
     """The update of one projection of an `nn.MultiheadAttention`: `q_proj`, `k_proj`, `v_proj` or `out_proj` of it."""
 
-    @property
-    def _may_be_dora(self) -> bool:
-        return False
+    may_be_dora: ClassVar[bool] = False

@@ -76,10 +76,10 @@ def read_pickled(path: Path) -> Any:
     if not path.is_file():
         raise FormatError(f"{path} is no file; give the path of a checkpoint that torch.save wrote.")
     try:
-        mapped = _is_plain_zip(path)
+        _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about what makes it fail in the next moment
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         _check_tensors(path, content)
     except FormatError:
         raise
@@ -89,22 +89,20 @@ def read_pickled(path: Path) -> Any:
     return content
 
 
-def _is_plain_zip(path: Path) -> bool:
-    """Whether `path` is what torch writes since version 1.6, a zip archive in which nothing is compressed. `FormatError` for an
-    archive that would grow in memory, and for the older layout where it speaks of more bytes than it has."""
-    size = path.stat().st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
-            raise FormatError(f"{path} is a compressed archive; torch.save writes none.")
-        if sum(entry.file_size for entry in entries) > size:
-            raise FormatError(f"{path} speaks of more bytes than it has.")
-        return True
-    raise FormatError(
-        f"{path} is no checkpoint of tensors that is safe to read (no archive, as torch has written since version 1.6); "
-        "load an older one that you trust with torch.load, and save it again."
-    )
+def _check_archive(path: Path) -> None:
+    """`FormatError` unless `path` is what torch writes since version 1.6: a zip archive in which nothing is compressed, and
+    which holds no more bytes than the file has. (In the older layout torch would ask for whatever memory the file speaks of.)"""
+    if not zipfile.is_zipfile(path):
+        raise FormatError(
+            f"{path} is no checkpoint of tensors that is safe to read (no archive, as torch has written since version 1.6); "
+            "load an older one that you trust with torch.load, and save it again."
+        )
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
+        raise FormatError(f"{path} is a compressed archive; torch.save writes none.")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise FormatError(f"{path} speaks of more bytes than it has.")
 
 
 def _check_tensors(path: Path, content: Any) -> None:

@@ -106,7 +106,7 @@ def read_header(path: Path) -> Header:
     with _opened(path), path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         content = json.loads(file.read(size))
-    metadata = content.pop("__metadata__", None) or {}
+    metadata = content.pop(_METADATA, None) or {}
     entries = {n: Entry(e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for n, e in content.items()}
     return Header(entries, metadata, 8 + size)
 
