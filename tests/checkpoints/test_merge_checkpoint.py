@@ -324,7 +324,7 @@ def test_what_is_there_is_replaced_only_by_force(tmp_path):
     assert (tmp_path / "out" / "precious").exists()
     lora.merge_checkpoint(base, adapter, tmp_path / "out", force=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors"]
-    with pytest.raises(lora.FormatError, match="is the base itself"):
+    with pytest.raises(lora.FormatError, match="is or holds the base"):
         lora.merge_checkpoint(base, adapter, base, force=True)
 
 
@@ -362,3 +362,110 @@ def test_progress_ends_with_all_bytes(tmp_path):
     seen: list[tuple[int, int]] = []
     lora.merge_checkpoint(base, adapter, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (48, 48)
+
+
+# --- found in review ------------------------------------------------------------------------------------------------
+
+
+def without_prefix(folder: Path, prefix: str) -> None:
+    """Take a prefix off the names in a folder's weights, as the files of a base model have them."""
+    file = folder / "model.safetensors"
+    save_file({name.removeprefix(prefix): t.clone() for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("targets", [["c_attn", "lm_head"], ["wte"]])
+def test_a_weight_is_untied_in_the_files_of_a_base_model_too(targets, tmp_path):
+    model, free = gpt2(), gpt2(tie_word_embeddings=False)
+    free.load_state_dict(model.state_dict())
+    adapter = adapter_on(free, targets)
+    model.save_pretrained(tmp_path / "base")
+    without_prefix(tmp_path / "base", "transformer.")
+    lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", tied="untie")
+    lora.attach(free, adapter)
+    lora.merge(free)
+    assert same_bits(logits_of(type(model).from_pretrained(tmp_path / "out")), logits_of(free))
+
+
+@pytest.mark.parametrize("names", [["lm_head.weight"], ["transformer.wte.weight"]])
+def test_a_tied_weight_that_was_trained_in_full_is_refused_or_untied(names, tmp_path):
+    model, free = gpt2(), gpt2(tie_word_embeddings=False)
+    adapter = replace(adapter_on(model, ["c_attn"]), tensors={name: torch.randn(17, 8) for name in names})
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(lora.FormatError, match=r"ties.*--tied untie"):
+        lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
+    assert lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", tied="untie").untied
+    free.load_state_dict(model.state_dict())
+    lora.attach(free, adapter)
+    lora.merge(free)
+    assert same_bits(logits_of(type(model).from_pretrained(tmp_path / "out")), logits_of(free))
+
+
+def test_a_tied_weight_that_was_trained_as_one_stays_tied(tmp_path):
+    model, trained = gpt2(), torch.randn(17, 8)
+    tensors = {"transformer.wte.weight": trained, "lm_head.weight": trained.clone()}
+    adapter = replace(adapter_on(model, ["c_attn"]), tensors=tensors)
+    model.save_pretrained(tmp_path / "base")
+    assert not lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out").untied
+    merged = type(model).from_pretrained(tmp_path / "out")
+    assert merged.lm_head.weight is merged.transformer.wte.weight
+    assert same_bits(merged.lm_head.weight.detach(), trained)
+
+
+def test_force_replaces_a_models_folder_and_nothing_larger(tmp_path):
+    base, adapter = simple(tmp_path)
+    before = load_file(base / "model.safetensors")
+    with pytest.raises(lora.FormatError, match="is or holds the base"):
+        lora.merge_checkpoint(base, adapter, tmp_path, force=True)
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    with pytest.raises(lora.FormatError, match="holds folders"):
+        lora.merge_checkpoint(base, adapter, tmp_path / "home", force=True)
+    assert (tmp_path / "home" / "work").exists()
+    assert same_tensors(load_file(base / "model.safetensors"), before)
+
+
+def test_what_was_there_is_put_back_when_the_result_cannot_take_its_place(tmp_path, monkeypatch):
+    base, adapter = simple(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    replace_path = Path.replace
+
+    def fails(self, target):
+        if self.suffix == ".tmp":
+            raise OSError(5, "Input/output error")
+        return replace_path(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        lora.merge_checkpoint(base, adapter, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
+def test_folders_made_for_the_result_are_taken_away_when_it_breaks_off(tmp_path, monkeypatch):
+    base, adapter = simple(tmp_path)
+
+    def fails(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fails)
+    with pytest.raises(OSError, match="No space"):
+        lora.merge_checkpoint(base, adapter, tmp_path / "new" / "place" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_pickled_files_of_diffusers_keep_their_name(tmp_path):
+    base, adapter = simple(tmp_path)
+    torch.save(load_file(base / "model.safetensors"), base / "diffusion_pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    lora.merge_checkpoint(base, adapter, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["diffusion_pytorch_model.safetensors"]
+
+
+def test_dora_of_a_layer_that_stores_its_weight_as_in_out(tmp_path):
+    W, update = torch.randn(6, 4), lora.LoRAUpdate(torch.randn(2, 6), torch.randn(4, 2), 3, magnitude=torch.rand(4))
+    save_file({"c_attn.weight": W}, tmp_path / "model.safetensors")
+    adapter = lora.Adapter(described(lora.LoRAConfig(fan_in_fan_out=True), {"c_attn": update}), {"c_attn": update})
+    lora.merge_checkpoint(tmp_path / "model.safetensors", adapter, tmp_path / "out")
+    V = W.t() + 1.5 * update.B @ update.A
+    expected = (update.magnitude[:, None] * V / V.norm(dim=1, keepdim=True)).t()
+    assert torch.allclose(load_file(tmp_path / "out" / "model.safetensors")["c_attn.weight"], expected, atol=1e-6)

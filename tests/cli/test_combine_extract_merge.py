@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import loralib as lora
 from hf import logits, tiny
 from loralib.adapter import described
-from loralib.checkpoints import checking
+from loralib.checkpoints import blocks, checking
 from loralib.cli import main
 from models import randomize, same_bits
 
@@ -26,10 +26,10 @@ def said(capsys, *words: object) -> str:
     return capsys.readouterr().out
 
 
-def complaint(capsys, *words: object) -> str:
-    """The one sentence of a command whose words are off."""
+def complaint(capsys, *words: object, code: int = 2) -> str:
+    """The one sentence of a command whose words are off, or that fails."""
     capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
+    assert main([str(word) for word in words]) == code
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("loralib: ")
@@ -179,7 +179,7 @@ def test_a_wrong_result_is_found_and_taken_away(model, tmp_path, capsys, monkeyp
         return original(place)
 
     monkeypatch.setattr(checking, "open_checkpoint", spoilt)
-    assert "'l1.proj.weight' is off by" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--check")
+    assert "'l1.proj.weight' is off by" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--check", code=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -203,13 +203,43 @@ def test_the_check_accepts_every_kind_and_low_precision(kind, tmp_path):
     assert checked.tensors == 1
 
 
+def test_the_check_does_not_trust_the_arithmetic_of_the_merge(model, tmp_path, capsys, monkeypatch):
+    base, path, _ = model
+    factored = blocks._factored
+
+    def wrong(change):
+        left, right = factored(change)
+        return left * 1.5, right
+
+    monkeypatch.setattr(blocks, "_factored", wrong)
+    assert "is off by" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--check", code=1)
+
+
+@pytest.mark.parametrize("layout", ["packed", "slices, (in, out)"])
+def test_the_check_knows_parts_of_a_weight_and_other_layouts(layout, tmp_path):
+    torch.manual_seed(0)
+    if layout == "packed":
+        name, W = "attn.in_proj_weight", torch.randn(120, 40)
+        layers = {f"attn.{x}_proj": lora.ProjectionUpdate(torch.randn(2, 40), torch.randn(40, 2), 4) for x in "kv"}
+    else:
+        name, W = "c_attn.weight", torch.randn(90, 40)
+        slices = {"enable_lora": (True, False, True), "widths": (10, 20, 10)}
+        layers = {"c_attn": lora.MergedUpdate(torch.randn(4, 90), torch.randn(20, 2), 4, **slices)}
+    save_file({name: W.bfloat16()}, tmp_path / "base.safetensors")
+    made = lora.Adapter(described(lora.LoRAConfig(), layers), layers)
+    lora.merge_checkpoint(tmp_path / "base.safetensors", made, tmp_path / "out")
+    assert 0 < checking.check_merged(tmp_path / "base.safetensors", made, tmp_path / "out").worst <= 1
+
+
 def test_what_cannot_be_merged_is_said(model, tmp_path, capsys):
     base, path, _ = model
     lora.save(adapter().rename({"l0": "k0"}), tmp_path / "other")
     assert "lacks" in complaint(capsys, "merge", base, tmp_path / "other", "-o", tmp_path / "out")
     assert "no weights" in complaint(capsys, "merge", path, path, "-o", tmp_path / "out")
     assert "--threads 0" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--threads", "0")
-    assert "that is what is read" in complaint(capsys, "merge", base, path, "-o", base, "--force")
+    for place in (base, path, tmp_path):
+        assert "what is read" in complaint(capsys, "merge", base, path, "-o", place, "--force")
+    assert (base / "model.safetensors").exists()
     assert not (tmp_path / "out").exists()
 
 

@@ -48,7 +48,7 @@ def add_updates(W: Tensor, start: int, changes: list[Change]) -> Tensor:
     for change in changes:
         found = _factored(change)
         if found is None:
-            wide = _whole(wide, change)
+            wide = changed_whole(wide, change)
             continue
         left, right = found
         first, last = max(start, change.site.start), min(start + len(wide), change.site.start + len(left))
@@ -69,7 +69,7 @@ def _factored(change: Change) -> tuple[Tensor, Tensor] | None:
     return (A.t(), B.t()) if change.site.transposed or isinstance(update, EmbeddingUpdate) else (B, A)
 
 
-def _whole(W: Tensor, change: Change) -> Tensor:
+def changed_whole(W: Tensor, change: Change) -> Tensor:
     """W' for a whole weight in its stored layout."""
     update = change.update
     if change.site.transposed:

@@ -1,6 +1,7 @@
 """Checking what `merge_checkpoint` wrote: some rows of some tensors computed anew in float64, and compared.
 
-A number may be off by the rounding of the result, half a unit in its last place, and of the float32 arithmetic before it.
+The updates compute their effective weights themselves for it, not the blocks of `merge`. A number may be off by the rounding of
+the result, half a unit in its last place, and of the float32 arithmetic before it.
 """
 
 import os
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from ..adapter import Adapter
 from ..formats.tensor_file import DTYPES
-from .blocks import add_updates
+from ..updates import EmbeddingUpdate, LoRAUpdate
+from .blocks import Change, changed_whole
 from .checkpoint import open_checkpoint
 from .plan import Target, Tied, planned
 
@@ -68,9 +70,29 @@ def _sample(target: Target, rng: random.Random) -> tuple[int, int]:
     return start, start + _ROWS
 
 
+def _changed_rows(W: Tensor, start: int, change: Change) -> Tensor:
+    """The effective weight's rows that begin with row `start`, by an update that has the factors of these rows alone."""
+    update, site = change.update.plain(), change.site
+    by_inputs = site.transposed or isinstance(update, EmbeddingUpdate)
+    count = update.A.shape[1] if by_inputs else len(update.B)
+    first, last = max(start, site.start), min(start + len(W), site.start + count)
+    if first >= last:
+        return W
+    rows = slice(first - site.start, last - site.start)
+    A, B = (update.A[:, rows], update.B) if by_inputs else (update.A, update.B[rows])
+    kind = EmbeddingUpdate if isinstance(update, EmbeddingUpdate) else LoRAUpdate
+    own = kind(A.double(), B.double(), update.lora_alpha, update.use_rslora)
+    W = W.clone()
+    part = W[first - start : last - start]
+    W[first - start : last - start] = own.effective_weight(part.t()).t() if site.transposed else own.effective_weight(part)
+    return W
+
+
 def _share_of_rounding(target: Target, W: Tensor, found: Tensor, start: int) -> float:
     """How far rows are off, over what rounding allows; rows of tokens, which replace theirs, are left out."""
-    exact = add_updates(W.double(), start, target.changes)
+    exact = W.double()
+    for change in target.changes:
+        exact = changed_whole(exact, change) if change.needs_whole else _changed_rows(exact, start, change)
     eps = torch.finfo(DTYPES[target.dtype]).eps
     size = torch.maximum(exact.abs(), found.abs())
     noise = 64 * torch.finfo(torch.float32).eps * max(1e-30, float(torch.maximum(exact.abs().max(), W.double().abs().max())))

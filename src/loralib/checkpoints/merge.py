@@ -82,18 +82,19 @@ def merge_checkpoint(
     output = Path(output)
     if tied not in ("refuse", "untie"):
         raise ConfigError(f"tied={tied!r}: must be 'refuse' or 'untie'.")
-    if output.exists() and not force:
-        raise FormatError(f"{output} exists; choose another place, or force the replacement. Nothing was written.")
+    _check_place(output, Path(base), force)
     plan = planned(open_checkpoint(base), adapter, tied)
-    if output.resolve() == plan.checkpoint.path.resolve():
-        raise FormatError(f"{output} is the base itself; choose another place. Nothing was written.")
     work = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    missing = [folder for folder in output.parents if not folder.exists()]
     try:
         work.mkdir(parents=True)
         _write(plan, work, threads or os.cpu_count() or 1, progress or (lambda done, total: None))
         _put(work, output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for folder in missing:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     targets = plan.targets()
     return MergeReport(
         output,
@@ -104,6 +105,18 @@ def merge_checkpoint(
         tuple(target.name for target in targets if not target.source),
         plan.untied,
     )
+
+
+def _check_place(output: Path, base: Path, force: bool) -> None:
+    """`FormatError` when the result may not be put at `output`: only a model's folder is replaced, and that only by `force`."""
+    if not output.exists():
+        return
+    if not force:
+        raise FormatError(f"{output} exists; choose another place, or force the replacement. Nothing was written.")
+    if base.resolve().is_relative_to(output.resolve()):
+        raise FormatError(f"{output} is or holds the base, which would be lost; choose another place. Nothing was written.")
+    if output.is_dir() and any(path.is_dir() for path in output.iterdir()):
+        raise FormatError(f"{output} holds folders, which no result of this has; remove it yourself. Nothing was written.")
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -294,15 +307,18 @@ def _copy_others(plan: Plan, work: Path) -> None:
 
 
 def _put(work: Path, output: Path) -> None:
-    """Let the finished folder take its place; what was there is removed only then."""
-    if not output.exists():
-        work.replace(output)
-    else:
-        old = output.with_name(f".{output.name}.{os.getpid()}.old")
+    """Let the finished folder take its place; what was there is removed only then, and put back where that fails."""
+    old = output.with_name(f".{output.name}.{os.getpid()}.old")
+    if output.exists():
         output.replace(old)
+    try:
         work.replace(output)
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
+    except OSError:
+        if old.exists():
+            old.replace(output)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
     sync_folder(output.parent)

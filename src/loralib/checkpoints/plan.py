@@ -5,6 +5,7 @@ Everything is checked here, before anything is written: names, shapes, dtypes, t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from ..adapter import Adapter, TokenRows
 from ..errors import FormatError
 from ..formats.checked import FLOATS
 from ..formats.tensor_file import CODES, DTYPES
+from ..updates import same_bits
 from .blocks import Change
 from .checkpoint import SAFE, Checkpoint
 from .sites import Landing, Tie, land, tie_of
@@ -68,58 +70,76 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: Tied) -> Plan:
     tie = tie_of(checkpoint)
     landing = land(checkpoint, adapter.layers, adapter.config.fan_in_fan_out, tie)
     targets = {name: Target(name, place.dtype, place.shape, name) for name, place in checkpoint.tensors.items()}
-    untied = _untie(checkpoint, landing, tie, tied, targets)
+    full = {_place(name, landing, targets, tie): tensor for name, tensor in adapter.tensors.items()}
+    untied = _untie(checkpoint, landing, tie, tied, full, targets)
     for name, update in adapter.layers.items():
         targets[landing.sites[name].tensor].changes.append(Change(update, landing.sites[name]))
     if wrong := sorted(t.name for t in targets.values() if t.changes and DTYPES[t.dtype] not in FLOATS):
         raise FormatError(
             f"{wrong[0]!r} is stored as {targets[wrong[0]].dtype}, to which nothing can be added. Nothing was written."
         )
-    added = _beside(checkpoint, adapter, landing, targets)
+    if tie and not untied and tie.head not in targets:
+        full.pop(tie.head, None)  # the same as the embedding, to which it stays tied
+    added = _beside(checkpoint, full, targets)
     for name, rows in adapter.rows.items():
-        for place in dict.fromkeys(
-            [landing.rename(name), *([tie.head] if tie and tie.embedding == landing.rename(name) else [])]
-        ):
-            if place in targets or place == landing.rename(name):
-                _check_rows(checkpoint, targets, place, rows)
-                targets[place].rows = rows
-    if added and landing.prefix:
+        place = landing.rename(name)
+        _check_rows(checkpoint, targets, place, rows)
+        targets[place].rows = rows
+        if tie and place == tie.embedding and tie.head in targets:
+            targets[tie.head].rows = rows
+    if landing.prefix and (added or untied):
         for target in targets.values():
-            target.name = target.name if target in added else landing.prefix + target.name
+            own = target.name in added or (tie is not None and target.name == tie.head)
+            target.name = target.name if own else landing.prefix + target.name
     config = dict(checkpoint.config) | ({"tie_word_embeddings": False} if untied else {})
     return Plan(checkpoint, _by_file(checkpoint, list(targets.values())), config, untied)
 
 
-def _untie(checkpoint: Checkpoint, landing: Landing, tie: Tie | None, tied: Tied, targets: dict[str, Target]) -> bool:
-    """Make the tied tensors two, where one of them is adapted; `FormatError` when that was not asked for."""
-    adapted = {site.tensor for site in landing.sites.values()}
-    if tie is None or not adapted & {tie.embedding, tie.head}:
+def _place(name: str, landing: Landing, targets: Mapping[str, Target], tie: Tie | None) -> str:
+    """What the tensor `name` of the adapter is called in the checkpoint; its own name, where that has none like it."""
+    held = {*targets, *([tie.head] if tie else [])}
+    return next((known for known in (landing.rename(name), name) if known in held), name)
+
+
+def _untie(
+    checkpoint: Checkpoint,
+    landing: Landing,
+    tie: Tie | None,
+    tied: Tied,
+    full: Mapping[str, Tensor],
+    targets: dict[str, Target],
+) -> bool:
+    """Make the tied tensors two, where one of them is changed and the other is not, or is otherwise; `FormatError` when that
+    was not asked for. full: the tensors that were trained in full."""
+    if tie is None:
+        return False
+    pair = {tie.embedding, tie.head}
+    adapted = pair & {site.tensor for site in landing.sites.values()}
+    if not adapted and (not pair & full.keys() or (pair <= full.keys() and same_bits(full[tie.embedding], full[tie.head]))):
         return False
     if tied == "refuse":
-        changed = " and ".join(sorted(adapted & {tie.embedding, tie.head}))
+        changed = " and ".join(sorted(adapted | (pair & full.keys())))
         raise FormatError(
-            f"{checkpoint.path} ties {tie.head!r} to {tie.embedding!r}, and the adapter changes {changed} alone; untie them, "
-            "which stores both: tied='untie' (--tied untie). Nothing was written."
+            f"{checkpoint.path} ties {tie.head!r} to {tie.embedding!r}, and the adapter changes {changed} by itself; untie "
+            "them, which stores both: tied='untie' (--tied untie). Nothing was written."
         )
     targets.setdefault(tie.head, replace(targets[tie.embedding], name=tie.head, changes=[]))
     return True
 
 
-def _beside(checkpoint: Checkpoint, adapter: Adapter, landing: Landing, targets: dict[str, Target]) -> list[Target]:
-    """Let tensors trained in full take the places of the base's; those that have none there are returned, as new ones."""
+def _beside(checkpoint: Checkpoint, full: Mapping[str, Tensor], targets: dict[str, Target]) -> list[str]:
+    """Let the tensors `full` take the places of the base's; the names of those that have none there, new ones, are returned."""
     added, problems = [], []
-    for name, tensor in adapter.tensors.items():
-        place = next((known for known in (landing.rename(name), name) if known in targets), None)
-        if place is None:
-            if tensor.dtype not in CODES:
-                problems.append(f"{name}: a tensor of {tensor.dtype}")
-                continue
+    for name, tensor in full.items():
+        if name not in targets and tensor.dtype not in CODES:
+            problems.append(f"{name}: a tensor of {tensor.dtype}")
+        elif name not in targets:
             targets[name] = Target(name, CODES[tensor.dtype], tuple(tensor.shape), value=tensor)
-            added.append(targets[name])
-        elif tuple(tensor.shape) != targets[place].shape:
-            problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {targets[place].shape} in the checkpoint")
+            added.append(name)
+        elif tuple(tensor.shape) != targets[name].shape:
+            problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {targets[name].shape} in the checkpoint")
         else:
-            targets[place].value = tensor
+            targets[name].value = tensor
     if problems:
         raise FormatError(f"The adapter does not fit {checkpoint.path}: {'; '.join(problems)}. Nothing was written.")
     return added
@@ -139,11 +159,20 @@ def _check_rows(checkpoint: Checkpoint, targets: Mapping[str, Target], name: str
 
 def _by_file(checkpoint: Checkpoint, targets: list[Target]) -> dict[str, list[Target]]:
     """The targets by the name of the file that holds them; new ones go to the last file."""
-    names = {file: file.with_suffix(SAFE).name.replace("pytorch_model", "model") for file in checkpoint.files}
-    if len(names) == 1 and checkpoint.path.is_file():
-        names = dict.fromkeys(names, "model" + SAFE)
+    alone = len(checkpoint.files) == 1 and checkpoint.path.is_file()
+    names = {file: "model" + SAFE if alone else _new_name(file) for file in checkpoint.files}
     files: dict[str, list[Target]] = {name: [] for name in names.values()}
     for target in targets:
         file = checkpoint.tensors[target.source].file if target.source else checkpoint.files[-1]
         files[names[file]].append(target)
     return files
+
+
+def _new_name(file: Path) -> str:
+    """What a file of weights is called as a safetensors file.
+
+    >>> _new_name(Path("pytorch_model-00001-of-00002.bin")), _new_name(Path("diffusion_pytorch_model.bin"))
+    ('model-00001-of-00002.safetensors', 'diffusion_pytorch_model.safetensors')
+    """
+    name = file.with_suffix(SAFE).name
+    return "model" + name.removeprefix("pytorch_model") if name.startswith("pytorch_model") else name

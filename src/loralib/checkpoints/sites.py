@@ -126,11 +126,8 @@ _UNDECIDED = "its weight is square, and nothing tells whether it is stored as (o
 
 def _renaming(checkpoint: Checkpoint, layers: Mapping[str, LoRAUpdate], tie: Tie | None) -> tuple[Callable[[str], str], str]:
     """The change of names under which every layer is found, and the prefix that it takes off."""
-    firsts = {name.partition(".")[0] for name in layers}
-    outer = firsts.pop() + "." if len(firsts) == 1 else ""
-    changes: list[tuple[str, str]] = [("", "")]
-    changes += [(outer, "")] if outer else []
-    changes += [("", f"{first}.") for first in sorted({name.partition(".")[0] for name in checkpoint.tensors})]
+    outer, held_by = ({name.partition(".")[0] for name in names} for names in (layers, checkpoint.tensors))
+    changes = [("", ""), *((f"{first}.", "") for first in sorted(outer)), *(("", f"{first}.") for first in sorted(held_by))]
     missing: dict[tuple[str, str], list[str]] = {}
     for change in changes:
         new = _changing(*change)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, LayerError
-from . import files
+from ..errors import ConfigError
+from . import FAILED, complain, files
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import printable, say
@@ -21,8 +21,8 @@ def run(words: Sequence[str]) -> int:
     parsed = _parser().parse_args(words)
     if parsed.output.exists() and not parsed.force:
         raise ConfigError(f"{parsed.output} exists; add --force to replace it, or give another place.")
-    if any(files.same_file(parsed.output, path) for path in (parsed.base, parsed.adapter)):
-        raise ConfigError(f"-o {parsed.output}: that is what is read; give another place.")
+    if any(path.resolve().is_relative_to(parsed.output.resolve()) for path in (parsed.base, parsed.adapter)):
+        raise ConfigError(f"-o {parsed.output}: that is, or holds, what is read; give another place.")
     if parsed.threads is not None and parsed.threads < 1:
         raise ConfigError(f"--threads {parsed.threads}: must be 1 or more.")
     adapter = files.read(parsed.adapter, parsed)
@@ -47,8 +47,8 @@ def run(words: Sequence[str]) -> int:
         say(f"Added {printable(', '.join(report.added))}.")
     if report.untied:
         say("The output layer is stored apart from the embedding now, and config.json says so.")
-    if parsed.check:
-        _check(parsed.base, adapter, parsed.output, parsed.tied)
+    if parsed.check and not _checked(parsed.base, adapter, parsed.output, parsed.tied):
+        return FAILED
     count = f"{report.files} file{'' if report.files == 1 else 's'} of weights"
     say(f"Wrote {printable(str(report.path))} ({count}, {report.nbytes:,} bytes).")
     return 0
@@ -76,15 +76,18 @@ def _parser() -> OneSentenceParser:
     return parser
 
 
-def _check(base: Path, adapter: "Adapter", output: Path, tied: str) -> None:
-    """Say how far what was written is off; take it away again and complain where that is more than rounding."""
+def _checked(base: Path, adapter: "Adapter", output: Path, tied: str) -> bool:
+    """Whether what was written is off by no more than rounding, which is said; else it is taken away again."""
     from ..checkpoints.checking import check_merged  # noqa: PLC0415
 
     checked = check_merged(base, adapter, output, tied="untie" if tied == "untie" else "refuse")
     if checked.worst > 1:
         shutil.rmtree(output)
-        raise LayerError(
+        complain(
             f"{checked.where!r} is off by {checked.worst:.1f} times what rounding allows, so {output} was removed; check the "
-            "disk and the memory, and report this."
+            "disk and the memory, and report this.",
+            FAILED,
         )
+        return False
     say(f"Checked {checked.numbers:,} numbers of {checked.tensors} tensors: all within rounding.")
+    return True
