@@ -232,7 +232,7 @@ def test_what_cannot_be_compared_is_refused():
         lora.difference(base, copy.deepcopy(base), r=2)
     with pytest.raises(lora.AlgebraError, match=r"other shapes: 0\.weight"):
         lora.difference(mlp(4, 6), base, r=2)
-    with pytest.raises(lora.AlgebraError, match="no tensor in common"):
+    with pytest.raises(lora.AlgebraError, match="has only 0 of the 2 tensors"):
         lora.difference(nn.ModuleDict({"x": nn.Linear(2, 2)}), base, r=2)
     with pytest.raises(lora.ConfigError, match="needs a rank r"):
         lora.difference(base, base)
@@ -252,3 +252,11 @@ def test_what_cannot_be_compared_is_refused():
         biased[0].bias.add_(1)
     with pytest.raises(lora.AlgebraError, match=r"only in 0\.bias"):
         lora.difference(biased, base, r=2)
+
+
+def test_models_that_share_a_few_names_by_chance_are_not_compared():
+    """Otherwise all but those would be taken over in full, as if they were new heads."""
+    base = nn.ModuleDict({"head": nn.Linear(2, 2), "encoder": nn.Linear(2, 2)})
+    other = nn.ModuleDict({"head": nn.Linear(2, 2), "layers": nn.Linear(2, 2)})
+    with pytest.raises(lora.AlgebraError, match=r"has only 2 of the 4 tensors.*'layers\.weight'"):
+        lora.difference(other, base, r=1)

@@ -152,10 +152,11 @@ def _renamed(new: Weights, old: Weights) -> Weights:
 
 def _check_shapes(new: Weights, old: Weights) -> None:
     shared = [name for name in new.shapes if name in old.shapes]
-    if not shared:
+    if 2 * len(shared) <= len(new.shapes):
+        strange = next((name for name in new.shapes if name not in old.shapes), "none")
         raise AlgebraError(
-            f"{new.what} and {old.what} have no tensor in common ({next(iter(new.shapes), 'none')!r}, "
-            f"{next(iter(old.shapes), 'none')!r}); compare models of one class, or their base models."
+            f"{old.what} has only {len(shared)} of the {len(new.shapes)} tensors of {new.what} (not {strange!r}, for one); "
+            "compare models of one class, or their base models."
         )
     if problems := [f"{n}: {new.shapes[n]} and {old.shapes[n]}" for n in shared if new.shapes[n] != old.shapes[n]]:
         listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
