@@ -3,7 +3,7 @@
 Both are all or nothing: `attach` first lists everything that does not fit, and acts only when nothing is on the list.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -148,6 +148,12 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
             device = layer.weight.device
             own = replace(update, A=update.A.to(device, copy=True), B=update.B.to(device, copy=True))
             adopt_in(owner.get(id(layer)), layer, own, dropout)
+    _put_beside(model, modules, adapter)
+    return list(adapter.layers)
+
+
+def _put_beside(model: nn.Module, modules: Iterable[str], adapter: Adapter) -> None:
+    """Put what was trained beside the factors into copies of the tensors that it takes the places of, and record it."""
     kept, saved = trained.record(model), adapter.config.modules_to_save
     kept.bias = adapter.config.bias
     kept.modules = tuple(name for name in modules if any(patterns.ends_with(name, entry) for entry in saved))
@@ -161,7 +167,6 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
             tensors[name].copy_(tensor)
     for name, rows in adapter.rows.items():
         _put_rows(model, name, rows)
-    return list(adapter.layers)
 
 
 def _tie_conflicts(tensors: dict[str, Tensor], held: Mapping[str, T], same: Callable[[T, T], bool]) -> list[str]:

@@ -72,9 +72,9 @@ def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapte
     """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
     if method != "svd":
         return ""
-    from ..algebra import spectrum  # noqa: PLC0415
-    from ..combination import combine  # noqa: PLC0415
+    from ..adapter import terms_by_layer  # noqa: PLC0415
+    from ..algebra import added, spectrum  # noqa: PLC0415
 
-    exact = combine(adapters, weights, tensors="drop")
-    whole, rest = (sum(float(spectrum(u).square().sum()) for u in a.layers.values()) for a in (exact, combined))
+    whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_by_layer(adapters, list(weights)))
+    rest = sum(float(spectrum(update).square().sum()) for update in combined.layers.values())
     return f"; {rest / whole:.2%} of the exact sum's ‖ΔW‖² is kept" if whole else ""

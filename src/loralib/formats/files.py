@@ -91,7 +91,7 @@ def read_pickled(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """`FormatError` unless `path` is what torch writes since version 1.6: a zip archive in which nothing is compressed, and
-    which holds no more bytes than the file has. (In the older layout torch would ask for whatever memory the file speaks of.)"""
+    which holds no more bytes than the file has. (In the older layout a file can speak of any number.)"""
     if not zipfile.is_zipfile(path):
         raise FormatError(
             f"{path} is no checkpoint of tensors that is safe to read (no archive, as torch has written since version 1.6); "
