@@ -13,7 +13,7 @@ from torch import Tensor
 import loralib as lora
 from benchmarks.goals import Benchmark, Goal, column, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 
 DENSE = "dense"
 

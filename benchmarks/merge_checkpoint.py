@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 import loralib as lora
 from benchmarks.provenance import provenance, write_rows
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 
 WIDTH, KEYS, INNER, VOCABULARY, RANK = 2048, 512, 5632, 32_000, 16
 LINEAR = {

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralib as lora
-from adapters import adapters
 from models import same_bits
+from sample_adapters import adapters
 
 UPDATE = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(4, 2), 4)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
-from adapters import ALL, updates
-from loralib import algebra
+from loralib.adapters import algebra
+from sample_adapters import ALL, updates
 
 WIDE = (torch.float32, torch.float64)
 

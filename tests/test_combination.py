@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
-from adapters import ALL, updates
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 from models import same_bits
 from peers import library
+from sample_adapters import ALL, updates
 
 WEIGHTS = st.sampled_from([1, -1, 0.5, -0.3, 2.5, 0])
 WIDE = (torch.float32, torch.float64)

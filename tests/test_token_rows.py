@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import loralib as lora
-from loralib.adapter import TokenRows
+from loralib.adapters.token_rows import TokenRows
 from models import Tied, same_bits, snapshot
 
 ROWS = TokenRows((3, 10), torch.arange(12.0).reshape(2, 6))

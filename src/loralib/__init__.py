@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
-    from .adapter import Adapter, TokenRows
+    from .adapters.adapter import Adapter
+    from .adapters.combine import combine
+    from .adapters.token_rows import TokenRows
+    from .adapters.updates import (
+        ConvolutionUpdate,
+        EmbeddingUpdate,
+        LegacyConvolutionUpdate,
+        LoRAUpdate,
+        MergedUpdate,
+        ProjectionUpdate,
+    )
     from .checkpoints import (
         Intruder,
         MergeReport,
@@ -20,7 +30,6 @@ if TYPE_CHECKING:
         merge_checkpoint,
         reduce_intruder_dimensions,
     )
-    from .combination import combine
     from .config import LoRAConfig
     from .errors import (
         AlgebraError,
@@ -50,17 +59,10 @@ if TYPE_CHECKING:
     from .legacy import LegacyReport, load_legacy
     from .surgery import disabled, eject, inject, merge, merged, unmerge
     from .trained import lora_state_dict, mark_only_lora_as_trainable
-    from .updates import (
-        ConvolutionUpdate,
-        EmbeddingUpdate,
-        LegacyConvolutionUpdate,
-        LoRAUpdate,
-        MergedUpdate,
-        ProjectionUpdate,
-    )
 
 _HOMES = {
-    "adapter": ("Adapter", "TokenRows"),
+    "adapters.adapter": ("Adapter",),
+    "adapters.token_rows": ("TokenRows",),
     "checkpoints": (
         "Intruder",
         "MergeReport",
@@ -69,7 +71,7 @@ _HOMES = {
         "merge_checkpoint",
         "reduce_intruder_dimensions",
     ),
-    "combination": ("combine",),
+    "adapters.combine": ("combine",),
     "config": ("LoRAConfig",),
     "errors": (
         "AlgebraError",
@@ -99,7 +101,7 @@ _HOMES = {
     "legacy": ("LegacyReport", "load_legacy"),
     "surgery": ("disabled", "eject", "inject", "merge", "merged", "unmerge"),
     "trained": ("lora_state_dict", "mark_only_lora_as_trainable"),
-    "updates": (
+    "adapters.updates": (
         "ConvolutionUpdate",
         "EmbeddingUpdate",
         "LegacyConvolutionUpdate",

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from . import layers, patterns, surgery, trained
-from .adapter import Adapter, TokenRows, described
+from .adapters.adapter import Adapter, described
+from .adapters.token_rows import TokenRows
+from .adapters.updates import LoRAUpdate, same_bits
 from .config import LoRAConfig
 from .errors import AttachError, LayerError
 from .layers import AdaptedLayer, LoRALayer
 from .patterns import within
 from .surgery import adapted_layers, adopt_in, layer_problem, require_adapted
 from .trained import check_enabled, join, unwrap
-from .updates import LoRAUpdate, same_bits
 
 T = TypeVar("T")
 

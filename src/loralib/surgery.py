@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from . import layers, patterns, trained
+from .adapters.updates import LoRAUpdate, MergedUpdate
 from .config import ALL_LINEAR, LoRAConfig
 from .errors import ConfigError, LayerError, TargetError
 from .layers import AdaptedLayer
 from .patterns import within
 from .trained import check_enabled, join, unwrap
-from .updates import LoRAUpdate, MergedUpdate
 
 # --- finding layers -------------------------------------------------------------------------------------------------
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import loralib as lora
-from adapters import tensor, updates
 from hf import tiny
 from kinds import KINDS, every_kind
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 from loralib.checkpoints import merge as merging
 from models import bits, close, randomize, same_bits
 from peers import library
+from sample_adapters import tensor, updates
 
 IDS = torch.tensor([[1, 5, 3, 2]])
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 import loralib as lora
-from adapters import tensor
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 from loralib.cli import ADAPTERS, main
+from sample_adapters import tensor
 
 # fmt: off
 ABSENT = {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import loralib as lora
 from hf import logits, tiny
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 from loralib.checkpoints import blocks, checking
 from loralib.cli import main
 from models import randomize, same_bits

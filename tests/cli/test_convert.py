@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import loralib as lora
-from adapters import adapters, tensor
 from loralib import formats
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 from loralib.cli import convert, files, main
 from loralib.cli.wording import PHRASES
 from models import close
 from peers import data
+from sample_adapters import adapters, tensor
 
 SUFFIX = {"peft": "", "diffusers": "", "safetensors": ".safetensors", "kohya": ".safetensors", "loralib": ".pt"}
 

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralib as lora
-from adapters import adapters, tensor
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 from loralib.cli import main
 from loralib.cli.spectra import Spectrum, table
 from loralib.cli.terminal import BLOCKS, sparkline
 from peers import data
+from sample_adapters import adapters, tensor
 
 
 def of_layers(layers: dict[str, lora.LoRAUpdate], **more: Any) -> lora.Adapter:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import loralib as lora
-from adapters import adapters
 from loralib.formats import diffusers
 from loralib.formats.diffusion_names import dotted, underscored
 from models import bits, same_bits
 from peers import data, library
+from sample_adapters import adapters
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is deprecated and will be removed in v6:FutureWarning",

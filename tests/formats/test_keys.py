@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import loralib as lora
-from adapters import adapters
 from models import same_bits
+from sample_adapters import adapters
 
 OUT = {r"(.*)\.(lora_\w+|alpha)": r"net/\1:\2", r"(.*)": r"rest/\1"}
 BACK = {r"net/(.*):(\w+)": r"\1.\2", r"rest/(.*)": r"\1"}

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import loralib as lora
-from adapters import ALPHAS, DTYPES, tensor, updates
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 from models import close, same_bits
 from peers import loralib_0_1
+from sample_adapters import ALPHAS, DTYPES, tensor, updates
 
 MASKS = st.lists(st.booleans(), min_size=1, max_size=4).filter(any).map(tuple)
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 
 import loralib as lora
-from adapters import adapters
 from loralib.formats.tensor_file import tensor_bytes
+from sample_adapters import adapters
 
 
 def parts_of(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

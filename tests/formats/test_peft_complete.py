@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import loralib as lora
-from adapters import adapters
 from models import close, same_bits
 from peers import library
+from sample_adapters import adapters
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
 CONFIG = "adapter_config.json"

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 import loralib as lora
-from loralib.adapter import TokenRows
+from loralib.adapters.token_rows import TokenRows
 
 Files = dict[str, bytes]
 

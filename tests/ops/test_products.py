@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loralib.ops import products
+from loralib.adapters import low_rank
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -20,11 +20,11 @@ def factors(k: int, R: int, n: int, dtype: torch.dtype = torch.float64, seed: in
 def test_the_svd_is_that_of_the_product(k, R, n, dtype, seed):
     B, A = factors(k, R, n, dtype, seed)
     exact = B.double() @ A.double()
-    U, S, Vh = products.svd([products.Term(B, A)])
+    U, S, Vh = low_rank.svd([low_rank.Term(B, A)])
     size = float(B.double().norm() * A.double().norm())
     assert (U * S @ Vh - exact).norm() <= 1e-7 * size
     assert (S[:-1] >= S[1:]).all()
-    ours, theirs = products.singular_values([products.Term(B, A)]), torch.linalg.svdvals(exact)
+    ours, theirs = low_rank.singular_values([low_rank.Term(B, A)]), torch.linalg.svdvals(exact)
     m = min(len(ours), len(theirs))
     assert torch.allclose(ours[:m], theirs[:m], atol=1e-7 * size)
     large = 1e-6 * S[0] < S
@@ -35,24 +35,24 @@ def test_the_svd_is_that_of_the_product(k, R, n, dtype, seed):
 def test_factors_of_lower_rank_than_they_could_have(dtype):
     B, A = factors(10, 2, 9, dtype)
     B2, A2 = torch.cat([B, B], 1), torch.cat([A, -A])
-    assert float(products.singular_values([products.Term(B2, A2)]).max()) < 1e-6
-    U, S, Vh = products.svd([products.Term(B, A, 0.5), products.Term(B, A, 1.5)])
+    assert float(low_rank.singular_values([low_rank.Term(B2, A2)]).max()) < 1e-6
+    U, S, Vh = low_rank.svd([low_rank.Term(B, A, 0.5), low_rank.Term(B, A, 1.5)])
     assert torch.allclose(U * S @ Vh, 2 * B.double() @ A.double(), atol=1e-6)
-    zero = products.svd([products.Term(torch.zeros(5, 2, dtype=dtype), torch.zeros(2, 5, dtype=dtype))])
+    zero = low_rank.svd([low_rank.Term(torch.zeros(5, 2, dtype=dtype), torch.zeros(2, 5, dtype=dtype))])
     assert not zero.S.any()
     assert torch.isfinite(zero.U).all()
     assert torch.isfinite(zero.Vh).all()
 
 
 def test_balanced_factors_multiply_to_the_product():
-    B, A = products.svd([products.Term(*factors(6, 3, 5))]).factors()
+    B, A = low_rank.svd([low_rank.Term(*factors(6, 3, 5))]).factors()
     assert torch.allclose(B.norm(dim=0), A.norm(dim=1))
 
 
 def test_the_rank_for_a_share():
     S = torch.tensor([3.0, 2.0, 1.0, 0.0])
-    assert [products.rank_for(S, share) for share in (0.1, 9 / 14, 0.65, 13 / 14, 0.95, 1)] == [1, 1, 2, 2, 3, 3]
-    assert products.rank_for(torch.zeros(3), 0.9) == 1
+    assert [low_rank.rank_for(S, share) for share in (0.1, 9 / 14, 0.65, 13 / 14, 0.95, 1)] == [1, 1, 2, 2, 3, 3]
+    assert low_rank.rank_for(torch.zeros(3), 0.9) == 1
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (900, 1000)])
@@ -60,18 +60,18 @@ def test_the_leading_part_of_a_dense_matrix(shape):
     torch.manual_seed(0)
     P = torch.randn(shape[0], 5) @ torch.randn(5, shape[1]) + 0.01 * torch.randn(shape)
     S = torch.linalg.svdvals(P.double())
-    for found in (products.leading(P, r=5), products.leading(P, energy=0.99), products.leading(P, r=9, energy=0.99)):
+    for found in (low_rank.leading(P, r=5), low_rank.leading(P, energy=0.99), low_rank.leading(P, r=9, energy=0.99)):
         assert len(found.S) == 5
         error = ((found.U * found.S) @ found.Vh - P.double()).norm()
         assert error <= 1.001 * S[5:].norm()
-    again = products.leading(P, r=5)
-    assert torch.equal(again.U, products.leading(P, r=5).U), "the same every time"
+    again = low_rank.leading(P, r=5)
+    assert torch.equal(again.U, low_rank.leading(P, r=5).U), "the same every time"
 
 
 def test_a_large_matrix_that_needs_many_components_gets_them():
     torch.manual_seed(0)
     P = torch.randn(800, 800)
     S = torch.linalg.svdvals(P.double()).square()
-    found = products.leading(P, energy=0.9)
+    found = low_rank.leading(P, energy=0.9)
     assert float(found.S.square().sum() / S.sum()) >= 0.9 * (1 - 1e-6)
-    assert len(found.S) == products.rank_for(S.sqrt(), 0.9)
+    assert len(found.S) == low_rank.rank_for(S.sqrt(), 0.9)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter
+from ..adapters.adapter import Adapter
+from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from ..formats.tensor_file import DTYPES
-from ..updates import EmbeddingUpdate, LoRAUpdate
 from .blocks import Change, changed_whole
 from .checkpoint import open_checkpoint
 from .plan import Target, Tied, planned

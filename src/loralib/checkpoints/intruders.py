@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import algebra
-from ..adapter import Adapter
+from ..adapters import algebra
+from ..adapters.adapter import Adapter
+from ..adapters.updates import LoRAUpdate
 from ..config import alpha_for
 from ..errors import AlgebraError, ConfigError, LayerError
-from ..updates import LoRAUpdate
 from .sites import land, tie_of
 from .weights import Piece, Source, weights_of
 

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, TokenRows
+from ..adapters.adapter import Adapter
+from ..adapters.token_rows import TokenRows
+from ..adapters.updates import as_bytes
 from ..errors import ConfigError, FormatError
 from ..formats.files import sync_folder
 from ..formats.tensor_file import DTYPES, Entry, header_bytes, laid_out, read_header
-from ..updates import as_bytes
 from .blocks import add_updates, row_blocks
 from .checkpoint import SAFE, Checkpoint, open_checkpoint
 from .plan import Plan, Target, Tied, planned

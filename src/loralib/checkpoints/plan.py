@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, TokenRows
+from ..adapters.adapter import Adapter
+from ..adapters.token_rows import TokenRows
+from ..adapters.updates import same_bits
 from ..errors import FormatError
 from ..formats.checked import FLOATS
 from ..formats.tensor_file import CODES, DTYPES
-from ..updates import same_bits
 from .blocks import Change
 from .checkpoint import SAFE, Checkpoint
 from .sites import Landing, Tie, land, tie_of

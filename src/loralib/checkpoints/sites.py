@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
 from ..errors import FormatError
 from ..formats.checked import is_embedding
 from ..patterns import nearest
-from ..updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
 from .checkpoint import Checkpoint
 
 PACKED = ("q_proj", "k_proj", "v_proj")

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import patterns
-from ..adapter import Adapter, described
+from ..adapters import low_rank
+from ..adapters.adapter import Adapter, described
+from ..adapters.updates import LoRAUpdate, same_bits
 from ..config import Bias, LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
-from ..ops import products
 from ..trained import is_bias
-from ..updates import LoRAUpdate, same_bits
 from .weights import Piece, Source, Weights, weights_of
 
 
@@ -188,6 +188,6 @@ def _approximated(
         return None
     if not torch.isfinite(delta).all():
         raise AlgebraError(f"{piece.layer}: the difference is not finite; one of the two holds NaN or infinite numbers.")
-    svd = products.leading(delta, r, energy)
+    svd = low_rank.leading(delta, r, energy)
     kept = min(1.0, float(svd.S.square().sum()) / total)
     return piece.update(svd, tuple(now.shape), dtype), kept, total**0.5

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import surgery, trained
+from ..adapters.low_rank import SVD
+from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
 from ..errors import LayerError
 from ..formats.checked import is_embedding
 from ..layers import AdaptedLayer, treatment
-from ..ops.products import SVD
-from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
 from .checkpoint import Checkpoint, open_checkpoint
 from .sites import PACKED, is_conv1d, tie_of
 

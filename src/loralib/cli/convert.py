@@ -14,7 +14,7 @@ from .terminal import note, printable, say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..adapter import Adapter
+    from ..adapters.adapter import Adapter
 
 DTYPES = ("float32", "float16", "bfloat16")
 BESIDE = {"tensors": "tensors trained in full", "rows": "rows of tokens", "metadata": "metadata"}
@@ -162,7 +162,7 @@ def _reduced(adapter: "Adapter", base: Path, keep: float) -> "Adapter":
 
 def _truncated(adapter: "Adapter", r: int | None, energy: float | None) -> "Adapter":
     """The adapter cut to lower ranks; says which, and what is kept of ‖ΔW‖²."""
-    from ..algebra import spectrum  # noqa: PLC0415
+    from ..adapters.algebra import spectrum  # noqa: PLC0415
 
     cut = adapter.truncate(r, energy)
     ranks = {name: (update.r, cut.layers[name].r) for name, update in adapter.layers.items()}

@@ -11,7 +11,7 @@ from ..errors import ConfigError, FormatError
 from .terminal import printable, say
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter
+    from ..adapters.adapter import Adapter
 
 FORMATS = ("peft", "safetensors", "loralib", "diffusers", "kohya")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

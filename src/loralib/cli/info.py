@@ -16,9 +16,9 @@ from .terminal import note, printable, say, width
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..adapter import Adapter
+    from ..adapters.adapter import Adapter
+    from ..adapters.updates import LoRAUpdate
     from ..checkpoints.intruders import Intruder
-    from ..updates import LoRAUpdate
 
     Intruders = tuple[Intruder, ...]
 
@@ -60,7 +60,7 @@ def _parser() -> OneSentenceParser:
 
 
 def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[str, spectra.Spectrum]:
-    from ..algebra import spectrum  # noqa: PLC0415
+    from ..adapters.algebra import spectrum  # noqa: PLC0415
 
     found = {}
     for name, update in adapter.layers.items():
@@ -102,7 +102,7 @@ def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guess
 
 
 def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], everything: bool) -> None:
-    from ..facts import last_name  # noqa: PLC0415
+    from ..adapters.summary import last_name  # noqa: PLC0415
 
     if not found:
         return

@@ -13,7 +13,7 @@ from .progress import Progress
 from .terminal import printable, say
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter
+    from ..adapters.adapter import Adapter
 
 
 def run(words: Sequence[str]) -> int:

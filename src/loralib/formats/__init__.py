@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import patterns
-from ..adapter import Adapter
+from ..adapters.adapter import Adapter
+from ..adapters.updates import ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from ..updates import ProjectionUpdate
 from . import diffusers, kohya, loralib, native, peft
 from .checked import check_sound
 from .keys import KeyMap

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter
+from ..adapters.adapter import Adapter
+from ..adapters.updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
 from ..errors import ConfigError, FormatError
-from ..updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # fmt: off

@@ -29,10 +29,10 @@ from typing import Any
 from torch import Tensor
 
 from .. import patterns
-from ..adapter import Adapter, described
+from ..adapters.adapter import Adapter, described
+from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
 from .checked import alpha_of, common_form, made, pair, refuse
 from .files import write_atomically
 from .peft_config import configuration, refuse_unknown

@@ -16,10 +16,10 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import patterns
-from ..adapter import Adapter, described
+from ..adapters.adapter import Adapter, described
+from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
 from .checked import alpha_of, alpha_tensor, by_layer, common_form, made, pair, refuse
 from .files import write_atomically
 from .loralib import read_state_dict

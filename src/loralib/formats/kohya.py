@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, described
+from ..adapters.adapter import Adapter, described
+from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig, alpha_for
 from ..errors import FormatError
-from ..updates import LoRAUpdate
 from .checked import FLOATS, alpha_of, alpha_tensor, pair
 from .diffusers import factored, representable
 from .diffusion_names import dotted, underscored

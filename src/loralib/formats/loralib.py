@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import patterns
-from ..adapter import Adapter, described
+from ..adapters.adapter import Adapter, described
+from ..adapters.updates import EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from ..updates import EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
 from .checked import by_layer, is_embedding, made, pair, refuse
 from .files import read_pickled, write_atomically
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import updates
-from ..adapter import Adapter, TokenRows
+from ..adapters import updates
+from ..adapters.adapter import Adapter
+from ..adapters.token_rows import TokenRows
+from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from ..updates import LoRAUpdate
 from .checked import made, pair
 from .files import write_atomically
 from .tensor_file import read_header, read_tensors, tensor_bytes

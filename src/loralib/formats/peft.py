@@ -27,10 +27,11 @@ from typing import Any
 from torch import Tensor
 
 from .. import patterns
-from ..adapter import Adapter, TokenRows
+from ..adapters.adapter import Adapter
+from ..adapters.token_rows import TokenRows
+from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate, same_bits
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from ..updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate, same_bits
 from .checked import common_form, made, pair
 from .files import read_json, write_together
 from .loralib import read_state_dict

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import torch
 
+from ..adapters.updates import LoRAUpdate, ProjectionUpdate
 from ..errors import FormatError
-from ..updates import LoRAUpdate, ProjectionUpdate
 
 _PACKED = ("q_proj", "k_proj", "v_proj")
 _INNER_OUT = ".base_layer.out_proj"

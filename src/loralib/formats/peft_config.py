@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapter import Adapter, described
+from ..adapters.adapter import Adapter, described
+from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from ..updates import LoRAUpdate
 from .peft_attention import configured
 
 METADATA = ("base_model_name_or_path", "task_type", "revision")

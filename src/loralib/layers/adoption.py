@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from ..adapters.updates import LoRAUpdate
 from ..errors import ConfigError, LayerError
-from ..updates import LoRAUpdate
 from .attention import OutProjectionLoRA, Projection, ProjectionLoRA
 from .base import AdaptedLayer, LoRALayer
 from .bilinear import BilinearLoRA

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adapters.updates import ProjectionUpdate
 from ..errors import LayerError
-from ..updates import ProjectionUpdate
 from .aside import SetAside
 from .base import AdaptedLayer, do_nothing, weight_problem
 from .linear import LinearLoRA

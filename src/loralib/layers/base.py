@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from ..adapters.updates import LoRAUpdate
 from ..config import check_alpha, check_dropout, check_rank, lora_scaling
 from ..errors import ConfigError, LayerError
-from ..updates import LoRAUpdate
 from .aside import SetAside
 from .made import MadeToMeasure
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..adapters.updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate
 from ..errors import LayerError
-from ..updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate
 from .base import AdaptedLayer
 from .linear import dropout_of, first_input
 from .made import made_to_measure

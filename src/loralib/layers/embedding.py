@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..updates import EmbeddingUpdate
+from ..adapters.updates import EmbeddingUpdate
 from .base import AdaptedLayer
 from .linear import first_input
 

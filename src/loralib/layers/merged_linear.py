@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .. import ops
+from ..adapters.updates import LoRAUpdate, MergedUpdate
 from ..errors import ConfigError
-from ..updates import LoRAUpdate, MergedUpdate
 from .linear import Conv1DLoRA, LinearLoRA, transposable_forward
 
 

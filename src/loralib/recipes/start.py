@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .. import formats, surgery
+from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError, FormatError
 from ..formats.loralib import read_state_dict
 from ..layers import AdaptedLayer
-from ..updates import LoRAUpdate
 from . import runs
 
 

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import exchange, formats
-from ..adapter import Adapter
+from ..adapters.adapter import Adapter
 from .sampling import GroupingTrainer
 
 # what safetensors and torch.save say, neither of them as an OSError

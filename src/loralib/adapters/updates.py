@@ -17,18 +17,20 @@ output. What it adds depends on W, so it has an `effective_weight` and no `delta
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from . import ops
-from .config import alpha_for, lora_scaling
-from .errors import AlgebraError, ConfigError
+from .. import ops
+from ..config import alpha_for, lora_scaling
+from ..errors import AlgebraError, ConfigError
 
 Product = tuple[Tensor, Tensor]
+
+_TENSORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude": "magnitude"}  # the names in files, and the fields
 
 
 def same_bits(a: object, b: object) -> bool:
@@ -80,6 +82,20 @@ class LoRAUpdate:
         if A.dim() >= 2 and B.dim() >= 2 and B.shape[2:].numel() == 1 and 0 < len(A) == B.shape[1]:
             return None
         return "expected (r, in) and (out, r) with the same r > 0"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that make up the update, by the names under which they are stored: `lora_A`, `lora_B`, `lora_magnitude`.
+
+        >>> list(LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4).tensors())
+        ['lora_A', 'lora_B']
+        """
+        held = {name: getattr(self, field) for name, field in _TENSORS.items()}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same update with other `tensors`, named as by `tensors()`; those that are left out stay."""
+        fields: dict[str, Any] = {_TENSORS[name]: tensor for name, tensor in tensors.items()}
+        return dataclasses.replace(self, **fields)
 
     @property
     def r(self) -> int:

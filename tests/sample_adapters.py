@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
-from loralib.adapter import described
+from loralib.adapters.adapter import described
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ALPHAS = st.one_of(st.integers(1, 32), st.floats(0.125, 32).map(float))

@@ -21,11 +21,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from . import algebra
-from .adapter import Adapter, TokenRows, agreed, terms_by_layer, told_of, united
-from .config import alpha_for, check_rank
-from .errors import AlgebraError, ConfigError
-from .ops import products
+from ..config import alpha_for, check_rank
+from ..errors import AlgebraError, ConfigError
+from . import algebra, low_rank
+from .adapter import Adapter, agreed, terms_by_layer, told_of, united
+from .token_rows import TokenRows
 from .updates import LoRAUpdate, same_bits
 
 Method = Literal["exact", "svd", "magnitude", "dare", "ties", "dare_ties"]
@@ -224,7 +224,7 @@ def _pruned(
 
 def _factored(like: LoRAUpdate, dense: list[Tensor], limit: int, energy: float | None) -> LoRAUpdate:
     """An update of the kind of `like` whose products are the best approximations of the matrices `dense`, with s = 1."""
-    found = [products.leading(matrix, limit * like.rows_per_rank, energy) for matrix in dense]
+    found = [low_rank.leading(matrix, limit * like.rows_per_rank, energy) for matrix in dense]
     r = max(math.ceil(len(svd.S) / like.rows_per_rank) for svd in found)
     pairs = [algebra.fitted(svd, r * like.rows_per_rank, like.B.dtype, like.A.dtype) for svd in found]
     return like.with_products(pairs, alpha_for(1.0, r), False)

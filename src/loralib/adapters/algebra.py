@@ -16,9 +16,9 @@ from itertools import starmap
 import torch
 from torch import Tensor
 
-from .config import alpha_for, check_rank
-from .errors import AlgebraError
-from .ops import products
+from ..config import alpha_for, check_rank
+from ..errors import AlgebraError
+from . import low_rank
 from .updates import LoRAUpdate, Product
 
 Weighted = tuple[LoRAUpdate, float]
@@ -94,11 +94,11 @@ def _common_scaling(terms: Sequence[Weighted]) -> float:
     return abs(weight * update.scaling) or update.scaling
 
 
-def _parts(terms: Sequence[Weighted]) -> list[list[products.Term]]:
+def _parts(terms: Sequence[Weighted]) -> list[list[low_rank.Term]]:
     """The products of the updates, weights and scalings included, by the part of ΔW that they belong to."""
     parts = zip(*(update.products() for update, _ in terms), strict=True)
     factors = [weight * update.scaling for update, weight in terms]
-    return [[products.Term(B, A, c) for (B, A), c in zip(pairs, factors, strict=True)] for pairs in parts]
+    return [[low_rank.Term(B, A, c) for (B, A), c in zip(pairs, factors, strict=True)] for pairs in parts]
 
 
 def _described(update: LoRAUpdate, _: float) -> str:
@@ -145,10 +145,10 @@ def truncated_sum(terms: Sequence[Weighted], r: int | None = None, energy: float
     for update, _ in terms:
         _check_finite(update)
     rows, common = first.rows_per_rank, _common_scaling(terms)
-    found = [products.svd(part, limit * rows if energy is None else None) for part in _parts(terms)]
+    found = [low_rank.svd(part, limit * rows if energy is None else None) for part in _parts(terms)]
     if energy is not None:
         S = torch.stack([_padded(svd.S, max(len(svd.S) for svd in found)) for svd in found]).square().sum(0).sqrt()
-        limit = min(limit, math.ceil(products.rank_for(S, energy) / rows))
+        limit = min(limit, math.ceil(low_rank.rank_for(S, energy) / rows))
     if limit == total:
         return added(terms)
     dtype_A, dtype_B = (_promoted(factors) for factors in zip(*((update.A, update.B) for update, _ in terms), strict=True))
@@ -161,7 +161,7 @@ def _promoted(factors: Iterable[Tensor]) -> torch.dtype:
     return reduce(torch.promote_types, (factor.dtype for factor in factors))
 
 
-def fitted(svd: products.SVD, width: int, dtype_B: torch.dtype, dtype_A: torch.dtype) -> Product:
+def fitted(svd: low_rank.SVD, width: int, dtype_B: torch.dtype, dtype_A: torch.dtype) -> Product:
     """The factors of `svd`, cut or filled with zeros to `width` components."""
     B, A = svd.factors()
     return _fit(B, width, 1).to(dtype_B), _fit(A, width, 0).to(dtype_A)
@@ -191,7 +191,7 @@ def spectrum(update: LoRAUpdate) -> Tensor:
     _check_finite(update)
     plain = update.plain()
     ((B, A),) = plain.products()
-    return products.singular_values([products.Term(B, A, plain.scaling)])
+    return low_rank.singular_values([low_rank.Term(B, A, plain.scaling)])
 
 
 def _check_finite(update: LoRAUpdate) -> None:

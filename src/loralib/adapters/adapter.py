@@ -20,44 +20,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import algebra, facts, patterns
-from .config import LoRAConfig
-from .errors import AlgebraError, ConfigError, TargetError
+from .. import patterns
+from ..config import LoRAConfig
+from ..errors import AlgebraError, ConfigError, TargetError
+from . import algebra, summary
+from .token_rows import TokenRows
 from .updates import LoRAUpdate, MergedUpdate, as_bytes, same_bits
 
 T = TypeVar("T")
 
 Rename = Mapping[str, str] | Callable[[str], str]
-
-
-@dataclass(frozen=True, eq=False)
-class TokenRows:
-    """New values of some rows of a matrix, such as an embedding's for tokens that were added: values (len(indices), dim).
-
-    >>> TokenRows((5, 7), torch.zeros(2, 4)).indices
-    (5, 7)
-    """
-
-    indices: tuple[int, ...]
-    values: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "indices", tuple(self.indices))
-        whole = all(type(index) is int and index >= 0 for index in self.indices)
-        if not whole or len(set(self.indices)) != len(self.indices) or self.values.dim() < 1:
-            raise ConfigError(f"indices={self.indices}: must be the numbers of different rows, such as (50257, 50258).")
-        if len(self.indices) != len(self.values):
-            raise ConfigError(
-                f"{len(self.indices)} indices for values of shape {tuple(self.values.shape)}; one a row is needed."
-            )
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TokenRows):
-            return NotImplemented
-        return self.indices == other.indices and same_bits(self.values, other.values)
-
-    def __hash__(self) -> int:
-        return hash((self.indices, self.values.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +67,7 @@ class Adapter:
 
     def __repr__(self) -> str:
         ranks = sorted({update.r for update in self.layers.values()})
-        few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > facts.FEW else ", ".join(map(str, ranks))
+        few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > summary.FEW else ", ".join(map(str, ranks))
         of_rank = f" of rank {few}" if ranks else ""
         layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}{of_rank}"
         beside = f"{len(self.tensors)} tensor{'' if len(self.tensors) == 1 else 's'} beside"
@@ -150,8 +122,7 @@ class Adapter:
 
     def num_parameters(self) -> int:
         """How many numbers the factors hold (tensors beside not counted, as the paper counts), DoRA's magnitudes included."""
-        magnitudes = sum(u.magnitude.numel() for u in self.layers.values() if u.magnitude is not None)
-        return magnitudes + sum(update.A.numel() + update.B.numel() for update in self.layers.values())
+        return sum(tensor.numel() for update in self.layers.values() for tensor in update.tensors().values())
 
     def delta(self, name: str) -> Tensor:
         """ΔW of the layer `name`, shape (out, in) for a linear one, in at least float32; `KeyError` when it is not adapted,
@@ -175,12 +146,12 @@ class Adapter:
 
     def facts(self) -> dict[str, str]:
         """What the adapter is, in words: source, base model, ranks, alphas, targets, counts, dtypes, bytes and metadata."""
-        return facts.of(self)
+        return summary.describe(self.layers, self.tensors, self.rows, self.metadata, self.source)
 
     def all_tensors(self) -> Iterable[Tensor]:
         """Every tensor that the adapter holds."""
         for update in self.layers.values():
-            yield from (update.A, update.B) if update.magnitude is None else (update.A, update.B, update.magnitude)
+            yield from update.tensors().values()
         yield from self.tensors.values()
         yield from (rows.values for rows in self.rows.values())
 
@@ -192,9 +163,10 @@ class Adapter:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
-        layers = {}
-        for name, u in self.layers.items():
-            layers[name] = replace(u, A=move(u.A), B=move(u.B), magnitude=None if u.magnitude is None else move(u.magnitude))
+        layers = {
+            name: update.with_tensors({key: move(tensor) for key, tensor in update.tensors().items()})
+            for name, update in self.layers.items()
+        }
         rows = {name: replace(rows, values=move(rows.values)) for name, rows in self.rows.items()}
         return replace(self, layers=layers, tensors={name: move(t) for name, t in self.tensors.items()}, rows=rows)
 

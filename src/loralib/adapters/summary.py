@@ -1,40 +1,48 @@
 """What an adapter is, in words, for people who want to know what they have."""
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
-if TYPE_CHECKING:
-    from .adapter import Adapter
+from torch import Tensor
+
+from .token_rows import TokenRows
+from .updates import LoRAUpdate
 
 FEW = 5  # different things that are named one by one
 
 
-def of(adapter: "Adapter") -> dict[str, str]:
-    """The facts about `adapter` by what they are about; what does not apply is left out."""
-    updates = list(adapter.layers.values())
-    modules = sorted({name.rpartition(".")[0] or name for name in adapter.tensors})
+def describe(
+    layers: Mapping[str, LoRAUpdate],
+    tensors: Mapping[str, Tensor],
+    rows: Mapping[str, TokenRows],
+    metadata: Mapping[str, str],
+    source: str,
+) -> dict[str, str]:
+    """The facts about an adapter with these fields by what they are about; what does not apply is left out."""
+    updates = list(layers.values())
+    modules = sorted({name.rpartition(".")[0] or name for name in tensors})
     dora = sum(update.magnitude is not None for update in updates)
     rslora = sum(update.use_rslora for update in updates)
-    beside = sum(tensor.numel() for tensor in adapter.tensors.values())
-    rows = sum(len(rows.indices) for rows in adapter.rows.values())
-    everything = list(adapter.all_tensors())
-    metadata = dict(adapter.metadata)
+    factors = [tensor for update in updates for tensor in update.tensors().values()]
+    extra = sum(tensor.numel() for tensor in tensors.values())
+    indices = sum(len(some.indices) for some in rows.values())
+    everything = [*factors, *tensors.values(), *(some.values for some in rows.values())]
+    others = dict(metadata)
     facts = {
-        "from": adapter.source,
-        "base model": metadata.pop("base_model_name_or_path", ""),
+        "from": source,
+        "base model": others.pop("base_model_name_or_path", ""),
         "r": _counted(update.r for update in updates),
         "lora_alpha": _counted(update.lora_alpha for update in updates),
         "scaling": _counted(update.scaling for update in updates),
         "rsLoRA": f"{rslora} of {len(updates)} layers scale by lora_alpha / √r" if rslora else "",
         "DoRA": f"{dora} of {len(updates)} layers" if dora else "",
-        "targets": _by_last_name(adapter.layers, "layer"),
-        "parameters": f"{adapter.num_parameters():,} in factors" + (f", {beside:,} in tensors beside" if beside else ""),
+        "targets": _by_last_name(layers, "layer"),
+        "parameters": f"{sum(t.numel() for t in factors):,} in factors" + (f", {extra:,} in tensors beside" if extra else ""),
         "beside": ", ".join(modules) if len(modules) <= FEW else _by_last_name(modules, "module"),
-        "token rows": f"{rows} of {', '.join(adapter.rows)}" if rows else "",
+        "token rows": f"{indices} of {', '.join(rows)}" if rows else "",
         "stored": f"{sum(t.nbytes for t in everything):,} bytes, {_counted(str(t.dtype)[6:] for t in everything)}",
     }
-    facts |= {f"metadata {key}" if key in facts else key: value for key, value in metadata.items()}
+    facts |= {f"metadata {key}" if key in facts else key: value for key, value in others.items()}
     return {what: said for what, said in facts.items() if said}
 
 
