@@ -22,14 +22,9 @@ if TYPE_CHECKING:
         MergedUpdate,
         ProjectionUpdate,
     )
-    from .checkpoints import (
-        Intruder,
-        MergeReport,
-        difference,
-        intruder_dimensions,
-        merge_checkpoint,
-        reduce_intruder_dimensions,
-    )
+    from .analysis import Intruder, intruder_dimensions, reduce_intruder_dimensions
+    from .checkpoints.difference import difference
+    from .checkpoints.merge import MergeReport, merge_checkpoint
     from .config import LoRAConfig
     from .errors import (
         AlgebraError,
@@ -63,14 +58,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.token_rows": ("TokenRows",),
-    "checkpoints": (
-        "Intruder",
-        "MergeReport",
-        "difference",
-        "intruder_dimensions",
-        "merge_checkpoint",
-        "reduce_intruder_dimensions",
-    ),
+    "analysis": ("Intruder", "intruder_dimensions", "reduce_intruder_dimensions"),
+    "checkpoints.difference": ("difference",),
+    "checkpoints.merge": ("MergeReport", "merge_checkpoint"),
     "adapters.combine": ("combine",),
     "config": ("LoRAConfig",),
     "errors": (

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from . import layers, patterns, surgery, trained
 from .adapters.adapter import Adapter, described
 from .adapters.token_rows import TokenRows
-from .adapters.updates import LoRAUpdate, same_bits
+from .adapters.updates import LoRAUpdate
 from .config import LoRAConfig
 from .errors import AttachError, LayerError
 from .layers import AdaptedLayer, LoRALayer
 from .patterns import within
 from .surgery import adapted_layers, adopt_in, layer_problem, require_adapted
+from .tensors import same_bits
 from .trained import check_enabled, join, unwrap
 
 T = TypeVar("T")

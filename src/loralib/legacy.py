@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AttachError, FormatError
-from .formats.loralib import read_state_dict
 from .layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
+from .storage.pickled import read_state_dict
 from .surgery import adapted_layers
 from .trained import check_enabled, is_factor, join, unwrap
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import loralib as lora
 from hf import tiny
 from kinds import KINDS, every_kind
-from loralib.checkpoints.subtraction import differences
-from loralib.checkpoints.weights import weights_of
+from loralib.checkpoints.base_weights import weights_of
+from loralib.checkpoints.difference import differences
 from models import close, mlp, same_bits
 from peers import library
 
@@ -218,7 +218,7 @@ def test_attention_is_told_by_its_names():
     attention = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2), "other": nn.MultiheadAttention(4, 2, kdim=3)})
     by_modules = weights_of(attention).pieces
     shapes = {name: tuple(t.shape) for name, t in attention.state_dict().items()}
-    from loralib.checkpoints.weights import _told_by_names
+    from loralib.checkpoints.base_weights import _told_by_names
 
     assert set(by_modules) == {replace(piece) for piece in _told_by_names(shapes, {})}
 

@@ -79,7 +79,7 @@ def test_a_weight_of_many_blocks_has_the_same_bits(threads, tmp_path, monkeypatc
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(96, 200), nn.Linear(200, 33)).bfloat16()
     adapter = adapter_on(model, ["0", "1"])
-    monkeypatch.setattr("loralib.checkpoints.blocks.ELEMENTS", 96 * 7)
+    monkeypatch.setattr("loralib.checkpoints.merge_blocks.ELEMENTS", 96 * 7)
     lora.merge_checkpoint(saved(model, tmp_path / "base"), adapter, tmp_path / "out", threads=threads)
     assert same_tensors(load_file(tmp_path / "out" / "model.safetensors"), in_memory(model, adapter))
 

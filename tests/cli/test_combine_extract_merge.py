@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import loralib as lora
 from hf import logits, tiny
 from loralib.adapters.adapter import described
-from loralib.checkpoints import blocks, checking
+from loralib.checkpoints import merge_blocks, verify
 from loralib.cli import main
 from models import randomize, same_bits
 
@@ -170,7 +170,7 @@ def test_an_adapter_is_merged_and_checked(model, tmp_path, capsys):
 
 def test_a_wrong_result_is_found_and_taken_away(model, tmp_path, capsys, monkeypatch):
     base, path, merged = model
-    original = checking.open_checkpoint
+    original = verify.open_checkpoint
 
     def spoilt(place):
         if Path(place).name == "out":
@@ -178,7 +178,7 @@ def test_a_wrong_result_is_found_and_taken_away(model, tmp_path, capsys, monkeyp
             save_file({name: W + (0.1 if "l1" in name else 0) for name, W in merged.items()}, file)
         return original(place)
 
-    monkeypatch.setattr(checking, "open_checkpoint", spoilt)
+    monkeypatch.setattr(verify, "open_checkpoint", spoilt)
     assert "'l1.proj.weight' is off by" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--check", code=1)
     assert not (tmp_path / "out").exists()
 
@@ -198,20 +198,20 @@ def test_the_check_accepts_every_kind_and_low_precision(kind, tmp_path):
     save_file({"x.weight": W}, tmp_path / "base.safetensors")
     made = lora.Adapter(described(lora.LoRAConfig(), {"x": update}), {"x": update})
     lora.merge_checkpoint(tmp_path / "base.safetensors", made, tmp_path / "out")
-    checked = checking.check_merged(tmp_path / "base.safetensors", made, tmp_path / "out")
+    checked = verify.check_merged(tmp_path / "base.safetensors", made, tmp_path / "out")
     assert 0 < checked.worst <= 1
     assert checked.tensors == 1
 
 
 def test_the_check_does_not_trust_the_arithmetic_of_the_merge(model, tmp_path, capsys, monkeypatch):
     base, path, _ = model
-    factored = blocks._factored
+    factored = merge_blocks._factored
 
     def wrong(change):
         left, right = factored(change)
         return left * 1.5, right
 
-    monkeypatch.setattr(blocks, "_factored", wrong)
+    monkeypatch.setattr(merge_blocks, "_factored", wrong)
     assert "is off by" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--check", code=1)
 
 
@@ -228,7 +228,7 @@ def test_the_check_knows_parts_of_a_weight_and_other_layouts(layout, tmp_path):
     save_file({name: W.bfloat16()}, tmp_path / "base.safetensors")
     made = lora.Adapter(described(lora.LoRAConfig(), layers), layers)
     lora.merge_checkpoint(tmp_path / "base.safetensors", made, tmp_path / "out")
-    assert 0 < checking.check_merged(tmp_path / "base.safetensors", made, tmp_path / "out").worst <= 1
+    assert 0 < verify.check_merged(tmp_path / "base.safetensors", made, tmp_path / "out").worst <= 1
 
 
 def test_what_cannot_be_merged_is_said(model, tmp_path, capsys):

@@ -448,13 +448,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_an_interrupt_leaves_no_temporary_file(folder, monkeypatch):
-    from loralib.formats import files
+    from loralib.storage import atomic
 
     def interrupt(descriptor):
         raise KeyboardInterrupt
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(files.os, "fsync", interrupt)
+    monkeypatch.setattr(atomic.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         lora.save(lora.extract(injected(mlp(6, 5))), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import loralib as lora
 from loralib import formats
-from loralib.formats.tensor_file import tensor_bytes
+from loralib.storage.safetensors import tensor_bytes
 
 UPDATE = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(4, 2), 4)
 ADAPTER = lora.Adapter(lora.LoRAConfig(r=2, lora_alpha=4), {"q": UPDATE})

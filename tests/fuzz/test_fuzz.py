@@ -58,6 +58,6 @@ def slow(path: Path, config: lora.LoRAConfig | None = None) -> lora.Adapter:
 @pytest.mark.parametrize(("reader", "finding"), [(broken, KeyError), (hungry, MemoryError), (slow, Hang)])
 def test_a_reader_that_crashes_or_swallows_memory_or_hangs_is_found(reader, finding, tmp_path, monkeypatch):
     monkeypatch.setattr("mutation.SECONDS", 0.05)
-    monkeypatch.setattr("loralib.formats.native.read", reader)
+    monkeypatch.setattr("loralib.formats.one_file.read", reader)
     with pytest.raises(finding):
         refused(SEEDS["safetensors"], tmp_path)

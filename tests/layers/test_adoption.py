@@ -130,7 +130,7 @@ def test_update_dtypes_may_differ_from_the_weights():
 
 def test_a_subclass_gets_one_class_made_to_measure():
     a, b = adopt(Doubling(6, 5)), adopt(Doubling(3, 2))
-    assert type(a) is type(b) is layers.made.made_to_measure(layers.LinearLoRA, Doubling)
+    assert type(a) is type(b) is layers.class_factory.made_to_measure(layers.LinearLoRA, Doubling)
     assert type(a).__name__ == "LoRADoubling"
     assert type(a).__bases__[-1] is Doubling
 

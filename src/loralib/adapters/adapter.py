@@ -23,9 +23,10 @@ from torch import Tensor
 from .. import patterns
 from ..config import LoRAConfig
 from ..errors import AlgebraError, ConfigError, TargetError
+from ..tensors import as_bytes, same_bits
 from . import algebra, summary
 from .token_rows import TokenRows
-from .updates import LoRAUpdate, MergedUpdate, as_bytes, same_bits
+from .updates import LoRAUpdate, MergedUpdate
 
 T = TypeVar("T")
 

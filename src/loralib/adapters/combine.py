@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ..config import alpha_for, check_rank
 from ..errors import AlgebraError, ConfigError
+from ..tensors import same_bits
 from . import algebra, low_rank
 from .adapter import Adapter, agreed, terms_by_layer, told_of, united
 from .token_rows import TokenRows
-from .updates import LoRAUpdate, same_bits
+from .updates import LoRAUpdate
 
 Method = Literal["exact", "svd", "magnitude", "dare", "ties", "dare_ties"]
 MajoritySign = Literal["total", "frequency"]

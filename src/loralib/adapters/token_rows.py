@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import ConfigError
-from .updates import same_bits
+from ..tensors import same_bits
 
 
 @dataclass(frozen=True, eq=False)

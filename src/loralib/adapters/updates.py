@@ -27,22 +27,11 @@ from torch import Tensor
 from .. import ops
 from ..config import alpha_for, lora_scaling
 from ..errors import AlgebraError, ConfigError
+from ..tensors import same_bits
 
 Product = tuple[Tensor, Tensor]
 
 _TENSORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude": "magnitude"}  # the names in files, and the fields
-
-
-def same_bits(a: object, b: object) -> bool:
-    """Whether two fields are equal; tensors are when dtype, shape and every bit are."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b))
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    """What `tensor` holds as a row of bytes, on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)

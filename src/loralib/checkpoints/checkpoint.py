@@ -17,8 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import FormatError
-from ..formats.files import read_json, read_pickled
-from ..formats.tensor_file import CODES, read_header
+from ..storage.atomic import read_json
+from ..storage.pickled import read_pickled
+from ..storage.safetensors import CODES, read_header
 
 _STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
 SAFE = ".safetensors"

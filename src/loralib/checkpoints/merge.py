@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
-from ..adapters.updates import as_bytes
 from ..errors import ConfigError, FormatError
-from ..formats.files import sync_folder
-from ..formats.tensor_file import DTYPES, Entry, header_bytes, laid_out, read_header
-from .blocks import add_updates, row_blocks
+from ..storage.atomic import sync_folder
+from ..storage.safetensors import DTYPES, Entry, header_bytes, laid_out, read_header
+from ..tensors import as_bytes
 from .checkpoint import SAFE, Checkpoint, open_checkpoint
-from .plan import Plan, Target, Tied, planned
+from .merge_blocks import add_updates, row_blocks
+from .merge_plan import Plan, Target, Tied, planned
 
 Progress = Callable[[int, int], None]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
 from ..errors import FormatError
-from ..formats.checked import is_embedding
+from ..formats.validation import is_embedding
 from ..patterns import nearest
 from .checkpoint import Checkpoint
 

@@ -150,7 +150,7 @@ def _without(adapter: "Adapter", what: Sequence[str]) -> "Adapter":
 
 
 def _reduced(adapter: "Adapter", base: Path, keep: float) -> "Adapter":
-    from ..checkpoints.intruders import reduce_intruder_dimensions  # noqa: PLC0415
+    from ..analysis.intruders import reduce_intruder_dimensions  # noqa: PLC0415
 
     note(f"Decomposing the weights of {len(adapter.layers)} layers …")
     reduced = reduce_intruder_dimensions(adapter, base, keep=keep)

@@ -118,7 +118,7 @@ def _check_words(paths: Sequence[Path], parsed: argparse.Namespace) -> None:
 
 def read_keys(path: Path) -> dict[str, str]:
     """The key map in the JSON file `path`."""
-    from ..formats.files import read_json  # noqa: PLC0415
+    from ..storage.atomic import read_json  # noqa: PLC0415
 
     keys = read_json(path)
     if not keys or not all(isinstance(replacement, str) for replacement in keys.values()):

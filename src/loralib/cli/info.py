@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..adapters.adapter import Adapter
     from ..adapters.updates import LoRAUpdate
-    from ..checkpoints.intruders import Intruder
+    from ..analysis.intruders import Intruder
 
     Intruders = tuple[Intruder, ...]
 
@@ -74,7 +74,7 @@ def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[s
 
 
 def _intruders(adapter: "Adapter", base: Path | None) -> Mapping[str, "Intruders"]:
-    from ..checkpoints.intruders import intruder_dimensions  # noqa: PLC0415
+    from ..analysis.intruders import intruder_dimensions  # noqa: PLC0415
 
     if base is None:
         return {}

@@ -135,7 +135,7 @@ def _references(parsed: Any, predictions: "Predictions") -> "ReferenceRows":
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    from ..formats.files import write_atomically  # noqa: PLC0415
+    from ..storage.atomic import write_atomically  # noqa: PLC0415
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())

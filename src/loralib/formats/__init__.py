@@ -18,17 +18,18 @@ from ..adapters.adapter import Adapter
 from ..adapters.updates import ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from . import diffusers, kohya, loralib, native, peft
-from .checked import check_sound
+from ..storage.pickled import read_state_dict
+from ..storage.safetensors import read_header
+from . import diffusers, kohya, loralib_0_1, one_file, peft
 from .keys import KeyMap
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
-from .tensor_file import read_header
+from .validation import check_sound
 
 FORMATS: dict[str, ModuleType] = {
     "peft": peft,
-    "safetensors": native,
-    "loralib": loralib,
+    "safetensors": one_file,
+    "loralib": loralib_0_1,
     "diffusers": diffusers,
     "kohya": kohya,
 }
@@ -160,7 +161,7 @@ def _instead(path: Path) -> str:
         return _instead_in_folder(path)
     if path.suffix == ".json":
         return "give the folder that the file is in"
-    names = list(read_header(path).entries if path.suffix == ".safetensors" else loralib.read_state_dict(path))
+    names = list(read_header(path).entries if path.suffix == ".safetensors" else read_state_dict(path))
     shown = ", ".join(names[:3]) or "none"
     model = "" if any("lora" in name.lower() for name in names) else "; a whole model, perhaps"
     remedy = "give a key map, load(path, keys={pattern: replacement})"

@@ -33,10 +33,10 @@ from ..adapters.adapter import Adapter, described
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from .checked import alpha_of, common_form, made, pair, refuse
-from .files import write_atomically
+from ..storage.atomic import write_atomically
+from ..storage.safetensors import read_header, read_tensors, tensor_bytes
 from .peft_config import configuration, refuse_unknown
-from .tensor_file import read_header, read_tensors, tensor_bytes
+from .validation import alpha_of, common_form, made, pair, refuse
 
 FILE = "pytorch_lora_weights.safetensors"
 EXPECTED = f"an adapter of diffusers is a file {FILE} with tensors named unet.… or text_encoder.…"

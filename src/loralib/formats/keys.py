@@ -20,10 +20,10 @@ from ..adapters.adapter import Adapter, described
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from .checked import alpha_of, alpha_tensor, by_layer, common_form, made, pair, refuse
-from .files import write_atomically
-from .loralib import read_state_dict
-from .tensor_file import read_tensors, tensor_bytes
+from ..storage.atomic import write_atomically
+from ..storage.pickled import read_state_dict
+from ..storage.safetensors import read_tensors, tensor_bytes
+from .validation import alpha_of, alpha_tensor, by_layer, common_form, made, pair, refuse
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 

@@ -26,11 +26,11 @@ from ..adapters.adapter import Adapter, described
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig, alpha_for
 from ..errors import FormatError
-from .checked import FLOATS, alpha_of, alpha_tensor, pair
+from ..storage.atomic import write_atomically
+from ..storage.safetensors import read_header, read_tensors, tensor_bytes
 from .diffusers import factored, representable
 from .diffusion_names import dotted, underscored
-from .files import write_atomically
-from .tensor_file import read_header, read_tensors, tensor_bytes
+from .validation import FLOATS, alpha_of, alpha_tensor, pair
 
 EXPECTED = "an adapter of kohya's scripts is a .safetensors file with tensors named lora_unet_… or lora_te_…"
 

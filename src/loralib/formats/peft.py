@@ -29,15 +29,16 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
-from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate, same_bits
+from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from .checked import common_form, made, pair
-from .files import read_json, write_together
-from .loralib import read_state_dict
+from ..storage.atomic import read_json, write_together
+from ..storage.pickled import read_state_dict
+from ..storage.safetensors import read_tensors, tensor_bytes
+from ..tensors import same_bits
 from .peft_attention import apart, configured, joined, plain
 from .peft_config import METADATA, configuration, configuration_of, refuse_unknown
-from .tensor_file import read_tensors, tensor_bytes
+from .validation import common_form, made, pair
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"

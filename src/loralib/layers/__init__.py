@@ -5,8 +5,8 @@ from .attention import PROJECTIONS, MultiheadAttentionLoRA, Projection, attentio
 from .base import AdaptedLayer, LoRALayer, rank_is_excessive
 from .conv import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
 from .embedding import Embedding
+from .fused_linear import MergedLinear, MergedLinearLoRA, slice_widths
 from .linear import Linear, LinearLoRA
-from .merged_linear import MergedLinear, MergedLinearLoRA, slice_widths
 
 __all__ = [
     "PROJECTIONS",

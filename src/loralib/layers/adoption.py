@@ -15,11 +15,11 @@ from ..errors import ConfigError, LayerError
 from .attention import OutProjectionLoRA, Projection, ProjectionLoRA
 from .base import AdaptedLayer, LoRALayer
 from .bilinear import BilinearLoRA
+from .class_factory import made_to_measure
 from .conv import ConvolutionLoRA
 from .embedding import EmbeddingBagLoRA, EmbeddingLoRA
+from .fused_linear import Conv1DMergedLoRA, MergedLinearLoRA
 from .linear import Conv1DLoRA, LinearLoRA
-from .made import made_to_measure
-from .merged_linear import Conv1DMergedLoRA, MergedLinearLoRA
 
 Treatments = tuple[type[AdaptedLayer], ...]
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ..adapters.updates import ProjectionUpdate
 from ..errors import LayerError
-from .aside import SetAside
 from .base import AdaptedLayer, do_nothing, weight_problem
+from .class_factory import MadeToMeasure, made_to_measure
 from .linear import LinearLoRA
-from .made import MadeToMeasure, made_to_measure
+from .temporary_weight import SetAside
 
 if TYPE_CHECKING:
     _Attention = nn.MultiheadAttention

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..adapters.updates import LoRAUpdate
 from ..config import check_alpha, check_dropout, check_rank, lora_scaling
 from ..errors import ConfigError, LayerError
-from .aside import SetAside
-from .made import MadeToMeasure
+from .class_factory import MadeToMeasure
+from .temporary_weight import SetAside
 
 if TYPE_CHECKING:
     _Module = nn.Module

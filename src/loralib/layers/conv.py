@@ -22,8 +22,8 @@ from .. import ops
 from ..adapters.updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate
 from ..errors import LayerError
 from .base import AdaptedLayer
+from .class_factory import made_to_measure
 from .linear import dropout_of, first_input
-from .made import made_to_measure
 
 _Convolution = nn.modules.conv._ConvNd
 

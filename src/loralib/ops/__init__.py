@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, LayerError
 from . import autograd, onednn, reference, triton_linear
-from .obstacle import obstacle
+from .eligibility import obstacle
 from .reference import (
     Geometry,
     add_expanded,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .obstacle import obstacle
+from .eligibility import obstacle
 
 
 def available() -> bool:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, LayerError
 from . import reference
-from .autograd.products import rows
+from .autograd.gemm import rows
 
 if TYPE_CHECKING:
     import triton.language as tl

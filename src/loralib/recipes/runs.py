@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ..errors import LoRAError, RunError
-from ..formats.files import write_atomically
+from ..storage.atomic import write_atomically
 from .options import TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"

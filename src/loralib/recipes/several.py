@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from ..errors import LoRAError, RunError
-from ..formats.files import write_atomically
+from ..storage.atomic import write_atomically
 from ..train.trainer import last_whole_checkpoint
 from . import job, runs, training
 from .options import TrainOptions

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import formats, surgery
 from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError, FormatError
-from ..formats.loralib import read_state_dict
 from ..layers import AdaptedLayer
+from ..storage.pickled import read_state_dict
 from . import runs
 
 

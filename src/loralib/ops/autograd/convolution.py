@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import LayerError
 from .. import reference
-from ..obstacle import INPUT_NOT_KEPT
+from ..eligibility import INPUT_NOT_KEPT
 from ..reference import Geometry, convolve
 from . import dropout
 

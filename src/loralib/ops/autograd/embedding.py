@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .products import rows, shrink
+from .gemm import rows, shrink
 
 
 class _Embedding(torch.autograd.Function):

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ...errors import LayerError
 from .. import reference
-from ..obstacle import INPUT_NOT_KEPT
+from ..eligibility import INPUT_NOT_KEPT
 from . import dropout
-from .products import LOW, big, rows, shrink
+from .gemm import LOW, big, rows, shrink
 
 Slices = tuple[tuple[int, ...], tuple[bool, ...]]  # the widths of a fused projection's slices, and which are enabled
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import exchange, formats, surgery
 from ...errors import RunError
-from ...formats.files import write_atomically
+from ...storage.atomic import write_atomically
 from .. import runs
 from ..options import TrainOptions
 from ..presets.nlg import Decoding

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ...errors import DataError
-from ...formats.files import write_atomically
+from ...storage.atomic import write_atomically
 from .glue import TASKS
 
 HEADER = "index\tprediction"

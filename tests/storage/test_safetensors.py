@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralib as lora
-from loralib.formats.tensor_file import DTYPES, read_header, read_tensors, tensor_bytes
+from loralib.storage.safetensors import DTYPES, read_header, read_tensors, tensor_bytes
 from models import bits
 
 SHAPES = st.sampled_from([(), (0,), (1,), (3,), (2, 3), (2, 0, 2), (1, 2, 2)])

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
-from ..formats.tensor_file import DTYPES
-from .blocks import Change, changed_whole
+from ..storage.safetensors import DTYPES
 from .checkpoint import open_checkpoint
-from .plan import Target, Tied, planned
+from .merge_blocks import Change, changed_whole
+from .merge_plan import Target, Tied, planned
 
 _TENSORS, _ROWS = 24, 64
 

@@ -9,7 +9,6 @@ two from a configuration, and the last from the layer's name. Convolutions and w
 
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +18,12 @@ from ..adapters.adapter import Adapter, described
 from ..adapters.updates import EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from .checked import by_layer, is_embedding, made, pair, refuse
-from .files import read_pickled, write_atomically
+from ..storage.atomic import write_atomically
+from ..storage.pickled import read_state_dict
+from .validation import by_layer, is_embedding, made, pair, refuse
 
 EXPECTED = "a checkpoint of loralib 0.1 is a file of torch.save with tensors named <layer>.lora_A and <layer>.lora_B"
 
-_WRAPPERS = ("model_state_dict", "state_dict", "model")
-_DDP = "module."
 _FACTORS = ("lora_A", "lora_B")
 _ENDS = tuple(f".{factor}" for factor in _FACTORS)
 
@@ -119,26 +117,3 @@ def _update(where: str, name: str, parts: dict[str, Tensor], config: LoRAConfig 
         )
     widths = (len(B) // n,) * len(mask)
     return made(where, MergedUpdate, A, B, lora_alpha, enable_lora=tuple(mask), widths=widths)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of the file `path`, by the names that the model has for them. Never executes what the file contains.
-
-    A state dict inside a training checkpoint (`model_state_dict`, as 0.1's GPT-2 examples save it) is found, and the prefix
-    that DistributedDataParallel leaves is taken off. Raises `FormatError` when the file is none of this.
-    """
-    content = read_pickled(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    return _named_tensors(path, content)
-
-
-def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, dict) or not content:
-        raise FormatError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise FormatError(f"{path} is no state dict: its entry {name!r:.80} is a {type(value).__name__}, not a tensor.")
-    prefix = _DDP if all(name.startswith(_DDP) for name in content) else ""
-    return {name.removeprefix(prefix): tensor.detach() for name, tensor in content.items()}

@@ -1,7 +1,7 @@
 """The weights of a model, in memory or in files, and which of them are matrices that an update can change.
 
 A model's modules tell what kind of layer a weight belongs to. Files do not, so there the shape and the name decide: a
-convolution has three to five dimensions, an embedding one of the usual names (`formats.checked.EMBEDDINGS`), and a weight of
+convolution has three to five dimensions, an embedding one of the usual names (`formats.validation.EMBEDDINGS`), and a weight of
 two dimensions is otherwise a linear layer's, stored as (in, out) where transformers' `Conv1D` has it so, as in GPT-2.
 """
 
@@ -18,7 +18,7 @@ from .. import surgery, trained
 from ..adapters.low_rank import SVD
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
 from ..errors import LayerError
-from ..formats.checked import is_embedding
+from ..formats.validation import is_embedding
 from ..layers import AdaptedLayer, treatment
 from .checkpoint import Checkpoint, open_checkpoint
 from .sites import PACKED, is_conv1d, tie_of

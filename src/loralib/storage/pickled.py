@@ -1,18 +1,18 @@
-"""Files that appear whole or not at all, and pickled checkpoints from strangers."""
+"""Pickled checkpoints from strangers: read as data, never executed, and never larger in memory than the file."""
 
-import json
-import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import FormatError
 
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+_DDP = "module."
 _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -27,47 +27,6 @@ _UNREADABLE = (
     ArithmeticError,
     MemoryError,
 )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path`, sync it to the disk, and rename it over `path`.
-
-    Raises `OSError` naming `path` when that fails; what was at `path` is then still there.
-    """
-    write_together({path: content})
-
-
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all of them beside their places first, and only then rename them, one after the
-    other. Raises `OSError` naming the file that failed; when it was in the writing, all the old files are still there.
-    """
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    path = next(iter(files))
-    try:
-        for path, content in files.items():
-            with temporaries[path].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-        for folder in {path.parent for path in files}:
-            sync_folder(folder)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` last, as `fsync` makes the content of files last; Windows has no such call, nor need of it."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_pickled(path: Path) -> Any:
@@ -119,12 +78,24 @@ def _check_tensors(path: Path, content: Any) -> None:
                 raise FormatError(f"{path} holds a tensor that is sparse, quantized, without data, or larger than the file.")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file `path`; `FormatError` when it is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise FormatError(f"{path} is not JSON ({error}); fetch or save it again.") from None
-    if not isinstance(values, dict):
-        raise FormatError(f"{path} is not a JSON object; fetch or save it again.")
-    return values
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of the file `path`, by the names that the model has for them. Never executes what the file contains.
+
+    A state dict inside a training checkpoint (`model_state_dict`, as 0.1's GPT-2 examples save it) is found, and the prefix
+    that DistributedDataParallel leaves is taken off. Raises `FormatError` when the file is none of this.
+    """
+    content = read_pickled(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    return _named_tensors(path, content)
+
+
+def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not content:
+        raise FormatError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise FormatError(f"{path} is no state dict: its entry {name!r:.80} is a {type(value).__name__}, not a tensor.")
+    prefix = _DDP if all(name.startswith(_DDP) for name in content) else ""
+    return {name.removeprefix(prefix): tensor.detach() for name, tensor in content.items()}

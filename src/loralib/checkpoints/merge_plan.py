@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
-from ..adapters.updates import same_bits
 from ..errors import FormatError
-from ..formats.checked import FLOATS
-from ..formats.tensor_file import CODES, DTYPES
-from .blocks import Change
+from ..formats.validation import FLOATS
+from ..storage.safetensors import CODES, DTYPES
+from ..tensors import same_bits
 from .checkpoint import SAFE, Checkpoint
+from .merge_blocks import Change
 from .sites import Landing, Tie, land, tie_of
 
 Tied = Literal["refuse", "untie"]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 
 import loralib as lora
-from loralib.formats.tensor_file import tensor_bytes
+from loralib.storage.safetensors import tensor_bytes
 from sample_adapters import adapters
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..adapters import algebra
 from ..adapters.adapter import Adapter
 from ..adapters.updates import LoRAUpdate
+from ..checkpoints.base_weights import Piece, Source, weights_of
+from ..checkpoints.sites import land, tie_of
 from ..config import alpha_for
 from ..errors import AlgebraError, ConfigError, LayerError
-from .sites import land, tie_of
-from .weights import Piece, Source, weights_of
 
 
 @dataclass(frozen=True)

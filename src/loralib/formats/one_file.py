@@ -18,9 +18,9 @@ from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from .checked import made, pair
-from .files import write_atomically
-from .tensor_file import read_header, read_tensors, tensor_bytes
+from ..storage.atomic import write_atomically
+from ..storage.safetensors import read_header, read_tensors, tensor_bytes
+from .validation import made, pair
 
 EXPECTED = "a one-file adapter is a .safetensors file with 'loralib' in its metadata"
 

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..adapters.updates import as_bytes
 from ..errors import FormatError
+from ..tensors import as_bytes
 
 DTYPES = {  # in the order of the safetensors library, which writes the last ones first
     "BOOL": torch.bool,

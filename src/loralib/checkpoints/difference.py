@@ -15,11 +15,12 @@ from torch import Tensor
 from .. import patterns
 from ..adapters import low_rank
 from ..adapters.adapter import Adapter, described
-from ..adapters.updates import LoRAUpdate, same_bits
+from ..adapters.updates import LoRAUpdate
 from ..config import Bias, LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
+from ..tensors import same_bits
 from ..trained import is_bias
-from .weights import Piece, Source, Weights, weights_of
+from .base_weights import Piece, Source, Weights, weights_of
 
 
 @dataclass(frozen=True)
