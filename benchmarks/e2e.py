@@ -1,6 +1,6 @@
 """LoRA, the last two blocks and full fine-tuning of a small GPT-2 on E2E NLG, from training to BLEU: `make e2e`.
 
-There is no pretrained GPT-2 where this runs, so it trains one: 6 blocks, 192 wide, 3.6 million parameters, a byte-level
+There is no pretrained GPT-2 where this run_folder, so it trains one: 6 blocks, 192 wide, 3.6 million parameters, a byte-level
 vocabulary of 4,096, and one epoch in full on the 25,005 rows of WebNLG's training set and DART's development set in the paper's
 format. Part of the latter is about E2E's restaurants, in DART's form and in the words of E2E's own development set: the model
 knows what they are, and what is developed on here is a tenth of the inputs of E2E's training set instead. It is adapted on
@@ -33,11 +33,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks import provenance
 from loralib.cli import guarded
-from loralib.recipes import comparison, report, runs
+from loralib.recipes import comparison, report, run_folder
 from loralib.recipes.comparison import METHODS
-from loralib.recipes.generation import finished, loss, prompts, scoring, text_generation
-from loralib.recipes.generation.examples import GenerationData
-from loralib.recipes.generation.tasks import read_split
+from loralib.recipes.nlg import generator, loss, prompts, scoring, text_generation
+from loralib.recipes.nlg.examples import GenerationData
+from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import DECODING, Decoding
 
@@ -150,12 +150,12 @@ def pretrain(data: Path, folder: Path, budget: Budget, resume: bool) -> Row:
 
 def adaptation(data: Path, folder: Path, budget: Budget) -> Row:
     """The options that all methods share."""
-    model = str((folder / PRETRAINED / runs.MODEL).resolve())
+    model = str((folder / PRETRAINED / run_folder.MODEL).resolve())
     most = {"max_train_rows": budget.rows, "max_eval_rows": budget.dev_rows, "epochs": budget.epochs}
     return {"model": model, "data_dir": str(data), **OPTIONS, **SHARED, **most}
 
 
-def perplexity(run: finished.Run, options: TrainOptions) -> float:
+def perplexity(run: generator.Run, options: TrainOptions) -> float:
     """What Trainer measures on the development rows of `options`, of a model that was not trained on them."""
     rows = prompts.encode(run.tokenizer, text_generation.read_rows(options)[1].pairs, options.length, "E2E")
     collate, sums = prompts.Collator(int(run.tokenizer.pad_token_id)), []
@@ -185,7 +185,7 @@ def seconds(path: Path) -> float:
 
 def write_texts(run: Path, data: GenerationData, how: Decoding, console: Console, resume: bool) -> tuple[list[str], float]:
     """The text of each input by the model of a run, and the seconds that it took; those that are there are read."""
-    path, clock = run / runs.GENERATED / "test.jsonl", run / runs.GENERATED / "seconds"
+    path, clock = run / run_folder.GENERATED / "test.jsonl", run / run_folder.GENERATED / "seconds"
     if resume and path.is_file():
         return [json.loads(line)["prediction"] for line in path.read_text(encoding="utf-8").splitlines()], seconds(clock)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
@@ -196,7 +196,7 @@ def write_texts(run: Path, data: GenerationData, how: Decoding, console: Console
                 progress.update(bar, completed=done)
 
         with timed(clock, resume):
-            model = finished.open_run(run)
+            model = generator.open_run(run)
             how_much = {"batch_size": DECODING_BATCH, "overwrite": not resume, "resume": resume, "told": told}
             texts = model.generate_into(path, data, how, **how_much)
     return texts, seconds(clock)
@@ -226,7 +226,7 @@ def result(metrics: Row, texts: Sequence[str], data: GenerationData, taken: floa
 
 def measure(data: Path, folder: Path, budget: Budget, console: Console, resume: bool) -> tuple[list[Row], dict[str, list[str]]]:
     """Everything: a row a method, the pretrained model's first, and the texts of each."""
-    found = folder / PRETRAINED / runs.METRICS
+    found = folder / PRETRAINED / run_folder.METRICS
     known = json.loads(found.read_text()) if found.is_file() else None
     pretraining = pretrain(data, folder, budget, resume)
     resume = resume and pretraining == known  # what was adapted from another model is stale
@@ -236,7 +236,7 @@ def measure(data: Path, folder: Path, budget: Budget, console: Console, resume: 
     adapted[ALL_LAYERS] = comparison.train_apart(wide, folder / ALL_LAYERS, resume) | {"method": ALL_LAYERS}
     test = read_split("e2e", "test", data)
     test = test.rows(range(min(budget.test_inputs or len(test), len(test))))
-    before = perplexity(finished.open_run(folder / PRETRAINED), TrainOptions(**shared))
+    before = perplexity(generator.open_run(folder / PRETRAINED), TrainOptions(**shared))
     rows, texts = [], {}
     for metrics in (as_unadapted(pretraining, before), *(adapted[name] for name in ADAPTED)):
         name = metrics["method"]

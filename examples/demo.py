@@ -12,7 +12,7 @@ from rich.console import Console
 
 from loralib.cli import guarded
 from loralib.recipes import comparison, report
-from loralib.recipes.understanding import finished
+from loralib.recipes.nlu import predictor
 
 REVIEWS = Path(__file__).parent / "reviews"
 RUNS = Path("runs/demo")
@@ -44,7 +44,7 @@ def main() -> int:
     title = f"{first['train_rows']} reviews, {options['epochs']} epochs, {first['eval_rows']} held out"
     console.print(report.comparison_table(outcomes, title))
     console.print("The LoRA run on new text:")
-    for text, (label, probability) in zip(NEW_TEXTS, finished.open_run(RUNS / "lora").predict(NEW_TEXTS), strict=True):
+    for text, (label, probability) in zip(NEW_TEXTS, predictor.open_run(RUNS / "lora").predict(NEW_TEXTS), strict=True):
         console.print(f"  {label} ({probability:.2f})  {text}", highlight=False, soft_wrap=True)
     console.print(
         f"Runs are in {RUNS}/. Try: .venv/bin/loralib predict {RUNS}/lora 'your own review'", highlight=False, soft_wrap=True

@@ -10,10 +10,10 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from loralib.cli import main
-from loralib.recipes import comparison, report, runs
-from loralib.recipes.generation import finished, prompts
-from loralib.recipes.generation.examples import Example, GenerationData
-from loralib.recipes.generation.tasks import read_split
+from loralib.recipes import comparison, report, run_folder
+from loralib.recipes.nlg import generator, prompts
+from loralib.recipes.nlg.examples import Example, GenerationData
+from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.presets.nlg import Decoding
 from peers import data
 
@@ -82,8 +82,8 @@ def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {(row["total"], row["test_inputs"], row["train_rows"]) for row in rows[1:]} == {(everything, 3, 32)}
     assert all(1 < row["perplexity"] < 1000 and 0 <= row["bleu"] <= 100 for row in rows)
     assert {len(of_method) for of_method in texts.values()} == {3}
-    options, _ = runs.read_options(tmp_path / "runs" / "full")
-    of_full = e2e.perplexity(finished.open_run(tmp_path / "runs" / "full"), options)
+    options, _ = run_folder.read_options(tmp_path / "runs" / "full")
+    of_full = e2e.perplexity(generator.open_run(tmp_path / "runs" / "full"), options)
     assert of_full == pytest.approx(rows[-1]["perplexity"], rel=1e-4)  # as Trainer found it
 
     (tmp_path / "runs" / "full" / "generated" / "test.jsonl").unlink()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loralib.recipes.understanding.readers import TextData, read_file
+from loralib.recipes.nlu.readers import TextData, read_file
 
 REVIEWS = Path(__file__).parent.parent / "examples" / "reviews"
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from loralib.cli import main
-from loralib.recipes import runs, several
-from loralib.recipes.generation import decoding, finished
+from loralib.recipes import run_folder, seeds
+from loralib.recipes.nlg import decoding, generator
 from loralib.recipes.presets.nlg import Decoding
-from recipes.generation.conftest import meal, read_jsonl, write_jsonl
+from recipes.nlg.conftest import meal, read_jsonl, write_jsonl
 
-pytest_plugins = ["recipes.conftest", "recipes.generation.conftest"]
+pytest_plugins = ["recipes.conftest", "recipes.nlg.conftest"]
 
 SHORT = ["--beams", "2", "--max-new-tokens", "10"]
 
@@ -64,12 +64,12 @@ def nothing_generated(e2e_run: Path, own_run: Path, capsys: pytest.CaptureFixtur
     import shutil
 
     for folder in (own_run, *(e2e_run / f"seed-{seed}" for seed in range(2))):
-        shutil.rmtree(folder / runs.GENERATED, ignore_errors=True)
+        shutil.rmtree(folder / run_folder.GENERATED, ignore_errors=True)
     capsys.readouterr()
 
 
 def expected(run: Path, contexts: list[str], how: Decoding) -> list[str]:
-    return finished.open_run(run).generate(contexts, how)
+    return generator.open_run(run).generate(contexts, how)
 
 
 # --- what it writes and prints --------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_texts_of_inputs_in_words_are_printed(own_run: Path, capsys: pytest.Capt
     shown = capsys.readouterr()
     assert shown.out.splitlines() == expected(own_run, contexts, Decoding(2, 0.9, 4, 10))
     assert shown.err == ""
-    assert not (own_run / runs.GENERATED).exists()
+    assert not (own_run / run_folder.GENERATED).exists()
     assert main(["generate", "--beams", "1", str(own_run), *contexts, "--no-repeat-ngram", "0"]) == 0
     assert capsys.readouterr().out.splitlines() == expected(own_run, contexts, Decoding(1, 0.9, 0, 64))
 
@@ -96,12 +96,12 @@ def test_a_split_of_the_task_is_written_for_every_seed(
     contexts = [meal(name, food)[0] for name in ("Wildwood", "The Mill") for food in ("Thai", "French")]
     for seed in range(2):
         run = e2e_run / f"seed-{seed}"
-        assert {path.name for path in (run / runs.GENERATED).iterdir()} == {"test.jsonl", "test.txt"}
-        rows = read_jsonl(run / runs.GENERATED / "test.jsonl")
+        assert {path.name for path in (run / run_folder.GENERATED).iterdir()} == {"test.jsonl", "test.txt"}
+        rows = read_jsonl(run / run_folder.GENERATED / "test.jsonl")
         assert [row["context"] for row in rows] == contexts
         assert rows[0]["references"] == [meal("Wildwood", "Thai")[1], "There is food ."]
         assert [row["prediction"] for row in rows] == expected(run, contexts, Decoding(2, 0.9, 4, 10))
-        assert (run / runs.GENERATED / "test.txt").read_text().splitlines() == [row["prediction"] for row in rows]
+        assert (run / run_folder.GENERATED / "test.txt").read_text().splitlines() == [row["prediction"] for row in rows]
         assert f"Wrote {run}/generated/test.jsonl and test.txt: the texts of 4 inputs of {restaurants}" in shown
 
 
@@ -109,8 +109,8 @@ def test_one_seed_and_another_split_can_be_asked_for(e2e_run: Path, capsys: pyte
     run = e2e_run / "seed-1"
     assert main(["generate", str(run), "--split", "dev", "--max-inputs", "1", *SHORT]) == 0
     assert "Score them" not in capsys.readouterr().out
-    assert [row["context"] for row in read_jsonl(run / runs.GENERATED / "dev.jsonl")] == [meal("Strada", "Thai")[0]]
-    assert not (e2e_run / "seed-0" / runs.GENERATED).exists()
+    assert [row["context"] for row in read_jsonl(run / run_folder.GENERATED / "dev.jsonl")] == [meal("Strada", "Thai")[0]]
+    assert not (e2e_run / "seed-0" / run_folder.GENERATED).exists()
 
 
 def test_the_run_may_be_overwritten_after_it_wrote_texts(own_run: Path, gpt2: Path, tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_the_run_may_be_overwritten_after_it_wrote_texts(own_run: Path, gpt2: Pa
     words = ["--data", str(path), "--problem", "generation", "--eval-data", str(path)]
     run = train(gpt2, tmp_path / "run", *words)
     assert main(["generate", str(run), "--data", str(path), *SHORT]) == 0
-    assert (run / runs.GENERATED / "mine.jsonl").is_file()
+    assert (run / run_folder.GENERATED / "mine.jsonl").is_file()
     train(gpt2, run, *words, "--overwrite")
-    assert not (run / runs.GENERATED).exists()
+    assert not (run / run_folder.GENERATED).exists()
 
 
 def test_the_inputs_of_a_file_go_where_they_are_told_to(
@@ -137,7 +137,7 @@ def test_the_inputs_of_a_file_go_where_they_are_told_to(
         "category": "seen",
     }
     assert main(["generate", str(own_run), "--data", str(data), *SHORT]) == 0
-    assert (own_run / runs.GENERATED / "new.jsonl").read_bytes() == (tmp_path / "out" / "texts.jsonl").read_bytes()
+    assert (own_run / run_folder.GENERATED / "new.jsonl").read_bytes() == (tmp_path / "out" / "texts.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_ctrl_c_keeps_what_was_decoded_and_the_same_words_go_on(
         patch.setattr(decoding, "_decode_batch", pressed)
         assert main(words) == 130
     assert "what was decoded is kept. Go on with the same words and --resume" in capsys.readouterr().err
-    folder = e2e_run / "seed-0" / runs.GENERATED
+    folder = e2e_run / "seed-0" / run_folder.GENERATED
     assert [path.name for path in folder.iterdir()] == ["test.partial.jsonl"]
     assert main(words) == 2
     shown = capsys.readouterr().err
@@ -205,10 +205,10 @@ def test_the_seeds_that_are_done_are_kept_when_the_others_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "_decode_batch", pressed)
         assert main(words) == 130
-    first = (e2e_run / "seed-0" / runs.GENERATED / "test.jsonl").read_bytes()
+    first = (e2e_run / "seed-0" / run_folder.GENERATED / "test.jsonl").read_bytes()
     assert main([*words, "--resume"]) == 0
-    assert (e2e_run / "seed-0" / runs.GENERATED / "test.jsonl").read_bytes() == first
-    assert len(read_jsonl(e2e_run / "seed-1" / runs.GENERATED / "test.jsonl")) == 4
+    assert (e2e_run / "seed-0" / run_folder.GENERATED / "test.jsonl").read_bytes() == first
+    assert len(read_jsonl(e2e_run / "seed-1" / run_folder.GENERATED / "test.jsonl")) == 4
 
 
 # --- wrong words ----------------------------------------------------------------------------------------------------
@@ -249,19 +249,19 @@ def test_wrong_words_end_with_code_2_and_one_sentence(
     assert message.format(run=own_run) in shown
     assert shown.startswith("loralib: ")
     assert shown.count("\n") == 1
-    assert not (own_run / runs.GENERATED).exists()
+    assert not (own_run / run_folder.GENERATED).exists()
 
 
 def test_texts_that_are_there_are_left_alone_unless_overwrite(e2e_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = e2e_run / "seed-0"
     words = ["generate", str(run), "--split", "test", *SHORT]
     assert main(words) == 0
-    before = (run / runs.GENERATED / "test.jsonl").read_bytes()
+    before = (run / run_folder.GENERATED / "test.jsonl").read_bytes()
     assert main([*words, "--max-inputs", "1"]) == 2
     assert f"{run}/generated/test.jsonl exists; add --overwrite" in capsys.readouterr().err
-    assert (run / runs.GENERATED / "test.jsonl").read_bytes() == before
+    assert (run / run_folder.GENERATED / "test.jsonl").read_bytes() == before
     assert main([*words, "--max-inputs", "1", "--overwrite"]) == 0
-    assert len(read_jsonl(run / runs.GENERATED / "test.jsonl")) == 1
+    assert len(read_jsonl(run / run_folder.GENERATED / "test.jsonl")) == 1
 
 
 def test_one_file_does_not_take_the_texts_of_several_seeds(
@@ -274,7 +274,7 @@ def test_one_file_does_not_take_the_texts_of_several_seeds(
 def test_a_folder_without_a_finished_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(tmp_path), "text"]) == 2
     assert "is no run folder" in capsys.readouterr().err
-    (tmp_path / several.SEEDS).write_text("seeds: 2")
+    (tmp_path / seeds.SEEDS).write_text("seeds: 2")
     assert main(["generate", str(tmp_path), "text"]) == 2
     assert "no seed in" in capsys.readouterr().err
 
@@ -303,11 +303,11 @@ def test_each_kind_of_run_has_its_own_commands(e2e_run: Path, own_run: Path, tmp
 def test_seeds_are_reported_as_they_are(
     e2e_run: Path, gpt2: Path, restaurants: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads((e2e_run / several.SUMMARY).read_text())
-    values = {seed: json.loads((e2e_run / f"seed-{seed}" / runs.METRICS).read_text())["value"] for seed in range(2)}
+    found = json.loads((e2e_run / seeds.SUMMARY).read_text())
+    values = {seed: json.loads((e2e_run / f"seed-{seed}" / run_folder.METRICS).read_text())["value"] for seed in range(2)}
     assert found["metric"] == "perplexity"
     assert found["values"] == {str(seed): value for seed, value in values.items()}
-    assert several.best_of(e2e_run) == e2e_run / f"seed-{min(values, key=lambda seed: values[seed])}"
+    assert seeds.best_of(e2e_run) == e2e_run / f"seed-{min(values, key=lambda seed: values[seed])}"
     words = ["train", "--model", str(gpt2), "--output", str(e2e_run), "--task", "e2e", "--data-dir", str(restaurants)]
     assert main([*words, "--seeds", "2", "--resume", "--epochs", "1", "--max-length", "64", "--batch-size", "8"]) == 0
     assert f"perplexity, median of 2: {found['median']:.1f} ± {found['deviation']:.1f}\n" in capsys.readouterr().out

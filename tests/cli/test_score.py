@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loralib.cli import guarded, score
-from loralib.recipes.generation.metrics import meteor
+from loralib.recipes.nlg.metrics import meteor
 
 
 @pytest.fixture(autouse=True)

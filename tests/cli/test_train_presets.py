@@ -9,7 +9,7 @@ import yaml
 
 import loralib as lora
 from loralib.cli import main
-from loralib.recipes import runs, several
+from loralib.recipes import run_folder, seeds
 
 pytest_plugins = ["recipes.conftest"]
 
@@ -72,22 +72,22 @@ def test_one_command_trains_mnli_first_and_then_the_seeds(
     assert "the paper, for the median of 5 and its own budget: 89.7 ± 0.7" in shown
     first, second = tmp_path / "runs" / "mnli-scripts-roberta-base", tmp_path / "runs" / "mrpc-scripts-roberta-base"
     assert {path.name for path in second.iterdir()} == {"seed-0", "seed-1", "seeds.yaml", "summary.json"}
-    chosen, labels = runs.read_options(second / "seed-1")
+    chosen, labels = run_folder.read_options(second / "seed-1")
     assert labels == ["not_equivalent", "equivalent"]
     assert (chosen.init_adapter, chosen.r, chosen.lora_alpha, chosen.weight_decay) == (str(first / "seed-0"), 8, 16.0, 0.1)
     assert (chosen.metric, chosen.seed, chosen.epochs, chosen.warmup_ratio) == ("accuracy", 1, 1.0, 0.06)
-    assert len(runs.read_options(first / "seed-0")[1] or ()) == 3
+    assert len(run_folder.read_options(first / "seed-0")[1] or ()) == 3
     assert main(["evaluate", str(first / "seed-0"), "--data", "dev_matched", "--json"]) == 0
-    measured = json.loads((first / "seed-0" / runs.METRICS).read_text())["value"]
+    measured = json.loads((first / "seed-0" / run_folder.METRICS).read_text())["value"]
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(measured)
     assert main(["evaluate", str(first / "seed-0"), "--data", "dev_mismatched"]) == 2
     assert "MNLI/dev_mismatched.tsv does not exist" in capsys.readouterr().err
-    before = (first / "seed-0" / runs.METRICS).stat().st_mtime_ns
+    before = (first / "seed-0" / run_folder.METRICS).stat().st_mtime_ns
     assert main(words(roberta, glue, "--seeds", "1", "--overwrite")) == 0
-    assert (first / "seed-0" / runs.METRICS).stat().st_mtime_ns == before
-    assert json.loads((second / several.SUMMARY).read_text())["values"].keys() == {"0"}
+    assert (first / "seed-0" / run_folder.METRICS).stat().st_mtime_ns == before
+    assert json.loads((second / seeds.SUMMARY).read_text())["values"].keys() == {"0"}
     assert main(words(roberta, glue, "--seeds", "2", "--resume")) == 0
-    assert json.loads((second / several.SUMMARY).read_text())["values"].keys() == {"0", "1"}
+    assert json.loads((second / seeds.SUMMARY).read_text())["values"].keys() == {"0", "1"}
     assert main(words(roberta, glue, "--resume", "--weight-decay", "0.5")) == 2
     assert "--weight-decay is 0.1 in the run in runs/mrpc-scripts-roberta-base" in capsys.readouterr().err
 

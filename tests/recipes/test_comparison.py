@@ -9,7 +9,7 @@ import pytest
 
 from loralib.cli import main
 from loralib.errors import ConfigError, RunError
-from loralib.recipes import comparison, report, runs
+from loralib.recipes import comparison, report, run_folder
 from loralib.recipes.comparison import Outcome, compare
 
 
@@ -114,16 +114,16 @@ def test_an_interrupted_run_is_gone_on_with(encoder: Path, reviews: Path, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         compare(options(encoder, reviews), {}, tmp_path, ["lora"])
     chosen = comparison.TrainOptions(**options(encoder, reviews), method="lora")
-    runs.write_options(run, chosen, ["blame", "praise"])
-    (run / runs.CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
+    run_folder.write_options(run, chosen, ["blame", "praise"])
+    (run / run_folder.CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
         compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
-    (run / runs.CHECKPOINTS / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    (run / run_folder.CHECKPOINTS / "checkpoint-3" / "trainer_state.json").write_text("{}")
     with pytest.raises(KeyboardInterrupt):
         compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
     assert [words[-1] for words in given] == ["--overwrite", "--overwrite", "--resume"]
-    runs.write_metrics(run, {"metric": "accuracy", "value": 0.5})
+    run_folder.write_metrics(run, {"metric": "accuracy", "value": 0.5})
     (kept,) = compare(options(encoder, reviews), {}, tmp_path, ["lora"], resume=True)
     assert kept.values == [0.5]
-    assert json.loads((run / runs.METRICS).read_text())["value"] == 0.5
+    assert json.loads((run / run_folder.METRICS).read_text())["value"] == 0.5
     assert len(given) == 3

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralib.errors import ConfigError, LoRAError, RunError
-from loralib.recipes import runs, training
+from loralib.recipes import run_folder, training
 from loralib.recipes.options import TrainOptions
 
 
@@ -139,8 +139,8 @@ def test_each_method_has_its_learning_rate_unless_one_is_given() -> None:
 
 def test_options_and_classes_survive_the_run_folder(tmp_path: Path) -> None:
     written = options(target_modules=["a", "b"], patience=3, lora_alpha=4.5)
-    runs.write_options(tmp_path, written, ["no", "yes"])
-    assert runs.read_options(tmp_path) == (written, ["no", "yes"])
+    run_folder.write_options(tmp_path, written, ["no", "yes"])
+    assert run_folder.read_options(tmp_path) == (written, ["no", "yes"])
 
 
 def test_local_paths_are_made_absolute_and_names_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,21 +151,21 @@ def test_local_paths_are_made_absolute_and_names_are_left(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("content", ["", "[1]", "model: m", "a: [\nb", "model: m\ndata: d\nr: 0", "model: m\ndata: d\nr: x"])
 def test_a_damaged_config_is_one_clear_error(tmp_path: Path, content: str) -> None:
-    runs.write_options(tmp_path, options(), None)
-    (tmp_path / runs.CONFIG).write_text(content)
+    run_folder.write_options(tmp_path, options(), None)
+    (tmp_path / run_folder.CONFIG).write_text(content)
     with pytest.raises(RunError, match=r"^[^\n]*damaged[^\n]*$"):
-        runs.read_options(tmp_path)
+        run_folder.read_options(tmp_path)
 
 
 def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for flags in ({"overwrite": True, "resume": False}, {"overwrite": False, "resume": False}):
         with pytest.raises(LoRAError):
-            runs.check_free(tmp_path, **flags)
+            run_folder.check_free(tmp_path, **flags)
     assert (tmp_path / "thesis.tex").exists()
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(RunError, match="is a file"):
-        runs.check_free(tmp_path / "out", overwrite=True, resume=False)
+        run_folder.check_free(tmp_path / "out", overwrite=True, resume=False)

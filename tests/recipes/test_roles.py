@@ -11,9 +11,9 @@ import loralib as lora
 from hf import encoder_shape
 from loralib.errors import ConfigError
 from loralib.recipes import roles
-from loralib.recipes.generation import language_models
+from loralib.recipes.nlg import language_models
 from loralib.recipes.options import ROLES
-from recipes.generation.conftest import decoder_shape
+from recipes.nlg.conftest import decoder_shape
 
 
 @pytest.mark.parametrize("kind", roles.ENCODERS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loralib.cli import main
 from loralib.errors import ConfigError
-from loralib.recipes import comparison, runs, search
+from loralib.recipes import comparison, run_folder, search
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.search import Trial
 from loralib.recipes.space import Space
@@ -93,10 +93,10 @@ def test_a_search_trains_on_growing_parts_and_can_be_resumed(
     assert trials[0].score >= trials[1].score
     assert {trial.rung for trial in trials[:2]} == {1}
     for run in tmp_path.glob("rung-*/candidate-?"):
-        chosen, _ = runs.read_options(run)
+        chosen, _ = run_folder.read_options(run)
         assert (chosen.eval_data, chosen.method) == (None, "lora")
-        assert (run / runs.ADAPTER).is_dir()
-        assert not (run / runs.CHECKPOINTS).exists()
+        assert (run / run_folder.ADAPTER).is_dir()
+        assert not (run / run_folder.CHECKPOINTS).exists()
     count = len(in_process)
     again = search.search(options, space, tmp_path, n=4, eta=2, resume=True)
     assert [t.values for t in again] == [t.values for t in trials]

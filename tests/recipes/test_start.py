@@ -10,9 +10,10 @@ from rich.console import Console
 
 import loralib as lora
 from loralib.errors import AttachError, FormatError
-from loralib.recipes import job, runs, start
+from loralib.recipes import run_folder, start
+from loralib.recipes.nlu import encoders, text_classification
 from loralib.recipes.options import TrainOptions
-from loralib.recipes.understanding import encoders, text_classification
+from loralib.recipes.run import train
 from peers import data
 
 
@@ -22,7 +23,7 @@ def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
 
 
 def run(folder: Path, chosen: TrainOptions) -> dict[str, Any]:
-    return job.train(chosen, folder, console=Console(file=io.StringIO()))
+    return train(chosen, folder, console=Console(file=io.StringIO()))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def prepared(encoder: Path, chosen: TrainOptions, labels: list[str] | None) -> e
 def test_the_factors_are_taken_over_and_the_head_is_not(
     encoder: Path, reviews: Path, first: Path, tmp_path: Path, where: str
 ) -> None:
-    expected = lora.load(first / runs.ADAPTER)
-    path = {"run": first, "adapter": first / runs.ADAPTER, "legacy": tmp_path / "factors.pt"}[where]
+    expected = lora.load(first / run_folder.ADAPTER)
+    path = {"run": first, "adapter": first / run_folder.ADAPTER, "legacy": tmp_path / "factors.pt"}[where]
     if where == "legacy":
         factors = {f"{n}.lora_{k}": getattr(u, k) for n, u in expected.layers.items() for k in "AB"}
         torch.save(factors | {"classifier.weight": torch.zeros(3, 32)}, path)
@@ -63,10 +64,10 @@ def test_the_factors_are_taken_over_and_the_head_is_not(
 def test_training_goes_on_from_there(encoder: Path, reviews: Path, first: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, init_adapter=str(first), learning_rate=1e-9)
     run(tmp_path / "run", chosen)
-    start_, end = (lora.load(folder / runs.ADAPTER) for folder in (first, tmp_path / "run"))
+    start_, end = (lora.load(folder / run_folder.ADAPTER) for folder in (first, tmp_path / "run"))
     for name, update in end.layers.items():
         assert torch.allclose(update.B, start_.layers[name].B, atol=1e-6)
-    assert runs.read_options(tmp_path / "run")[0].init_adapter == str(first)
+    assert run_folder.read_options(tmp_path / "run")[0].init_adapter == str(first)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> int:
     for adapter, weight in zip(adapters, weights, strict=True):
         say(f"{weight:>8g} * {files.described(adapter)}")
 
-    from ..adapters.combine import combine  # noqa: PLC0415
+    from ..adapters.combine import combine
 
     options = {name: getattr(parsed, name) for name in ("r", "energy", "density", "seed", "majority_sign", "tensors")}
     combined = combine(adapters, weights, parsed.method, **options)
@@ -72,8 +72,8 @@ def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapte
     """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
     if method != "svd":
         return ""
-    from ..adapters.adapter import terms_by_layer  # noqa: PLC0415
-    from ..adapters.algebra import added, spectrum  # noqa: PLC0415
+    from ..adapters.adapter import terms_by_layer
+    from ..adapters.algebra import added, spectrum
 
     whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_by_layer(adapters, list(weights)))
     rest = sum(float(spectrum(update).square().sum()) for update in combined.layers.values())

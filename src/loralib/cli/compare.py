@@ -104,10 +104,10 @@ def _compare(
     methods: Sequence[Method],
     rates: dict[Method, float],
 ) -> None:
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from ..recipes import comparison, report, search, training  # noqa: PLC0415
-    from ..storage.atomic import write_atomically  # noqa: PLC0415
+    from ..recipes import comparison, report, search, training
+    from ..storage.atomic import write_atomically
 
     console = Console()
     own: dict[Method, dict[str, Any]] = {method: {"learning_rate": rate} for method, rate in rates.items()}
@@ -138,7 +138,7 @@ def _compare(
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from ..storage.atomic import write_atomically  # noqa: PLC0415
+    from ..storage.atomic import write_atomically
 
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

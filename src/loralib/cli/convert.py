@@ -150,7 +150,7 @@ def _without(adapter: "Adapter", what: Sequence[str]) -> "Adapter":
 
 
 def _reduced(adapter: "Adapter", base: Path, keep: float) -> "Adapter":
-    from ..analysis.intruders import reduce_intruder_dimensions  # noqa: PLC0415
+    from ..analysis.intruders import reduce_intruder_dimensions
 
     note(f"Decomposing the weights of {len(adapter.layers)} layers …")
     reduced = reduce_intruder_dimensions(adapter, base, keep=keep)
@@ -162,7 +162,7 @@ def _reduced(adapter: "Adapter", base: Path, keep: float) -> "Adapter":
 
 def _truncated(adapter: "Adapter", r: int | None, energy: float | None) -> "Adapter":
     """The adapter cut to lower ranks; says which, and what is kept of ‖ΔW‖²."""
-    from ..adapters.algebra import spectrum  # noqa: PLC0415
+    from ..adapters.algebra import spectrum
 
     cut = adapter.truncate(r, energy)
     ranks = {name: (update.r, cut.layers[name].r) for name, update in adapter.layers.items()}
@@ -191,7 +191,7 @@ def _range(ranks: Sequence[int]) -> str:
 
 def _rounded(adapter: "Adapter", dtype: str) -> "Adapter":
     """The adapter in another dtype; says the largest rounding error. `AlgebraError` where a number is too large for it."""
-    import torch  # noqa: PLC0415
+    import torch
 
     rounded = adapter.to(dtype=getattr(torch, dtype))
     worst, where = 0.0, ""

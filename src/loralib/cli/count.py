@@ -6,9 +6,9 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..recipes import presets
-from ..recipes.generation.tasks import TASKS as GENERATION_TASKS
+from ..recipes.nlg.tasks import TASKS as GENERATION_TASKS
+from ..recipes.nlu.glue import TASKS
 from ..recipes.options import ROLES, TrainOptions
-from ..recipes.understanding.glue import TASKS
 from .parsing import OneSentenceParser
 
 PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
@@ -52,13 +52,13 @@ def run(words: Sequence[str]) -> int:
 
 
 def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    from ..config import LoRAConfig  # noqa: PLC0415
-    from ..recipes import architectures, roles  # noqa: PLC0415
-    from ..surgery import inject  # noqa: PLC0415
-    from ..train.measure import count_parameters  # noqa: PLC0415
-    from ..trained import mark_only_lora_as_trainable  # noqa: PLC0415
+    from ..config import LoRAConfig
+    from ..recipes import paper_models, roles
+    from ..surgery import inject
+    from ..train.measure import count_parameters
+    from ..trained import mark_only_lora_as_trainable
 
-    shape = architectures.build(model, _labels(task))
+    shape = paper_models.build(model, _labels(task))
     if shape.is_causal and task in TASKS:
         raise ConfigError(
             f"--task {task}: {model} generates text; leave --task out, or give one of {', '.join(GENERATION_TASKS)}."
@@ -97,10 +97,10 @@ def _labels(task: str | None) -> list[str] | None:
 
 
 def _show(counts: dict[str, Any]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
-    from ..recipes.report import human_bytes  # noqa: PLC0415
+    from ..recipes.report import human_bytes
 
     table = Table("", "parameters", title=f"{counts['model']}, LoRA of rank {counts['r']} on {counts['layers']} layers")
     table.columns[1].justify = "right"

@@ -21,16 +21,16 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     parsed = parser.parse_args(words)
 
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
-    from ..recipes import runs  # noqa: PLC0415
-    from ..recipes.understanding import finished  # noqa: PLC0415
+    from ..recipes import run_folder
+    from ..recipes.nlu import predictor
 
-    options, _ = runs.read_options(parsed.run)
-    finished.check_kind(parsed.run, options)
-    data = finished.read_rows(options, parsed.data, vars(parsed))
-    metrics = finished.open_run(parsed.run).evaluate(data)
+    options, _ = run_folder.read_options(parsed.run)
+    predictor.check_kind(parsed.run, options)
+    data = predictor.read_rows(options, parsed.data, vars(parsed))
+    metrics = predictor.open_run(parsed.run).evaluate(data)
     if parsed.json:
         print(json.dumps({"data": parsed.data, "rows": len(data), **metrics}))
         return 0

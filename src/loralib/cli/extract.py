@@ -24,7 +24,7 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError("give --r, the rank of the updates, or --energy, the share of ‖ΔW‖² to keep, such as 0.99.")
     files.check_output(parsed.output, parsed.format, parsed.force, [parsed.tuned, parsed.base])
 
-    from ..checkpoints.difference import as_adapter, differences  # noqa: PLC0415
+    from ..checkpoints.difference import as_adapter, differences
 
     looked = differences(
         parsed.tuned,

@@ -57,7 +57,7 @@ def mask(text: str) -> tuple[bool, ...]:
 
 def format_of(path: Path, parsed: argparse.Namespace) -> str | None:
     """The format of the adapter at `path`; None for one of names of its own."""
-    from .. import formats  # noqa: PLC0415
+    from .. import formats
 
     return None if parsed.keys else parsed.from_ or formats.detect(path)
 
@@ -84,8 +84,8 @@ def read_all(paths: Sequence[Path], parsed: argparse.Namespace) -> list["Adapter
 
 
 def _read(path: Path, parsed: argparse.Namespace, guess: bool) -> "Adapter":
-    from .. import formats  # noqa: PLC0415
-    from ..config import LoRAConfig  # noqa: PLC0415
+    from .. import formats
+    from ..config import LoRAConfig
 
     silent, config = is_silent(path, parsed), None
     if silent and not guess:
@@ -118,7 +118,7 @@ def _check_words(paths: Sequence[Path], parsed: argparse.Namespace) -> None:
 
 def read_keys(path: Path) -> dict[str, str]:
     """The key map in the JSON file `path`."""
-    from ..storage.atomic import read_json  # noqa: PLC0415
+    from ..storage.atomic import read_json
 
     keys = read_json(path)
     if not keys or not all(isinstance(replacement, str) for replacement in keys.values()):
@@ -150,7 +150,7 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
 
 def targets(output: Path, format: str) -> list[Path]:
     """The files that an adapter at `output` consists of."""
-    from ..formats import diffusers, peft  # noqa: PLC0415
+    from ..formats import diffusers, peft
 
     if format == "peft":
         return [output / peft.CONFIG, output / peft.TENSORS]
@@ -192,7 +192,7 @@ def _misnamed(output: Path, format: str) -> str | None:
 
 def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
     """Write the adapter and, unless `quiet`, say what was written. Missing folders are made, and taken away where it fails."""
-    from .. import formats  # noqa: PLC0415
+    from .. import formats
 
     missing = [folder for folder in output.parents if not folder.exists()]
     try:

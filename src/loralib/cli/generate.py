@@ -11,7 +11,7 @@ from ..recipes.presets.nlg import DECODING, Decoding
 from .parsing import OneSentenceParser, add_run
 
 if TYPE_CHECKING:
-    from ..recipes.generation.examples import GenerationData
+    from ..recipes.nlg.examples import GenerationData
     from ..recipes.options import TrainOptions
 
 HELP = {
@@ -47,13 +47,13 @@ def run(words: Sequence[str]) -> int:
     parsed = parser.parse_intermixed_args(words)
     _check(parsed)
 
-    from ..recipes import runs  # noqa: PLC0415
+    from ..recipes import run_folder
 
-    found = runs.seeds(parsed.run)
+    found = run_folder.seeds(parsed.run)
     if parsed.output and len(found) > 1:
         raise ConfigError(f"--output names one file, and {parsed.run} holds {len(found)} seeds; leave it out.")
     for folder in found:
-        options, _ = runs.read_options(folder)
+        options, _ = run_folder.read_options(folder)
         decoding = _decoding(parsed, options.task)
         if parsed.texts:
             _print(folder, parsed.texts, decoding, parsed.batch_size)
@@ -89,26 +89,26 @@ def _decoding(parsed: Any, task: str | None) -> Decoding:
 
 
 def _print(folder: Path, texts: Sequence[str], decoding: Decoding, batch_size: int) -> None:
-    from ..recipes.generation import finished  # noqa: PLC0415
+    from ..recipes.nlg import generator
 
-    for text in finished.open_run(folder).generate(texts, decoding, batch_size):
+    for text in generator.open_run(folder).generate(texts, decoding, batch_size):
         print(text)
 
 
 def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decoding) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import Progress
 
-    from ..recipes import runs  # noqa: PLC0415
-    from ..recipes.generation import finished  # noqa: PLC0415
+    from ..recipes import run_folder
+    from ..recipes.nlg import generator
 
     data = _data(parsed, options)
     name = parsed.split or parsed.data.name.split(".")[0]
-    path = parsed.output or folder / runs.GENERATED / f"{name}.jsonl"
+    path = parsed.output or folder / run_folder.GENERATED / f"{name}.jsonl"
     if parsed.resume and path.exists():
         print(f"Kept {path}, which is finished.")
         return
-    run = finished.open_run(folder)
+    run = generator.open_run(folder)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
         bar = progress.add_task(f"{folder.name}", total=len(data)) if progress else None
@@ -126,8 +126,8 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
 
 
 def _data(parsed: Any, options: "TrainOptions") -> "GenerationData":
-    from ..recipes.generation.jsonl import read_jsonl  # noqa: PLC0415
-    from ..recipes.generation.tasks import read_split  # noqa: PLC0415
+    from ..recipes.nlg.jsonl import read_jsonl
+    from ..recipes.nlg.tasks import read_split
 
     if parsed.data:
         data = read_jsonl(parsed.data, options.context_column, options.completion_column)

@@ -60,7 +60,7 @@ def _parser() -> OneSentenceParser:
 
 
 def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[str, spectra.Spectrum]:
-    from ..adapters.algebra import spectrum  # noqa: PLC0415
+    from ..adapters.algebra import spectrum
 
     found = {}
     for name, update in adapter.layers.items():
@@ -74,7 +74,7 @@ def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[s
 
 
 def _intruders(adapter: "Adapter", base: Path | None) -> Mapping[str, "Intruders"]:
-    from ..analysis.intruders import intruder_dimensions  # noqa: PLC0415
+    from ..analysis.intruders import intruder_dimensions
 
     if base is None:
         return {}
@@ -102,7 +102,7 @@ def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guess
 
 
 def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], everything: bool) -> None:
-    from ..adapters.summary import last_name  # noqa: PLC0415
+    from ..adapters.summary import last_name
 
     if not found:
         return

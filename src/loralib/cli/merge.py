@@ -28,7 +28,7 @@ def run(words: Sequence[str]) -> int:
     adapter = files.read(parsed.adapter, parsed)
     say(f"Read {files.described(adapter)}.")
 
-    from ..checkpoints.merge import merge_checkpoint  # noqa: PLC0415
+    from ..checkpoints.merge import merge_checkpoint
 
     began = time.monotonic()
     with Progress("Merging") as progress:
@@ -78,7 +78,7 @@ def _parser() -> OneSentenceParser:
 
 def _checked(base: Path, adapter: "Adapter", output: Path, tied: str) -> bool:
     """Whether what was written is off by no more than rounding, which is said; else it is taken away again."""
-    from ..checkpoints.verify import check_merged  # noqa: PLC0415
+    from ..checkpoints.verify import check_merged
 
     checked = check_merged(base, adapter, output, tied="untie" if tied == "untie" else "refuse")
     if checked.worst > 1:

@@ -32,9 +32,9 @@ def run(words: Sequence[str]) -> int:
     if not texts:
         raise DataError("there is no text to classify; give it as words in quotes, or a line each on standard input.")
 
-    from ..recipes.understanding import finished  # noqa: PLC0415
+    from ..recipes.nlu import predictor
 
-    for text, (prediction, probability) in zip(texts, finished.open_run(parsed.run).predict(texts, pairs), strict=True):
+    for text, (prediction, probability) in zip(texts, predictor.open_run(parsed.run).predict(texts, pairs), strict=True):
         if parsed.json:
             print(json.dumps({"text": text, "prediction": prediction, "probability": probability}))
         else:
@@ -45,21 +45,21 @@ def run(words: Sequence[str]) -> int:
 
 def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
     """Predict the test sets of the run's task, and write the files that GLUE's server takes."""
-    from ..recipes import runs  # noqa: PLC0415
-    from ..recipes.understanding import finished, submission  # noqa: PLC0415
-    from ..recipes.understanding.glue import read_glue_inputs  # noqa: PLC0415
+    from ..recipes import run_folder
+    from ..recipes.nlu import predictor, submission
+    from ..recipes.nlu.glue import read_glue_inputs
 
-    options, _ = runs.read_options(run)
+    options, _ = run_folder.read_options(run)
     if not options.task:
         raise ConfigError(
             f"the run in {run} was trained on {options.data}, not on a GLUE task, and has no test set to predict."
         )
-    where, folder = data_dir or options.data_dir, output or run / runs.SUBMISSION
+    where, folder = data_dir or options.data_dir, output or run / run_folder.SUBMISSION
     files = submission.files_of(options.task)
     if where and not (Path(where) / "diagnostic" / "diagnostic.tsv").is_file():
         files.pop("AX", None)
     inputs = {name: read_glue_inputs(options.task, file.split, where) for name, file in files.items()}
-    opened = finished.open_run(run)
+    opened = predictor.open_run(run)
     for name, rows in inputs.items():
         predictions = [prediction for prediction, _ in opened.predict(rows.texts, rows.pairs)]
         print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {rows.source}.")

@@ -24,8 +24,8 @@ class Progress:
     def __enter__(self) -> Self:
         if self._live:
             with contextlib.suppress(ImportError):
-                from rich import progress  # noqa: PLC0415
-                from rich.console import Console  # noqa: PLC0415
+                from rich import progress
+                from rich.console import Console
 
                 self._bar = progress.Progress(
                     progress.TextColumn(self.title),

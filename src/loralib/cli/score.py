@@ -12,7 +12,7 @@ from .parsing import OneSentenceParser
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..recipes.generation.metrics.files import Predictions, ReferenceRows
+    from ..recipes.nlg.metrics.files import Predictions, ReferenceRows
 
 TASKS = ("e2e", "webnlg", "dart", "any")
 LABELS = {
@@ -36,10 +36,10 @@ def run(words: Sequence[str]) -> int:
     if parsed.references and parsed.data_dir:
         raise ConfigError("--references and --data-dir both say what to compare with; give one of them.")
 
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from ..recipes.generation import scoring  # noqa: PLC0415
-    from ..recipes.generation.metrics.files import read_predictions  # noqa: PLC0415
+    from ..recipes.nlg import scoring
+    from ..recipes.nlg.metrics.files import read_predictions
 
     results, notes = [], []
     for file in _files(parsed.predictions):
@@ -96,11 +96,11 @@ def _parser() -> OneSentenceParser:
 
 def _files(path: Path) -> list[Path]:
     """The file itself, or what a run, or each seed of a folder of seeds, generated for the test set."""
-    from ..recipes import runs  # noqa: PLC0415
+    from ..recipes import run_folder
 
     if not path.is_dir():
         return [path]
-    inside = [run / runs.GENERATED / "test.jsonl" for run in runs.seeds(path)]
+    inside = [run / run_folder.GENERATED / "test.jsonl" for run in run_folder.seeds(path)]
     for file in inside:
         if not file.is_file():
             raise DataError(f"{file} does not exist; first: loralib generate {path} --split test, or give a file.")
@@ -122,8 +122,8 @@ def _together(results: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
 
 
 def _references(parsed: Any, predictions: "Predictions") -> "ReferenceRows":
-    from ..recipes.generation.metrics import pairing  # noqa: PLC0415
-    from ..recipes.generation.metrics.files import read_references  # noqa: PLC0415
+    from ..recipes.nlg.metrics import pairing
+    from ..recipes.nlg.metrics.files import read_references
 
     if parsed.references:
         return pairing.matched(predictions, [read_references(parsed.references)])
@@ -135,16 +135,16 @@ def _references(parsed: Any, predictions: "Predictions") -> "ReferenceRows":
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    from ..storage.atomic import write_atomically  # noqa: PLC0415
+    from ..storage.atomic import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _table(found: dict[str, Any]) -> "Table":
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
-    from ..recipes.generation.metrics import paper  # noqa: PLC0415
+    from ..recipes.nlg.metrics import paper
 
     task, printed = found["task"], paper.FIGURES[found["task"]]
     title = f"{found['rows']:,} predictions of {found['predictions']}"

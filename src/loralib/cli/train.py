@@ -58,10 +58,10 @@ def run(words: Sequence[str]) -> int:
     if dry:
         return _describe(stages)
 
-    from rich.console import Console  # noqa: PLC0415
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+    from rich.console import Console
+    from transformers.utils import logging as transformers_logging
 
-    from ..recipes import training  # noqa: PLC0415
+    from ..recipes import training
 
     transformers_logging.set_verbosity_error()
     console = Console(quiet=not training.processes().is_main_process)
@@ -101,7 +101,8 @@ def _default_folder(preset: str, task: str | None, model: str | None) -> str:
 
 def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | None) -> Stage:
     """The run or the seeds in the output folder, as they were begun; `ConfigError` when a word contradicts their options."""
-    from ..recipes import runs, several  # noqa: PLC0415
+    from ..recipes import run_folder
+    from ..recipes import seeds as many_seeds
 
     if "output" not in values and not preset:
         raise RunError("--resume needs --output, the folder of the run to go on with.")
@@ -109,12 +110,12 @@ def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | No
     recipe = presets.resolve(preset, values.get("task"), values.get("model")) if preset else None
     if recipe:
         values = recipe.updated(values)
-    if (folder / several.SEEDS).is_file():
-        options, count = several.read_seeds(folder)
+    if (folder / many_seeds.SEEDS).is_file():
+        options, count = many_seeds.read_seeds(folder)
         return Stage(_unchanged(options, values, folder), folder, seeds or count, single=False, preset=recipe)
     if seeds is not None:
         raise ConfigError(f"--seeds {seeds}: {folder} holds no seeds to resume; leave --seeds or --resume out.")
-    return Stage(_unchanged(runs.read_options(folder)[0], values, folder), folder, 1, single=True, preset=recipe)
+    return Stage(_unchanged(run_folder.read_options(folder)[0], values, folder), folder, 1, single=True, preset=recipe)
 
 
 def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -> TrainOptions:
@@ -128,32 +129,34 @@ def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -
 
 def _prepare(stage: Stage, console: "Console") -> None:
     """Train the stage that another one starts from, unless that was done before."""
-    from ..recipes import several  # noqa: PLC0415
+    from ..recipes import seeds as many_seeds
 
-    if several.best_of(stage.folder) is None:
+    if many_seeds.best_of(stage.folder) is None:
         console.print(f"1 of 2: {stage.options.task}, whose factors the next starts from", highlight=False)
-        _train(stage, overwrite=False, resume=(stage.folder / several.SEEDS).is_file(), console=console)
+        _train(stage, overwrite=False, resume=(stage.folder / many_seeds.SEEDS).is_file(), console=console)
 
 
 def _best(stage: Stage) -> Path | None:
-    from ..recipes import several  # noqa: PLC0415
+    from ..recipes import seeds as many_seeds
 
-    return several.best_of(stage.folder.resolve())
+    return many_seeds.best_of(stage.folder.resolve())
 
 
 def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
-    from ..recipes import job, report, several, training  # noqa: PLC0415
+    from ..recipes import report, training
+    from ..recipes import seeds as many_seeds
+    from ..recipes.run import train
 
     options, folder = stage.options, stage.folder
     if stage.single:
-        results = [job.train(options, folder, overwrite=overwrite, resume=resume)]
+        results = [train(options, folder, overwrite=overwrite, resume=resume)]
     else:
-        results = several.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
+        results = many_seeds.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
     if not training.processes().is_main_process:
         return
     console.print(report.summary_table(results))
     if not stage.single:
-        found = several.summary(results)
+        found = many_seeds.summary(results)
         average, scale = stage.preset.average if stage.preset else "median", 1 if options.generates else 100
         said = f"{average} of {len(results)}: {scale * found[average]:.1f} ± {scale * found['deviation']:.1f}"
         if stage.preset and stage.preset.reported:
@@ -169,9 +172,9 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
 
 def _describe(stages: Sequence[Stage]) -> int:
     """Print, as YAML, what would be trained: every option and the arguments of transformers' Trainer."""
-    import yaml  # noqa: PLC0415
+    import yaml
 
-    from ..recipes import training  # noqa: PLC0415
+    from ..recipes import training
 
     if len(stages) > 1 and (start := _best(stages[0])):
         stages = [replace(stages[1], options=replace(stages[1].options, init_adapter=str(start)))]

@@ -227,8 +227,8 @@ def problem(*tensors: Tensor | None) -> str | None:
 def _jitted() -> dict[str, Any]:
     """The kernels, for triton to compile. What a kernel names, it finds among this module's names: so `tl` and the kernels that
     others call go there, now and not on import, which is to load nothing heavy."""
-    import triton  # noqa: PLC0415
-    import triton.language  # noqa: PLC0415
+    import triton
+    import triton.language
 
     names = {kernel.__name__: triton.jit(kernel, do_not_specialize=["n"]) for kernel in _KERNELS}
     globals().update(names, tl=triton.language)

@@ -18,7 +18,7 @@ import yaml
 
 from ..errors import RunError
 from ..train.trainer import last_whole_checkpoint
-from . import runs
+from . import run_folder
 from .options import NEED_FROZEN, NEED_LORA, Method, TrainOptions
 
 INTERRUPTED = 130
@@ -32,7 +32,7 @@ IDLE: Mapping[Method, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method came to: the `metrics.json` of its runs, a seed each."""
+    """What one method came to: the `metrics.json` of its run_folder, a seed each."""
 
     method: Method
     results: tuple[dict[str, Any], ...]
@@ -112,10 +112,10 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False) -> dict[
     """
     words = ["--overwrite"]
     if resume and _was_told_the_same(options, run):
-        if (run / runs.METRICS).is_file():
-            found: dict[str, Any] = json.loads((run / runs.METRICS).read_text())
+        if (run / run_folder.METRICS).is_file():
+            found: dict[str, Any] = json.loads((run / run_folder.METRICS).read_text())
             return found
-        if last_whole_checkpoint(run / runs.CHECKPOINTS):
+        if last_whole_checkpoint(run / run_folder.CHECKPOINTS):
             words = ["--resume"]
     config = run.with_name(f"{run.name}.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
@@ -125,20 +125,20 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False) -> dict[
         raise KeyboardInterrupt
     if code:
         raise RunError(f"the run {run} ended with exit code {code}; its own message stands above.")
-    trained: dict[str, Any] = json.loads((run / runs.METRICS).read_text())
+    trained: dict[str, Any] = json.loads((run / run_folder.METRICS).read_text())
     return trained
 
 
 def _was_told_the_same(options: TrainOptions, run: Path) -> bool:
-    if not (run / runs.CONFIG).is_file():
+    if not (run / run_folder.CONFIG).is_file():
         return False
     wanted = options.with_absolute_paths().to_dict() | {"output": None}
-    return runs.read_options(run)[0].to_dict() | {"output": None} == wanted
+    return run_folder.read_options(run)[0].to_dict() | {"output": None} == wanted
 
 
 def drop_weights(run: Path) -> None:
     """Delete what of a finished run is large and not its result: checkpoints and models."""
-    for name in (runs.CHECKPOINTS, runs.MODEL, runs.MERGED):
+    for name in (run_folder.CHECKPOINTS, run_folder.MODEL, run_folder.MERGED):
         shutil.rmtree(run / name, ignore_errors=True)
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 from ..config import ALL_LINEAR, check_alpha, check_dropout, check_rank
 from ..errors import ConfigError, RunError
-from .files import is_local_file
-from .generation.tasks import TASKS as GENERATION_TASKS
-from .understanding.glue import TASKS
+from .nlg.tasks import TASKS as GENERATION_TASKS
+from .nlu.glue import TASKS
+from .records import is_local_file
 
 Method = Literal["lora", "last-layers", "full"]
 Head = Literal["all", "classifier"]

@@ -16,10 +16,10 @@ from typing import Any
 from ..errors import ConfigError
 from . import training
 from .comparison import drop_weights, train_apart
-from .generation import text_generation
+from .nlg import text_generation
+from .nlu import inputs
 from .options import HELD_OUT, TrainOptions
 from .space import Space
-from .understanding import inputs
 
 LEAST_ROWS = 64
 

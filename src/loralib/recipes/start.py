@@ -14,7 +14,7 @@ from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError, FormatError
 from ..layers import AdaptedLayer
 from ..storage.pickled import read_state_dict
-from . import runs
+from . import run_folder
 
 
 def load_factors(model: nn.Module, path: str | Path) -> None:
@@ -46,7 +46,7 @@ def read_factors(path: Path, layers: Mapping[str, AdaptedLayer]) -> Mapping[str,
     """The updates at `path` by layer name. `layers` tell what a file of loralib 0.1 does not: the kind and the scaling."""
     if path.is_file():
         return _read_legacy(path, layers)
-    adapter = path / runs.ADAPTER
+    adapter = path / run_folder.ADAPTER
     return formats.load(adapter if adapter.is_dir() else path).layers
 
 

@@ -16,10 +16,10 @@ from ..errors import ConfigError
 from ..train.callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
 from ..train.sampling import GroupingTrainer
 from ..train.trainer import AdapterTrainer
-from . import runs
+from . import run_folder
+from .nlu.glue import TASKS
 from .options import TrainOptions
-from .plan import Plan
-from .understanding.glue import TASKS
+from .task import Plan
 
 LOWER_IS_BETTER = ("perplexity", "nll", "loss")
 
@@ -89,7 +89,7 @@ def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int
     if options.save_steps:
         saving = {"save_strategy": "steps", "save_steps": options.save_steps}
     return dict(
-        output_dir=str(folder / runs.CHECKPOINTS),
+        output_dir=str(folder / run_folder.CHECKPOINTS),
         per_device_train_batch_size=share,
         per_device_eval_batch_size=options.eval_batch_size,
         gradient_accumulation_steps=parts,
@@ -142,7 +142,7 @@ def run_trainer(
 
     Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written.
     """
-    stop, bar, log = StopOnInterrupt(), ProgressBar(console, metric_name(options)), TensorBoardLog(folder / runs.LOGS)
+    stop, bar, log = StopOnInterrupt(), ProgressBar(console, metric_name(options)), TensorBoardLog(folder / run_folder.LOGS)
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
     common: dict[str, Any] = {
         "model": plan.model,

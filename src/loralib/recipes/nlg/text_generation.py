@@ -1,0 +1,116 @@
+"""Fine-tuning a causal language model to write the text of an input: what of it is trained, and how it is judged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from torch import Tensor
+from transformers import EvalPrediction, PreTrainedModel
+
+from ...errors import ConfigError, DataError
+from ...train import measure
+from .. import injection, records, training
+from ..options import HELD_OUT, TrainOptions
+from ..task import Plan, Sources
+from . import language_models, loss, prompts
+from .examples import GenerationData
+from .jsonl import read_jsonl
+from .tasks import read_split
+
+
+def prepare(model: PreTrainedModel, options: TrainOptions) -> None:
+    """Inject, freeze and start as the options ask for."""
+    if options.method == "lora":
+        injection.inject(model, options)
+    elif options.method == "last-layers":
+        language_models.freeze_all_but_last_blocks(model)
+
+
+def read_data(options: TrainOptions) -> tuple[GenerationData, GenerationData, GenerationData | None]:
+    """What a run trains on, is evaluated on and is scored on at the end. Raises `DataError` when it cannot be had."""
+    test: GenerationData | None = None
+    if options.task:
+        train, held_out = (read_split(options.task, split, options.data_dir) for split in ("train", "dev"))
+        if options.eval_fraction:
+            test, (train, held_out) = held_out if options.tests else None, train.split(options.eval_fraction, options.seed)
+        return train, held_out, test
+    assert options.data is not None
+    train = _read_own(options, options.data)
+    if options.eval_data:
+        held_out = _read_own(options, options.eval_data)
+    else:
+        train, held_out = train.split(options.eval_fraction or HELD_OUT, options.seed)
+    test = _read_own(options, options.test_data) if options.test_data and options.tests else None
+    return train, held_out, test
+
+
+def _read_own(options: TrainOptions, path: str) -> GenerationData:
+    if not records.is_local_file(path):
+        raise DataError(f"{path!r} is no .jsonl file (or .gz of one), which data to generate from are; give the path of one.")
+    return read_jsonl(path, options.context_column, options.completion_column)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The pairs of input and text that are trained on, or evaluated on."""
+
+    source: str
+    pairs: Sequence[tuple[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def read_rows(options: TrainOptions) -> list[Rows]:
+    """The rows that a run trains on, is evaluated on and, where there are some, is scored on at the end, sampled as asked.
+
+    Raises `DataError` when they cannot be had.
+    """
+    most = (options.max_train_rows, options.max_eval_rows, options.max_test_rows)
+    read = zip(read_data(options), most, strict=True)
+    return [Rows(data.source, records.sample(data.pairs(), n, options.seed)) for data, n in read if data]
+
+
+def plan(options: TrainOptions, folder: Path) -> Plan:
+    """Read the data, load the model and prepare both. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
+    parts = read_rows(options)
+    training.check_metric(options, loss.METRICS)
+    if training.replicas() > 1:
+        raise ConfigError(
+            f"this process sees {training.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
+            "--nproc-per-node N -m loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    training.arguments(options, folder, len(parts[0]))
+    transformers.set_seed(options.seed)
+    model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout)
+    language_models.check_length(model, options.length)
+    prepare(model, options)
+    return Plan(
+        model=model,
+        tokenizer=tokenizer,
+        labels=None,
+        data=Sources(parts[0], parts[1], parts[2] if len(parts) > 2 else None),
+        datasets=[prompts.encode(tokenizer, part.pairs, options.length, part.source) for part in parts],
+        collator=prompts.Collator(int(tokenizer.pad_token_id)),
+        judge=_judge,
+        metrics=loss.METRICS,
+        task_type="CAUSAL_LM",
+        parameters=measure.count_parameters(model),
+        trainer={
+            "compute_loss_func": loss.training_loss(model, options.label_smoothing),
+            "preprocess_logits_for_metrics": lambda output, labels: loss.row_losses(_logits(output), labels),
+        },
+    )
+
+
+def _logits(output: Any) -> Tensor:
+    """Of what Trainer keeps of a model's output, the logits; it may also keep the cache."""
+    logits: Tensor = output[0] if isinstance(output, tuple) else output
+    return logits
+
+
+def _judge(output: EvalPrediction) -> dict[str, float]:
+    return loss.of_rows(np.asarray(output.predictions))

@@ -1,0 +1,129 @@
+"""A finished run, used: its model again, for scoring labelled text and for classifying new text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ... import exchange, formats, surgery
+from ...errors import DataError, RunError
+from .. import records, run_folder
+from ..options import TrainOptions
+from . import encoders, labelling, metrics, readers
+from .glue import read_glue, read_glue_file
+from .readers import TextData
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, ready to use."""
+
+    options: TrainOptions
+    labels: list[str] | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
+        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression.
+
+        Raises `DataError` when there is no text, or second texts are missing or superfluous.
+        """
+        if not texts:
+            raise DataError("there is no text.")
+        if self.options.takes_pairs != (pairs is not None):
+            needs = "takes pairs: give each text its second one" if self.options.takes_pairs else "takes single texts, no pairs"
+            raise DataError(f"the run {needs} (--pair).")
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts)} texts but {len(pairs)} second texts; give one for each.")
+        outputs = []
+        size = self.options.eval_batch_size
+        for start in range(0, len(texts), size):
+            part = slice(start, start + size)
+            second = list(pairs[part]) if pairs else None
+            batch = self.tokenizer(
+                list(texts[part]),
+                second,
+                truncation=True,
+                max_length=self.options.length,
+                padding=True,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                outputs.append(self.model(**batch.to(self.model.device)).logits.float().cpu())
+        return torch.cat(outputs)
+
+    def evaluate(self, data: TextData) -> dict[str, float]:
+        """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
+        expected = np.asarray(labelling.targets(data, self.labels), dtype=np.float64)
+        return metrics.of_logits(self.logits(data.texts, data.pairs).double().numpy(), expected)
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str | float, float | None]]:
+        """For each text the most likely class and its probability; for regression the score and None."""
+        logits = self.logits(texts, pairs)
+        if self.labels is None:
+            return [(score, None) for score in logits[:, 0].tolist()]
+        probabilities, best = logits.softmax(-1).max(-1)
+        return [(self.labels[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
+
+
+def check_kind(folder: Path, options: TrainOptions) -> None:
+    """`RunError` when the run in `folder` generates text."""
+    if options.generates:
+        raise RunError(f"the run in {folder} generates text; use loralib generate and loralib score.")
+
+
+def open_run(folder: Path) -> Run:
+    """The model that the run in `folder` trained, in evaluation mode (LoRA merged), on the GPU where there is one.
+
+    Raises `RunError` when the folder holds no finished run, or one that generates text, or the base model cannot be had,
+    `FormatError` and `AttachError` when its adapter is damaged.
+    """
+    options, labels = run_folder.read_options(folder)
+    check_kind(folder, options)
+    saved = run_folder.trained_part(folder, options)
+    if options.method == "lora":
+        encoder = encoders.load_encoder(options.model or "", labels)
+        model, tokenizer = encoder.model, encoder.tokenizer
+        exchange.attach(model, formats.load(saved))
+        surgery.merge(model)
+    else:
+        model, tokenizer = _load_saved(saved)
+    return Run(options, labels, model.train(False).to(torch.accelerator.current_accelerator() or "cpu"), tokenizer)
+
+
+def _load_saved(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"the model in {folder} cannot be loaded ({error}); train again.") from None
+
+
+def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | None]) -> TextData:
+    """Labelled rows to evaluate a run on: a local file with columns as in training unless overridden, which for a GLUE task
+    is one of the task's own files; or "dev" for that task's development set.
+
+    Raises `DataError` when they cannot be had.
+    """
+    names = ("text_column", "label_column", "text_pair_column")
+    renamed = any(overrides.get(name) for name in names)
+    if options.task and not renamed:
+        return (
+            read_glue_file(options.task, Path(path))
+            if records.is_local_file(path)
+            else read_glue(options.task, path, options.data_dir)
+        )
+    if not records.is_local_file(path):
+        raise DataError(f"--data {path!r} is no {', '.join(records.SUFFIXES)} file.")
+    text, label, pair = (overrides.get(name) or getattr(options, name) for name in names)
+    if options.takes_pairs and pair is None:
+        raise DataError("the run takes pairs: name the column of the second text with --text-pair-column.")
+    return readers.read_file(path, text, label, pair)

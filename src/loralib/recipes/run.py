@@ -1,0 +1,161 @@
+"""One run, from its options to its run folder: the same for every kind of task."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from transformers import Trainer, TrainerCallback
+
+from .. import __version__, formats, surgery
+from ..errors import RunError
+from ..train import measure
+from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
+from . import report, run_folder, training
+from .nlg import text_generation
+from .nlu import text_classification
+from .options import TrainOptions
+from .task import Plan
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C; `checkpoint` is where it can go on from, or None."""
+
+    def __init__(self, folder: Path, checkpoint: Path | None):
+        super().__init__(folder, checkpoint)
+        self.folder, self.checkpoint = folder, checkpoint
+
+
+def train(
+    options: TrainOptions,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train as `options` say, write the run folder, and return what `metrics.json` holds.
+
+    overwrite: replace the run that is in `folder`. resume: go on from its last whole checkpoint. console: where progress is
+    shown (standard error). callbacks: further ones for Trainer.
+    Everything that can be wrong with the words is found before anything is written. Raises `RunError`, `DataError`,
+    `ConfigError` or `TargetError` then, `Interrupted` after Ctrl-C, and `OSError` with the path when writing fails.
+    """
+    processes = training.processes()
+    console = console or Console(stderr=True, quiet=not processes.is_main_process)
+    if processes.is_main_process:
+        run_folder.check_free(folder, overwrite, resume)
+    checkpoint = _checkpoint_to_resume(folder) if resume else None
+    planned = (text_generation if options.generates else text_classification).plan(options, folder)
+    if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
+        raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
+    console.print(_opening(options, planned), highlight=False, soft_wrap=True)
+    if options.bf16 and measure.emulates_bf16():
+        console.print("this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out", highlight=False)
+    fresh = not folder.exists()
+    how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": callbacks}
+    began = time.perf_counter()
+    try:
+        with write_errors_named(folder):
+            if processes.is_main_process and not resume:
+                run_folder.clear(folder)
+                run_folder.write_options(folder, options, planned.labels)
+            processes.wait_for_everyone()
+            trainer = training.run_trainer(options, folder, planned, **how)
+            seconds = time.perf_counter() - began
+            results = _results(options, planned, trainer, seconds) | {"resumed": resume}
+            if planned.data.test:
+                results["test"] = training.score(trainer, planned)
+            if processes.is_main_process:
+                _write(options, folder, planned, trainer, results)
+    except BaseException as error:
+        last = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
+        if last is None and processes.is_main_process:
+            run_folder.clear(folder)
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(folder, last) from None
+        raise
+    processes.wait_for_everyone()
+    return results
+
+
+def _checkpoint_to_resume(folder: Path) -> Path:
+    if (folder / run_folder.METRICS).is_file():
+        raise RunError(f"the run in {folder} is finished; there is nothing to resume.")
+    checkpoint = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
+    if checkpoint is None:
+        raise RunError(f"the run in {folder} has no whole checkpoint to resume from; use --overwrite to begin again.")
+    return checkpoint
+
+
+def _opening(options: TrainOptions, planned: Plan) -> str:
+    count, total, (rows, held_out, test) = planned.parameters["trained"], planned.parameters["total"], planned.data
+    tested = f", and once, at the end, on {len(test):,} rows of {test.source}" if test else ""
+    return (
+        f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
+        f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}{tested}"
+    )
+
+
+def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: float) -> dict[str, Any]:
+    history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
+    return {
+        **_outcome(options, planned, history),
+        "seed": options.seed,
+        "learning_rate": options.peak_learning_rate,
+        "parameters": planned.parameters,
+        "train_rows": len(planned.data.train),
+        "eval_rows": len(planned.data.evaluation),
+        "test_rows": len(planned.data.test or ()),
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "peak_memory_bytes": measure.peak_memory(),
+        "device": str(trainer.args.device),
+        "threads": torch.get_num_threads(),
+        "versions": {"loralib": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "history": history,
+    }
+
+
+def _outcome(options: TrainOptions, planned: Plan, history: list[dict[str, float]]) -> dict[str, Any]:
+    """What was trained and how good the epoch that was kept is."""
+    metric = training.metric_name(options)
+    evaluations = [row for row in history if "eval_loss" in row]
+    kept = evaluations[-1]
+    if options.best_epoch:
+        kept = max(evaluations, key=lambda row: training.goodness(metric, row[f"eval_{metric}"]))
+    names = (*planned.metrics, "loss")
+    return {
+        "method": options.method,
+        "metric": metric,
+        "value": kept[f"eval_{metric}"],
+        "metrics": {name: kept[f"eval_{name}"] for name in names if f"eval_{name}" in kept},
+        "kept_epoch": kept["epoch"],
+    }
+
+
+def _write(options: TrainOptions, folder: Path, planned: Plan, trainer: Trainer, results: dict[str, Any]) -> None:
+    if isinstance(trainer, AdapterTrainer):
+        formats.save(trainer.adapter(), folder / run_folder.ADAPTER)
+        results["saved_bytes"] = run_folder.size(folder / run_folder.ADAPTER)
+        if options.save_merged:
+            surgery.merge(planned.model, keep=False)
+            _save_model(planned, folder / run_folder.MERGED)
+    else:
+        _save_model(planned, folder / run_folder.MODEL)
+        results["saved_bytes"] = run_folder.size(folder / run_folder.MODEL)
+    title = f"{options.method}, {options.data_name}"
+    report.learning_curve(folder / run_folder.CURVE, results["history"], results["metric"], title)
+    run_folder.write_metrics(folder, results)
+
+
+def _save_model(planned: Plan, folder: Path) -> None:
+    planned.model.save_pretrained(folder)
+    planned.tokenizer.save_pretrained(folder)

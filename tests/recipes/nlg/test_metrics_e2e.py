@@ -1,0 +1,51 @@
+"""E2E's metrics give the published figures of TGen's outputs: BLEU 0.6593, NIST 8.6094, METEOR 0.4483, ROUGE-L 0.6850, CIDEr
+2.2338."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from loralib.recipes.nlg.metrics import bleu, cider, nist, rouge
+from loralib.recipes.nlg.metrics.files import read_predictions, read_references
+from loralib.recipes.nlg.metrics.rows import References
+from loralib.recipes.nlg.scoring import score
+from peers import data, meteor
+
+Metric = Callable[[Sequence[str], References], float]
+
+
+@functools.cache
+def tgen() -> tuple[list[str], list[tuple[str, ...]]]:
+    predictions = read_predictions(data("e2e", "system_outputs", "tgen.tsv"))
+    references = read_references([data("e2e", "testset_w_refs.csv")])
+    assert predictions.contexts == references.contexts
+    return predictions.texts, references.texts
+
+
+@pytest.mark.parametrize(
+    ("metric", "published", "tolerance"),
+    [
+        (bleu.mteval, 65.93, 0.005),
+        (nist.nist, 8.6094, 0.00005),
+        (rouge.rouge_l, 68.50, 0.005),
+        (cider.cider, 2.2338, 0.0005),
+    ],
+)
+def test_tgen_has_its_published_score(metric: Metric, published: float, tolerance: float) -> None:
+    assert metric(*tgen()) == pytest.approx(published, abs=tolerance)
+
+
+def test_tgen_has_its_published_meteor(tmp_path: Path) -> None:
+    assert score("e2e", *tgen(), meteor_jar=meteor(tmp_path))["meteor"] == pytest.approx(44.83, abs=0.005)
+
+
+def test_the_references_are_those_of_630_inputs() -> None:
+    predictions, references = tgen()
+    assert (len(predictions), len(references), sum(map(len, references))) == (630, 630, 4693)
+
+
+def test_case_makes_the_difference_to_sacrebleus_default() -> None:
+    predictions, references = tgen()
+    assert bleu.mteval(predictions, references, lowercase=False) == pytest.approx(62.13, abs=0.005)  # case counts

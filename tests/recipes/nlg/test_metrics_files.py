@@ -1,0 +1,137 @@
+"""Predictions and references are read from the forms in which people have them, and what is wrong is said."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from loralib.errors import DataError
+from loralib.recipes.nlg.metrics import pairing
+from loralib.recipes.nlg.metrics.files import Predictions, ReferenceRows, read_predictions, read_references
+from peers import data
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return path
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "one\n\nthree\n", ["one", "", "three"]),
+        ("a.lex", "one\r\ntwo", ["one", "two"]),
+        ("a", "a\u2028b\ntwo\n", ["a\u2028b", "two"]),
+        ("a.txt.gz", "one\ntwo\n", ["one", "two"]),
+        (
+            "a.tsv",
+            'MR\toutput\n"name[x], b[y]"\tIt costs £20.\n"z"\t"The Mill" is a pub.\n',
+            ["It costs £20.", '"The Mill" is a pub.'],
+        ),
+        ("a.tsv", 'MR\tsystem\na\t"said ""so"""\n', ['said "so"']),
+        ("a.csv", 'prediction,note\n"a, b",1\nc,2\n', ["a, b", "c"]),
+        ("a.csv", "text\na\n\nc\n", ["a", "", "c"]),
+        ("a.jsonl", lines({"prediction": "a"}, {"prediction": ""}), ["a", ""]),
+    ],
+)
+def test_predictions(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
+    assert read_predictions(written(tmp_path, name, text)).texts == expected
+
+
+def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
+    rows = [
+        {"context": "x", "prediction": "a", "references": ["b", "c"], "category": "seen"},
+        {"context": "y", "prediction": "d", "references": "e", "category": None},
+    ]
+    found = read_predictions(written(tmp_path, "a.jsonl", lines(*rows)))
+    assert found.contexts == ["x", "y"]
+    assert found.references is not None
+    assert found.references.texts == [("b", "c"), ("e",)]
+    assert found.references.categories == ["seen", None]
+
+
+def test_references_side_by_side(tmp_path: Path) -> None:
+    files = [written(tmp_path, "a.lex", "a\nb\n"), written(tmp_path, "b.lex", "c\n\n")]
+    assert read_references(files).texts == [("a", "c"), ("b", "")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'mr,ref\n"x, 1",a\ny,b\n"x, 1",c\n'),
+        ("a.txt", "x, 1||a\ny||b \nx, 1 ||c\n"),
+        ("a.jsonl", lines({"context": "x, 1", "references": ["a", "c"]}, {"context": "y", "references": ["b"]})),
+    ],
+)
+def test_references_by_input(tmp_path: Path, name: str, text: str) -> None:
+    found = read_references([written(tmp_path, name, text)])
+    assert (found.texts, found.contexts) == ([("a", "c"), ("b",)], ["x, 1", "y"])
+
+
+def test_the_papers_e2e_file_and_the_published_one_have_the_same_rows() -> None:
+    ours, published = (read_references([data("e2e", name)]) for name in ("lora_nlg_test.txt", "testset_w_refs.csv"))
+    assert [len(row) for row in ours.texts] == [len(row) for row in published.texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.pdf", "a", "is no file of predictions"),
+        ("a.txt", "", "is empty"),
+        ("a.csv", "output\n", "has no row below"),
+        ("a.tsv", "a\tb\nc\n", "has 1 field, expected 2"),
+        ("a.jsonl", "\n", "is empty"),
+        ("a.jsonl", "[]\n", "is not a JSON object"),
+        ("a.jsonl", lines({"text": "a"}), "has no 'prediction'; it has 'text'"),
+        ("a.jsonl", lines({"prediction": 1}), "has a 'prediction' that is no text"),
+        ("a.jsonl", lines({"prediction": "a", "references": ["b"]}, {"prediction": "a"}), "line 2 has no 'references'"),
+        ("a.jsonl", lines({"prediction": "a", "references": [1]}), "line 1 has no 'references' that is a list"),
+    ],
+)
+def test_wrong_predictions_are_told_in_a_sentence(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_predictions(written(tmp_path, name, text))
+
+
+def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
+    two, three = written(tmp_path, "2.txt", "a\nb\n"), written(tmp_path, "3.txt", "a\nb\nc\n")
+    table, bars = written(tmp_path, "a.csv", "x,y\n1,2\n"), written(tmp_path, "b.txt", "x||a\nb\n")
+    for files, message in [
+        ([two, three], "has 3 lines and .* 2"),
+        ([two, table], "is no text file; give it alone"),
+        ([written(tmp_path, "a.pdf", "a")], "is no file of references"),
+        ([table], "is of columns 'x', 'y'; expected mr and ref"),
+        ([bars], "line 2 has no two vertical bars"),
+        ([tmp_path / "nope.txt"], "does not exist"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read_references(files)
+
+
+def test_predictions_and_references_are_paired_by_input_where_both_say_it() -> None:
+    rows = ReferenceRows("r", [("a",), ("b",)], ["seen", "unseen"], ["x", "y"])
+    turned = pairing.matched(Predictions("p", ["B", "A"], contexts=["y", "x"]), [rows])
+    assert (turned.texts, turned.categories) == ([("b",), ("a",)], ["unseen", "seen"])
+    for contexts in (None, ["x", "y"], ["in another", "form"]):
+        assert pairing.matched(Predictions("p", ["A", "B"], contexts=contexts), [rows]) == rows
+    with pytest.raises(DataError, match="row 2, answers 'z', but the references are those of 'y'"):
+        pairing.matched(Predictions("p", ["A", "B"], contexts=["x", "z"]), [rows])
+    with pytest.raises(DataError, match="p has 1 predictions, but r has references for 2 inputs"):
+        pairing.matched(Predictions("p", ["A"]), [rows])
+
+
+def test_a_tasks_own_test_set_is_found() -> None:
+    folder = data()
+    (e2e,) = pairing.of_task("e2e", folder)
+    assert e2e.source.endswith("testset_w_refs.csv")
+    webnlg, _ = pairing.of_task("webnlg", folder)
+    assert webnlg.categories is not None
+    assert (len(webnlg.texts), webnlg.categories.count("seen")) == (1862, 971)
+    with pytest.raises(DataError, match="the task 'any' has no test set of its own"):
+        pairing.of_task("any", folder)

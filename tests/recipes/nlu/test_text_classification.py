@@ -1,0 +1,432 @@
+"""A run from data to run folder: what it learns, writes, and can be resumed from."""
+
+import io
+import json
+import random
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+
+import loralib as lora
+from loralib import ops
+from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
+from loralib.recipes import run_folder
+from loralib.recipes.nlu import encoders, predictor, text_classification
+from loralib.recipes.options import TrainOptions
+from loralib.recipes.run import Interrupted, train
+from loralib.train.trainer import last_whole_checkpoint
+from models import close
+from peers import library
+from recipes.conftest import sentence
+
+TEXTS = ["the lamp was good and lovely", "the soup was awful and broken", "a very dull poor film", "a great fine film again"]
+
+
+def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
+    common: dict[str, Any] = {
+        "model": str(encoder),
+        "data": str(reviews / "train.tsv"),
+        "eval_data": str(reviews / "test.tsv"),
+        "batch_size": 16,
+        "learning_rate": 1e-2,
+        "epochs": 4,
+    }
+    if values.get("method", "lora") == "lora":
+        common |= {"r": 4, "target_modules": "all-linear"}
+    return TrainOptions(**common | values)
+
+
+def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
+    return train(chosen, folder, console=Console(file=io.StringIO()), **how)
+
+
+class InterruptAt(TrainerCallback):
+    """Presses Ctrl-C at the beginning of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def lora_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "lora"
+    run(folder, options(encoder, reviews, save_merged=True, lora_dropout=0.1))
+    return folder
+
+
+def test_a_lora_run_learns_and_writes_what_it_says(lora_run: Path) -> None:
+    results = json.loads((lora_run / run_folder.METRICS).read_text())
+    assert results["value"] > 0.8
+    attention, feed_forward, pooler = 4 * (32 + 32), 2 * (32 + 48), 32 + 32
+    assert results["parameters"]["lora"] == 4 * (2 * (attention + feed_forward) + pooler)
+    assert results["parameters"]["trained"] == results["parameters"]["lora"] + 2 * 32 + 2
+    assert {path.name for path in lora_run.iterdir()} == run_folder._PARTS - {
+        run_folder.MODEL,
+        run_folder.SUBMISSION,
+        run_folder.GENERATED,
+    }
+    assert (lora_run / run_folder.CURVE).read_bytes().startswith(b"\x89PNG")
+    assert len([row for row in results["history"] if "eval_loss" in row]) == 4
+
+
+def test_a_checkpoint_of_a_lora_run_never_holds_the_base_model(lora_run: Path, encoder: Path) -> None:
+    checkpoint = last_whole_checkpoint(lora_run / run_folder.CHECKPOINTS)
+    assert checkpoint is not None
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= names
+    assert not {"model.safetensors", "pytorch_model.bin"} & names
+    stored = lora.load(checkpoint)
+    assert set(stored.tensors) == {"classifier.weight", "classifier.bias"}
+    assert sum(t.numel() for t in torch.load(checkpoint / "optimizer.pt")["state"][0].values()) < 1000
+
+
+def test_the_adapter_loads_by_lora_by_peft_and_merged_by_plain_transformers(lora_run: Path) -> None:
+    expected = predictor.open_run(lora_run).logits(TEXTS)
+    results = json.loads((lora_run / run_folder.METRICS).read_text())
+    chosen, labels = run_folder.read_options(lora_run)
+    assert results["versions"]["loralib"] == lora.__version__
+    assert labels == ["blame", "praise"]
+
+    base = AutoModelForSequenceClassification.from_pretrained(chosen.model, num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(chosen.model)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    peft = library("peft").PeftModel.from_pretrained(base, str(lora_run / run_folder.ADAPTER)).eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(lora_run / run_folder.MERGED)
+    with torch.no_grad():
+        assert torch.allclose(peft(**batch).logits, expected, atol=1e-5)
+        assert torch.allclose(merged(**batch).logits, expected, atol=1e-5)
+    assert merged.config.id2label == {0: "blame", 1: "praise"}
+    assert lora.load(lora_run / run_folder.ADAPTER).metadata["task_type"] == "SEQ_CLS"
+
+
+def test_a_finished_run_predicts_and_evaluates_as_it_was_measured(lora_run: Path, reviews: Path) -> None:
+    opened = predictor.open_run(lora_run)
+    rows = predictor.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    measured = json.loads((lora_run / run_folder.METRICS).read_text())["metrics"]
+    assert opened.evaluate(rows)["accuracy"] == pytest.approx(measured["accuracy"])
+    predicted = opened.predict(rows.texts)
+    right = sum(label == expected for (label, _), expected in zip(predicted, rows.labels, strict=True))
+    assert right / len(rows) == pytest.approx(measured["accuracy"])
+    assert all(probability is not None and 0.5 <= probability <= 1 for _, probability in predicted)
+    with pytest.raises(DataError, match="none of 'blame', 'praise'"):
+        opened.evaluate(predictor.read_rows(opened.options, str(reviews / "test.tsv"), {"label_column": "score"}))
+
+
+@pytest.mark.parametrize("method", ["last-layers", "full"])
+def test_the_other_methods_train_what_they_say(encoder: Path, reviews: Path, tmp_path: Path, method: str) -> None:
+    chosen = options(encoder, reviews, method=method, epochs=1, learning_rate=1e-3)
+    results = run(tmp_path / "run", chosen)
+    counts = results["parameters"]
+    assert counts["lora"] == 0
+    assert counts["trained"] == (66 if method == "last-layers" else counts["total"])
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / run_folder.MODEL)
+    batch = AutoTokenizer.from_pretrained(tmp_path / "run" / run_folder.MODEL)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert close(plain(**batch).logits, predictor.open_run(tmp_path / "run").logits(TEXTS), factor=8)
+    frozen = AutoModelForSequenceClassification.from_pretrained(encoder)
+    same = torch.equal(plain.bert.embeddings.word_embeddings.weight, frozen.bert.embeddings.word_embeddings.weight)
+    assert same == (method == "last-layers")
+
+
+def test_regression_scores_numbers(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, problem="regression", label_column="score", epochs=8, learning_rate=1e-2)
+    results = run(tmp_path / "run", chosen)
+    assert results["metric"] == "pearson"
+    assert results["value"] > 0.8
+    (good, nothing), (bad, _) = predictor.open_run(tmp_path / "run").predict(TEXTS[:2])
+    assert nothing is None
+    assert float(good) > float(bad)
+
+
+def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, epochs=20, patience=1)
+    results = run(tmp_path / "run", chosen)
+    evaluations = [row for row in results["history"] if "eval_loss" in row]
+    assert len(evaluations) < 20
+    best = max(row["eval_accuracy"] for row in evaluations)
+    assert best > evaluations[-1]["eval_accuracy"] or len(evaluations) == 1
+    opened = predictor.open_run(tmp_path / "run")
+    rows = predictor.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    assert opened.evaluate(rows)["accuracy"] == pytest.approx(best) == pytest.approx(results["value"])
+
+
+def test_rows_kept_for_the_end_are_scored_once_with_the_epoch_that_was_kept(
+    encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    chosen = options(encoder, reviews, eval_data=None, eval_fraction=0.25, test_data=str(reviews / "test.tsv"), epochs=3)
+    results = run(tmp_path / "run", replace(chosen, group_by_length=True, device_batch_size=8))
+    assert (results["train_rows"], results["eval_rows"], results["test_rows"]) == (144, 48, 48)
+    assert results["steps"] == 3 * 9
+    opened = predictor.open_run(tmp_path / "run")
+    rows = predictor.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    assert opened.evaluate(rows) == pytest.approx(results["test"])
+    assert all("test" not in row for row in results["history"])
+    assert "test" not in run(tmp_path / "other", replace(chosen, test_data=None, epochs=1))
+
+
+def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, head_dropout=0.5, attention_dropout=0.25, train_head="classifier", epochs=1)
+    planned = text_classification.plan(chosen, tmp_path)
+    assert planned.model.dropout.p == 0.5
+    assert planned.model.bert.encoder.layer[0].attention.self.dropout.p == 0.25
+    assert planned.model.classifier.weight.requires_grad
+
+
+def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, problem="regression", label_column="score")
+    planned = text_classification.plan(chosen, tmp_path)
+    mean = sum(map(float, planned.data.train.labels)) / len(planned.data.train)
+    assert planned.model.classifier.bias.item() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("step", [2, 11, 12, 17, 35])  # an epoch has 12 steps
+def test_an_interrupted_run_resumes_bit_for_bit(
+    encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path, step: int
+) -> None:
+    chosen, folder = options(encoder, reviews, lora_dropout=0.1, save_merged=True), tmp_path / "run"
+    with pytest.raises(Interrupted) as interrupted:
+        run(folder, chosen, callbacks=[InterruptAt(step)])
+    assert interrupted.value.checkpoint == last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
+    assert interrupted.value.checkpoint is not None
+    assert interrupted.value.checkpoint.name == f"checkpoint-{step + 1}"
+    run(folder, chosen, resume=True)
+    check_same_outcome(folder, lora_run)
+
+
+@pytest.mark.parametrize("step", [5, 17])
+def test_a_run_that_groups_by_length_resumes_bit_for_bit(encoder: Path, reviews: Path, tmp_path: Path, step: int) -> None:
+    chosen = options(encoder, reviews, group_by_length=True, epochs=2)
+    run(tmp_path / "straight", chosen)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
+    run(tmp_path / "run", chosen, resume=True)
+    check_same_outcome(tmp_path / "run", tmp_path / "straight")
+
+
+def test_an_interrupt_in_the_last_step_changes_nothing(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
+    chosen = options(encoder, reviews, lora_dropout=0.1, save_merged=True)
+    run(tmp_path / "run", chosen, callbacks=[InterruptAt(47)])
+    check_same_outcome(tmp_path / "run", lora_run)
+
+
+def check_same_outcome(folder: Path, other: Path) -> None:
+    results, expected = (json.loads((f / run_folder.METRICS).read_text()) for f in (folder, other))
+    for key in ("value", "metrics", "kept_epoch", "steps"):
+        assert results[key] == expected[key]
+    evaluations = [[(row["step"], row["eval_loss"]) for row in r["history"] if "eval_loss" in row] for r in (results, expected)]
+    assert evaluations[0] == evaluations[1]
+    weights = [(f / run_folder.ADAPTER / "adapter_model.safetensors").read_bytes() for f in (folder, other)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("step", [4, 11, 15])
+def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
+    encoder: Path, reviews: Path, tmp_path: Path, step: int
+) -> None:
+    chosen = options(encoder, reviews, best_epoch=False, save_steps=100, epochs=2)
+    with pytest.raises(Interrupted) as interrupted:
+        run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
+    assert interrupted.value.checkpoint is not None
+    run(tmp_path / "run", chosen, resume=True)
+    run(tmp_path / "straight", chosen)
+    check_same_outcome(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_resumed_run_is_as_patient_as_it_was(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, epochs=12, patience=2, learning_rate=1e-9)
+    run(tmp_path / "straight", chosen)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", chosen, callbacks=[InterruptAt(27)])
+    run(tmp_path / "run", chosen, resume=True)
+    check_same_outcome(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_without_a_result(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    chosen = options(encoder, reviews, problem="regression", label_column="score", learning_rate=1e30)
+    with pytest.raises(RunError, match="lower the learning rate"):
+        run(tmp_path / "run", chosen)
+    assert not (tmp_path / "run" / run_folder.METRICS).exists()
+
+
+def test_data_that_changed_its_classes_is_not_resumed(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    data = tmp_path / "train.tsv"
+    data.write_text((reviews / "train.tsv").read_text())
+    chosen = options(encoder, reviews, data=str(data))
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", chosen, callbacks=[InterruptAt(3)])
+    data.write_text(data.read_text().replace("praise", "applause"))
+    with pytest.raises(DataError, match="'praise', which is none of 'applause', 'blame'"):
+        run(tmp_path / "run", chosen, resume=True)
+    with pytest.raises(RunError, match="other classes than the run"):
+        run(tmp_path / "run", options(encoder, reviews, data=str(data), eval_data=str(data)), resume=True)
+
+
+def test_a_head_that_the_checkpoint_brings_along_is_kept_only_for_the_same_labels(
+    encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    run(tmp_path / "run", options(encoder, reviews, method="full", learning_rate=1e-3, epochs=1))
+    tuned = str(tmp_path / "run" / run_folder.MODEL)
+    stored = AutoModelForSequenceClassification.from_pretrained(tuned).classifier.weight
+    for labels, kept in ((["blame", "praise"], True), (["praise", "blame"], False), (["no", "yes"], False)):
+        assert torch.equal(encoders.load_encoder(tuned, labels).model.classifier.weight, stored) == kept
+
+
+def test_pairs_are_trained_on_and_asked_for(encoder: Path, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    lines = ["a\tb\tsame"]
+    for _ in range(64):
+        first, second = rng.randrange(2), rng.randrange(2)
+        lines.append(f"{sentence(rng, first)}\t{sentence(rng, second)}\t{'yes' if first == second else 'no'}")
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    columns = {"text_column": "a", "text_pair_column": "b", "label_column": "same"}
+    run(tmp_path / "run", TrainOptions(model=str(encoder), data=str(tmp_path / "pairs.tsv"), epochs=1, **columns))
+    opened = predictor.open_run(tmp_path / "run")
+    assert opened.predict(["fine"], ["good"])[0][0] in ("yes", "no")
+    with pytest.raises(DataError, match="takes pairs"):
+        opened.predict(["fine"])
+    assert 0 <= opened.evaluate(predictor.read_rows(opened.options, str(tmp_path / "pairs.tsv"), {}))["accuracy"] <= 1
+
+
+def test_single_texts_are_not_mistaken_for_pairs(lora_run: Path) -> None:
+    opened = predictor.open_run(lora_run)
+    with pytest.raises(DataError, match="takes single texts"):
+        opened.predict(["fine"], ["good"])
+    with pytest.raises(DataError, match="no text"):
+        opened.predict([])
+
+
+@pytest.mark.parametrize(("length", "message"), [(161, "at most 160 tokens"), (2, "no text would be left")])
+def test_a_length_that_the_model_cannot_take_is_refused(
+    encoder: Path, reviews: Path, tmp_path: Path, length: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "run", options(encoder, reviews, max_length=length))
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_passed_over(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path, file: str) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(lora_run / run_folder.CHECKPOINTS, checkpoints)
+    (checkpoints / "checkpoint-7.bak").mkdir()
+    newest = last_whole_checkpoint(checkpoints)
+    assert newest is not None
+    older = checkpoints / "checkpoint-1"
+    shutil.copytree(newest, older)
+    (newest / file).write_bytes((newest / file).read_bytes()[:-30])
+    passed = last_whole_checkpoint(checkpoints)
+    assert passed is not None
+    assert passed != newest
+
+
+def test_a_checkpoint_cut_short_is_passed_over(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(folder, options(encoder, reviews), callbacks=[InterruptAt(15)])
+    whole = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
+    assert whole is not None
+    cut = folder / run_folder.CHECKPOINTS / "checkpoint-99"
+    cut.mkdir()
+    (cut / "trainer_state.json").write_text((whole / "trainer_state.json").read_text()[:-40])
+    assert last_whole_checkpoint(folder / run_folder.CHECKPOINTS) == whole
+
+
+def test_a_second_interrupt_ends_at_once_and_leaves_no_half_written_folder(
+    encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted) as interrupted:
+        run(tmp_path / "run", options(encoder, reviews), callbacks=[InterruptAt(0), InterruptAt(0)])
+    assert interrupted.value.checkpoint is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_signal_handlers_are_given_back(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run(tmp_path / "run", options(encoder, reviews, epochs=1))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
+    before = (lora_run / run_folder.METRICS).read_bytes()
+    with pytest.raises(RunError, match="add --resume to continue the run in it, or --overwrite"):
+        run(lora_run, options(encoder, reviews))
+    with pytest.raises(RunError, match="finished"):
+        run(lora_run, options(encoder, reviews), resume=True)
+    with pytest.raises(RunError, match="no run to resume"):
+        run(tmp_path / "new", options(encoder, reviews), resume=True)
+    assert (lora_run / run_folder.METRICS).read_bytes() == before
+    run(tmp_path / "run", options(encoder, reviews, epochs=1, method="full"))
+    run(tmp_path / "run", options(encoder, reviews, epochs=1), overwrite=True)
+    assert not (tmp_path / "run" / run_folder.MODEL).exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"model": "no/such-model"}, RunError, "no/such-model.*cannot be loaded"),
+        ({"model": "./nowhere"}, RunError, "nowhere.*cannot be loaded"),
+        ({"data": "none.tsv"}, DataError, "does not exist"),
+        ({"label_column": "lable"}, DataError, "no column 'lable'.*Nearest: label"),
+        ({"problem": "regression"}, DataError, "no number"),
+        ({"target_modules": "qeury,value"}, TargetError, "'qeury' matches no layer.*query \\(2 layers\\)"),
+        ({"metric": "pearson"}, ConfigError, "must be one of accuracy"),
+        ({"data": "imdb", "eval_data": None}, DataError, "hub data set 'imdb'"),
+        ({"gradient_accumulation": 5}, ConfigError, "batch_size=16"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_written(
+    encoder: Path, reviews: Path, tmp_path: Path, values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(tmp_path / "run", options(encoder, reviews, **values))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_or_foreign_adapter_is_refused_by_name(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(lora_run, broken)
+    file = broken / run_folder.ADAPTER / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(FormatError, match="not a whole safetensors file"):
+        predictor.open_run(broken)
+    shutil.copytree(lora_run / run_folder.ADAPTER, broken / run_folder.ADAPTER, dirs_exist_ok=True)
+    wide = lora.load(broken / run_folder.ADAPTER)
+    name, update = next(iter(wide.layers.items()))
+    stretched = lora.LoRAUpdate(torch.ones(4, 99), update.B, update.lora_alpha)
+    lora.save(lora.Adapter(wide.config, {**wide.layers, name: stretched}, wide.tensors), broken / run_folder.ADAPTER)
+    with pytest.raises(AttachError, match=r"\(4, 99\)"):
+        predictor.open_run(broken)
+    shutil.rmtree(broken / run_folder.ADAPTER)
+    with pytest.raises(RunError, match="not finished"):
+        predictor.open_run(broken)
+
+
+def test_frozen_products_by_onednn_learn_as_well(encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    taken: list[int] = []
+    inner = ops.onednn.product
+    monkeypatch.setattr(ops.onednn, "product", lambda *args: taken.append(1) or inner(*args))
+    plain, routed = (run(tmp_path / str(on), options(encoder, reviews, onednn=on, epochs=1)) for on in (False, True))
+    assert taken
+    assert routed["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"method": "full"}, "onednn=True has no effect with method=full"),
+        ({"bf16": True}, "onednn=True has no effect with bf16"),
+    ],
+)
+def test_onednn_is_refused_where_it_cannot_act(others: dict[str, Any], message: str, encoder: Path, reviews: Path) -> None:
+    with pytest.raises(lora.ConfigError, match=message):
+        options(encoder, reviews, onednn=True, **others)
