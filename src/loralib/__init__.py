@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         RunError,
         TargetError,
     )
-    from .exchange import attach, extract
     from .formats import detect, load, save
     from .layers import (
         AdaptedLayer,
@@ -51,9 +50,13 @@ if TYPE_CHECKING:
         MergedLinear,
         register_layer,
     )
-    from .legacy import LegacyReport, load_legacy
-    from .surgery import disabled, eject, inject, merge, merged, unmerge
-    from .trained import lora_state_dict, mark_only_lora_as_trainable
+    from .surgery.attach import attach
+    from .surgery.eject import eject
+    from .surgery.extract import extract
+    from .surgery.inject import inject
+    from .surgery.load_legacy import LegacyReport, load_legacy
+    from .surgery.merge import disabled, merge, merged, unmerge
+    from .surgery.trainable import lora_state_dict, mark_only_lora_as_trainable
 
 _HOMES = {
     "adapters.adapter": ("Adapter",),
@@ -74,7 +77,8 @@ _HOMES = {
         "RunError",
         "TargetError",
     ),
-    "exchange": ("attach", "extract"),
+    "surgery.attach": ("attach",),
+    "surgery.extract": ("extract",),
     "formats": ("detect", "load", "save"),
     "layers": (
         "AdaptedLayer",
@@ -88,9 +92,11 @@ _HOMES = {
         "MergedLinear",
         "register_layer",
     ),
-    "legacy": ("LegacyReport", "load_legacy"),
-    "surgery": ("disabled", "eject", "inject", "merge", "merged", "unmerge"),
-    "trained": ("lora_state_dict", "mark_only_lora_as_trainable"),
+    "surgery.load_legacy": ("LegacyReport", "load_legacy"),
+    "surgery.eject": ("eject",),
+    "surgery.inject": ("inject",),
+    "surgery.merge": ("disabled", "merge", "merged", "unmerge"),
+    "surgery.trainable": ("lora_state_dict", "mark_only_lora_as_trainable"),
     "adapters.updates": (
         "ConvolutionUpdate",
         "EmbeddingUpdate",

@@ -1,5 +1,5 @@
 """The two functions where loralib 0.1 had them: `loralib.utils`."""
 
-from .trained import lora_state_dict, mark_only_lora_as_trainable
+from .surgery.trainable import lora_state_dict, mark_only_lora_as_trainable
 
 __all__ = ["lora_state_dict", "mark_only_lora_as_trainable"]

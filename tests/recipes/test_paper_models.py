@@ -4,7 +4,8 @@ import pytest
 
 import loralib as lora
 from loralib.errors import RunError
-from loralib.recipes import paper_models, roles
+from loralib.recipes import paper_models
+from loralib.surgery.roles import role_targets
 from loralib.train.measure import count_parameters
 
 
@@ -19,7 +20,7 @@ from loralib.train.measure import count_parameters
 )
 def test_lora_on_the_papers_encoders(name: str, r: int, layers: int, width: int, factors: int) -> None:
     shape = paper_models.build(name, ["0", "1"])
-    targets = roles.role_targets(shape.model, ["query", "value"])["target_modules"]
+    targets = role_targets(shape.model, ["query", "value"])["target_modules"]
     assert len(targets) == 2 * layers
     lora.inject(shape.model, lora.LoRAConfig(r=r, target_modules=targets, modules_to_save=shape.head))
     lora.mark_only_lora_as_trainable(shape.model)

@@ -1,7 +1,7 @@
 """The weights of a model, in memory or in files, and which of them are matrices that an update can change.
 
 A model's modules tell what kind of layer a weight belongs to. Files do not, so there the shape and the name decide: a
-convolution has three to five dimensions, an embedding one of the usual names (`formats.validation.EMBEDDINGS`), and a weight of
+convolution has three to five dimensions, an embedding one of the usual names (`architectures.EMBEDDINGS`), and a weight of
 two dimensions is otherwise a linear layer's, stored as (in, out) where transformers' `Conv1D` has it so, as in GPT-2.
 """
 
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import surgery, trained
 from ..adapters.low_rank import SVD
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
+from ..architectures import is_embedding
 from ..errors import LayerError
-from ..formats.validation import is_embedding
 from ..layers import AdaptedLayer, treatment
+from ..surgery.module_tree import named_tensors, unwrap
+from ..surgery.survey import sites
 from .checkpoint import Checkpoint, open_checkpoint
 from .sites import PACKED, is_conv1d, tie_of
 
@@ -78,7 +79,7 @@ def weights_of(source: Source) -> Weights:
     """Those of a model, or of a folder or file of weights. `LayerError` for a model that carries updates, `FormatError` for
     files that are none."""
     if isinstance(source, nn.Module):
-        return _of_model(trained.unwrap(source))
+        return _of_model(unwrap(source))
     checkpoint = open_checkpoint(Path(source))
     shapes = {name: place.shape for name, place in checkpoint.tensors.items()}
     pieces = tuple(_told_by_names(shapes, checkpoint.config))
@@ -90,7 +91,7 @@ def weights_of(source: Source) -> Weights:
 def _of_model(model: nn.Module) -> Weights:
     if carrying := [name for name, module in model.named_modules() if isinstance(module, AdaptedLayer) and module.has_update]:
         raise LayerError(f"{carrying[0]!r} carries an update; merge it for good or eject it, and compare then.")
-    named = trained.named_tensors(model)
+    named = named_tensors(model)
     first = {id(tensor): name for name, tensor in reversed(named.items())}
     tensors = {name: named[name].detach() for name in named if first[id(named[name])] == name}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -101,7 +102,7 @@ def _of_model(model: nn.Module) -> Weights:
 
 def _told_by_modules(model: nn.Module) -> Iterator[Piece]:
     attentions = {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
-    for name, module in surgery.sites(model).items():
+    for name, module in sites(model).items():
         owner, _, leaf = name.rpartition(".")
         treated = treatment(type(module))
         if owner in attentions:

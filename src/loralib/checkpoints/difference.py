@@ -18,8 +18,8 @@ from ..adapters.adapter import Adapter, described
 from ..adapters.updates import LoRAUpdate
 from ..config import Bias, LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
+from ..surgery.trainable import is_bias
 from ..tensors import same_bits
-from ..trained import is_bias
 from .base_weights import Piece, Source, Weights, weights_of
 
 

@@ -8,35 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .. import architectures
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
+from ..architectures import is_embedding
 from ..errors import FormatError
-from ..formats.validation import is_embedding
 from ..patterns import nearest
 from .checkpoint import Checkpoint
 
 PACKED = ("q_proj", "k_proj", "v_proj")
-_WITH_CONV1D = {  # model types of transformers with linear layers that store their weight as (in, out), and those layers
-    "gpt2": ("c_attn", "q_attn", "c_proj", "c_fc"),
-    "openai-gpt": ("c_attn", "c_proj", "c_fc"),
-    "imagegpt": ("c_attn", "q_attn", "c_proj", "c_fc"),
-    "decision_transformer": ("c_attn", "q_attn", "c_proj", "c_fc"),
-}
-_LANGUAGE_MODELS = (
-    "ForCausalLM",
-    "LMHeadModel",
-    "ForConditionalGeneration",
-    "ForMaskedLM",
-    "ForPreTraining",
-    "DoubleHeadsModel",
-)
-_HEADS = {  # the output layer of language models whose name does not begin with one of these is lm_head
-    "Bert": "cls.predictions.decoder",
-    "Roberta": "lm_head.decoder",
-    "XLMRoberta": "lm_head.decoder",
-    "DistilBert": "vocab_projector",
-    "Electra": "generator_lm_head",
-    "Albert": "predictions.decoder",
-}
 
 
 @dataclass(frozen=True)
@@ -72,13 +51,17 @@ def is_conv1d(layer: str, config: Mapping[str, Any]) -> bool:
     >>> is_conv1d("h.0.attn.c_attn", {"model_type": "gpt2"})
     True
     """
-    return layer.rpartition(".")[2] in _WITH_CONV1D.get(str(config.get("model_type")), ())
+    return layer.rpartition(".")[2] in architectures.WITH_CONV1D.get(str(config.get("model_type")), ())
 
 
 def tie_of(checkpoint: Checkpoint) -> Tie | None:
     """The embedding and the output layer that share a tensor, if `config.json` is that of a language model that ties them."""
     config = checkpoint.config
-    names = [name for name in config.get("architectures") or () if isinstance(name, str) and name.endswith(_LANGUAGE_MODELS)]
+    names = [
+        name
+        for name in config.get("architectures") or ()
+        if isinstance(name, str) and name.endswith(architectures.LANGUAGE_MODELS)
+    ]
     if not names or config.get("tie_word_embeddings", True) is not True:
         return None
     size = config.get("vocab_size")
@@ -93,8 +76,8 @@ def tie_of(checkpoint: Checkpoint) -> Tie | None:
     shared = [name for name in embeddings if name.rpartition(".")[0].rpartition(".")[2] == "shared"]
     if len(embeddings) != 1 and len(shared) != 1:
         return None
-    family = max((start for start in _HEADS if names[0].startswith(f"{start}For")), key=len, default="")
-    return Tie((shared or embeddings)[0], f"{_HEADS.get(family, 'lm_head')}.weight")
+    family = max((start for start in architectures.OUTPUT_LAYERS if names[0].startswith(f"{start}For")), key=len, default="")
+    return Tie((shared or embeddings)[0], f"{architectures.OUTPUT_LAYERS.get(family, 'lm_head')}.weight")
 
 
 def land(checkpoint: Checkpoint, layers: Mapping[str, LoRAUpdate], fan_in_fan_out: bool, tie: Tie | None = None) -> Landing:
@@ -172,7 +155,7 @@ def _told(
     shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, LoRAUpdate], fan_in_fan_out: bool, config: Mapping[str, Any]
 ) -> Callable[[str], bool | None]:
     """Whether the weight of a layer is stored as (in, out); None where that cannot be told."""
-    conv1d = _WITH_CONV1D.get(str(config.get("model_type")), ())
+    conv1d = architectures.WITH_CONV1D.get(str(config.get("model_type")), ())
     linear = [name for name, update in layers.items() if _is_linear(update)]
     seen = {
         _kind_of(name): _by_shape(layers[name], shapes[name])

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..architectures import ROLES
 from ..errors import ConfigError
 from ..recipes import presets
 from ..recipes.nlg.tasks import TASKS as GENERATION_TASKS
 from ..recipes.nlu.glue import TASKS
-from ..recipes.options import ROLES, TrainOptions
+from ..recipes.options import TrainOptions
 from .parsing import OneSentenceParser
 
 PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
@@ -53,10 +54,11 @@ def run(words: Sequence[str]) -> int:
 
 def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any]:
     from ..config import LoRAConfig
-    from ..recipes import paper_models, roles
-    from ..surgery import inject
+    from ..recipes import paper_models
+    from ..surgery.inject import inject
+    from ..surgery.roles import role_targets
+    from ..surgery.trainable import mark_only_lora_as_trainable
     from ..train.measure import count_parameters
-    from ..trained import mark_only_lora_as_trainable
 
     shape = paper_models.build(model, _labels(task))
     if shape.is_causal and task in TASKS:
@@ -69,7 +71,7 @@ def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any
     options = TrainOptions(**usual | given | {"model": model})
     how: dict[str, Any] = {"target_modules": options.targets}
     if options.targets is None:
-        how = roles.role_targets(shape.model, options.roles)
+        how = role_targets(shape.model, options.roles)
     adapted = inject(shape.model, LoRAConfig(r=options.r, lora_alpha=options.r, modules_to_save=shape.head, **how))
     mark_only_lora_as_trainable(shape.model)
     found = count_parameters(shape.model)

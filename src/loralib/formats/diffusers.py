@@ -31,6 +31,7 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter, described
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
+from ..architectures import COMPONENTS
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_atomically
@@ -41,12 +42,6 @@ from .validation import alpha_of, common_form, made, pair, refuse
 FILE = "pytorch_lora_weights.safetensors"
 EXPECTED = f"an adapter of diffusers is a file {FILE} with tensors named unet.… or text_encoder.…"
 
-# fmt: off
-COMPONENTS = (
-    "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "transformer_ref", "prior",
-    "connectors", "text_conditioner",
-)
-# fmt: on
 _METADATA = "lora_adapter_metadata"
 _NOT_LOADED = ("enable_lora", "trainable_token_indices")  # of PEFT, for which diffusers' loaders have no tensors
 _OUTERMOST = "text_model."

@@ -16,11 +16,12 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter, described
 from ..adapters.updates import EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
+from ..architectures import is_embedding
 from ..config import LoRAConfig
 from ..errors import FormatError
 from ..storage.atomic import write_atomically
 from ..storage.pickled import read_state_dict
-from .validation import by_layer, is_embedding, made, pair, refuse
+from .validation import by_layer, made, pair, refuse
 
 EXPECTED = "a checkpoint of loralib 0.1 is a file of torch.save with tensors named <layer>.lora_A and <layer>.lora_B"
 

@@ -12,22 +12,6 @@ from ..adapters.updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAU
 from ..errors import ConfigError, FormatError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# fmt: off
-EMBEDDINGS = frozenset({  # last parts of the names of embeddings in models
-    "emb", "embed", "embed_in", "embed_positions", "embed_tokens", "embedding", "embeddings", "position_embedding",
-    "position_embeddings", "shared", "tok_embeddings", "token_embedding", "token_type_embeddings", "word_embeddings",
-    "wpe", "wte",
-})
-# fmt: on
-
-
-def is_embedding(layer: str) -> bool:
-    """Whether a layer of this name is an embedding, where nothing but its name tells.
-
-    >>> is_embedding("model.embed_tokens"), is_embedding("model.q_proj")
-    (True, False)
-    """
-    return layer.rpartition(".")[2] in EMBEDDINGS
 
 
 def made(

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from .. import surgery, trained
 from ..config import LoRAConfig
-from . import roles, start
+from ..surgery.inject import inject as inject_lora
+from ..surgery.roles import role_targets
+from ..surgery.trainable import mark_only_lora_as_trainable
+from . import start
 from .options import TrainOptions
 
 
@@ -16,7 +18,7 @@ def inject(model: PreTrainedModel, options: TrainOptions, head: Sequence[str] = 
     Raises `ConfigError` or `TargetError` for layers that are not there, `FormatError` or `AttachError` for factors that are no
     start.
     """
-    targets = {"target_modules": options.targets} if options.targets else roles.role_targets(model, options.roles)
+    targets = {"target_modules": options.targets} if options.targets else role_targets(model, options.roles)
     config = LoRAConfig(
         r=options.r,
         lora_alpha=options.lora_alpha,
@@ -25,7 +27,7 @@ def inject(model: PreTrainedModel, options: TrainOptions, head: Sequence[str] = 
         use_rslora=options.use_rslora,
         **targets,
     )
-    surgery.inject(model, config)
-    trained.mark_only_lora_as_trainable(model)
+    inject_lora(model, config)
+    mark_only_lora_as_trainable(model)
     if options.init_adapter:
         start.load_factors(model, options.init_adapter)

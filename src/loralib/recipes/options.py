@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..architectures import ROLES
 from ..config import ALL_LINEAR, check_alpha, check_dropout, check_rank
 from ..errors import ConfigError, RunError
 from .nlg.tasks import TASKS as GENERATION_TASKS
@@ -53,7 +54,6 @@ _POSITIVE = (
     "save_steps",
 )
 
-ROLES = ("query", "key", "value", "output", "mlp")
 DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5}
 GENERATION_LEARNING_RATE = {"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5}
 DEFAULT_LENGTH, GENERATION_LENGTH = 128, 512

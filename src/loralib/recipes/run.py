@@ -11,8 +11,9 @@ import transformers
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
-from .. import __version__, formats, surgery
+from .. import __version__, formats
 from ..errors import RunError
+from ..surgery.merge import merge
 from ..train import measure
 from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
 from . import report, run_folder, training
@@ -146,7 +147,7 @@ def _write(options: TrainOptions, folder: Path, planned: Plan, trainer: Trainer,
         formats.save(trainer.adapter(), folder / run_folder.ADAPTER)
         results["saved_bytes"] = run_folder.size(folder / run_folder.ADAPTER)
         if options.save_merged:
-            surgery.merge(planned.model, keep=False)
+            merge(planned.model, keep=False)
             _save_model(planned, folder / run_folder.MERGED)
     else:
         _save_model(planned, folder / run_folder.MODEL)

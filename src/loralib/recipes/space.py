@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..architectures import ROLES
 from ..errors import ConfigError
-from .options import ROLES
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 import torch
 from torch import nn
 
-from .. import trained
+from ..surgery.trainable import is_factor
 
 
 def emulates_bf16() -> bool:
@@ -17,7 +17,7 @@ def emulates_bf16() -> bool:
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """How many parameters are trained, how many of them are LoRA factors, and how many the base model has."""
     named = dict(model.named_parameters())
-    factors = sum(p.numel() for name, p in named.items() if trained.is_factor(name))
+    factors = sum(p.numel() for name, p in named.items() if is_factor(name))
     return {
         "trained": sum(p.numel() for p in named.values() if p.requires_grad),
         "lora": factors,

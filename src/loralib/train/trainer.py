@@ -19,8 +19,10 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .. import exchange, formats
+from .. import formats
 from ..adapters.adapter import Adapter
+from ..surgery.attach import attach
+from ..surgery.extract import extract
 from .sampling import GroupingTrainer
 
 # what safetensors and torch.save say, neither of them as an OSError
@@ -42,19 +44,19 @@ class AdapterTrainer(GroupingTrainer):
 
     def adapter(self) -> Adapter:
         """What the model has learned so far."""
-        return exchange.extract(self.model).with_metadata(self.metadata)
+        return extract(self.model).with_metadata(self.metadata)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             formats.save(self.adapter(), output_dir or self.args.output_dir or ".")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        exchange.attach(model or self.model, formats.load(resume_from_checkpoint))
+        attach(model or self.model, formats.load(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         assert best is not None
-        exchange.attach(self.model, formats.load(best))
+        attach(self.model, formats.load(best))
 
 
 def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:

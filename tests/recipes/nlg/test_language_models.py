@@ -10,8 +10,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from loralib import architectures
 from loralib.errors import ConfigError, LoRAError, RunError
-from loralib.recipes import roles
 from loralib.recipes.nlg import language_models
 from models import same_bits
 from recipes.nlg.conftest import decoder_shape
@@ -123,7 +123,7 @@ def dropouts(model: nn.Module) -> set[float]:
     return numbers | {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
 
 
-@pytest.mark.parametrize("kind", roles.DECODERS)
+@pytest.mark.parametrize("kind", architectures.DECODERS)
 def test_dropout_reaches_every_one_of_the_model(kind: str) -> None:
     assert dropouts(decoder_shape(kind, 0.25)) == {0.25}
     assert dropouts(decoder_shape(kind, 0.0)) == {0.0}
@@ -148,7 +148,7 @@ def test_a_model_without_dropout_refuses_one(tmp_path: Path) -> None:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", roles.DECODERS)
+@pytest.mark.parametrize("kind", architectures.DECODERS)
 def test_the_blocks_are_all_that_is_between_the_embeddings_and_the_last_norm(kind: str) -> None:
     model = decoder_shape(kind)
     blocks = language_models.blocks(model)
@@ -185,7 +185,7 @@ def test_freezing_leaves_the_last_two_blocks_by_itself(gpt2: Path) -> None:
     assert all(parameter.requires_grad == (".layers.1." in name) for name, parameter in model.named_parameters())
 
 
-@pytest.mark.parametrize("kind", roles.DECODERS)
+@pytest.mark.parametrize("kind", architectures.DECODERS)
 def test_a_length_beyond_the_models_positions_is_refused(kind: str) -> None:
     model = decoder_shape(kind)
     language_models.check_length(model, 40)

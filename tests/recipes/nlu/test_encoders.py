@@ -8,11 +8,12 @@ import transformers
 from torch import nn
 
 from hf import OF_ITS_OWN, encoder_shape
+from loralib import architectures
 from loralib.errors import ConfigError
 from loralib.recipes.nlu import encoders
 
 
-@pytest.mark.parametrize("kind", encoders.HEAD_DROPOUT)
+@pytest.mark.parametrize("kind", architectures.HEAD_DROPOUT)
 def test_dropouts_reach_the_model(kind: str) -> None:
     config = encoder_shape(kind).config
     encoders.set_dropouts(config, head_dropout=0.25, attention_dropout=0.125)

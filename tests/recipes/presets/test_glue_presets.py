@@ -5,10 +5,11 @@ from typing import Any, get_args
 
 import pytest
 
+from loralib.architectures import PAPER_ENCODERS
 from loralib.errors import ConfigError
 from loralib.recipes import presets, training
 from loralib.recipes.options import TrainOptions
-from loralib.recipes.presets.glue import BASE, LARGE, SHAPES, TABLES, TASKS, TRAINING_ROWS, XXL
+from loralib.recipes.presets.glue import BASE, LARGE, TABLES, TASKS, TRAINING_ROWS, XXL
 from loralib.recipes.presets.recipe import family_of
 
 # The tables as they are printed, a cell a task: batch / epochs / learning rate, and what follows.
@@ -136,7 +137,7 @@ def test_the_users_own_words_take_the_place_of_the_recipes(given: dict[str, Any]
     ["roberta-base", "FacebookAI/roberta-base", "/models/RoBERTa-base/", "roberta-large", "microsoft/deberta-v2-xxlarge"],
 )
 def test_a_model_is_known_by_the_last_part_of_its_name(name: str) -> None:
-    assert family_of(name, SHAPES) == name.rstrip("/").rpartition("/")[2].lower()
+    assert family_of(name, PAPER_ENCODERS) == name.rstrip("/").rpartition("/")[2].lower()
 
 
 def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:
         ("{", None),
     ):
         (tmp_path / "config.json").write_text(content)
-        assert family_of(str(tmp_path), SHAPES) == family
+        assert family_of(str(tmp_path), PAPER_ENCODERS) == family
 
 
 @pytest.mark.parametrize(

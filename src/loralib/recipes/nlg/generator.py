@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ... import exchange, formats, surgery
+from ... import formats
 from ...errors import RunError
 from ...storage.atomic import write_atomically
+from ...surgery.attach import attach
+from ...surgery.merge import merge
 from .. import run_folder
 from ..options import TrainOptions
 from ..presets.nlg import Decoding
@@ -156,8 +158,8 @@ def open_run(folder: Path) -> Run:
     saved = run_folder.trained_part(folder, options)
     if options.method == "lora":
         model, tokenizer = language_models.load_language_model(options.model or "")
-        exchange.attach(model, formats.load(saved))
-        surgery.merge(model)
+        attach(model, formats.load(saved))
+        merge(model)
     else:
         model, tokenizer = language_models.load_language_model(str(saved))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -15,19 +15,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ...architectures import DECODER_DROPOUTS
 from ...errors import ConfigError, RunError
 from .. import records
-
-DROPOUTS = (  # what configs call the dropouts of a model, whatever its type
-    "attention_dropout",
-    "attn_pdrop",
-    "dropout",
-    "embd_pdrop",
-    "embed_dropout",
-    "hidden_dropout",
-    "resid_dropout",
-    "resid_pdrop",
-)
 
 
 def load_language_model(name: str, base_dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -73,7 +63,7 @@ def set_dropouts(config: PretrainedConfig, dropout: float | None) -> None:
     """Set all dropouts of the model itself; None leaves them as they are. Raises `ConfigError` when the config knows none."""
     if dropout is None:
         return
-    known = [name for name in DROPOUTS if name in config.to_dict()]
+    known = [name for name in DECODER_DROPOUTS if name in config.to_dict()]
     if not known:
         raise ConfigError(f"base_dropout={dropout:g}: a {config.model_type} model is not known to have dropouts; leave it out.")
     for name in known:

@@ -16,33 +16,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ...architectures import ATTENTION_DROPOUT, COUNT_FROM_PADDING, HEAD_DROPOUT
 from ...errors import ConfigError, RunError
-from ..roles import ENCODERS
-
-HEAD_DROPOUT = {  # by model type: what the config calls the dropout before the classifier
-    "albert": "classifier_dropout_prob",
-    "bert": "classifier_dropout",
-    "deberta-v2": "cls_dropout",
-    "distilbert": "seq_classif_dropout",
-    "electra": "classifier_dropout",
-    "roberta": "classifier_dropout",
-    "xlm-roberta": "classifier_dropout",
-}
-ATTENTION_DROPOUT = dict.fromkeys(ENCODERS, "attention_probs_dropout_prob") | {"distilbert": "attention_dropout"}
-
-COUNT_FROM_PADDING = {  # models whose positions start behind the padding id
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "luke",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-}
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ... import exchange, formats, surgery
+from ... import formats
 from ...errors import DataError, RunError
+from ...surgery.attach import attach
+from ...surgery.merge import merge
 from .. import records, run_folder
 from ..options import TrainOptions
 from . import encoders, labelling, metrics, readers
@@ -93,8 +95,8 @@ def open_run(folder: Path) -> Run:
     if options.method == "lora":
         encoder = encoders.load_encoder(options.model or "", labels)
         model, tokenizer = encoder.model, encoder.tokenizer
-        exchange.attach(model, formats.load(saved))
-        surgery.merge(model)
+        attach(model, formats.load(saved))
+        merge(model)
     else:
         model, tokenizer = _load_saved(saved)
     return Run(options, labels, model.train(False).to(torch.accelerator.current_accelerator() or "cpu"), tokenizer)

@@ -8,6 +8,7 @@
 
 from typing import get_args
 
+from ...architectures import PAPER_DECODERS
 from ...errors import ConfigError
 from . import glue, nlg
 from .recipe import Preset, PresetName, family_of
@@ -35,7 +36,7 @@ def resolve(preset: str, task: str | None, model: str | None) -> Preset:
 
 def usual_task(model: str) -> str:
     """A task that the paper trained `model` on: "e2e" where that is a GPT-2, else "mnli"."""
-    return "e2e" if family_of(model, nlg.SHAPES) else "mnli"
+    return "e2e" if family_of(model, PAPER_DECODERS) else "mnli"
 
 
 def training_rows(task: str | None) -> int | None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from ...architectures import PAPER_ENCODERS
 from .recipe import Preset, PresetName, family_of, no_family
 
 TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
@@ -21,7 +22,6 @@ TRAINING_ROWS = dict(zip(TASKS, (392_702, 67_349, 3_668, 8_551, 104_743, 363_846
 FROM_MNLI = ("mrpc", "rte", "stsb")
 SEEDS = 5
 BASE, LARGE, XXL = "roberta-base", "roberta-large", "deberta-v2-xxlarge"
-SHAPES = {("roberta", 768, 12): BASE, ("roberta", 1024, 24): LARGE, ("deberta-v2", 1536, 48): XXL}
 
 
 def _columns(common: Mapping[str, Any], **columns: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -108,7 +108,7 @@ _ACCURACY = ("mrpc", "qqp")  # whose own metric is F1; Table 2 has their accurac
 
 def resolve(preset: PresetName, task: str, model: str | None) -> Preset:
     """The recipe `preset` of one of `TASKS` for a model; `ConfigError` when the paper has none for it."""
-    family = family_of(model or "", SHAPES)
+    family = family_of(model or "", PAPER_ENCODERS)
     if family is None:
         raise no_family(preset, model, (BASE, LARGE, XXL))
     values: dict[str, Any] = {"task": task, "method": "lora", **TABLES[preset, family][task]}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from ...architectures import PAPER_DECODERS
 from ...errors import ConfigError
 from .recipe import Preset, PresetName, family_of, no_family
 
@@ -22,7 +23,6 @@ TASKS = ("e2e", "webnlg", "dart")
 TRAINING_ROWS = {"e2e": 42_061, "webnlg": 18_025, "dart": 62_659}
 SEEDS = 3
 MEDIUM, LARGE = "gpt2-medium", "gpt2-large"
-SHAPES = {("gpt2", 1024, 24): MEDIUM, ("gpt2", 1280, 36): LARGE}
 
 _TRAINING: dict[str, Any] = {
     "r": 4,
@@ -86,7 +86,7 @@ DECODING: Mapping[PresetName, Mapping[str, Decoding]] = MappingProxyType(
 
 def resolve(preset: PresetName, task: str, model: str | None) -> Preset:
     """The recipe `preset` of one of `TASKS` for a model; `ConfigError` when the paper has none for it."""
-    if family_of(model or "", SHAPES) is None:
+    if family_of(model or "", PAPER_DECODERS) is None:
         raise no_family(preset, model, (MEDIUM, LARGE))
     values = {"task": task, "method": "lora", **TABLES[preset][task]}
     return Preset(MappingProxyType(values), SEEDS, "mean")

@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .errors import AttachError, FormatError
-from .layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
-from .storage.pickled import read_state_dict
-from .surgery import adapted_layers
-from .trained import check_enabled, is_factor, join, unwrap
+from ..errors import AttachError, FormatError
+from ..layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
+from ..storage.pickled import read_state_dict
+from .module_tree import join, unwrap
+from .saved_modules import check_enabled
+from .survey import adapted_layers
+from .trainable import is_factor
 
 _OLD_BUFFERS = ("position_ids", "masked_bias")  # transformers once saved them
 

@@ -9,17 +9,18 @@ from torch import nn
 
 import loralib as lora
 from hf import encoder_shape
+from loralib import architectures
+from loralib.architectures import ROLES
 from loralib.errors import ConfigError
-from loralib.recipes import roles
 from loralib.recipes.nlg import language_models
-from loralib.recipes.options import ROLES
+from loralib.surgery.roles import role_targets
 from recipes.nlg.conftest import decoder_shape
 
 
-@pytest.mark.parametrize("kind", roles.ENCODERS)
+@pytest.mark.parametrize("kind", architectures.ENCODERS)
 def test_every_linear_layer_of_the_body_plays_one_role(kind: str) -> None:
     model = encoder_shape(kind)
-    by_role = {role: roles.role_targets(model, [role])["target_modules"] for role in ROLES}
+    by_role = {role: role_targets(model, [role])["target_modules"] for role in ROLES}
     blocks = 1 if kind == "albert" else 2  # whose blocks share their weights
     assert {role: len(names) for role, names in by_role.items()} == {
         "query": blocks,
@@ -28,7 +29,7 @@ def test_every_linear_layer_of_the_body_plays_one_role(kind: str) -> None:
         "output": blocks,
         "mlp": 2 * blocks,
     }
-    everything = roles.role_targets(model, ROLES)["target_modules"]
+    everything = role_targets(model, ROLES)["target_modules"]
     assert sorted(everything) == sorted(name for names in by_role.values() for name in names)
     shapes = {role: {tuple(model.get_submodule(n).weight.shape) for n in names} for role, names in by_role.items()}
     assert all(shapes[role] == {(16, 16)} for role in ROLES[:4])
@@ -46,14 +47,14 @@ def test_a_model_that_is_not_known_is_told_what_to_give() -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForSequenceClassification.from_config(config)
     with pytest.raises(ConfigError, match=r"layers of a bloom model are query, value is not known; give --target-modules"):
-        roles.role_targets(model, ["query", "value"])
+        role_targets(model, ["query", "value"])
 
 
-@pytest.mark.parametrize("kind", roles.DECODERS)
+@pytest.mark.parametrize("kind", architectures.DECODERS)
 def test_every_linear_layer_of_a_decoders_blocks_plays_one_role(kind: str) -> None:
     model = decoder_shape(kind)
-    by_role = {role: roles.role_targets(model, [role])["target_modules"] for role in ROLES}
-    fused = kind in roles.FUSED
+    by_role = {role: role_targets(model, [role])["target_modules"] for role in ROLES}
+    fused = kind in architectures.FUSED
     rows = {role: {model.get_submodule(name).weight.shape for name in names} for role, names in by_role.items()}
     if fused:
         attention = [f"transformer.h.{i}.attn.c_attn" for i in range(2)]
@@ -65,7 +66,7 @@ def test_every_linear_layer_of_a_decoders_blocks_plays_one_role(kind: str) -> No
     assert all(16 in shape and shape != (16, 16) for shape in rows["mlp"])
     gated = "gate_proj" in str(by_role["mlp"])
     assert [len(names) for names in by_role.values()] == [2, 2, 2, 2, 6 if gated else 4]
-    everything = roles.role_targets(model, ROLES)["target_modules"]
+    everything = role_targets(model, ROLES)["target_modules"]
     played = [name for role, names in by_role.items() for name in names if not (fused and role in ("key", "value"))]
     assert sorted(everything) == sorted(played)
     inside = {id(module) for module in language_models.blocks(model).modules()}
@@ -82,7 +83,7 @@ SUBSETS = [subset for n in range(1, 6) for subset in itertools.combinations(ROLE
 @pytest.mark.parametrize("chosen", SUBSETS, ids=",".join)
 def test_of_the_fused_layer_of_gpt2_the_slices_of_the_roles_are_adapted(chosen: tuple[str, ...]) -> None:
     model = decoder_shape("gpt2")
-    targets = roles.role_targets(model, chosen)
+    targets = role_targets(model, chosen)
     mask = tuple(role in chosen for role in ("query", "key", "value"))
     expected = {"attn.c_attn": any(mask), "attn.c_proj": "output" in chosen, "mlp.c_fc": "mlp" in chosen}
     expected["mlp.c_proj"] = expected["mlp.c_fc"]
@@ -100,9 +101,9 @@ def test_of_the_fused_layer_of_gpt2_the_slices_of_the_roles_are_adapted(chosen: 
 
 def test_the_order_of_the_roles_does_not_matter() -> None:
     model = decoder_shape("gpt2")
-    assert roles.role_targets(model, ["value", "mlp", "query"]) == roles.role_targets(model, ["query", "value", "mlp"])
+    assert role_targets(model, ["value", "mlp", "query"]) == role_targets(model, ["query", "value", "mlp"])
 
 
 def test_no_model_is_known_twice() -> None:
-    assert not roles.ENCODERS.keys() & roles.DECODERS.keys()
-    assert roles.FUSED.keys() <= roles.DECODERS.keys()
+    assert not architectures.ENCODERS.keys() & architectures.DECODERS.keys()
+    assert architectures.FUSED.keys() <= architectures.DECODERS.keys()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import loralib as lora
-from loralib import trained
+from loralib.surgery.trainable import is_bias, is_factor
 from models import injected, mlp, same_bits, snapshot, trainable
 from peers import loralib_0_1
 
@@ -80,7 +80,7 @@ def test_only_parameters_named_bias_are_biases():
     lora.mark_only_lora_as_trainable(model)
     expected = {"proj.lora_A", "proj.lora_B", "proj.bias", "norm.bias", "explora_net.bias"}
     assert trainable(model) == set(lora.lora_state_dict(model)) == expected
-    assert set(lora.extract(model).tensors) == {name for name in expected if not trained.is_factor(name)}
+    assert set(lora.extract(model).tensors) == {name for name in expected if not is_factor(name)}
 
 
 def test_a_layer_without_an_update_is_not_a_lora_layer():
@@ -184,7 +184,7 @@ def test_what_is_trained_is_what_is_saved_is_what_is_extracted_is_what_is_loaded
 
 
 def test_names_of_factors_start_with_lora():
-    assert trained.is_factor("0.lora_A")
-    assert not trained.is_factor("explora_net.weight")
-    assert trained.is_bias("bias")
-    assert not trained.is_bias("0.bias_table.weight")
+    assert is_factor("0.lora_A")
+    assert not is_factor("explora_net.weight")
+    assert is_bias("bias")
+    assert not is_bias("0.bias_table.weight")

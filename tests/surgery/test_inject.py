@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import loralib as lora
 from hf import HEADS, batch, logits, tiny
-from loralib import trained
+from loralib.surgery.trainable import trained_names
 from models import (
     Encoder,
     Tied,
@@ -260,7 +260,7 @@ def test_eject_after_training_leaves_the_very_model_that_was_there(bias, merged)
     injected(model, target_modules=["query", "proj"], bias=bias, modules_to_save=["norm"])
     model.requires_grad_(True)
     model(x).square().sum().backward()
-    torch.optim.SGD([p for name, p in model.named_parameters() if name in trained.trained_names(model)], lr=0.1).step()
+    torch.optim.SGD([p for name, p in model.named_parameters() if name in trained_names(model)], lr=0.1).step()
     if merged:
         lora.merge(model)
     lora.eject(model)

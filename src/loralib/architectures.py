@@ -1,0 +1,183 @@
+"""What is known of named models, as data: what their layers do, what their configurations call things, the paper's shapes.
+
+Nothing here is imported from transformers or diffusers, and nothing is computed but `is_embedding`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+# --- what layers do: by model type and role, how the names of such layers end ------------------------------------------
+
+ROLES = ("query", "key", "value", "output", "mlp")
+
+_ATTENTION = {"query": ("query",), "key": ("key",), "value": ("value",)}
+_DENSE = {"output": ("attention.output.dense",), "mlp": ("intermediate.dense", "output.dense")}
+_BERT = _ATTENTION | _DENSE
+_PROJECTIONS = {"query": ("q_proj",), "key": ("k_proj",), "value": ("v_proj",)}
+_LLAMA = _PROJECTIONS | {"output": ("o_proj",), "mlp": ("gate_proj", "up_proj", "down_proj")}
+
+ENCODERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "albert": _ATTENTION | {"output": ("attention.dense",), "mlp": ("ffn", "ffn_output")},
+    "bert": _BERT,
+    "deberta-v2": {"query": ("query_proj",), "key": ("key_proj",), "value": ("value_proj",)} | _DENSE,
+    "distilbert": {
+        "query": ("q_lin",),
+        "key": ("k_lin",),
+        "value": ("v_lin",),
+        "output": ("out_lin",),
+        "mlp": ("lin1", "lin2"),
+    },
+    "electra": _BERT,
+    "mpnet": {"query": ("attn.q",), "key": ("attn.k",), "value": ("attn.v",), "output": ("attn.o",), "mlp": _DENSE["mlp"]},
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+}
+DECODERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gpt2": {"output": ("attn.c_proj",), "mlp": ("mlp.c_fc", "mlp.c_proj")},
+    "gpt_neo": _PROJECTIONS | {"output": ("out_proj",), "mlp": ("mlp.c_fc", "mlp.c_proj")},
+    "gptj": _PROJECTIONS | {"output": ("out_proj",), "mlp": ("fc_in", "fc_out")},
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "opt": _PROJECTIONS | {"output": ("out_proj",), "mlp": ("fc1", "fc2")},
+    "phi": _PROJECTIONS | {"output": ("self_attn.dense",), "mlp": ("fc1", "fc2")},
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+}
+FUSED: Mapping[str, tuple[str, tuple[str, ...]]] = {"gpt2": ("attn.c_attn", ("query", "key", "value"))}
+
+# --- what the configurations of transformers call things ---------------------------------------------------------------
+
+HEAD_DROPOUT = {  # by model type: what the config calls the dropout before the classifier
+    "albert": "classifier_dropout_prob",
+    "bert": "classifier_dropout",
+    "deberta-v2": "cls_dropout",
+    "distilbert": "seq_classif_dropout",
+    "electra": "classifier_dropout",
+    "roberta": "classifier_dropout",
+    "xlm-roberta": "classifier_dropout",
+}
+ATTENTION_DROPOUT = dict.fromkeys(ENCODERS, "attention_probs_dropout_prob") | {"distilbert": "attention_dropout"}
+
+COUNT_FROM_PADDING = {  # models whose positions start behind the padding id
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
+DECODER_DROPOUTS = (  # what configs call the dropouts of a model, whatever its type
+    "attention_dropout",
+    "attn_pdrop",
+    "dropout",
+    "embd_pdrop",
+    "embed_dropout",
+    "hidden_dropout",
+    "resid_dropout",
+    "resid_pdrop",
+)
+
+# --- how weights are stored --------------------------------------------------------------------------------------------
+
+WITH_CONV1D = {  # model types of transformers with linear layers that store their weight as (in, out), and those layers
+    "gpt2": ("c_attn", "q_attn", "c_proj", "c_fc"),
+    "openai-gpt": ("c_attn", "c_proj", "c_fc"),
+    "imagegpt": ("c_attn", "q_attn", "c_proj", "c_fc"),
+    "decision_transformer": ("c_attn", "q_attn", "c_proj", "c_fc"),
+}
+LANGUAGE_MODELS = (
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForConditionalGeneration",
+    "ForMaskedLM",
+    "ForPreTraining",
+    "DoubleHeadsModel",
+)
+OUTPUT_LAYERS = {  # the output layer of language models whose name does not begin with one of these is lm_head
+    "Bert": "cls.predictions.decoder",
+    "Roberta": "lm_head.decoder",
+    "XLMRoberta": "lm_head.decoder",
+    "DistilBert": "vocab_projector",
+    "Electra": "generator_lm_head",
+    "Albert": "predictions.decoder",
+}
+# fmt: off
+EMBEDDINGS = frozenset({  # last parts of the names of embeddings in models
+    "emb", "embed", "embed_in", "embed_positions", "embed_tokens", "embedding", "embeddings", "position_embedding",
+    "position_embeddings", "shared", "tok_embeddings", "token_embedding", "token_type_embeddings", "word_embeddings",
+    "wpe", "wte",
+})
+# fmt: on
+
+
+def is_embedding(layer: str) -> bool:
+    """Whether a layer of this name is an embedding, where nothing but its name tells.
+
+    >>> is_embedding("model.embed_tokens"), is_embedding("model.q_proj")
+    (True, False)
+    """
+    return layer.rpartition(".")[2] in EMBEDDINGS
+
+
+# --- diffusers ----------------------------------------------------------------------------------------------------------
+
+# fmt: off
+COMPONENTS = (
+    "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "transformer_ref", "prior",
+    "connectors", "text_conditioner",
+)
+# fmt: on
+
+# --- the models of the LoRA paper ---------------------------------------------------------------------------------------
+
+_ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+_DEBERTA = {
+    "vocab_size": 128_100,
+    "type_vocab_size": 0,
+    "layer_norm_eps": 1e-7,
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "conv_kernel_size": 3,
+    "conv_act": "gelu",
+}
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def _encoder(kind: str, common: Mapping[str, Any], *sizes: int) -> tuple[str, dict[str, Any]]:
+    return kind, {**common, **dict(zip(_SIZES, sizes, strict=True))}
+
+
+def _gpt2(width: int, layers: int, heads: int) -> tuple[str, dict[str, Any]]:
+    return "gpt2", {"n_embd": width, "n_layer": layers, "n_head": heads}
+
+
+PUBLISHED: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
+    {
+        "roberta-base": _encoder("roberta", _ROBERTA, 768, 12, 12, 3072),
+        "roberta-large": _encoder("roberta", _ROBERTA, 1024, 24, 16, 4096),
+        "deberta-v2-xxlarge": _encoder("deberta-v2", _DEBERTA, 1536, 48, 24, 6144),
+        "gpt2": _gpt2(768, 12, 12),
+        "gpt2-medium": _gpt2(1024, 24, 16),
+        "gpt2-large": _gpt2(1280, 36, 20),
+        "gpt2-xl": _gpt2(1600, 48, 25),
+    }
+)
+PAPER_ENCODERS = {
+    ("roberta", 768, 12): "roberta-base",
+    ("roberta", 1024, 24): "roberta-large",
+    ("deberta-v2", 1536, 48): "deberta-v2-xxlarge",
+}  # by model type, width and layers
+PAPER_DECODERS = {("gpt2", 1024, 24): "gpt2-medium", ("gpt2", 1280, 36): "gpt2-large"}

@@ -1,0 +1,125 @@
+"""Merging the updates of a whole model into its weights and back, and switching them off for a while."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .. import layers
+from ..layers import AdaptedLayer
+from .eject import check_all, eject_layers
+from .module_tree import join
+from .saved_modules import forget, records, swap_originals
+from .survey import require_adapted
+
+
+def merge(model: nn.Module, keep: bool = True) -> None:
+    """Let every adapted layer compute with W + ΔW as one matrix product, as fast as the plain layer.
+
+    keep: set the original weights aside, so that `unmerge` restores them bit for bit. With `keep=False` the merge is final:
+    the model becomes a plain one with the merged weights (and the tensors trained beside them), and the originals' memory
+    is free. A weight tied to another module stays untouched there; the merged layer has its own.
+    Raises `LayerError` when a weight cannot be merged, with nothing changed.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+    >>> lora.merge(model, keep=False)
+    >>> model
+    Sequential(
+      (0): Linear(in_features=8, out_features=8, bias=True)
+    )
+    """
+    found = require_adapted(model)
+    check_all({n: layer for n, layer in found.items() if not layer.merged}, lambda layer: layer.merge_problem(), "merged")
+    if not keep:
+        check_all(found, layers.eject_problem, "merged for good")
+        _warn_of_ties(model, found)
+    for layer in found.values():
+        layer.merge()
+        if not keep:
+            layer.keep_merged()
+    if not keep:
+        eject_layers(model, found.values())
+        forget(model)
+
+
+def _warn_of_ties(model: nn.Module, found: dict[str, AdaptedLayer]) -> None:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for name, layer in found.items():
+        own, W = _home_of_weight(name, layer)
+        if others := [other for other in names.get(id(W), []) if other != own]:
+            warnings.warn(
+                f"{own} was tied to {', '.join(others)}, which keeps the original: the merged weight is untied. "
+                "Tell the model so before saving it (Hugging Face: config.tie_word_embeddings = False).",
+                stacklevel=3,
+            )
+
+
+def _home_of_weight(name: str, layer: AdaptedLayer) -> tuple[str, Tensor]:
+    """The name of the Parameter that the layer's weight is in, and that Parameter."""
+    if isinstance(layer, layers.Projection):
+        owner = layer.owner
+        assert isinstance(owner, layers.MultiheadAttentionLoRA)
+        return join(name.rpartition(".")[0], layer.slot), owner.original(layer.slot)
+    return join(name, "weight"), layer.pristine_weight
+
+
+def unmerge(model: nn.Module) -> None:
+    """Give every merged layer the very Parameter back that `merge` set aside."""
+    for layer in require_adapted(model).values():
+        layer.unmerge()
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """`merge` inside the block; layers that were not merged before it are unmerged after it.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+    >>> with lora.merged(model):
+    ...     model[0].merged
+    True
+    >>> model[0].merged
+    False
+    """
+    ours = [layer for layer in require_adapted(model).values() if not layer.merged]
+    try:
+        merge(model)
+        yield model
+    finally:
+        for layer in ours:
+            layer.unmerge()
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """The bare base model inside the block: no update acts, and tensors trained beside them are the originals.
+
+    >>> import loralib as lora
+    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+    >>> with lora.disabled(model):
+    ...     y = model(torch.ones(1, 4))
+    """
+    found = [layer for layer in require_adapted(model).values() if not layer.disabled]
+    beside = [(module, kept) for _, module, kept in records(model) if not kept.swapped]
+    before = [(layer, layer.merged, layer.training) for layer in found]
+    try:
+        for layer in found:
+            layer.unmerge()
+            layer.disabled = True
+        for module, kept in beside:
+            swap_originals(module, kept)
+        yield model
+    finally:
+        for module, kept in reversed(beside):
+            if kept.swapped:
+                swap_originals(module, kept)
+        for layer, was_merged, was_training in before:
+            layer.disabled = False
+            follows_mode = layer.merge_weights and layer.training != was_training
+            if (not layer.training) if follows_mode else was_merged:
+                layer.merge()

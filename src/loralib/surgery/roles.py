@@ -1,0 +1,54 @@
+"""Targets by what layers do: query, key, value, output of attention, and the MLP, whatever a model calls them.
+
+GPT-2 keeps query, key and value in one fused layer, of which LoRA adapts the slices (the paper's GPT-2 recipe, section 5.4,
+adapts query and value). `architectures` has the names.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from .. import patterns
+from ..architectures import DECODERS, ENCODERS, FUSED
+from ..errors import ConfigError
+from ..layers import is_linear
+
+
+def role_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
+    """The `target_modules` and `enable_lora` of a `LoRAConfig` that adapts the layers of `model` with these roles.
+
+    Args:
+        model: A transformers model; its `config.model_type` says which names its layers have.
+        roles: Some of `architectures.ROLES`.
+
+    Returns:
+        `target_modules`, the full names of the layers, and for fused projections `enable_lora`, their slices.
+
+    Raises:
+        ConfigError: For a model type whose layers are not known here.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    table = ENCODERS.get(kind) or DECODERS.get(kind)
+    if table is None:
+        raise ConfigError(
+            f"which layers of a {kind} model are {', '.join(roles)} is not known; "
+            "give --target-modules: their names, or all-linear."
+        )
+    endings = {ending: role for role, names in table.items() for ending in names}
+    linear = [name for name, module in model.named_modules() if is_linear(module)]
+    targets = [name for name in linear if endings.get(_longest(name, endings)) in roles]
+    fused, parts = FUSED.get(kind, ("", ()))
+    mask = [part in roles for part in parts]
+    if not any(mask):
+        return {"target_modules": targets}
+    whole = [name for name in linear if patterns.ends_with(name, fused)]
+    return {
+        "target_modules": [name for name in linear if name in targets or name in whole],
+        "enable_lora": {patterns.exactly(name): mask for name in whole},
+    }
+
+
+def _longest(name: str, endings: Iterable[str]) -> str:
+    """The longest of the endings that `name` has, or "" (`output.dense` is another layer than `attention.output.dense`)."""
+    return max((ending for ending in endings if patterns.ends_with(name, ending)), key=len, default="")
