@@ -59,7 +59,7 @@ def adapted(layer: nn.Module, dtype: torch.dtype | None = None, **config: Any) -
 def delta(layer: nn.Module, update: lora.LoRAUpdate, A: Tensor, B: Tensor) -> Tensor:
     """ΔW in the layout of the weight of `layer`, for other values of the factors of `update`."""
     s = update.scaling
-    if isinstance(update, lora.MergedUpdate):
+    if isinstance(update, lora.FusedUpdate):
         rows, r, a, b = [], B.shape[1], 0, 0
         for width, on in zip(update.widths, update.enable_lora, strict=True):
             rows.append(s * B[b : b + width] @ A[a : a + r] if on else A.new_zeros(width, A.shape[1]))

@@ -40,7 +40,7 @@ KINDS: dict[str, Callable[[int, int, int], tuple[Any, ...]]] = {
     "transposed": _conv(1, True),
     "legacy": lambda r, d, k: (lora.LegacyConvolutionUpdate, (2 * r, 2 * d), (2 * k, 2 * r), {"weight_shape": (k, d, 2, 2)}),
     "merged": lambda r, d, k: (
-        lora.MergedUpdate, (2 * r, d), (k + 2, r), {"enable_lora": (True, False, True), "widths": (k, 3, 2)},
+        lora.FusedUpdate, (2 * r, d), (k + 2, r), {"enable_lora": (True, False, True), "widths": (k, 3, 2)},
     ),
     "projection": lambda r, d, k: (lora.ProjectionUpdate, (r, d), (k, r), {}),
     "bilinear": lambda r, d, k: (lora.LoRAUpdate, (r, d, 2), (k, r), {}),

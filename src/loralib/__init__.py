@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .adapters.updates import (
         ConvolutionUpdate,
         EmbeddingUpdate,
+        FusedUpdate,
         LegacyConvolutionUpdate,
         LoRAUpdate,
-        MergedUpdate,
         ProjectionUpdate,
     )
     from .analysis import Intruder, intruder_dimensions, reduce_intruder_dimensions
@@ -102,7 +102,7 @@ _HOMES = {
         "EmbeddingUpdate",
         "LegacyConvolutionUpdate",
         "LoRAUpdate",
-        "MergedUpdate",
+        "FusedUpdate",
         "ProjectionUpdate",
     ),
 }

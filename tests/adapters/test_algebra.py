@@ -113,8 +113,8 @@ def test_dora_computes_what_its_paper_says():
         update.delta()
     with pytest.raises(lora.ConfigError, match="one number an output"):
         lora.LoRAUpdate(A, B, 6, magnitude=torch.rand(5))
-    with pytest.raises(lora.ConfigError, match="MergedUpdate"):
-        lora.MergedUpdate(A, B, 6, False, (True,), (4,), magnitude=m)
+    with pytest.raises(lora.ConfigError, match="FusedUpdate"):
+        lora.FusedUpdate(A, B, 6, False, (True,), (4,), magnitude=m)
 
 
 @settings(max_examples=40, deadline=None)

@@ -148,7 +148,7 @@ def test_dora_of_a_layer_that_no_other_adapter_has_stays():
 
 def test_slices_that_differ_are_added_in_their_plain_form():
     fields = [((True, False, True), (2, 2, 2)), ((False, True, True), (2, 2, 2))]
-    a, b = (of(lora.MergedUpdate(torch.randn(4, 3), torch.randn(4, 2), 4, False, *field)) for field in fields)
+    a, b = (of(lora.FusedUpdate(torch.randn(4, 3), torch.randn(4, 2), 4, False, *field)) for field in fields)
     found = lora.combine([a, b], [1, 0.5])
     assert type(found.layers["layer0"]) is lora.LoRAUpdate
     assert torch.allclose(found.delta("layer0"), a.delta("layer0") + 0.5 * b.delta("layer0"), atol=1e-6)
@@ -254,9 +254,9 @@ def test_dares_choice_depends_on_no_other_layer():
 @pytest.mark.parametrize("method", ["magnitude", "ties", "dare", "dare_ties"])
 def test_slices_stay_slices_when_they_are_pruned(method):
     fields = ((True, False, True), (3, 2, 4))
-    a, b = (of(lora.MergedUpdate(torch.randn(4, 5), torch.randn(7, 2), 4, False, *fields)) for _ in range(2))
+    a, b = (of(lora.FusedUpdate(torch.randn(4, 5), torch.randn(7, 2), 4, False, *fields)) for _ in range(2))
     found = lora.combine([a, b], method=method, density=0.4).layers["layer0"]
-    assert isinstance(found, lora.MergedUpdate)
+    assert isinstance(found, lora.FusedUpdate)
     assert not found.delta()[3:5].any()
     assert found.r == 4
     assert lora.combine([a, b], method=method, density=0.4, r=1).layers["layer0"].r == 1

@@ -27,7 +27,7 @@ UPDATES = {
     "EmbeddingUpdate": lambda: lora.EmbeddingUpdate(whole(2, 7), whole(5, 2), 3),
     "ConvolutionUpdate": lambda: lora.ConvolutionUpdate(whole(2, 3, 4, 5), whole(6, 2, 1, 1), 3, groups=2, transposed=True),
     "LegacyConvolutionUpdate": lambda: lora.LegacyConvolutionUpdate(whole(6, 6), whole(15, 6), 3, weight_shape=(5, 2, 3, 3)),
-    "MergedUpdate": lambda: lora.MergedUpdate(whole(4, 3), whole(6, 2), 3, enable_lora=(True, False, True), widths=(4, 1, 2)),
+    "FusedUpdate": lambda: lora.FusedUpdate(whole(4, 3), whole(6, 2), 3, enable_lora=(True, False, True), widths=(4, 1, 2)),
 }
 
 
@@ -41,7 +41,7 @@ def dense(update: lora.LoRAUpdate) -> Tensor:
         return torch.stack([s * (B @ A[:, v]) for v in range(A.shape[1])])
     if isinstance(update, lora.LegacyConvolutionUpdate):
         return (s * (B @ A)).reshape(update.weight_shape)
-    if isinstance(update, lora.MergedUpdate):
+    if isinstance(update, lora.FusedUpdate):
         slices, row, n = [], 0, 0
         for width, on in zip(update.widths, update.enable_lora, strict=True):
             a, b = A[n * update.r : (n + 1) * update.r], B[row : row + width]
@@ -92,7 +92,7 @@ def test_factors_of_two_dtypes_have_a_delta():
 def test_the_plain_form_of_slices_is_the_same_update(slices, d, r, lora_alpha, use_rslora):
     widths, mask = zip(*slices, strict=True)
     enabled = sum(width for width, on in slices if on)
-    update = lora.MergedUpdate(whole(r * sum(mask), d), whole(enabled, r), lora_alpha, use_rslora, mask, widths)
+    update = lora.FusedUpdate(whole(r * sum(mask), d), whole(enabled, r), lora_alpha, use_rslora, mask, widths)
     plain = update.plain()
     assert type(plain) is lora.LoRAUpdate
     assert (plain.r, plain.use_rslora) == (r * sum(mask), use_rslora)
@@ -106,7 +106,7 @@ def test_the_plain_form_of_slices_is_the_same_update(slices, d, r, lora_alpha, u
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_plain_form_keeps_the_dtype_and_the_first_factor(dtype):
-    update = lora.MergedUpdate(
+    update = lora.FusedUpdate(
         torch.randn(4, 3).to(dtype), torch.randn(4, 2).to(dtype), 3, enable_lora=(True, False, True), widths=(2, 5, 2)
     )
     plain = update.plain()
@@ -116,7 +116,7 @@ def test_the_plain_form_keeps_the_dtype_and_the_first_factor(dtype):
 
 
 def test_the_slices_that_are_not_enabled_have_no_update():
-    update = UPDATES["MergedUpdate"]()
+    update = UPDATES["FusedUpdate"]()
     parts = update.delta().split(update.widths)
     assert [bool(part.any()) for part in parts] == [True, False, True]
 
@@ -124,11 +124,11 @@ def test_the_slices_that_are_not_enabled_have_no_update():
 SLICES = st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=5).filter(lambda s: any(on for _, on in s))
 
 
-def merged_update(slices, d, r, lora_alpha, use_rslora) -> lora.MergedUpdate:
+def merged_update(slices, d, r, lora_alpha, use_rslora) -> lora.FusedUpdate:
     """An update of the slices whose factors are random and nowhere zero."""
     widths, mask = zip(*slices, strict=True)
     A, B = torch.rand(r * sum(mask), d) + 1, torch.rand(sum(width for width, on in slices if on), r) + 1
-    return lora.MergedUpdate(A, B, lora_alpha, use_rslora, mask, widths)
+    return lora.FusedUpdate(A, B, lora_alpha, use_rslora, mask, widths)
 
 
 @given(
@@ -190,12 +190,12 @@ def test_what_is_no_plain_form_of_the_slices_has_none():
         assert update.like_plain(other) is None
     for mask in ((True, True, False), (False, True, True), (True, True, True), (True, False, False)):
         rows = sum(width for width, on in zip(update.widths, mask, strict=True) if on)
-        own = lora.MergedUpdate(whole(2 * sum(mask), 3), whole(rows, 2), 3, enable_lora=mask, widths=update.widths)
+        own = lora.FusedUpdate(whole(2 * sum(mask), 3), whole(rows, 2), 3, enable_lora=mask, widths=update.widths)
         assert own.like_plain(update.plain()) is None
 
 
 def test_an_update_of_zeros_has_slices_too():
-    update = UPDATES["MergedUpdate"]()
+    update = UPDATES["FusedUpdate"]()
     zero = dataclasses.replace(update, B=torch.zeros_like(update.B))
     found = update.like_plain(zero.plain())
     assert not found.B.any()
@@ -225,14 +225,14 @@ NO_FACTORS = {
     "of 0.1, no multiple of the kernel": (lora.LegacyConvolutionUpdate, (t(4, 6), t(15, 4)), {"weight_shape": (5, 2, 3, 3)}),
     "of 0.1, a kernel of no width": (lora.LegacyConvolutionUpdate, (t(6, 6), t(15, 6)), {"weight_shape": (5, 2, 3, 0)}),
     "of 0.1, a rank below the kernel": (lora.LegacyConvolutionUpdate, (t(0, 6), t(15, 0)), {"weight_shape": (5, 2, 3, 3)}),
-    "slices without a mask": (lora.MergedUpdate, (t(2, 3), t(4, 2)), {}),
-    "no slice enabled": (lora.MergedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (False,), "widths": (4,)}),
-    "more slices than widths": (lora.MergedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (4,)}),
-    "slices of other widths": (lora.MergedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (3, 4)}),
-    "slices of another rank": (lora.MergedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, True), "widths": (2, 2)}),
-    "a slice of no width": (lora.MergedUpdate, (t(4, 3), t(4, 2)), {"enable_lora": (True, True), "widths": (4, 0)}),
-    "a slice of negative width": (lora.MergedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (4, -1)}),
-    "slices with a kernel": (lora.MergedUpdate, (t(2, 3, 1), t(4, 2, 1)), {"enable_lora": (True,), "widths": (4,)}),
+    "slices without a mask": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {}),
+    "no slice enabled": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (False,), "widths": (4,)}),
+    "more slices than widths": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (4,)}),
+    "slices of other widths": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (3, 4)}),
+    "slices of another rank": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, True), "widths": (2, 2)}),
+    "a slice of no width": (lora.FusedUpdate, (t(4, 3), t(4, 2)), {"enable_lora": (True, True), "widths": (4, 0)}),
+    "a slice of negative width": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (4, -1)}),
+    "slices with a kernel": (lora.FusedUpdate, (t(2, 3, 1), t(4, 2, 1)), {"enable_lora": (True,), "widths": (4,)}),
 }
 
 
@@ -254,7 +254,7 @@ def changed(update: lora.LoRAUpdate) -> list[tuple[str, lora.LoRAUpdate]]:
     if isinstance(update, lora.ConvolutionUpdate):
         others.append(("groups", dataclasses.replace(update, groups=3)))
         others.append(("transposed", dataclasses.replace(update, transposed=False)))
-    if isinstance(update, lora.MergedUpdate):
+    if isinstance(update, lora.FusedUpdate):
         others.append(("enable_lora", dataclasses.replace(update, enable_lora=(True, True, False), widths=(4, 2, 1))))
         others.append(("widths", dataclasses.replace(update, widths=(4, 2, 2))))
     if isinstance(update, lora.LegacyConvolutionUpdate):

@@ -224,7 +224,7 @@ def test_the_check_knows_parts_of_a_weight_and_other_layouts(layout, tmp_path):
     else:
         name, W = "c_attn.weight", torch.randn(90, 40)
         slices = {"enable_lora": (True, False, True), "widths": (10, 20, 10)}
-        layers = {"c_attn": lora.MergedUpdate(torch.randn(4, 90), torch.randn(20, 2), 4, **slices)}
+        layers = {"c_attn": lora.FusedUpdate(torch.randn(4, 90), torch.randn(20, 2), 4, **slices)}
     save_file({name: W.bfloat16()}, tmp_path / "base.safetensors")
     made = lora.Adapter(described(lora.LoRAConfig(), layers), layers)
     lora.merge_checkpoint(tmp_path / "base.safetensors", made, tmp_path / "out")

@@ -231,7 +231,7 @@ def test_slices_of_unequal_width_are_nothing_that_0_1_knows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], widths: tuple[int, ...]
 ) -> None:
     B = tensor((widths[0] + widths[2], 2), torch.float32, 1)
-    update = lora.MergedUpdate(tensor((4, 6), torch.float32, 0), B, 4, enable_lora=(True, False, True), widths=widths)
+    update = lora.FusedUpdate(tensor((4, 6), torch.float32, 0), B, 4, enable_lora=(True, False, True), widths=widths)
     adapter = lora.Adapter(described(lora.LoRAConfig(), {"a": update}), {"a": update})
     lora.save(adapter, tmp_path / "a.safetensors", "safetensors")
     words = [tmp_path / "a.safetensors", "-o", tmp_path / "a.pt", "--format", "loralib"]

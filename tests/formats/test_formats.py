@@ -251,7 +251,7 @@ def test_fused_projections_and_embeddings_of_0_1(tmp_path):
         lora.load(tmp_path / "f.pt", config=lora.LoRAConfig(lora_alpha=4, enable_lora={"attn": [True, True, True]}))
     config = lora.LoRAConfig(lora_alpha=4, enable_lora={"attn": [True, False, True]})
     adapter = lora.load(tmp_path / "f.pt", config=config)
-    assert isinstance(adapter.layers["attn"], lora.MergedUpdate)
+    assert isinstance(adapter.layers["attn"], lora.FusedUpdate)
     assert adapter.layers["attn"].widths == (5, 5, 5)
     assert isinstance(adapter.layers["model.wte"], lora.EmbeddingUpdate)
     assert set(adapter.tensors) == {"head.bias"}

@@ -24,7 +24,7 @@ def slices(draw: st.DrawFn) -> lora.LoRAUpdate:
     mask, (r, d, width) = draw(MASKS), (draw(st.integers(1, 4)) for _ in range(3))
     n, dtype = sum(mask), draw(st.sampled_from(DTYPES))
     A, B = tensor((n * r, d), dtype, 1), tensor((n * width, r), dtype, 2)
-    return lora.MergedUpdate(A, B, 1, enable_lora=mask, widths=(width,) * len(mask))
+    return lora.FusedUpdate(A, B, 1, enable_lora=mask, widths=(width,) * len(mask))
 
 
 @st.composite
@@ -122,7 +122,7 @@ UPDATE = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(4, 2), 4)
         ({"q": UPDATE}, {"q.weight": torch.ones(4, 3)}, "q.weight"),
         ({"": UPDATE}, {}, "a model that is one layer"),
         (
-            {"q": lora.MergedUpdate(torch.ones(2, 3), torch.ones(4, 2), 4, enable_lora=(True, False), widths=(4, 5))},
+            {"q": lora.FusedUpdate(torch.ones(2, 3), torch.ones(4, 2), 4, enable_lora=(True, False), widths=(4, 5))},
             {},
             "unequal width",
         ),

@@ -65,7 +65,7 @@ def test_odd_names_numbers_and_dtypes_come_back(tmp_path):
 def test_the_file_is_what_its_documentation_says(tmp_path):
     adapter = lora.Adapter(
         lora.LoRAConfig(r=2),
-        {"q": lora.MergedUpdate(torch.ones(4, 3), torch.ones(4, 2), 4, False, (True, False, True), (2, 5, 2))},
+        {"q": lora.FusedUpdate(torch.ones(4, 3), torch.ones(4, 2), 4, False, (True, False, True), (2, 5, 2))},
         {"head.bias": torch.ones(2)},
         {"task_type": "SEQ_CLS"},
         {"emb.weight": lora.TokenRows((3,), torch.ones(1, 2))},
@@ -75,7 +75,7 @@ def test_the_file_is_what_its_documentation_says(tmp_path):
     assert sorted(tensors) == ["layers.q.lora_A", "layers.q.lora_B", "rows.emb.weight", "tensors.head.bias"]
     assert said["version"] == 1
     fields = {"lora_alpha": 4, "use_rslora": False, "enable_lora": [True, False, True], "widths": [2, 5, 2]}
-    assert said["layers"] == {"q": {"kind": "MergedUpdate"} | fields}
+    assert said["layers"] == {"q": {"kind": "FusedUpdate"} | fields}
     assert said["rows"] == {"emb.weight": [3]}
     assert said["metadata"] == {"task_type": "SEQ_CLS"}
     assert said["config"]["r"] == 2

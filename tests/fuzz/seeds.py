@@ -25,7 +25,7 @@ def adapters() -> dict[str, lora.Adapter]:
     linear = {"a.q": _update("a.q", 2), "a.v": _update("a.v", 1)}
     conv = {"c": _update("c", 2, (3, 2, 2), (1, 1))}
     embedding = {"emb": lora.EmbeddingUpdate(torch.randn(2, 7), torch.randn(3, 2), 4)}
-    slices = lora.MergedUpdate(torch.randn(4, 3), torch.randn(6, 2), 4, False, (True, False, True), (3, 3, 3))
+    slices = lora.FusedUpdate(torch.randn(4, 3), torch.randn(6, 2), 4, False, (True, False, True), (3, 3, 3))
     dora = {name: lora.LoRAUpdate(u.A, u.B, u.lora_alpha, magnitude=torch.rand(4)) for name, u in linear.items()}
     rows = {"emb.weight": TokenRows((1, 5), torch.randn(2, 3))}
     head = {"head.weight": torch.randn(2, 3), "head.bias": torch.randn(2)}

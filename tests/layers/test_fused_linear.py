@@ -285,7 +285,7 @@ def test_a_mask_may_be_given_by_name_and_the_other_targets_stay_plain():
     model = nn.ModuleDict({"qkv": nn.Linear(4, 12), "out": nn.Linear(4, 4)})
     lora.inject(model, lora.LoRAConfig(r=2, enable_lora={"qkv": [True, False, True]}, slice_widths={"qkv": [4, 6, 2]}))
     updates = lora.extract(model).layers
-    assert {name: type(update) for name, update in updates.items()} == {"qkv": lora.MergedUpdate, "out": lora.LoRAUpdate}
+    assert {name: type(update) for name, update in updates.items()} == {"qkv": lora.FusedUpdate, "out": lora.LoRAUpdate}
     assert updates["qkv"].widths == (4, 6, 2)
 
 
@@ -306,7 +306,7 @@ def adapter_of(k: int = 6, d: int = 5, **config) -> lora.Adapter:
         ),
         ({"enable_lora": [True, False, True], "r": 3}, "layer: rank 3 in the adapter, 2 in the model"),
         ({"enable_lora": [True, True]}, r"lora_B \(6, 2\) in the adapter, \(4, 2\) in the model"),
-        ({}, "kind LoRAUpdate in the adapter, MergedUpdate in the model"),
+        ({}, "kind LoRAUpdate in the adapter, FusedUpdate in the model"),
     ],
 )
 def test_an_adapter_of_other_slices_does_not_fit(other, message):
@@ -322,7 +322,7 @@ def test_an_adapter_of_another_width_does_not_fit_a_plain_layer():
     adapter = adapter_of(enable_lora=[True, False, True])
     expect_refusal(lora.AttachError, "layer", other := Holder(nn.Linear(4, 6)), lambda: lora.attach(other, adapter))
     embedding = Holder(nn.Embedding(5, 6))
-    expect_refusal(lora.AttachError, "layer.*MergedUpdate", embedding, lambda: lora.attach(embedding, adapter))
+    expect_refusal(lora.AttachError, "layer.*FusedUpdate", embedding, lambda: lora.attach(embedding, adapter))
 
 
 def test_the_adapter_of_a_conv1d_fits_the_linear_layer_of_the_same_function():

@@ -26,7 +26,7 @@ from ..errors import AlgebraError, ConfigError, TargetError
 from ..tensors import as_bytes, same_bits
 from . import algebra, summary
 from .token_rows import TokenRows
-from .updates import LoRAUpdate, MergedUpdate
+from .updates import FusedUpdate, LoRAUpdate
 
 T = TypeVar("T")
 
@@ -339,7 +339,7 @@ def described(config: LoRAConfig, layers: Mapping[str, LoRAUpdate]) -> LoRAConfi
     >>> dict(described(LoRAConfig(), layers).rank_pattern)
     {'^c': 1}
     """
-    merged = {name: update for name, update in layers.items() if isinstance(update, MergedUpdate)}
+    merged = {name: update for name, update in layers.items() if isinstance(update, FusedUpdate)}
     ranks, alphas = ([getattr(update, key) for update in layers.values()] for key in ("r", "lora_alpha"))
     r, lora_alpha = (max(Counter(sorted(values)).items(), key=itemgetter(1))[0] if values else 8 for values in (ranks, alphas))
     return replace(

@@ -6,7 +6,7 @@
     EmbeddingUpdate          A (r, V)          B (k, r)          ΔW = s·(B·A)ᵀ, the layout of an embedding's weight (V, k)
     ConvolutionUpdate        A (r, d/g, *)     B (k, r, 1…)      g groups share A
     LegacyConvolutionUpdate  A (r·κ, d·κ)      B (k/g·κ, r·κ)    loralib 0.1's form, for a square kernel κ
-    MergedUpdate             A (n·r, d)        B (Σ widths, r)   n slices of a fused projection, a product each
+    FusedUpdate             A (n·r, d)        B (Σ widths, r)   n slices of a fused projection, a product each
     ProjectionUpdate         A (r, d)          B (k, r)          of torch's nn.MultiheadAttention
 
 d in, k out, r rank, V vocabulary, g groups; `*` is the kernel. `delta` is in the layout in which torch's own layer of that
@@ -265,13 +265,13 @@ class LegacyConvolutionUpdate(LoRAUpdate):
 
 
 @dataclass(frozen=True, eq=False)
-class MergedUpdate(LoRAUpdate):
+class FusedUpdate(LoRAUpdate):
     """The updates of a fused projection, such as query, key and value in one matrix: the output is cut into slices of
     `widths`, and each slice that `enable_lora` names has its own product of rank r. A (n·r, in) stacks the n first factors,
     B (sum of the enabled widths, r) the second ones.
 
     >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
-    >>> update = MergedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
+    >>> update = FusedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
     >>> update.r, update.delta().shape
     (2, torch.Size([12, 6]))
     """
@@ -314,7 +314,7 @@ class MergedUpdate(LoRAUpdate):
         """The same ΔW as one update of rank n·r, whose B is zero wherever a slice does not see a first factor.
 
         >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
-        >>> update = MergedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
+        >>> update = FusedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
         >>> update.plain().r, torch.equal(update.plain().delta(), update.delta())
         (4, True)
         """
@@ -322,11 +322,11 @@ class MergedUpdate(LoRAUpdate):
         lora_alpha = self.lora_alpha * (n**0.5 if self.use_rslora else n)
         return LoRAUpdate(self.A, B, lora_alpha, self.use_rslora)
 
-    def like_plain(self, update: LoRAUpdate) -> "MergedUpdate | None":
+    def like_plain(self, update: LoRAUpdate) -> "FusedUpdate | None":
         """The update of this kind, with slices like this one's, whose `plain` is `update`; None where there is none.
 
         >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
-        >>> own = MergedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
+        >>> own = FusedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
         >>> torch.equal(own.like_plain(own.plain()).B, own.B)
         True
         """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import patterns
 from ..adapters.adapter import Adapter, described
-from ..adapters.updates import EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate
+from ..adapters.updates import EmbeddingUpdate, FusedUpdate, LegacyConvolutionUpdate, LoRAUpdate
 from ..architectures import is_embedding
 from ..config import LoRAConfig
 from ..errors import FormatError
@@ -77,9 +77,9 @@ def write(adapter: Adapter, path: Path) -> None:
             "Nothing was written."
         )
     for name, update in adapter.layers.items():
-        known = type(update) in (EmbeddingUpdate, LegacyConvolutionUpdate, MergedUpdate)
+        known = type(update) in (EmbeddingUpdate, LegacyConvolutionUpdate, FusedUpdate)
         known = known or (type(update) is LoRAUpdate and update.A.dim() == 2)
-        uneven = isinstance(update, MergedUpdate) and len(set(update.widths)) > 1
+        uneven = isinstance(update, FusedUpdate) and len(set(update.widths)) > 1
         if not known or uneven or update.use_rslora or update.magnitude is not None:
             what = "of slices of unequal width" if uneven else "a DoRA update" if known else f"a {type(update).__name__}"
             what = "scaled by lora_alpha / √r" if update.use_rslora else what
@@ -117,4 +117,4 @@ def _update(where: str, name: str, parts: dict[str, Tensor], config: LoRAConfig 
             f"{where}: enable_lora={list(mask)} does not fit lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}."
         )
     widths = (len(B) // n,) * len(mask)
-    return made(where, MergedUpdate, A, B, lora_alpha, enable_lora=tuple(mask), widths=widths)
+    return made(where, FusedUpdate, A, B, lora_alpha, enable_lora=tuple(mask), widths=widths)

@@ -32,7 +32,7 @@ _KINDS = {
         updates.EmbeddingUpdate,
         updates.ConvolutionUpdate,
         updates.LegacyConvolutionUpdate,
-        updates.MergedUpdate,
+        updates.FusedUpdate,
         updates.ProjectionUpdate,
     )
 }

@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
-from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
+from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, FusedUpdate, LoRAUpdate, ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import read_json, write_together
@@ -199,7 +199,7 @@ def _update(path: Path, name: str, parts: dict[str, Tensor], config: LoRAConfig)
             raise FormatError(f"{where}: lora_B {tuple(B.shape)} cannot be cut into the slices of enable_lora={list(mask)}.")
         B = B.flatten(1) if B.dim() > 2 and B.shape[2:].numel() == 1 else B
         slices = {"enable_lora": tuple(mask), "widths": (width,) * len(mask)}
-        update = made(where, MergedUpdate, A, B, lora_alpha, config.use_rslora, magnitude, **slices)
+        update = made(where, FusedUpdate, A, B, lora_alpha, config.use_rslora, magnitude, **slices)
     else:
         kind = EmbeddingUpdate if keys is _EMBEDDING else ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
         update = made(where, kind, A, B, lora_alpha, config.use_rslora, magnitude)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
-from ..adapters.updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate, MergedUpdate, ProjectionUpdate
+from ..adapters.updates import ConvolutionUpdate, FusedUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
 from ..errors import ConfigError, FormatError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -100,7 +100,7 @@ def alpha_tensor(lora_alpha: float) -> Tensor:
 def common_form(name: str, update: LoRAUpdate, format: str) -> LoRAUpdate:
     """`update` as the formats of other libraries know it: the plain form of slices and of 0.1's convolutions. `FormatError` for
     one that `format`'s libraries compute otherwise or not at all."""
-    if isinstance(update, MergedUpdate | LegacyConvolutionUpdate):
+    if isinstance(update, FusedUpdate | LegacyConvolutionUpdate):
         update = update.plain()
     odd = {
         "is for one projection of an nn.MultiheadAttention": isinstance(update, ProjectionUpdate),

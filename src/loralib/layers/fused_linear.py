@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .. import ops
-from ..adapters.updates import LoRAUpdate, MergedUpdate
+from ..adapters.updates import FusedUpdate, LoRAUpdate
 from ..errors import ConfigError
 from .linear import Conv1DLoRA, LinearLoRA, transposable_forward
 
@@ -45,7 +45,7 @@ def slice_widths(out_features: int, enable_lora: Sequence[bool], widths: Sequenc
 class MergedLinearLoRA(LinearLoRA):
     """The treatment of linear layers that fuse several projections."""
 
-    update_classes = (MergedUpdate,)
+    update_classes = (FusedUpdate,)
     own_state = ("enable_lora", "widths")
     enable_lora: Sequence[bool]
     widths: tuple[int, ...]
@@ -58,7 +58,7 @@ class MergedLinearLoRA(LinearLoRA):
     def own_form(self, update: LoRAUpdate) -> LoRAUpdate:
         """An update over the full width, as other libraries store that of some slices, is cut into those slices again."""
         own = self.update
-        assert isinstance(own, MergedUpdate)
+        assert isinstance(own, FusedUpdate)
         return own.like_plain(update) or update
 
     def compute(self, x: Tensor, W: Tensor, p: float) -> Tensor:
@@ -89,7 +89,7 @@ class MergedLinearLoRA(LinearLoRA):
     ) -> LoRAUpdate:
         """The factors as an update of the slices of a layer like `layer`."""
         widths = slice_widths(cls.features(layer)[1], structure["enable_lora"], structure["widths"])
-        return MergedUpdate(A, B, lora_alpha, use_rslora, structure["enable_lora"], widths)
+        return FusedUpdate(A, B, lora_alpha, use_rslora, structure["enable_lora"], widths)
 
 
 class Conv1DMergedLoRA(MergedLinearLoRA, Conv1DLoRA):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers, patterns
-from ..adapters.updates import LoRAUpdate, MergedUpdate
+from ..adapters.updates import FusedUpdate, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..patterns import within
@@ -63,7 +63,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
 def _new_update(name: str, layer: nn.Module, config: LoRAConfig, dtype: torch.dtype | None) -> LoRAUpdate:
     mask, widths = patterns.lookup(config.masks, name, ()), patterns.lookup(config.slice_widths, name, ())
     structure = {"enable_lora": tuple(mask), "widths": tuple(widths)} if mask or widths else {}
-    treatment, W = layers.treatment(type(layer), MergedUpdate if structure else None), layer.weight
+    treatment, W = layers.treatment(type(layer), FusedUpdate if structure else None), layer.weight
     assert treatment is not None
     assert isinstance(W, Tensor)
     if config.fan_in_fan_out and not getattr(treatment, "fan_in_fan_out", False):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from .. import layers, patterns
-from ..adapters.updates import MergedUpdate
+from ..adapters.updates import FusedUpdate
 from ..config import ALL_LINEAR, LoRAConfig
 from ..errors import TargetError
 from ..patterns import within
@@ -60,7 +60,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     owner = owners(model)
     for name in names:
         is_sliced = any(patterns.lookup(field, name, ()) for field in (config.masks, config.slice_widths))
-        update_class = MergedUpdate if is_sliced else None
+        update_class = FusedUpdate if is_sliced else None
         if problem := layer_problem(owner.get(id(modules[name])), modules[name], config.lora_dropout, update_class):
             raise TargetError(f"{name!r} of {where} cannot be adapted: {problem}. Nothing was changed.")
     return names
