@@ -85,6 +85,8 @@ DECODER_DROPOUTS = (  # what configs call the dropouts of a model, whatever its 
     "resid_pdrop",
 )
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")  # of nn.MultiheadAttention, in the order of its packed weight
+
 # --- how weights are stored --------------------------------------------------------------------------------------------
 
 WITH_CONV1D = {  # model types of transformers with linear layers that store their weight as (in, out), and those layers

@@ -1,7 +1,39 @@
-"""Facts about torch tensors: their bits."""
+"""Facts about torch tensors: what kind of tensor a weight is, and its bits."""
+
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+Kind = Literal["plain", "missing", "uninitialized", "quantized", "sharded", "wrapped", "offloaded"]
+
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+
+
+def kind(W: object) -> Kind:
+    """What `W`, which ought to be a weight, is to someone who wants to compute with it.
+
+    Returns:
+        "plain", or why its values cannot simply be read and replaced: "missing" (not a tensor), "uninitialized" (a lazy
+        module's), "sharded" (a DTensor), "quantized" (not made of floating-point numbers), "wrapped" (another subclass of
+        tensors), "offloaded" (on the meta device).
+
+    Example:
+        >>> kind(torch.zeros(2)), kind(torch.zeros(2, dtype=torch.uint8)), kind(torch.zeros(2, device="meta")), kind(None)
+        ('plain', 'quantized', 'offloaded', 'missing')
+    """
+    if not isinstance(W, Tensor):
+        return "missing"
+    if isinstance(W, UninitializedParameter):
+        return "uninitialized"
+    if type(W).__name__ == "DTensor":  # by name: torch.distributed.tensor takes long to import
+        return "sharded"
+    if not W.is_floating_point():
+        return "quantized"
+    if type(W) not in _PLAIN:
+        return "wrapped"
+    return "offloaded" if W.is_meta else "plain"
 
 
 def same_bits(a: object, b: object) -> bool:
@@ -12,5 +44,5 @@ def same_bits(a: object, b: object) -> bool:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """What `tensor` holds as a row of bytes, on the CPU."""
+    """The content of `tensor` as a row of bytes, on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

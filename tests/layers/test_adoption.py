@@ -130,7 +130,7 @@ def test_update_dtypes_may_differ_from_the_weights():
 
 def test_a_subclass_gets_one_class_made_to_measure():
     a, b = adopt(Doubling(6, 5)), adopt(Doubling(3, 2))
-    assert type(a) is type(b) is layers.class_factory.made_to_measure(layers.LinearLoRA, Doubling)
+    assert type(a) is type(b) is layers.class_factory.lora_class(layers.LinearLoRA, Doubling)
     assert type(a).__name__ == "LoRADoubling"
     assert type(a).__bases__[-1] is Doubling
 
@@ -270,7 +270,7 @@ def having(**attributes) -> nn.Linear:
 
 REFUSED = {
     "other layers": (lambda: nn.LSTM(2, 2), "LSTM layers cannot be adapted; those that can are linear, embedding"),
-    "other updates": (lambda: nn.Conv2d(1, 1, 1), "Conv2d layers carry a ConvolutionUpdate .*, not a LoRAUpdate"),
+    "other updates": (lambda: nn.Conv2d(1, 1, 1), "expected a ConvolutionUpdate .* for a Conv2d layer, got a LoRAUpdate"),
     "adapted layers": (lambda: adopt(nn.Linear(6, 5)), "it is a LoRA layer already; eject it first"),
     "LoRA layers without LoRA": (lambda: lora.Linear(6, 5), "it was built with r=0"),
     "lazy layers": (lambda: nn.LazyLinear(5), "its shape is not known yet"),

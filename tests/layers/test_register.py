@@ -128,7 +128,7 @@ def test_a_class_derived_from_a_known_one_may_have_a_treatment_of_its_own():
 
 def test_registering_the_same_pair_again_changes_nothing():
     lora.register_layer(Scale, ScaleLoRA)
-    assert layers.treatment(Scale) is ScaleLoRA
+    assert layers.handler_of(Scale) is ScaleLoRA
 
 
 class Other(ScaleLoRA):
@@ -142,21 +142,21 @@ class Silent(lora.AdaptedLayer):
 @pytest.mark.parametrize(
     ("layer_class", "treatment", "message"),
     [
-        (Scale, Other, "Scale layers have another treatment already"),
-        (nn.Linear, Other, "Linear layers have another treatment already"),
-        (nn.Embedding, Other, "Embedding layers have another treatment already"),
-        (Scale(1, 1), ScaleLoRA, "is no subclass of Module"),
-        ("Scale", ScaleLoRA, "'Scale' is no subclass of Module"),
-        (int, ScaleLoRA, "is no subclass of Module"),
-        (Scale, nn.Linear, "is no subclass of AdaptedLayer"),
-        (Scale, None, "None is no subclass of AdaptedLayer"),
-        (list[int], ScaleLoRA, "is no subclass of Module"),
+        (Scale, Other, "Scale layers have another handler already"),
+        (nn.Linear, Other, "Linear layers have another handler already"),
+        (nn.Embedding, Other, "Embedding layers have another handler already"),
+        (Scale(1, 1), ScaleLoRA, "is not a subclass of Module"),
+        ("Scale", ScaleLoRA, "'Scale' is not a subclass of Module"),
+        (int, ScaleLoRA, "is not a subclass of Module"),
+        (Scale, nn.Linear, "is not a subclass of AdaptedLayer"),
+        (Scale, None, "None is not a subclass of AdaptedLayer"),
+        (list[int], ScaleLoRA, "is not a subclass of Module"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(layer_class, treatment, message):
     with pytest.raises(lora.ConfigError, match=message):
         lora.register_layer(layer_class, treatment)
-    assert layers.treatment(Scale) is ScaleLoRA
+    assert layers.handler_of(Scale) is ScaleLoRA
 
 
 @pytest.fixture
@@ -168,10 +168,10 @@ def table_as_it_was(monkeypatch):
 @pytest.mark.parametrize("base", ["Conv2d", "transformers"])
 def test_a_kind_that_is_known_by_another_row_of_the_table_has_a_treatment_already(base):
     cls = nn.Conv2d if base == "Conv2d" else library("transformers.pytorch_utils").Conv1D
-    known = layers.treatment(cls)
-    with pytest.raises(lora.ConfigError, match="have another treatment already"):
+    known = layers.handler_of(cls)
+    with pytest.raises(lora.ConfigError, match="have another handler already"):
         lora.register_layer(cls, Other)
-    assert layers.treatment(cls) is known
+    assert layers.handler_of(cls) is known
 
 
 def test_a_treatment_that_says_nothing_is_refused():

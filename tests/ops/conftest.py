@@ -2,13 +2,13 @@
 
 import pytest
 
-from loralib import ops
+from loralib.ops import dispatch
 from loralib.ops.autograd import dropout
 
-SMALL, FEW = ops._SMALL, dropout._FEW
+SMALL, FEW = dispatch._SMALL, dropout._FEW
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_SMALL", 0)
+    monkeypatch.setattr(dispatch, "_SMALL", 0)
     monkeypatch.setattr(dropout, "_FEW", 0)

@@ -67,12 +67,13 @@ def test_slices_are_as_exact_as_the_plain_formula(widths, enabled, dtype, fused_
     n, r, rows = sum(enabled), 2, sum(w for w, on in zip(widths, enabled, strict=True) if on)
     shapes = {"x": (3, 5), "W": (sum(widths), 5), "b": (sum(widths),), "A": (n * r, 5), "B": (rows, r)}
     tensors = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
-    mine, plain = ops.merged_lora_linear, reference.merged_lora_linear
+    slices = ops.Slices(widths, enabled)
+    mine, plain = ops.lora_linear, reference.lora_linear
     if not fused_base:
         tensors = {"y": torch.randn(3, sum(widths)).to(dtype)} | {name: tensors[name] for name in ("x", "A", "B")}
-        mine, plain = ops.add_merged_linear_update, reference.add_merged_linear_update
-    exact = step(plain, doubled(tensors), 0.7, widths, enabled)
-    assert as_good(step(mine, tensors, 0.7, widths, enabled), step(plain, tensors, 0.7, widths, enabled), exact)
+        mine, plain = ops.add_linear_update, reference.add_linear_update
+    exact = step(plain, doubled(tensors), 0.7, 0.0, slices)
+    assert as_good(step(mine, tensors, 0.7, 0.0, slices), step(plain, tensors, 0.7, 0.0, slices), exact)
 
 
 @given(
@@ -97,15 +98,20 @@ def test_an_embedding_step_is_as_exact_as_the_plain_formula(n, V, k, r, dtype, k
     assert as_good(step(on(autograd, dtype), tensors), step(on(reference, dtype), tensors), exact)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("where", ["whole", "rows", "columns"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_merging_by_blocks_is_as_exact_as_the_plain_formula(dtype, transposed, monkeypatch):
-    monkeypatch.setattr(merging, "_BLOCK", 40)
-    A, B = torch.randn(3, 17), torch.randn(13, 3)
-    W = torch.randn(17, 13).to(dtype) if transposed else torch.randn(13, 17).to(dtype)
+def test_merging_by_blocks_is_as_exact_as_the_plain_formula(dtype, where, monkeypatch):
+    monkeypatch.setattr(merging, "ELEMENTS", 40)
+    W, L, R = torch.randn(13, 17).to(dtype), torch.randn(13, 3), torch.randn(3, 17)
+    strips = {
+        "whole": [ops.Strip(0, 0, L, R)],
+        "rows": [ops.Strip(2, 0, L[:4], R), ops.Strip(8, 0, L[4:], R)],
+        "columns": [ops.Strip(0, 0, L, R[:, :5]), ops.Strip(0, 9, L, R[:, 9:])],
+    }[where]
+    double = [ops.Strip(row, column, L.double(), R.double()) for row, column, L, R in strips]
     with torch.no_grad():
-        mine, plain = (module.merge_linear(W, A, B, 0.7, transposed) for module in (autograd, reference))
-        exact = reference.merge_linear(W.double(), A.double(), B.double(), 0.7, transposed)
+        mine, plain = (module.add_strips(W, strips, 0.7) for module in (autograd, reference))
+        exact = reference.add_strips(W.double(), double, 0.7)
     assert as_good([mine], [plain], [exact])
     assert mine.is_contiguous()
 
@@ -372,3 +378,14 @@ def test_what_does_not_go_together_is_named():
         layer(torch.randn(4, 6).double())
     layer.lora_A = nn.Parameter(layer.lora_A.detach().to("meta"))
     assert "not all on one device: the input on cpu, the weight on cpu, lora_A on meta" in layer.mismatch(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_block_by_itself_has_the_bits_of_the_whole(dtype):
+    W, strips = torch.randn(23, 17).to(dtype), [ops.Strip(3, 2, torch.randn(9, 2), torch.randn(2, 11))]
+    with torch.no_grad():
+        whole = autograd.add_strips(W, strips, 0.7)
+        for first, last in merging.row_blocks(23, 17, merging.breaks_of(strips)):
+            out = torch.empty_like(W[first:last])
+            merging.add_to_block(W[first:last], first, strips, 0.7, out)
+            assert torch.equal(out, whole[first:last])

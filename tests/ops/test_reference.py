@@ -37,14 +37,14 @@ def test_nothing_is_changed_in_place():
     tensors = [torch.randn(shape) for shape in ((2, 3), (2, 4), (2, 4), (3, 2))]
     before = [t.clone() for t in tensors]
     ops.add_linear_update(*tensors, 2.0)
-    ops.merge_delta(tensors[0], tensors[0])
+    ops.add_strips(tensors[0], [ops.Strip(0, 1, tensors[3][:2, :1], tensors[1][:1, :2])], 2.0)
     assert all(same_bits(t, b) for t, b in zip(tensors, before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_merge_is_rounded_once(dtype):
     W, delta = torch.randn(50, 50).to(dtype), torch.randn(50, 50) / 64
-    merged = ops.merge_delta(W, delta)
+    merged = ops.add_strips(W, [ops.Strip(0, 0, delta, torch.eye(50))], 1.0)
     assert merged.dtype == dtype
     assert same_bits(merged, (W.double() + delta.double()).to(torch.promote_types(dtype, torch.float32)).to(dtype))
     assert close(merged, (W.double() + delta.double()).to(dtype), factor=0.5)
@@ -77,16 +77,17 @@ def test_the_update_of_slices_is_that_of_the_weight(n, d, slices, r, scaling):
     shapes = ((*n, d), (r * sum(enabled), d), (chosen, r), (*n, k))
     x, A, B, y = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
     delta = dense_slices(A, B, scaling, widths, enabled)
-    assert torch.allclose(ops.merged_linear_delta(A, B, scaling, widths, enabled), delta, rtol=1e-12, atol=1e-12)
-    result = ops.add_merged_linear_update(y, x, A, B, scaling, widths, enabled)
+    assert torch.allclose(ops.linear_delta(A, B, scaling, ops.Slices(widths, enabled)), delta, rtol=1e-12, atol=1e-12)
+    result = ops.add_linear_update(y, x, A, B, scaling, slices=ops.Slices(widths, enabled))
     assert result.shape == y.shape
     assert torch.allclose(result, y + x @ delta.t(), rtol=1e-10, atol=1e-10)
 
 
 def test_without_an_enabled_slice_nothing_is_added():
     A, B, y = torch.empty(0, 3), torch.empty(0, 2), torch.randn(2, 5)
-    assert same_bits(ops.add_merged_linear_update(y, torch.randn(2, 3), A, B, 1.5, (2, 3), (False, False)), y)
-    assert same_bits(ops.merged_linear_delta(A, B, 1.5, (2, 3), (False, False)), torch.zeros(5, 3))
+    none = ops.Slices((2, 3), (False, False))
+    assert same_bits(ops.add_linear_update(y, torch.randn(2, 3), A, B, 1.5, slices=none), y)
+    assert same_bits(ops.linear_delta(A, B, 1.5, none), torch.zeros(5, 3))
 
 
 @pytest.mark.parametrize("enabled", [(True, False, True), (False, True, False), (True, True, True)])
@@ -95,10 +96,10 @@ def test_derivatives_of_slices_are_right(enabled):
     k = sum(width for width, on in zip(widths, enabled, strict=True) if on)
     shapes = ((2, 6), (2, 4), (2 * n, 4), (k, 2))
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    run = lambda *t: ops.add_merged_linear_update(*t, 0.7, widths, enabled)  # noqa: E731
+    run = lambda *t: ops.add_linear_update(*t, 0.7, slices=ops.Slices(widths, enabled))  # noqa: E731
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
-    run = lambda A, B: ops.merged_linear_delta(A, B, 0.7, widths, enabled)  # noqa: E731
+    run = lambda A, B: ops.linear_delta(A, B, 0.7, ops.Slices(widths, enabled))  # noqa: E731
     assert torch.autograd.gradcheck(run, inputs[2:])
 
 
@@ -188,7 +189,7 @@ IDS = torch.tensor([0, 2, 2])
 CALLS = {
     "linear": (lambda y, x, A, B: ops.add_linear_update(y, x, A, B, 1.5), ((3, 6), (3, 4), (2, 4), (6, 2))),
     "slices": (
-        lambda y, x, A, B: ops.add_merged_linear_update(y, x, A, B, 1.5, (2, 4), (False, True)),
+        lambda y, x, A, B: ops.add_linear_update(y, x, A, B, 1.5, slices=ops.Slices((2, 4), (False, True))),
         ((3, 6), (3, 4), (2, 4), (4, 2)),
     ),
     "embedding": (lambda y, keep, A, B: ops.add_embedding_update(y, IDS, A, B, 1.5, keep), ((3, 6), (3,), (2, 5), (6, 2))),

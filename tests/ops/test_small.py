@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 import loralib as lora
 from loralib import ops
-from loralib.ops import autograd, reference
+from loralib.ops import autograd, dispatch, reference
 from loralib.ops.autograd import dropout
 from ops.conftest import FEW, SMALL
 
 
 @pytest.fixture(autouse=True)
 def what_is_small_is_small(nothing_is_small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_SMALL", SMALL)
+    monkeypatch.setattr(dispatch, "_SMALL", SMALL)
     monkeypatch.setattr(dropout, "_FEW", FEW)
 
 

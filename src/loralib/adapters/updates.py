@@ -9,8 +9,9 @@
     FusedUpdate             A (n·r, d)        B (Σ widths, r)   n slices of a fused projection, a product each
     ProjectionUpdate         A (r, d)          B (k, r)          of torch's nn.MultiheadAttention
 
-d in, k out, r rank, V vocabulary, g groups; `*` is the kernel. `delta` is in the layout in which torch's own layer of that
-kind keeps its weight (convolutions that are not transposed, linear layers as (k, d)).
+d in, k out, r rank, V vocabulary, g groups; `*` is the kernel. `effective_weight` is the one formula of what an update does to
+a weight: layers merge with it, and so do models in files. A `Layout` says how the weight is stored; without one it is
+(k, d / g, *), and (V, k) for an embedding.
 
 With `magnitude` m (k,) an update is DoRA's (2402.09353): W' = m·(W + s·B·A) / ‖W + s·B·A‖, the norm over all that goes into an
 output. What it adds depends on W, so it has an `effective_weight` and no `delta`.
@@ -19,6 +20,7 @@ output. What it adds depends on W, so it has an `effective_weight` and no `delta
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, Self
 
 import torch
@@ -28,6 +30,7 @@ from .. import ops
 from ..config import alpha_for, lora_scaling
 from ..errors import AlgebraError, ConfigError
 from ..tensors import same_bits
+from .layout import Layout
 
 Product = tuple[Tensor, Tensor]
 
@@ -53,7 +56,8 @@ class LoRAUpdate:
     use_rslora: bool = False
     magnitude: Tensor | None = dataclasses.field(default=None, kw_only=True)
     may_be_dora: ClassVar[bool] = True
-    outputs_at: ClassVar[int] = 0  # the dimension of `delta` that counts outputs
+    usual_layout: ClassVar[Layout] = Layout()  # of a weight of which nothing else is known
+    of_base: ClassVar[frozenset[str]] = frozenset()  # fields that describe the base layer, not the update
 
     def __post_init__(self) -> None:
         if problem := self._problem():
@@ -96,32 +100,63 @@ class LoRAUpdate:
         """The factor s."""
         return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
 
-    def delta(self) -> Tensor:
+    # --- what it does to a weight -----------------------------------------------------------------------------------
+
+    def delta(self, layout: Layout | None = None) -> Tensor:
         """ΔW in at least float32: shape (out, in), or (out, in, *kernel). `AlgebraError` for DoRA."""
         if self.magnitude is not None:
             raise AlgebraError(
                 "What a DoRA update adds depends on the weight W; ask for effective_weight(W) instead of delta()."
             )
-        return self._product()
+        return (layout or self.usual_layout).from_canonical(self._product())
 
     def _product(self) -> Tensor:
-        """s·B·A in the layout of `delta`."""
+        """s·B·A in the canonical layout."""
         return ops.linear_delta(self.A, self.B, self.scaling)
 
-    def effective_weight(self, W: Tensor) -> Tensor:
-        """W' for a weight W in the layout of `delta`: computed in at least float32 and rounded once to the dtype of W.
+    def effective_weight(self, W: Tensor, layout: Layout | None = None) -> Tensor:
+        """W' for a stored weight W: computed in at least float32, rounded once to the dtype of W, and differentiable.
 
-        >>> update = LoRAUpdate(torch.zeros(1, 2), torch.zeros(2, 1), lora_alpha=1, magnitude=torch.tensor([10.0, 1.0]))
-        >>> update.effective_weight(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-        tensor([[6., 8.],
-                [0., 1.]])
+        Args:
+            W: The layer's weight; of a packed tensor, its own rows.
+            layout: How `W` is stored; by default (out, in / groups, *kernel), and (V, k) for an embedding.
+
+        Returns:
+            W' in the shape and dtype of `W`.
+
+        Example:
+            >>> update = LoRAUpdate(torch.zeros(1, 2), torch.zeros(2, 1), lora_alpha=1, magnitude=torch.tensor([10.0, 1.0]))
+            >>> update.effective_weight(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+            tensor([[6., 8.],
+                    [0., 1.]])
         """
-        changed = W.to(torch.promote_types(W.dtype, torch.float32)) + self._product()
+        layout, W = layout or self.usual_layout, self._renormalised(W)
+        if (strips := self.strips(layout)) is not None:
+            return ops.add_strips(W.reshape(self._rows(W), -1), strips, self.scaling).view(W.shape)
+        canonical = layout.to_canonical(W)
+        changed = canonical.to(torch.promote_types(W.dtype, torch.float32)) + self._product()
         if self.magnitude is not None:
-            others = [dim for dim in range(changed.dim()) if dim != self.outputs_at]
-            norm = torch.linalg.vector_norm(changed, dim=others, keepdim=True).clamp_min(torch.finfo(changed.dtype).tiny)
-            changed = changed * (self.magnitude.to(changed).view_as(norm) / norm)
-        return changed.to(W.dtype)
+            norm = torch.linalg.vector_norm(changed.flatten(1), dim=1).clamp_min(torch.finfo(changed.dtype).tiny)
+            changed = changed * (self.magnitude.to(changed) / norm).view(-1, *[1] * (changed.dim() - 1))
+        return layout.from_canonical(changed).to(W.dtype)
+
+    def strips(self, layout: Layout) -> list[ops.Strip] | None:
+        """The products that make up ΔW / s as blocks of the stored weight, seen as a matrix of `_rows` rows; None where there
+        are none (DoRA, transposed convolutions)."""
+        if self.magnitude is not None or layout.deconvolution:
+            return None
+        B, A = self.B.flatten(1), self.A.flatten(1)
+        return [ops.Strip(0, 0, A.t(), B.t()) if layout.transposed else ops.Strip(0, 0, B, A)]
+
+    def _rows(self, W: Tensor) -> int:
+        """How many rows the matrix has to which `strips` are added."""
+        return len(W)
+
+    def _renormalised(self, W: Tensor) -> Tensor:
+        """`W` as the base layer uses it."""
+        return W
+
+    # --- its products -----------------------------------------------------------------------------------------------
 
     def products(self) -> list[Product]:
         """What ΔW / s is made of: pairs of matrices B (k, R), A (R, n) whose products, rearranged, fill it without overlap."""
@@ -144,7 +179,8 @@ class LoRAUpdate:
 
     def structure(self) -> tuple[object, ...]:
         """What the products of two updates must share to be put side by side: all but rank and scaling."""
-        return (type(self), self.A.shape[1:], self.B.shape[0], self.B.shape[2:], *(value for _, value in self.own_fields()))
+        own = (value for name, value in self.own_fields() if name not in self.of_base)
+        return (type(self), self.A.shape[1:], self.B.shape[0], self.B.shape[2:], *own)
 
     def own_fields(self) -> list[tuple[str, object]]:
         """The fields that the kind has beside those of all."""
@@ -167,28 +203,34 @@ class LoRAUpdate:
             ("lora_A", tuple(self.A.shape)),
             ("lora_B", tuple(self.B.shape)),
         ]
-        return [*shapes, *self.own_fields()]
+        return [*shapes, *((name, value) for name, value in self.own_fields() if name not in self.of_base)]
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingUpdate(LoRAUpdate):
     """The update of an embedding: A (r, num_embeddings), B (embedding_dim, r), ΔW = s·(B·A)ᵀ.
 
+    max_norm, norm_type: those of the base layer, which renormalises the rows of W before the update is added; 0 for none.
+
     >>> EmbeddingUpdate(torch.ones(2, 10), torch.ones(4, 2), lora_alpha=2).delta().shape
     torch.Size([10, 4])
     """
 
-    def _product(self) -> Tensor:
-        return super()._product().t()
+    max_norm: float = 0.0
+    norm_type: float = 2.0
 
-    outputs_at: ClassVar[int] = 1
+    usual_layout: ClassVar[Layout] = Layout(transposed=True)
+    of_base: ClassVar[frozenset[str]] = frozenset({"max_norm", "norm_type"})
+
+    def _renormalised(self, W: Tensor) -> Tensor:
+        return torch.renorm(W, self.norm_type, 0, self.max_norm) if self.max_norm else W
 
 
 @dataclass(frozen=True, eq=False)
 class ConvolutionUpdate(LoRAUpdate):
     """The update of a convolution: A (r, in / groups, *kernel), B (out, r, 1…). All groups share A, so that ΔW as a matrix
     (out, in / groups · kernel) has rank r. `transposed` says for which kind of convolution it was trained; `delta` is in the
-    layout (out, in / groups, *kernel) for both.
+    layout (out, in / groups, *kernel) for both, unless a `Layout` says otherwise.
     """
 
     groups: int = 1
@@ -220,7 +262,9 @@ class LegacyConvolutionUpdate(LoRAUpdate):
         matrices = A.dim() == B.dim() == 2 and 0 < len(A) == B.shape[1]
         if len(shape) < 3 or min(shape) < 1 or not matrices or len(A) % shape[-1]:
             return "expected (r·kernel, in·kernel) and (out / groups·kernel, r·kernel)"
-        return None if len(B) * A.shape[1] == shape.numel() else f"their product cannot take the weight's shape {tuple(shape)}"
+        if len(B) * A.shape[1] == shape.numel():
+            return None
+        return f"their product cannot take the weight's shape {tuple(shape)}"
 
     @property
     def r(self) -> int:
@@ -236,6 +280,9 @@ class LegacyConvolutionUpdate(LoRAUpdate):
 
     def _product(self) -> Tensor:
         return super()._product().reshape(self.weight_shape)
+
+    def _rows(self, W: Tensor) -> int:
+        return len(self.B)
 
     def plain(self) -> ConvolutionUpdate:
         """The same ΔW as a convolution of kernel κ after one of kernel 1, of rank r·κ² where no output's weights begin within a
@@ -297,13 +344,25 @@ class FusedUpdate(LoRAUpdate):
 
     may_be_dora: ClassVar[bool] = False
 
+    @property
+    def slices(self) -> ops.Slices:
+        """The slices of the output."""
+        return ops.Slices(self.widths, self.enable_lora)
+
     def _product(self) -> Tensor:
-        return ops.merged_linear_delta(self.A, self.B, self.scaling, self.widths, self.enable_lora)
+        return ops.linear_delta(self.A, self.B, self.scaling, self.slices)
+
+    def strips(self, layout: Layout) -> list[ops.Strip]:
+        """One for each enabled slice."""
+        starts = [start for start, on in zip(accumulate(self.widths, initial=0), self.enable_lora, strict=False) if on]
+        placed = zip(starts, self.products(), strict=True)
+        if layout.transposed:
+            return [ops.Strip(0, start, A.t(), B.t()) for start, (B, A) in placed]
+        return [ops.Strip(start, 0, B, A) for start, (B, A) in placed]
 
     def products(self) -> list[Product]:
         """One for each enabled slice."""
-        enabled = [width for width, on in zip(self.widths, self.enable_lora, strict=True) if on]
-        return list(zip(self.B.split(enabled), self.A.split(self.r), strict=True))
+        return list(zip(self.B.split(self.slices.chosen), self.A.split(self.r), strict=True))
 
     def with_products(self, products: Sequence[Product], lora_alpha: float, use_rslora: bool) -> Self:
         """An update of the same slices, one product for each that is enabled."""
@@ -318,7 +377,7 @@ class FusedUpdate(LoRAUpdate):
         >>> update.plain().r, torch.equal(update.plain().delta(), update.delta())
         (4, True)
         """
-        B, n = ops.block_diagonal(self.B, self.widths, self.enable_lora), sum(self.enable_lora)
+        B, n = ops.block_diagonal(self.B, self.slices), sum(self.enable_lora)
         lora_alpha = self.lora_alpha * (n**0.5 if self.use_rslora else n)
         return LoRAUpdate(self.A, B, lora_alpha, self.use_rslora)
 

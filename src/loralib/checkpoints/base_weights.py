@@ -18,7 +18,7 @@ from ..adapters.low_rank import SVD
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
 from ..architectures import is_embedding
 from ..errors import LayerError
-from ..layers import AdaptedLayer, treatment
+from ..layers import AdaptedLayer, handler_of
 from ..surgery.module_tree import named_tensors, unwrap
 from ..surgery.survey import sites
 from .checkpoint import Checkpoint, open_checkpoint
@@ -104,7 +104,7 @@ def _told_by_modules(model: nn.Module) -> Iterator[Piece]:
     attentions = {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
     for name, module in sites(model).items():
         owner, _, leaf = name.rpartition(".")
-        treated = treatment(type(module))
+        treated = handler_of(type(module))
         if owner in attentions:
             attention = model.get_submodule(owner)
             yield _of_attention(name, owner, leaf, attention.embed_dim, bool(attention._qkv_same_embed_dim))  # type: ignore[arg-type]

@@ -1,12 +1,14 @@
 """LoRA layers, one kind a file, and their adoption in place."""
 
-from .adoption import adopt, adopt_fitting, adoption_problem, eject, eject_problem, is_linear, register_layer, treatment
-from .attention import PROJECTIONS, MultiheadAttentionLoRA, Projection, attention_problem, enter, leave
+from ..architectures import PROJECTIONS
+from .adoption import adopt, adopt_fitting, adoption_problem, eject, eject_problem, handler_of, is_linear, register_layer
+from .attention import MultiheadAttentionLoRA, attention_problem, enter, leave
 from .base import AdaptedLayer, LoRALayer, rank_is_excessive
-from .conv import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
+from .conv_0_1 import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
 from .embedding import Embedding
-from .fused_linear import MergedLinear, MergedLinearLoRA, slice_widths
+from .fused_linear import FusedLinearLoRA, MergedLinear, slice_widths
 from .linear import Linear, LinearLoRA
+from .projection import Projection
 
 __all__ = [
     "PROJECTIONS",
@@ -16,11 +18,11 @@ __all__ = [
     "Conv3d",
     "ConvLoRA",
     "Embedding",
+    "FusedLinearLoRA",
     "Linear",
     "LinearLoRA",
     "LoRALayer",
     "MergedLinear",
-    "MergedLinearLoRA",
     "MultiheadAttentionLoRA",
     "Projection",
     "adopt",
@@ -30,11 +32,11 @@ __all__ = [
     "eject",
     "eject_problem",
     "enter",
+    "handler_of",
     "is_linear",
     "leave",
     "rank_is_excessive",
     "register_layer",
     "rename_legacy_keys",
     "slice_widths",
-    "treatment",
 ]

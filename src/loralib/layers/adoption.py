@@ -1,6 +1,6 @@
 """Which layers can carry an update, and the class swap that makes them do so and undoes it.
 
-Adding a kind of layer is one file beside this one and one row in the table; `register_layer` adds a row from outside.
+Adding a kind of layer is one file in this folder and one row in the table; `register_layer` adds a row from outside.
 """
 
 from functools import cache
@@ -8,23 +8,31 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
+from .. import tensors
 from ..adapters.updates import LoRAUpdate
 from ..errors import ConfigError, LayerError
-from .attention import OutProjectionLoRA, Projection, ProjectionLoRA
+from .adopted import own_attributes
 from .base import AdaptedLayer, LoRALayer
 from .bilinear import BilinearLoRA
-from .class_factory import made_to_measure
+from .class_factory import lora_class
 from .conv import ConvolutionLoRA
 from .embedding import EmbeddingBagLoRA, EmbeddingLoRA
-from .fused_linear import Conv1DMergedLoRA, MergedLinearLoRA
+from .fused_linear import Conv1DFusedLoRA, FusedLinearLoRA
 from .linear import Conv1DLoRA, LinearLoRA
+from .projection import OutProjectionLoRA, Projection, ProjectionLoRA
 
-Treatments = tuple[type[AdaptedLayer], ...]
+Handlers = tuple[type[AdaptedLayer], ...]
 
-_TREATMENTS: dict[type[nn.Module], Treatments] = {
-    nn.Linear: (LinearLoRA, MergedLinearLoRA),
+_WEIGHTS = {
+    "uninitialized": "its shape is not known yet; run one batch through the model first",
+    "missing": "it has no weight tensor",
+    "quantized": "its weight has dtype {W.dtype}; only floating-point weights can be adapted",
+    "sharded": "its weight is sharded; inject before fully_shard",
+}
+
+_HANDLERS: dict[type[nn.Module], Handlers] = {
+    nn.Linear: (LinearLoRA, FusedLinearLoRA),
     nn.Embedding: (EmbeddingLoRA,),
     nn.EmbeddingBag: (EmbeddingBagLoRA,),
     nn.Conv1d: (ConvolutionLoRA,),
@@ -37,86 +45,88 @@ _TREATMENTS: dict[type[nn.Module], Treatments] = {
     Projection: (ProjectionLoRA,),
     nn.modules.linear.NonDynamicallyQuantizableLinear: (OutProjectionLoRA,),
 }
-_BY_NAME: dict[str, Treatments] = {"transformers.pytorch_utils.Conv1D": (Conv1DLoRA, Conv1DMergedLoRA)}  # not imported for it
+_BUILT_IN = tuple({handler for handlers in _HANDLERS.values() for handler in handlers})
+_BY_NAME: dict[str, Handlers] = {"transformers.pytorch_utils.Conv1D": (Conv1DLoRA, Conv1DFusedLoRA)}  # not imported for it
 _KINDS = (
     "linear, embedding, convolution and bilinear layers, the projections of nn.MultiheadAttention, transformers' Conv1D, "
     "and what register_layer knows"
 )
 
-_STATE = ("r", "lora_alpha", "scaling", "use_rslora", "has_update", "merged", "merge_weights", "disabled", "fan_in_fan_out")
-_HIDDEN = ("_carried_forward", "_aside")
-_FACTORS = ("lora_A", "lora_B", "lora_dropout")
 
+def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) -> None:
+    """Let `inject` and `attach` adapt layers of a custom class.
 
-def register_layer(layer_class: type[nn.Module], treatment: type[AdaptedLayer]) -> None:
-    """Let `inject` and `attach` adapt layers of `layer_class`, a class of one's own, by `treatment`.
+    Args:
+        layer_class: The class of the layers. The weight must be the layer's Parameter `weight`.
+        handler: A class that derives from `AdaptedLayer` or from the handler of another kind of layer. It says at least the
+            shapes of the factors that fit a layer, and the effective weight: the base's forward is then called with that.
 
-    A treatment derives from `AdaptedLayer` or from the treatment of another kind of layer. The least it says is the shapes of
-    the factors that fit a layer, and the effective weight: the base's forward is then called with that. The weight must be
-    the layer's Parameter `weight`. Raises `ConfigError` for what is not such a pair of classes, and when another treatment is
-    registered for the class.
+    Raises:
+        ConfigError: For what is not such a pair of classes, or when the class has another handler already.
 
-    >>> import loralib as lora
-    >>> class Scale(nn.Module):
-    ...     def __init__(self, height, width):
-    ...         super().__init__()
-    ...         self.weight = nn.Parameter(torch.ones(height, width))
-    ...     def forward(self, x):
-    ...         return self.weight * x
-    >>> class ScaleLoRA(lora.AdaptedLayer):
-    ...     @classmethod
-    ...     def factor_shapes(cls, layer, r, **structure):
-    ...         height, width = layer.weight.shape
-    ...         return (r, width), (height, r)
-    ...     def effective_weight(self, W):
-    ...         return W + self.scaling * self.lora_B @ self.lora_A
-    >>> lora.register_layer(Scale, ScaleLoRA)
-    >>> model = nn.Sequential(Scale(3, 4))
-    >>> lora.inject(model, lora.LoRAConfig(r=1, target_modules=["0"]))
-    ['0']
-    >>> lora.merge(model)
+    Example:
+        >>> import loralib as lora
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, height, width):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(height, width))
+        ...     def forward(self, x):
+        ...         return self.weight * x
+        >>> class ScaleLoRA(lora.AdaptedLayer):
+        ...     @classmethod
+        ...     def factor_shapes(cls, layer, r, **structure):
+        ...         height, width = layer.weight.shape
+        ...         return (r, width), (height, r)
+        ...     def effective_weight(self, W):
+        ...         return W + self.scaling * self.lora_B @ self.lora_A
+        >>> lora.register_layer(Scale, ScaleLoRA)
+        >>> model = nn.Sequential(Scale(3, 4))
+        >>> lora.inject(model, lora.LoRAConfig(r=1, target_modules=["0"]))
+        ['0']
+        >>> lora.merge(model)
     """
-    for value, base in ((layer_class, nn.Module), (treatment, AdaptedLayer)):
+    for value, base in ((layer_class, nn.Module), (handler, AdaptedLayer)):
         if not isinstance(value, type) or not issubclass(value, base):
             raise ConfigError(
-                f"{value!r} is no subclass of {base.__name__}; register_layer takes a layer class and a treatment."
+                f"{value!r} is not a subclass of {base.__name__}; register_layer takes a layer class and a handler."
             )
-    known = _TREATMENTS.get(layer_class) or _BY_NAME.get(f"{layer_class.__module__}.{layer_class.__qualname__}")
-    if known not in (None, (treatment,)):
-        raise ConfigError(f"{layer_class.__name__} layers have another treatment already; derive a class and register that.")
-    for method in ("factor_shapes", "effective_weight"):
-        if not any(method in vars(cls) for cls in treatment.__mro__[: treatment.__mro__.index(AdaptedLayer)]):
-            raise ConfigError(f"{treatment.__name__} does not say its {method}; a treatment has to.")
-    _TREATMENTS[layer_class] = (treatment,)
+    known = _HANDLERS.get(layer_class) or _BY_NAME.get(f"{layer_class.__module__}.{layer_class.__qualname__}")
+    if known not in (None, (handler,)):
+        raise ConfigError(f"{layer_class.__name__} layers have another handler already; derive a class and register that.")
+    said = {name for cls in handler.__mro__[: handler.__mro__.index(AdaptedLayer)] for name in vars(cls)}
+    needed = ["factor_shapes"] if issubclass(handler, _BUILT_IN) else ["factor_shapes", "effective_weight"]
+    if missing := [name for name in needed if name not in said]:
+        raise ConfigError(f"{handler.__name__} does not say its {missing[0]}; a handler has to.")
+    _HANDLERS[layer_class] = (handler,)
 
 
-def _row(base: type[nn.Module]) -> tuple[type[nn.Module], Treatments] | None:
-    """The class in the table that covers `base`, and its treatments."""
+def _row(base: type[nn.Module]) -> tuple[type[nn.Module], Handlers] | None:
+    """The class in the table that covers `base`, and its handlers."""
     for known in base.__mro__:
-        treatments = _TREATMENTS.get(known) or _BY_NAME.get(f"{known.__module__}.{known.__qualname__}")
-        if treatments:
-            return known, treatments
+        handlers = _HANDLERS.get(known) or _BY_NAME.get(f"{known.__module__}.{known.__qualname__}")
+        if handlers:
+            return known, handlers
     return None
 
 
-def treatment(base: type[nn.Module], update_class: type[LoRAUpdate] | None = None) -> type[AdaptedLayer] | None:
-    """How layers of class `base` carry updates of a class (by default, of the first that they can); None when they cannot."""
+def handler_of(base: type[nn.Module], update_class: type[LoRAUpdate] | None = None) -> type[AdaptedLayer] | None:
+    """The handler of layers of class `base` for an update class (default: the first that fits), or None if there is none."""
     row = _row(base)
     fitting = [t for t in row[1] if update_class is None or update_class in t.update_classes] if row else []
     return fitting[0] if fitting else None
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether `layer` is a linear one: a matrix that is multiplied with its input."""
-    found = treatment(type(layer))
+    """Whether `layer` is a linear layer: a matrix that is multiplied with its input."""
+    found = handler_of(type(layer))
     return found is not None and issubclass(found, LinearLoRA)
 
 
 @cache
-def _added(treatment: type, known: type, cls: type) -> tuple[frozenset[str], frozenset[str]]:
-    """The attributes that a layer gains by `treatment` of the class `known` of the table, and those of them that its own class
-    has already."""
-    added = frozenset({*_FACTORS, *_STATE, *dir(treatment)} - set(dir(known)))
+def _added(handler: type, known: type, cls: type) -> tuple[frozenset[str], frozenset[str]]:
+    """The attributes that `handler` adds to a layer of the class `known` in the table, and those of them that its own class has
+    already."""
+    added = frozenset({*own_attributes(handler), *dir(handler)} - set(dir(known)))
     return added, frozenset(name for name in added if hasattr(cls, name))
 
 
@@ -125,31 +135,26 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
     if isinstance(layer, LoRALayer):
         carries = layer.has_update if isinstance(layer, AdaptedLayer) else layer.r
         return "it is a LoRA layer already; eject it first" if carries else "it was built with r=0; build it with its rank"
-    row, treated_by = _row(type(layer)), treatment(type(layer), update_class)
+    row, handler = _row(type(layer)), handler_of(type(layer), update_class)
     if row is None:
         return f"{type(layer).__name__} layers cannot be adapted; those that can are {_KINDS}"
-    if treated_by is None:
+    if handler is None:
         kinds = " or ".join(cls.__name__ for t in row[1] for cls in t.update_classes)
-        return f"{type(layer).__name__} layers carry a {kinds}, not a {update_class.__name__ if update_class else 'None'}"
+        got = update_class.__name__ if update_class else "None"
+        return f"expected a {kinds} for a {type(layer).__name__} layer, got a {got}"
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module; inject before scripting"
     W = getattr(layer, "weight", None)
-    if isinstance(W, UninitializedParameter):
-        return "its shape is not known yet; run one batch through the model first"
-    if not isinstance(W, torch.Tensor):
-        return "it has no weight tensor"
-    if not W.is_floating_point():
-        return f"its weight has dtype {W.dtype}; only floating-point weights can be adapted"
-    if type(W).__name__ == "DTensor":
-        return "its weight is sharded; inject before fully_shard"
-    if W.is_meta and "forward" in vars(layer):
+    if problem := _WEIGHTS.get(tensors.kind(W)):
+        return problem.format(W=W)
+    if tensors.kind(W) == "offloaded" and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"
-    classes: tuple[Any, ...] = (treated_by, row[0], type(layer))
+    classes: tuple[Any, ...] = (handler, row[0], type(layer))
     added, of_class = _added(*classes)
     own = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
     if taken := sorted((added & own) | of_class):
         return f"it has attributes of its own named {', '.join(taken)}"
-    return treated_by.layer_problem(layer, lora_dropout)
+    return handler.layer_problem(layer, lora_dropout)
 
 
 def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:
@@ -166,8 +171,8 @@ def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> Ad
     >>> eject(layer)
     Linear(in_features=3, out_features=5, bias=True)
     """
-    treated_by = treatment(type(layer), type(update))
-    problem = adoption_problem(layer, lora_dropout, type(update)) or (treated_by and treated_by.misfit(layer, update))
+    handler = handler_of(type(layer), type(update))
+    problem = adoption_problem(layer, lora_dropout, type(update)) or (handler and handler.misfit(layer, update))
     if problem:
         raise LayerError(f"A {type(layer).__name__} layer cannot be adapted: {problem}. Nothing was changed.")
     return adopt_fitting(layer, update, lora_dropout)
@@ -175,16 +180,15 @@ def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> Ad
 
 def adopt_fitting(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:
     """`adopt` for a layer and an update that are known to fit."""
-    treated_by = treatment(type(layer), type(update))
-    assert treated_by is not None
+    handler = handler_of(type(layer), type(update))
+    assert handler is not None
     carried = vars(layer).pop("forward", None)
-    layer.__class__ = made_to_measure(treated_by, type(layer))
+    layer.__class__ = lora_class(handler, type(layer))
     assert isinstance(layer, AdaptedLayer)
     LoRALayer.__init__(layer, update.r, update.lora_alpha, lora_dropout, merge_weights=False)
     layer.lora_dropout.train(layer.training)
     layer.add_factors(update)
-    if carried is not None:
-        vars(layer)["_carried_forward"] = carried
+    layer.carry(carried)
     return layer
 
 
@@ -196,7 +200,7 @@ def eject_problem(layer: AdaptedLayer) -> str | None:
         return f"{type(layer).__name__} is a class of its own, not an adapted {type(layer).base_class.__name__}"
     if vars(layer).get("fan_in_fan_out"):
         return "it was built with fan_in_fan_out=True, and no plain layer stores its weight that way"
-    if type(layer._parameters.get("weight")).__name__ == "DTensor":
+    if tensors.kind(layer._parameters.get("weight")) == "sharded":
         return "its weight is sharded; eject before fully_shard"
     return None
 
@@ -206,14 +210,5 @@ def eject(layer: AdaptedLayer) -> nn.Module:
     if problem := eject_problem(layer):
         raise LayerError(f"A {type(layer).__name__} layer cannot be ejected: {problem}. Nothing was changed.")
     layer.unmerge()
-    carried = layer._carried_forward
-    if hook := vars(layer).pop("_stays_called", None):
-        hook.remove()
-    for name in _FACTORS:
-        delattr(layer, name)
-    for name in (*_STATE, *_HIDDEN, *layer.own_state):
-        vars(layer).pop(name, None)
-    layer.__class__ = layer.base_class  # type: ignore[assignment]
-    if carried is not None:
-        vars(layer)["forward"] = carried
+    layer.give_back()
     return layer

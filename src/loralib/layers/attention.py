@@ -1,8 +1,8 @@
 """LoRA on `nn.MultiheadAttention`, which keeps the weights of its projections itself and never calls a layer.
 
-Each projection of query, key and value is a layer of its own here: `q_proj`, `k_proj` and `v_proj` hold the factors, while
-the weight stays where the module keeps it, in `in_proj_weight` or in `q_proj_weight` and its like. `out_proj` is a linear
-layer that is there anyway. As long as one of the four has an update that acts, the module computes
+Each projection of query, key and value is a layer here (see `projection`): `q_proj`, `k_proj` and `v_proj` hold the factors,
+while the weight stays where the module keeps it. `out_proj` is a linear layer that is there anyway. As long as one of the four
+has an update that acts, the module computes
 
     q = query·Wqᵀ + bq + s·Bq·Aq·query,   k and v likewise,   softmax(q·kᵀ/√h + mask)·v,   then out_proj
 
@@ -10,8 +10,7 @@ in the order that torch documents, with `lora_dropout` on each input; otherwise 
 included. n batch, l target and s source length, e embedding, H heads of width h.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,114 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters.updates import ProjectionUpdate
+from ..architectures import PROJECTIONS
 from ..errors import LayerError
-from .base import AdaptedLayer, do_nothing, weight_problem
-from .class_factory import MadeToMeasure, made_to_measure
-from .linear import LinearLoRA
-from .temporary_weight import SetAside
+from ..ops.attention import additive_mask, attend, check_shapes
+from .adopted import Adopted
+from .base import AdaptedLayer
+from .class_factory import lora_class
+from .projection import ProjectionLoRA, rows_of, slot_of
+from .temporary_weight import TemporaryWeights
 
 if TYPE_CHECKING:
     _Attention = nn.MultiheadAttention
 else:
     _Attention = object
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
-
-def slot_of(owner: nn.MultiheadAttention, name: str) -> str:
-    """The Parameter of `owner` that the weight of its projection `name` is in."""
-    return "in_proj_weight" if owner._qkv_same_embed_dim else f"{name}_weight"
-
-
-def rows_of(owner: nn.MultiheadAttention, name: str, matrix: Tensor) -> Tensor:
-    """What belongs to the projection `name` in a Parameter of `owner` (or in its bias)."""
-    i = PROJECTIONS.index(name) * owner.embed_dim
-    return matrix[i : i + owner.embed_dim] if len(matrix) == 3 * owner.embed_dim else matrix
-
-
-class Projection(nn.Module):
-    """The projection of query, key or value of an `nn.MultiheadAttention`, as a layer that can be adapted.
-
-    Its weight is a part of its owner's; it holds no Parameter until it is adapted.
-    """
-
-    owner: nn.MultiheadAttention
-
-    def __init__(self, owner: nn.MultiheadAttention, name: str):
-        super().__init__()
-        self.__dict__["owner"] = owner  # past nn.Module.__setattr__: the owner is no child
-        self.name = name
-        self.training = owner.training
-
-    @property
-    def slot(self) -> str:
-        """The Parameter of the owner that the weight is in."""
-        return slot_of(self.owner, self.name)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight (e, in) in use."""
-        return self.rows(getattr(self.owner, self.slot))
-
-    def rows(self, matrix: Tensor) -> Tensor:
-        """What belongs to this projection in a Parameter of the owner."""
-        return rows_of(self.owner, self.name, matrix)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) projected, (..., e)."""
-        b = self.owner.in_proj_bias
-        return F.linear(x, self.weight, None if b is None else self.rows(b))
-
-
-class OutProjectionLoRA(LinearLoRA):
-    """The treatment of `out_proj`, a linear layer of a class that torch made for this purpose."""
-
-    update_classes = (ProjectionUpdate,)
-
-
-class ProjectionLoRA(LinearLoRA):
-    """The treatment of a `Projection`. Its owner merges and unmerges, since the weight is there."""
-
-    update_classes = (ProjectionUpdate,)
-
-    owner: "MultiheadAttentionLoRA"
-    name: str
-    slot: str
-    rows: Callable[[Tensor], Tensor]
-
-    @classmethod
-    def features(cls, layer: nn.Module) -> tuple[int, int]:
-        """How many features go in and come out."""
-        W = layer.weight
-        assert isinstance(W, Tensor)
-        return W.shape[1], W.shape[0]
-
-    def original(self, name: str) -> Any:
-        """The part of the owner's own Parameter that is this projection's weight."""
-        return self.rows(self.owner.original(self.slot))
-
-    def merge_problem(self) -> str | None:
-        """Why the weight cannot be merged, or None."""
-        return super().merge_problem() if self.disabled else weight_problem(self.owner._parameters.get(self.slot))
-
-    def merge_again(self) -> None:
-        """Put the effective weight of the original in its place."""
-        self.merged = True
-        self.owner.merge_again()
-
-    def restore(self, name: str) -> None:
-        """Put the original back."""
-        self.merged = False
-        self.owner.merge_again()
-
-    def forget(self, name: str) -> None:
-        """Let the weight in its place be the owner's own."""
-        self.owner.forget(self.slot)
-
-
-class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
-    """The treatment of an `nn.MultiheadAttention` that has projections with updates."""
+class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
+    """LoRA for an `nn.MultiheadAttention` that has projections with updates."""
 
     def adapted(self) -> list[ProjectionLoRA]:
         """The projections of query, key and value that have updates."""
@@ -148,12 +56,12 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
                 for projection in chosen:
                     part = projection.rows(W)
                     part.copy_(projection.effective_weight(part))
-                self.stand_in(slot, W)
+                self.replace_temporarily(slot, W)
 
     @contextmanager
     def originals(self) -> Iterator[None]:
         """All originals are in their places inside the block, whatever the projections do meanwhile."""
-        for slot in list(self._aside):
+        for slot in list(self._replaced):
             self.restore(slot)
         self.__dict__["_held"] = True
         try:
@@ -189,7 +97,7 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
         if not batched:
             query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        _check_shapes(query, key, value, key_padding_mask, attn_mask, self.num_heads)
+        check_shapes(query, key, value, key_padding_mask, attn_mask, self.num_heads)
         q, k, v = self._project("q_proj", query), self._project("k_proj", key), self._project("v_proj", value)
         y, weights = self._attend(q, k, v, key_padding_mask, attn_mask, need_weights)
         if weights is not None and average_attn_weights:
@@ -233,56 +141,13 @@ class MultiheadAttentionLoRA(MadeToMeasure, SetAside, _Attention):
         q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (n, H, ·, h)
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-        mask = _additive(attn_mask, key_padding_mask, n, k.shape[2] - s, q.dtype)
-        p = self.dropout if self.training else 0.0
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (n, H, l, s)
-            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), p)
-            heads = weights @ v
-        else:
-            weights, heads = None, F.scaled_dot_product_attention(q, k, v, mask, p)
+        mask = additive_mask(attn_mask, key_padding_mask, n, k.shape[2] - s, q.dtype)
+        heads, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, need_weights)
         return self.out_proj(heads.transpose(1, 2).flatten(2)), weights
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return heads
-
-
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None, H: int) -> None:
-    """`LayerError` for what would be broadcast here and is refused by torch: q (n, l, e), k and v (n, s, ·)."""
-    (n, target), source = q.shape[:2], k.shape[1]
-    if q.dim() != 3 or k.shape[:2] != v.shape[:2] or k.shape[0] != n:
-        raise LayerError(f"query {tuple(q.shape)}, key {tuple(k.shape)} and value {tuple(v.shape)} do not go together.")
-    of_keys: list[tuple[int, ...]] = [(n, source)]
-    of_pairs: list[tuple[int, ...]] = [(target, source), (n * H, target, source)]
-    for name, mask, shapes in (("key_padding_mask", key_padding_mask, of_keys), ("attn_mask", attn_mask, of_pairs)):
-        if mask is None:
-            continue
-        if tuple(mask.shape) not in shapes:
-            raise LayerError(f"{name} has shape {tuple(mask.shape)}; expected {' or '.join(map(str, shapes))}.")
-        if mask.dtype != torch.bool and not mask.is_floating_point():
-            raise LayerError(f"{name} has dtype {mask.dtype}; expected torch.bool or a floating-point one.")
-
-
-def _additive(
-    attn_mask: Tensor | None, key_padding_mask: Tensor | None, n: int, extra: int, dtype: torch.dtype
-) -> Tensor | None:
-    """Both masks as one that is added to the scores (n, H, l, s + extra); the `extra` positions are never masked.
-
-    attn_mask (l, s) or (n·H, l, s), key_padding_mask (n, s); True, or -∞, is what is not attended to.
-    """
-    masks = []
-    if attn_mask is not None:
-        masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (n, -1)))
-    if key_padding_mask is not None:
-        masks.append(key_padding_mask[:, None, None, :])
-    total = None
-    for mask in masks:
-        zeros = torch.zeros((), dtype=dtype, device=mask.device)
-        added = zeros.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask.to(dtype)
-        added = F.pad(added, (0, extra))
-        total = added if total is None else total + added
-    return total
 
 
 def attention_problem(module: nn.MultiheadAttention) -> str | None:
@@ -297,12 +162,12 @@ def attention_problem(module: nn.MultiheadAttention) -> str | None:
 def enter(module: nn.MultiheadAttention) -> None:
     """Make `module` one that computes with the updates of its projections."""
     if not isinstance(module, MultiheadAttentionLoRA):
-        module.__class__ = made_to_measure(MultiheadAttentionLoRA, type(module))
-        vars(module)["_stays_called"] = module.register_forward_pre_hook(do_nothing)
+        module.__class__ = lora_class(MultiheadAttentionLoRA, type(module))
+        assert isinstance(module, MultiheadAttentionLoRA)
+        module.stay_called()
 
 
 def leave(module: nn.MultiheadAttention) -> None:
     """Make `module` what it was, once none of its projections is adapted."""
     if isinstance(module, MultiheadAttentionLoRA) and not any(isinstance(m, AdaptedLayer) for m in module.children()):
-        vars(module).pop("_stays_called").remove()
-        module.__class__ = module.base_class  # type: ignore[assignment]
+        module.give_back()

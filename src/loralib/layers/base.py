@@ -1,29 +1,25 @@
 """What all layers with a LoRA update share, whether they were built with it or adopted in place.
 
 An adapted layer *is* its base layer: its class is a subclass of the base's, its weight, hooks, ties and outside references
-stay, and `super().forward` is the base's own computation. Each kind of layer has its own file, which says the shapes of
-its factors, `effective_weight`, the one truth that merging uses, and, where there is a better way, `forward`.
+stay, and `super().forward` is the base's own computation (see `adopted`). Each kind of layer has its own file, which says the
+shapes of its factors, how its weight is stored and, where there is a better way than the base's forward with the effective
+weight, `forward`. What an update does to a weight is `LoRAUpdate.effective_weight`; merging is in `merging`.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate
 from ..config import check_alpha, check_dropout, check_rank, lora_scaling
 from ..errors import ConfigError, LayerError
-from .class_factory import MadeToMeasure
-from .temporary_weight import SetAside
-
-if TYPE_CHECKING:
-    _Module = nn.Module
-else:  # so that a layer of one's own may put nn.Module before or after LoRALayer
-    _Module = object
+from .adopted import Adopted
+from .merging import Mergeable
 
 
 class LoRALayer:
@@ -62,25 +58,26 @@ def dropout_module(p: float) -> nn.Module:
     return nn.Dropout(check_dropout(p)) if p else nn.Identity()
 
 
-class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
-    """A base layer that carries a LoRA update. Mixed in front of the base class by each kind of layer.
+class AdaptedLayer(LoRALayer, Adopted, Mergeable):
+    """A base layer that carries a LoRA update. Mixed in front of the base class by the handler of each kind of layer.
 
-    A kind says of itself `factor_shapes` and `effective_weight`, and where the base's forward with the effective weight in
-    its place is not the best way to compute, `forward`. Where its updates are not `LoRAUpdate` with a Kaiming-uniform A and a
-    zero B, it says that as well: `update_classes`, `make_update`, `reset_factors`; and when shapes alone do not tell what the
-    factors mean, `structure`, whose entries `own_state` keeps on the layer. `register_layer` has an example.
+    A handler says `factor_shapes`, and `layout` where the weight is not stored as (out, in, *). Where the base's forward with
+    the effective weight in its place is not the best way to compute, it has a `forward`. Where its updates are not `LoRAUpdate`
+    with a Kaiming-uniform A and a zero B, it says that as well: `update_classes`, `make_update`, `reset_factors`; and when
+    shapes alone do not tell what the factors mean, `structure`, whose entries `structure_fields` keeps on the layer.
+    `register_layer` has an example.
     """
 
+    own_attributes: ClassVar[tuple[str, ...]] = (
+        *("lora_A", "lora_B", "lora_dropout"),
+        *("r", "lora_alpha", "scaling", "use_rslora", "has_update", "merged", "merge_weights", "disabled", "fan_in_fan_out"),
+    )
     update_classes: ClassVar[tuple[type[LoRAUpdate], ...]] = (LoRAUpdate,)
-    own_state: ClassVar[tuple[str, ...]] = ()
-    weight: nn.Parameter
+    structure_fields: ClassVar[tuple[str, ...]] = ()
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     scaling: float = 0.0
     use_rslora: bool = False
-    has_update: bool = False
-    disabled: bool = False
-    _carried_forward: Callable[..., Any] | None = None
 
     # --- what each kind of layer says of itself ---------------------------------------------------------------------
 
@@ -89,12 +86,17 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         """The shapes of A and B that fit `layer` (adapted already or not) at rank `r`."""
         raise NotImplementedError
 
+    @classmethod
+    def layout(cls, layer: nn.Module) -> Layout:
+        """How `layer` (adapted already or not) stores its weight."""
+        return Layout()
+
     def effective_weight(self, W: Tensor) -> Tensor:
         """The weight with which the base layer would compute what this layer computes; `W` is the base's weight."""
-        raise NotImplementedError
+        return self._update_of(self.lora_A, self.lora_B).effective_weight(W, self.layout(self))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the base layer computes, with the update."""
+        """The base layer's output, with the update."""
         if not self.acts:
             return self.base_forward(*args, **kwargs)
         return self.forward_with(self.effective_weight(self.weight), *args, **kwargs)
@@ -122,8 +124,8 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
 
     @classmethod
     def structure(cls, source: Any) -> dict[str, Any]:
-        """What, beside shapes, an update or an adapted layer says about the meaning of its factors: by default nothing."""
-        return {name: getattr(source, name) for name in cls.own_state}
+        """What, besides shapes, an update or an adapted layer says about the meaning of its factors: by default nothing."""
+        return {name: getattr(source, name) for name in cls.structure_fields}
 
     @staticmethod
     def reset_factors(A: Tensor, B: Tensor) -> None:
@@ -157,63 +159,26 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         pairs = zip(update.form(), expected.form(), strict=False)
         return "; ".join(f"{key} {a} in the adapter, {b} in the model" for (key, a), (_, b) in pairs if a != b) or None
 
-    # --- state ------------------------------------------------------------------------------------------------------
+    def own_form(self, update: LoRAUpdate) -> LoRAUpdate:
+        """`update` in the form that this layer's factors have, where it can be written so exactly; else as it is."""
+        return update
+
+    # --- its update -------------------------------------------------------------------------------------------------
 
     @property
     def update(self) -> LoRAUpdate:
         """The layer's update; it shares memory with the layer's factors."""
+        return self._update_of(self.lora_A.detach(), self.lora_B.detach())
+
+    def _update_of(self, A: Tensor, B: Tensor) -> LoRAUpdate:
         lora_alpha = self.lora_alpha
         if self.scaling != lora_scaling(self.r, lora_alpha, self.use_rslora):  # `scaling` was assigned, as 0.1 allows
             lora_alpha = self.scaling / lora_scaling(self.r, 1, self.use_rslora)
-        factors = self.lora_A.detach(), self.lora_B.detach()
-        return self.make_update(self, *factors, lora_alpha, self.use_rslora, **self.structure(self))
+        return self.make_update(self, A, B, lora_alpha, self.use_rslora, **self.structure(self))
 
-    @property
-    def acts(self) -> bool:
-        """Whether the forward pass has an update to add to what the base layer computes."""
-        return self.has_update and not self.merged and not self.disabled
-
-    @property
-    def pristine_weight(self) -> nn.Parameter:
-        """The base's own weight, which is not the one in place while the layer is merged."""
-        return self.original("weight")
-
-    def shape_problem(self, x: Tensor) -> str | None:
-        """Why the input has no shape that this layer can take, or None."""
-        return None
-
-    def mismatch(self, x: Tensor) -> str | None:
-        """What of the input, the weight and the factors does not go together, or None."""
-        tensors = {"the input": x, "the weight": self.weight, "lora_A": self.lora_A, "lora_B": self.lora_B}
-        if problem := self.shape_problem(x):
-            return problem
-        if len({tensor.device for tensor in tensors.values()}) > 1:
-            return "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
-        if x.is_floating_point() and x.dtype != self.weight.dtype:
-            return f"the input is {x.dtype} and the weight {self.weight.dtype}"
-        return None
-
-    def explain(self, error: RuntimeError, x: Tensor) -> None:
-        """`LayerError` that names the layer and both sides, where `error` came of a `mismatch`."""
-        if problem := self.mismatch(x):
-            raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
-
-    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the base layer computes, with the weight it holds now."""
-        if self._carried_forward is not None:
-            return self._carried_forward(*args, **kwargs)
-        return super().forward(*args, **kwargs)
-
-    def forward_with(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the base layer computes with `weight` in the place of its own. The layer itself is not touched, which other
-        threads may be using: a twin of the base's class, which shares all else, computes."""
-        twin = object.__new__(type(self).base_class)
-        own = {name: value for name, value in vars(self).items() if name != "weight"}
-        own["_parameters"] = self._parameters | {"weight": weight}
-        vars(twin).update(own)
-        result = twin.forward(*args, **kwargs)
-        vars(self).update({name: value for name, value in vars(twin).items() if own.get(name, twin) is not value})
-        return result
+    def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
+        """The layer's own Parameters that belong to the adapter, by name: its factors."""
+        return {name: self._parameters[name] for name in ("lora_A", "lora_B")} if self.has_update else {}  # type: ignore[misc]
 
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""
@@ -222,19 +187,17 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
         for name, value in self.structure(update).items():
             setattr(self, name, value)
 
-    def own_form(self, update: LoRAUpdate) -> LoRAUpdate:
-        """`update` in the form that this layer's factors have, where it can be written so exactly; else as it is."""
-        return update
-
     def load_update(self, update: LoRAUpdate) -> None:
-        """Copy an update of the same shapes into this layer's factors; a merged layer is merged anew."""
+        """Copy an update of the same shapes into this layer's factors; a merged layer is merged again."""
         with self.unmerged(), torch.no_grad():
             self.lora_A.copy_(update.A)
             self.lora_B.copy_(update.B)
             self.lora_alpha, self.use_rslora, self.scaling = update.lora_alpha, update.use_rslora, update.scaling
 
+    # --- loralib 0.1's constructors ---------------------------------------------------------------------------------
+
     def build(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
-        """What loralib 0.1's constructors do once the base layer is built: set the attributes, add factors where the shapes
+        """The second half of a constructor, once the base layer is built: set the attributes, add factors where the shapes
         leave room for any, freeze the weight then, and draw all parameters (again: the same seed gives 0.1's numbers)."""
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         shapes = self.factor_shapes(self, r, **self.structure(self))
@@ -253,99 +216,32 @@ class AdaptedLayer(LoRALayer, MadeToMeasure, SetAside):
             if self.has_update:
                 self.reset_factors(self.lora_A, self.lora_B)
 
-    # --- merging ----------------------------------------------------------------------------------------------------
+    # --- what is wrong with an input --------------------------------------------------------------------------------
 
-    def merge_problem(self) -> str | None:
-        """Why the weight cannot be merged, or None."""
-        if self.disabled:
-            return "its update is disabled; merge outside the `disabled` block"
-        return weight_problem(self._parameters.get("weight"))
+    def shape_problem(self, x: Tensor) -> str | None:
+        """Why the shape of the input does not fit this layer, or None."""
+        return None
 
-    def merge(self) -> None:
-        """Compute with W' = `effective_weight(W)` from now on; W is set aside. Nothing happens to a merged layer.
+    def mismatch(self, x: Tensor) -> str | None:
+        """What of the input, the weight and the factors does not go together, or None."""
+        tensors = {"the input": x, "the weight": self.weight, "lora_A": self.lora_A, "lora_B": self.lora_B}
+        if problem := self.shape_problem(x):
+            return problem
+        if len({tensor.device for tensor in tensors.values()}) > 1:
+            return "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        if x.is_floating_point() and x.dtype != self.weight.dtype:
+            return f"the input is {x.dtype} and the weight {self.weight.dtype}"
+        return None
 
-        Raises `LayerError` when the weight is sharded, quantized or computed by a parametrization.
-        """
-        if self.merged or not self.has_update:
-            return
-        if problem := self.merge_problem():
-            raise LayerError(f"{type(self).__name__} cannot be merged: {problem}. Nothing was changed.")
-        self.merge_again()
-        self.merged = True
-
-    def merge_again(self) -> None:
-        """Put the effective weight of the original in its place."""
-        with torch.inference_mode(False), torch.no_grad():
-            self.stand_in("weight", self.effective_weight(self.original("weight")))
-
-    def unmerge(self) -> None:
-        """Put back the Parameter object that `merge` set aside, bit for bit. Nothing happens to an unmerged layer."""
-        if self.merged:
-            self.restore("weight")
-            self.merged = False
-
-    def keep_merged(self) -> None:
-        """Let the merged weight be the layer's own from now on; the original is forgotten."""
-        self.forget("weight")
-        self.merged = False
-
-    @contextmanager
-    def unmerged(self) -> Iterator[None]:
-        """The pristine weight is in its place inside the block; a merged layer is merged anew after it."""
-        was_merged = self.merged
-        if was_merged:
-            self.restore("weight")
-            self.merged = False
-        try:
-            yield
-        finally:
-            if was_merged:
-                self.merge()
-
-    def originals(self) -> AbstractContextManager[None]:
-        """`unmerged`: what acts on the pristine weight may change the factors too, so the layer is merged anew."""
-        return self.unmerged()
-
-    def stay_called(self) -> None:
-        """Keep `nn.TransformerEncoderLayer` from reading the weight in its fast path in evaluation mode, which would miss
-        the update: with a hook on any of its layers it calls them."""
-        if "_stays_called" not in vars(self):
-            vars(self)["_stays_called"] = self.register_forward_pre_hook(do_nothing)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; with `merge_weights`, merge when it is evaluation and unmerge when it is training (inside a
-        `disabled` block, as soon as it ends)."""
-        if self.merge_weights and not self.disabled:
-            (self.unmerge if mode else self.merge)()
-        super().train(mode)
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a pickled state; one of loralib 0.1's layers, which could be pickled with dropout, becomes one of ours."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if "lora_A" in self._parameters and not self.has_update:
-            self.has_update = True
-            if self.merged:  # by addition
-                self.merged, W = False, self.weight
-                with torch.no_grad():
-                    delta = self.effective_weight(torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32)))
-                    W.copy_(W - delta)
-                self.merge()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward" and self._carried_forward is not None:  # hooks come and go around the base's forward
-            self._carried_forward = value
-        else:
-            super().__setattr__(name, value)
+    def explain(self, error: RuntimeError, x: Tensor) -> None:
+        """`LayerError` that names the layer and both sides, where a `mismatch` caused `error`."""
+        if problem := self.mismatch(x):
+            raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
 
     def extra_repr(self) -> str:
         """The base layer's description and the update's."""
         update = f", r={self.r}, lora_alpha={self.lora_alpha}" if self.r else ", r=0"
         return super().extra_repr() + update + (", merged" if self.merged else "")
-
-
-def do_nothing(module: nn.Module, args: Any) -> None:
-    """A hook whose presence is its purpose."""
 
 
 def rank_is_excessive(r: int, shape_A: tuple[int, ...], shape_B: tuple[int, ...]) -> bool:
@@ -355,17 +251,3 @@ def rank_is_excessive(r: int, shape_A: tuple[int, ...], shape_B: tuple[int, ...]
     (True, False)
     """
     return r > max(math.prod(shape_A[1:]), shape_B[0])
-
-
-def weight_problem(W: Tensor | None) -> str | None:
-    """Why another weight cannot stand in for `W`, or None."""
-    if W is None:
-        return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
-    if type(W) is not nn.Parameter:
-        return (
-            f"its weight is a {type(W).__name__}, and only plain tensors can be merged: gather it first "
-            "(merge_weights=False keeps eval() from merging)"
-        )
-    if not W.is_floating_point():
-        return f"its weight has dtype {W.dtype}; dequantize it first"
-    return None

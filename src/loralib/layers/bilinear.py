@@ -12,7 +12,7 @@ from .base import AdaptedLayer
 
 
 class BilinearLoRA(AdaptedLayer):
-    """The treatment of `nn.Bilinear`. `lora_dropout` acts on the first input. A subclass with a forward of its own computes
+    """LoRA for `nn.Bilinear`. `lora_dropout` acts on the first input. A subclass with a forward of its own computes
     with that and the effective weight, so that `lora_dropout` cannot act in it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -23,10 +23,6 @@ class BilinearLoRA(AdaptedLayer):
         input1, input2 = (*args, *(kwargs[name] for name in ("input1", "input2") if name in kwargs))
         t = F.bilinear(self.lora_dropout(input1), input2, self.lora_A.to(input1.dtype))  # (..., r)
         return ops.add_expanded(y, t, self.lora_B, self.scaling)
-
-    def effective_weight(self, W: Tensor) -> Tensor:
-        """W + s·B·A in the dtype of `W`, added in at least float32 and rounded once."""
-        return ops.merge_delta(W, ops.linear_delta(self.lora_A, self.lora_B, self.scaling))
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:

@@ -1,40 +1,40 @@
-"""Classes made to measure: a treatment in front of whatever class a module has.
+"""Builds and caches `LoRA<Base>` classes: a LoRA mixin in front of a module's own class.
 
-`made_to_measure(LinearLoRA, VendorLinear)` is a class `LoRAVendorLinear(LinearLoRA, VendorLinear)`, the same one on every
-call, and its instances can be pickled although no module holds it by name. Where a treatment and a class have a class
-written for them, such as `lora.Linear`, that is the one.
+`lora_class(LinearLoRA, VendorLinear)` is a class `LoRAVendorLinear(LinearLoRA, VendorLinear)`, the same one on every call, and
+its instances can be pickled although no module holds it by name. Where a class is written for a mixin and a base, such as
+`lora.Linear`, that is the one.
 """
 
 from typing import Any, ClassVar
 
 from torch import nn
 
-_MADE: dict[tuple[type, type[nn.Module]], type["MadeToMeasure"]] = {}
+_CLASSES: dict[tuple[type, type[nn.Module]], type["LoRAClass"]] = {}
 
 
-class MadeToMeasure:
-    """A treatment that is mixed in front of the classes of modules. A class that names its `base_class` is the one that its
-    first base and that class make together."""
+class LoRAClass:
+    """A mixin that goes in front of the classes of modules. A class that names its `base_class` is the one for its first base
+    and that class."""
 
     base_class: ClassVar[type[nn.Module]]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "base_class" in vars(cls):
-            _MADE[cls.__bases__[0], cls.base_class] = cls
+            _CLASSES[cls.__bases__[0], cls.base_class] = cls
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
-        treatment = vars(type(self)).get("_treatment")
-        return (_new, (treatment, self.base_class), *reduced[2:]) if treatment else reduced
+        mixin = vars(type(self)).get("_mixin")
+        return (_new, (mixin, self.base_class), *reduced[2:]) if mixin else reduced
 
 
-def made_to_measure(treatment: type, base: type[nn.Module]) -> type[Any]:
-    """`treatment` in front of `base`; the same class on every call."""
-    if (treatment, base) not in _MADE:  # the new class enters itself
-        type(f"LoRA{base.__name__}", (treatment, base), {"__doc__": base.__doc__, "_treatment": treatment, "base_class": base})
-    return _MADE[treatment, base]
+def lora_class(mixin: type, base: type[nn.Module]) -> type[Any]:
+    """`mixin` in front of `base`; the same class on every call."""
+    if (mixin, base) not in _CLASSES:  # the new class enters itself
+        type(f"LoRA{base.__name__}", (mixin, base), {"__doc__": base.__doc__, "_mixin": mixin, "base_class": base})
+    return _CLASSES[mixin, base]
 
 
-def _new(treatment: type, base: type[nn.Module]) -> Any:
-    return object.__new__(made_to_measure(treatment, base))
+def _new(mixin: type, base: type[nn.Module]) -> Any:
+    return object.__new__(lora_class(mixin, base))

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..adapters.updates import EmbeddingUpdate
+from ..adapters.layout import Layout
+from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from .base import AdaptedLayer
-from .linear import first_input
+from .linear import named_input
 
 
 class _Lookup(AdaptedLayer):
@@ -31,15 +32,6 @@ class _Lookup(AdaptedLayer):
     scale_grad_by_freq: bool
     sparse: bool
 
-    def effective_weight(self, W: Tensor) -> Tensor:
-        """W (rows renormalised, where the layer has a `max_norm`) + s·(B·A)ᵀ, but for the padding row; rounded once."""
-        A: Tensor = self.lora_A
-        if self.padding_idx is not None:
-            A = A.index_fill(1, torch.tensor([self.padding_idx], device=A.device), 0)
-        if self.max_norm is not None:
-            W = torch.renorm(W, self.norm_type, 0, self.max_norm)
-        return ops.merge_linear(W, A, self.lora_B, self.scaling, transposed=True)
-
     def keep_merged(self) -> None:
         """Let the merged weight be the layer's own; `max_norm`, whose effect is in it, would undo the update and goes."""
         super().keep_merged()
@@ -51,6 +43,21 @@ class _Lookup(AdaptedLayer):
         assert isinstance(layer, nn.Embedding | nn.EmbeddingBag)
         return (r, layer.num_embeddings), (layer.embedding_dim, r)
 
+    @classmethod
+    def layout(cls, layer: nn.Module) -> Layout:
+        """(V, k)."""
+        return Layout(transposed=True)
+
+    @classmethod
+    def make_update(
+        cls, layer: nn.Module, A: Tensor, B: Tensor, lora_alpha: float, use_rslora: bool, **structure: Any
+    ) -> LoRAUpdate:
+        """The factors as an update of a layer like `layer`: zero for its padding row, and with its `max_norm`."""
+        assert isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+        if layer.padding_idx is not None:
+            A = A.index_fill(1, torch.tensor([layer.padding_idx], device=A.device), 0)
+        return EmbeddingUpdate(A, B, lora_alpha, use_rslora, layer.max_norm or 0.0, layer.norm_type)
+
     @staticmethod
     def reset_factors(A: Tensor, B: Tensor) -> None:
         """A zero and B normal, as 0.1 starts them."""
@@ -59,7 +66,7 @@ class _Lookup(AdaptedLayer):
 
 
 class EmbeddingLoRA(_Lookup):
-    """The treatment of embeddings.
+    """LoRA for embeddings.
 
     padding_idx: that row of the output stays what the base gives, whatever A holds there. max_norm: renormalises the rows
     of the base's weight when they are looked up, as `nn.Embedding` does; A and B are not touched, and the update is added to
@@ -74,7 +81,7 @@ class EmbeddingLoRA(_Lookup):
         """y (..., k) for token numbers x (...)."""
         if self.acts and has_own_forward(type(self).base_class) and not is_scaled(self):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
-        ids = first_input(args, kwargs)
+        ids = args[0] if args else named_input(kwargs)
         if self.merged and self.max_norm is not None:  # its rows are renormalised before the update, not after it
             return F.embedding(ids, self.weight, self.padding_idx)
         y: Tensor = self.base_forward(*args, **kwargs)
@@ -161,11 +168,11 @@ class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Embedding` computes; 0.1 calls the input x."""
-        return super().base_forward(first_input(args, kwargs))
+        return super().base_forward(args[0] if args else named_input(kwargs))
 
 
 class EmbeddingBagLoRA(_Lookup):
-    """The treatment of bags of embeddings: Aᵀ is summed or averaged over a bag as W is. The maximum is no linear function of
+    """LoRA for bags of embeddings: Aᵀ is summed or averaged over a bag as W is. The maximum is no linear function of
     the weight, so there the rows in use are updated before it is taken."""
 
     mode: str

@@ -1,8 +1,8 @@
 """LoRA on fused projections, such as query, key and value in one matrix: each chosen slice has an update of its own.
 
 The output (..., Σ widths) is cut into slices; for n enabled ones A (n·r, d) stacks the first factors and B (Σ enabled
-widths, r) the second ones. The forward pass is one skinny product with A and one with the blocks of B in their places: ΔW is
-formed only to be merged. Slices may differ in width, as they do in grouped-query attention.
+widths, r) the second ones. The forward pass is that of `LinearLoRA` with `slices`: one skinny product with A and one with the
+blocks of B in their places. ΔW is formed only to be merged. Slices may differ in width, as in grouped-query attention.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,11 @@ def slice_widths(out_features: int, enable_lora: Sequence[bool], widths: Sequenc
     return tuple(widths)
 
 
-class MergedLinearLoRA(LinearLoRA):
-    """The treatment of linear layers that fuse several projections."""
+class FusedLinearLoRA(LinearLoRA):
+    """LoRA for linear layers that fuse several projections."""
 
     update_classes = (FusedUpdate,)
-    own_state = ("enable_lora", "widths")
+    own_attributes = structure_fields = ("enable_lora", "widths")
     enable_lora: Sequence[bool]
     widths: tuple[int, ...]
 
@@ -61,19 +61,10 @@ class MergedLinearLoRA(LinearLoRA):
         assert isinstance(own, FusedUpdate)
         return own.like_plain(update) or update
 
-    def compute(self, x: Tensor, W: Tensor, p: float) -> Tensor:
-        """W·x + b with s·Bᵢ·Aᵢ·dropout(x) added to each enabled slice i, for W (k, d)."""
-        A, B, s = self.lora_A, self.lora_B, self.scaling
-        return ops.merged_lora_linear(x, W, self.bias, A, B, s, self.widths, self.enable_lora, p)
-
-    def add_update(self, y: Tensor, x: Tensor, p: float) -> Tensor:
-        """`y` with s·Bᵢ·Aᵢ·dropout(x) added to each enabled slice i."""
-        return ops.add_merged_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, self.widths, self.enable_lora, p)
-
-    def effective_weight(self, W: Tensor) -> Tensor:
-        """W + ΔW, which is zero in the slices that are not enabled, added in at least float32 and rounded once."""
-        A, B, transposed = self.lora_A, self.lora_B, self.fan_in_fan_out
-        return ops.merge_merged_linear(W, A, B, self.scaling, self.widths, self.enable_lora, transposed)
+    @property
+    def slices(self) -> ops.Slices:  # type: ignore[override]
+        """The slices of the output."""
+        return ops.Slices(self.widths, tuple(self.enable_lora))
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -92,11 +83,11 @@ class MergedLinearLoRA(LinearLoRA):
         return FusedUpdate(A, B, lora_alpha, use_rslora, structure["enable_lora"], widths)
 
 
-class Conv1DMergedLoRA(MergedLinearLoRA, Conv1DLoRA):
-    """The treatment of transformers' `Conv1D` where it fuses several projections, as GPT-2's `c_attn` does."""
+class Conv1DFusedLoRA(FusedLinearLoRA, Conv1DLoRA):
+    """LoRA for transformers' `Conv1D` where it fuses several projections, as GPT-2's `c_attn` does."""
 
 
-class MergedLinear(MergedLinearLoRA, nn.Linear):  # type: ignore[misc]
+class MergedLinear(FusedLinearLoRA, nn.Linear):  # type: ignore[misc]
     """A linear layer that fuses `len(enable_lora)` projections of equal width, with an update on each that is enabled.
 
     Shapes: x (..., in_features), y (..., out_features); for n enabled of m slices `lora_A` (n·r, in_features), whose rows
@@ -140,5 +131,5 @@ class MergedLinear(MergedLinearLoRA, nn.Linear):  # type: ignore[misc]
         super().__setstate__(state)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What `nn.Linear` computes, whichever way the weight is stored."""
+        """`nn.Linear`'s output, whichever way the weight is stored."""
         return transposable_forward(self, super().base_forward, args, kwargs)

@@ -1,8 +1,11 @@
-"""LoRA on linear layers: y = W·x + b + s·B·A·dropout(x).
+"""LoRA on linear layers: y = W·x + b + s·B·A·dropout(x)                         (Hu et al. 2021, equation 3).
 
-`Linear` is both loralib 0.1's drop-in layer and what an injected `nn.Linear` becomes; `LinearLoRA` does the same for any
-subclass of `nn.Linear`, whose own forward stays in use, and `Conv1DLoRA` for transformers' `Conv1D`, a linear layer that
-stores its weight as (in, out). d in, k out, r rank: W (k, d), A (r, d), B (k, r).
+    x (..., d)   input                           A (r, d)   Kaiming-uniform at the start
+    y (..., k)   output                          B (k, r)   zero at the start, so that training begins at the base
+    W (k, d)     the base's weight, frozen       s          lora_alpha / r, or lora_alpha / √r with rsLoRA
+
+An adapted layer *is* its base layer with another class: its weight, keys, ties and hooks stay. What an update does to a weight
+(merging, files) is `LoRAUpdate.effective_weight`; how the fast paths compute is `ops`. Neither is here.
 """
 
 from collections.abc import Callable
@@ -12,83 +15,66 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..adapters.layout import Layout
 from .base import AdaptedLayer
 
 
-def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The layer's input: the first argument, by torch's name, by 0.1's, or whatever the base layer calls it."""
-    named = [kwargs[name] for name in ("input", "x") if name in kwargs]
-    x: Tensor = (*args, *named, *kwargs.values())[0]
-    return x
-
-
-def dropout_of(module: nn.Module) -> tuple[float, nn.Module | None]:
-    """The probability with which `module` drops now, for an operation that drops by itself; or, for a module of another kind
-    that a user put there or one that drops everything, 0 and that module."""
-    if isinstance(module, nn.Identity):
-        return 0.0, None
-    if type(module) is nn.Dropout and not module.inplace and module.p < 1:
-        return module.p if module.training else 0.0, None
-    return 0.0, module
-
-
-def transposable_forward(layer: "LinearLoRA", forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """What `nn.Linear` computes, for a layer of 0.1 that may store its weight as (in, out) and calls its input x."""
-    x = first_input(args, kwargs)
-    return F.linear(x, layer.weight.t(), layer.bias) if layer.fan_in_fan_out else forward(x)
-
-
 class LinearLoRA(AdaptedLayer):
-    """The treatment of linear layers."""
+    """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use."""
 
-    fan_in_fan_out: bool = False
     bias: nn.Parameter | None
+    fan_in_fan_out: bool = False  # whether the weight is stored as (d, k)
+    slices: ops.Slices | None = None  # of a fused projection
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., k) for x (..., d), which is the first argument, whatever the base layer calls it."""
-        if not self.acts:
+        if not self.acts:  # no update, merged or disabled
             return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
-        x = first_input(args, kwargs)
+        x = args[0] if args else named_input(kwargs)
         try:
-            return self._updated(x, args, kwargs)
+            p = probability(self.lora_dropout)
+            if p is not None and self.base_is_affine():  # W·x + b and nothing else: one operation with the update
+                W = self.weight.t() if self.fan_in_fan_out else self.weight
+                return ops.lora_linear(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, p, self.slices)
+            y = self.base_forward(*args, **kwargs)
+            if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
+                x = x.to(self.lora_A.device)
+            x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
+            return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
         except RuntimeError as error:
             self.explain(error, x)
             raise
 
-    def _updated(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        p, drop = dropout_of(self.lora_dropout)
-        if drop is None and self._is_plain():
-            return self.compute(x, self.weight.t() if self.fan_in_fan_out else self.weight, p)
-        y: Tensor = self.base_forward(*args, **kwargs)
-        if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
-            x = x.to(self.lora_A.device)
-        return self.add_update(y, x if drop is None else drop(x), p)
+    @classmethod
+    def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A (r, d), B (k, r)."""
+        d, k = cls.features(layer)
+        return (r, d), (k, r)
+
+    @classmethod
+    def layout(cls, layer: nn.Module) -> Layout:
+        """(k, d), or transposed."""
+        return Layout(transposed=layer.fan_in_fan_out if isinstance(layer, LinearLoRA) else cls.fan_in_fan_out)
+
+    @classmethod
+    def features(cls, layer: nn.Module) -> tuple[int, int]:
+        """How many features go in and come out: d and k."""
+        assert isinstance(layer, nn.Linear)
+        return layer.in_features, layer.out_features
+
+    def base_is_affine(self) -> bool:
+        """Whether the base computes W·x + b and nothing else."""
+        return type(self).base_class.forward is nn.Linear.forward and self._carried_forward is None
 
     def shape_problem(self, x: Tensor) -> str | None:
-        """Why the input has no shape that A can take, or None."""
+        """Why the shape of the input does not fit A, or None."""
         A = self.lora_A
         if x.shape[-1:] == A.shape[1:]:
             return None
         return f"the input has shape {tuple(x.shape)}, and lora_A {tuple(A.shape)} takes {A.shape[1]} features"
 
-    def _is_plain(self) -> bool:
-        """Whether the base computes W·x + b and nothing else, so that its product and the update's can be one operation."""
-        return type(self).base_class.forward is nn.Linear.forward and self._carried_forward is None
-
-    def compute(self, x: Tensor, W: Tensor, p: float) -> Tensor:
-        """W·x + b + s·B·A·dropout(x) for W (k, d)."""
-        return ops.lora_linear(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, p)
-
-    def add_update(self, y: Tensor, x: Tensor, p: float) -> Tensor:
-        """y + s·B·A·dropout(x)."""
-        return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p)
-
-    def effective_weight(self, W: Tensor) -> Tensor:
-        """W + s·B·A in the layout and dtype of `W`, added in at least float32 and rounded once."""
-        return ops.merge_linear(W, self.lora_A, self.lora_B, self.scaling, self.fan_in_fan_out)
-
     def store_weight(self, fan_in_fan_out: bool) -> None:
-        """Store the weight, which is (out, in) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then
+        """Store the weight, which is (k, d) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then
         without calling the layer, nor while there is an update."""
         self.fan_in_fan_out = fan_in_fan_out
         if fan_in_fan_out or self.has_update:
@@ -97,21 +83,31 @@ class LinearLoRA(AdaptedLayer):
             W = self.weight
             self.weight = nn.Parameter(W.detach().t().contiguous(), requires_grad=W.requires_grad)
 
-    @classmethod
-    def features(cls, layer: nn.Module) -> tuple[int, int]:
-        """How many features go in and come out."""
-        assert isinstance(layer, nn.Linear)
-        return layer.in_features, layer.out_features
 
-    @classmethod
-    def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """A (r, in), B (out, r)."""
-        d, k = cls.features(layer)
-        return (r, d), (k, r)
+def named_input(kwargs: dict[str, Any]) -> Tensor:
+    """A layer's input where it was passed by name: torch's, 0.1's, or whatever the base layer calls its first argument."""
+    x: Tensor = next(kwargs[name] for name in ("input", "x", *kwargs) if name in kwargs)
+    return x
+
+
+def transposable_forward(layer: LinearLoRA, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """W·x + b for a layer of 0.1, which may store its weight as (d, k) and calls its input x; `forward` is the base's own."""
+    x = args[0] if args else named_input(kwargs)
+    return F.linear(x, layer.weight.t(), layer.bias) if layer.fan_in_fan_out else forward(x)
+
+
+def probability(dropout: nn.Module) -> float | None:
+    """The probability with which `dropout` drops now, for an operation that drops by itself; None for a module of another
+    kind, which a user put there, or one that drops everything."""
+    if isinstance(dropout, nn.Identity):
+        return 0.0
+    if type(dropout) is nn.Dropout and not dropout.inplace and dropout.p < 1:
+        return dropout.p if dropout.training else 0.0
+    return None
 
 
 class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
-    """`nn.Linear` with a LoRA update (paper, equation 3): y = W·x + b + (lora_alpha / r)·B·A·dropout(x).
+    """`nn.Linear` with a LoRA update: y = W·x + b + (lora_alpha / r)·B·A·dropout(x).
 
     Shapes: x (..., in_features), y (..., out_features), `lora_A` (r, in_features), `lora_B` (out_features, r). With r = 0
     it is a plain linear layer. With r > 0 the weight is frozen, A starts Kaiming-uniform and B zero, so that the layer
@@ -146,18 +142,18 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
         self.store_weight(fan_in_fan_out)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What `nn.Linear` computes, whichever way the weight is stored."""
+        """`nn.Linear`'s output, whichever way the weight is stored."""
         return transposable_forward(self, super().base_forward, args, kwargs)
 
 
 class Conv1DLoRA(LinearLoRA):
-    """The treatment of transformers' `Conv1D`, whose weight is (in, out)."""
+    """LoRA for transformers' `Conv1D`, whose weight is (d, k)."""
 
     fan_in_fan_out = True
 
     @classmethod
     def features(cls, layer: nn.Module) -> tuple[int, int]:
-        """How many features go in and come out."""
+        """How many features go in and come out: d and k."""
         W = layer.weight
         assert isinstance(W, Tensor)
         return W.shape[0], W.shape[1]

@@ -1,4 +1,4 @@
-"""Where an `autograd.Function` of one's own cannot take part, and plain torch has to compute."""
+"""Which computations an `autograd.Function` of ours can take over; plain torch computes the others."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,14 @@ INPUT_NOT_KEPT = (
 )
 
 
-def obstacle(*tensors: Tensor | None) -> str | None:
-    """Why a function of one's own cannot compute with these tensors here and now, or None."""
+def ineligibility(*tensors: Tensor | None) -> str | None:
+    """Why a function of ours cannot compute with these tensors here and now, or None."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func or forward-mode differentiation transforms the computation"
-    if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.is_nested for tensor in tensors if tensor is not None):
-        return "not all tensors are plain ones"
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_nested):
+            return "not all tensors are plain ones"
     return None
+
+
+_PLAIN = (Tensor, nn.Parameter)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .eligibility import obstacle
+from .eligibility import ineligibility
 
 
 def available() -> bool:
@@ -82,7 +82,7 @@ def _suits(x: Any, W: Any, b: Any) -> bool:
     tensors = [x, W] if b is None else [x, W, b]
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch.is_autocast_enabled("cpu"):
         return False
-    if not all(isinstance(tensor, Tensor) for tensor in tensors) or obstacle(*tensors) is not None:
+    if not all(isinstance(tensor, Tensor) for tensor in tensors) or ineligibility(*tensors) is not None:
         return False
     frozen = not (W.requires_grad and torch.is_grad_enabled())
     plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() for tensor in tensors)

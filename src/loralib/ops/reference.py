@@ -30,75 +30,78 @@ class Geometry(NamedTuple):
     groups: int
 
 
+class Slices(NamedTuple):
+    """The slices of a fused projection's output: their widths, and which of them have factors of their own.
+
+    For n enabled slices A (n·r, d) stacks their first factors, B (Σ enabled widths, r) their second ones.
+    """
+
+    widths: tuple[int, ...]
+    enabled: tuple[bool, ...]
+
+    @property
+    def chosen(self) -> list[int]:
+        """The widths of the enabled slices."""
+        return [width for width, on in zip(self.widths, self.enabled, strict=True) if on]
+
+
+class Strip(NamedTuple):
+    """A product L·R, L (m, R) and R (R, n), that is added to the block of a matrix which begins at (row, column)."""
+
+    row: int
+    column: int
+    L: Tensor
+    R: Tensor
+
+
 # --- forward --------------------------------------------------------------------------------------------------------
 
 
-def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
-    """W·x + b + scaling·B·A·dropout(x) (paper, equation 3). Shapes: x (..., d), W (k, d), A (r, d), B (k, r), result (..., k).
-
-    >>> x, W, A, B = torch.ones(3, 4), torch.ones(2, 4), torch.ones(1, 4), torch.ones(2, 1)
-    >>> lora_linear(x, W, None, A, B, 0.5)[0]
-    tensor([6., 6.])
-    """
-    return add_linear_update(F.linear(x, W, b), x, A, B, scaling, p)
-
-
-def merged_lora_linear(
+def lora_linear(
     x: Tensor,
     W: Tensor,
     b: Tensor | None,
     A: Tensor,
     B: Tensor,
     scaling: float,
-    widths: Sequence[int],
-    enabled: Sequence[bool],
     p: float = 0.0,
+    slices: Slices | None = None,
 ) -> Tensor:
-    """`lora_linear` for an output in slices of `widths`, each enabled one with an update of its own."""
-    return add_merged_linear_update(F.linear(x, W, b), x, A, B, scaling, widths, enabled, p)
+    """W·x + b + scaling·B·A·dropout(x) (paper, equation 3). Shapes: x (..., d), W (k, d), A (r, d), B (k, r), result (..., k).
+
+    >>> x, W, A, B = torch.ones(3, 4), torch.ones(2, 4), torch.ones(1, 4), torch.ones(2, 1)
+    >>> lora_linear(x, W, None, A, B, 0.5)[0]
+    tensor([6., 6.])
+    """
+    return add_linear_update(F.linear(x, W, b), x, A, B, scaling, p, slices)
 
 
-def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
+def add_linear_update(
+    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0, slices: Slices | None = None
+) -> Tensor:
     """y + scaling·B·A·dropout(x) in the dtype of `y`. Shapes: y (..., k), x (..., d), A (r, d), B (k, r).
 
-    >>> x, A, B = torch.ones(3, 4), torch.ones(1, 4), torch.ones(2, 1)
-    >>> add_linear_update(torch.zeros(3, 2), x, A, B, 0.5)[0]
-    tensor([2., 2.])
+    With `slices`, each enabled slice of y has factors of its own; ΔW is never formed.
+
+    >>> x, A, B = torch.ones(1, 4), torch.ones(1, 4), torch.ones(2, 1)
+    >>> add_linear_update(torch.zeros(1, 2), x, A, B, 0.5)
+    tensor([[2., 2.]])
+    >>> add_linear_update(torch.zeros(1, 5), x, A, B, 1.0, slices=Slices((3, 2), (False, True)))
+    tensor([[0., 0., 0., 4., 4.]])
     """
-    return add_expanded(y, F.linear(F.dropout(x, p), A.to(x.dtype)), B, scaling)
+    if slices is not None and not any(slices.enabled):
+        return y
+    t = F.linear(F.dropout(x, p) if p else x, A.to(x.dtype))  # (..., r), or (..., n·r)
+    if slices is None:
+        return add_expanded(y, t, B, scaling)
+    factors = iter(zip(t.split(B.shape[1], dim=-1), B.split(slices.chosen), strict=True))
+    parts = zip(y.split(slices.widths, dim=-1), slices.enabled, strict=True)
+    return torch.cat([add_expanded(part, *next(factors), scaling) if on else part for part, on in parts], dim=-1)
 
 
 def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
     """y + scaling·t·Bᵀ in the dtype of `y`, for t (..., r) that `A` has made of the input."""
-    t = t * scaling
-    return y + F.linear(t, B.to(t.dtype)).to(y.dtype)
-
-
-def add_merged_linear_update(
-    y: Tensor,
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    scaling: float,
-    widths: Sequence[int],
-    enabled: Sequence[bool],
-    p: float = 0.0,
-) -> Tensor:
-    """`y` in slices of `widths`, each enabled one with an update of its own; ΔW is never formed.
-
-    Shapes for n enabled slices: y (..., Σ widths), x (..., d), A (n·r, d), B (Σ enabled widths, r).
-
-    >>> x, A, B = torch.ones(1, 4), torch.ones(1, 4), torch.ones(2, 1)
-    >>> add_merged_linear_update(torch.zeros(1, 5), x, A, B, 1.0, widths=(3, 2), enabled=(False, True))
-    tensor([[0., 0., 0., 4., 4.]])
-    """
-    if not any(enabled):
-        return y
-    chosen = [width for width, on in zip(widths, enabled, strict=True) if on]
-    t = F.linear(F.dropout(x, p), A.to(x.dtype))  # (..., n·r)
-    parts = iter(zip(t.split(B.shape[1], dim=-1), B.split(chosen), strict=True))
-    slices = zip(y.split(list(widths), dim=-1), enabled, strict=True)
-    return torch.cat([add_expanded(part, *next(parts), scaling) if on else part for part, on in slices], dim=-1)
+    return torch.add(y, F.linear(t, B.to(t.dtype)).to(y.dtype), alpha=scaling)
 
 
 def add_embedding_update(
@@ -153,58 +156,67 @@ def add_pointwise(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int =
 # --- the effective weight -------------------------------------------------------------------------------------------
 
 
-def linear_delta(A: Tensor, B: Tensor, scaling: float) -> Tensor:
+def linear_delta(A: Tensor, B: Tensor, scaling: float, slices: Slices | None = None) -> Tensor:
     """ΔW = scaling·B·A in at least float32, for A (r, *) and B (k, r, 1…): shape (k, *).
+
+    With `slices` the product of each enabled slice is in its place, and the rest is zero.
 
     >>> linear_delta(torch.ones(2, 4, 3, 3), torch.ones(5, 2, 1, 1), 0.5).shape
     torch.Size([5, 4, 3, 3])
     """
     wide = torch.promote_types(A.dtype, torch.float32)
-    delta: Tensor = (B.flatten(1).to(wide) @ A.flatten(1).to(wide)).unflatten(1, A.shape[1:]) * scaling
-    return delta
+    if slices is None:
+        delta: Tensor = (B.flatten(1).to(wide) @ A.flatten(1).to(wide)).unflatten(1, A.shape[1:]) * scaling
+        return delta
+    factors = iter(zip(A.split(B.shape[1]), B.split(slices.chosen), strict=True)) if any(slices.enabled) else iter(())
+    rows = [
+        linear_delta(*next(factors), scaling) if on else A.new_zeros(width, A.shape[1], dtype=wide)
+        for width, on in zip(slices.widths, slices.enabled, strict=True)
+    ]
+    return torch.cat(rows)
 
 
-def merged_linear_delta(A: Tensor, B: Tensor, scaling: float, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
-    """ΔW (Σ widths, d) in at least float32: the product of each enabled slice in its place, zero elsewhere."""
-    chosen = [width for width, on in zip(widths, enabled, strict=True) if on]
-    if not chosen:
-        return A.new_zeros(sum(widths), A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32))
-    products = iter([linear_delta(a, b, scaling) for a, b in zip(A.split(B.shape[1]), B.split(chosen), strict=True)])
-    zero = A.new_zeros(0, A.shape[1], dtype=torch.promote_types(A.dtype, torch.float32))
-    rows = [next(products) if on else zero.new_zeros(width, A.shape[1]) for width, on in zip(widths, enabled, strict=True)]
-    return torch.cat([zero, *rows])
-
-
-def block_diagonal(B: Tensor, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
+def block_diagonal(B: Tensor, slices: Slices) -> Tensor:
     """The second factor (Σ widths, n·r) of all slices at once, for the stacked first one (n·r, d): zero where a slice does not
     see a first factor.
 
-    >>> block_diagonal(torch.ones(2, 1), widths=(1, 2, 1), enabled=(True, False, True))
+    >>> block_diagonal(torch.ones(2, 1), Slices((1, 2, 1), (True, False, True)))
     tensor([[1., 0.],
             [0., 0.],
             [0., 0.],
             [0., 1.]])
     """
     r = B.shape[1]
-    parts = iter(B.split([width for width, on in zip(widths, enabled, strict=True) if on]))
-    n, i, rows = sum(enabled), 0, []
-    for width, on in zip(widths, enabled, strict=True):
+    parts = iter(B.split(slices.chosen))
+    n, i, rows = sum(slices.enabled), 0, []
+    for width, on in zip(slices.widths, slices.enabled, strict=True):
         rows.append(F.pad(next(parts), (i * r, (n - 1 - i) * r)) if on else B.new_zeros(width, n * r))
         i += on
     return torch.cat(rows)
 
 
-def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:
-    """W + scaling·B·A in the dtype of W (k, d), or W + scaling·(B·A)ᵀ for a W that is stored as (d, k)."""
-    left, right = (A.t(), B.t()) if transposed else (B, A)
-    wide = torch.promote_types(W.dtype, torch.promote_types(A.dtype, torch.float32))
-    return torch.addmm(W.to(wide), left.to(wide), right.to(wide), alpha=scaling).to(W.dtype)
+def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
+    """W + scaling·ΣL·R for strips that do not overlap: added in at least float32, and rounded once to the dtype of W (m, n).
 
-
-def merge_delta(W: Tensor, delta: Tensor) -> Tensor:
-    """W + ΔW, added in at least float32 and rounded once to the dtype of `W`.
-
-    >>> merge_delta(torch.ones(2, 2, dtype=torch.bfloat16), torch.full((2, 2), 0.5)).dtype
-    torch.bfloat16
+    >>> add_strips(torch.zeros(3, 2), [Strip(1, 0, torch.ones(2, 1), torch.ones(1, 2))], 0.5)
+    tensor([[0.0000, 0.0000],
+            [0.5000, 0.5000],
+            [0.5000, 0.5000]])
     """
-    return (W.to(torch.promote_types(W.dtype, delta.dtype)) + delta).to(W.dtype)
+    wide = wide_dtype(W, strips)
+    merged = W.to(wide)
+    for row, column, L, R in strips:
+        if (len(L), R.shape[1]) == W.shape:
+            merged = torch.addmm(merged, L.to(wide), R.to(wide), alpha=scaling)
+        else:
+            around = (column, W.shape[1] - column - R.shape[1], row, len(W) - row - len(L))
+            merged = torch.add(merged, F.pad(L.to(wide) @ R.to(wide), around), alpha=scaling)
+    return merged.to(W.dtype)
+
+
+def wide_dtype(W: Tensor, strips: Sequence[Strip]) -> torch.dtype:
+    """The dtype in which strips are added to `W`: at least float32."""
+    dtype = torch.promote_types(W.dtype, torch.float32)
+    for strip in strips:
+        dtype = torch.promote_types(dtype, strip.L.dtype)
+    return dtype

@@ -36,7 +36,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, LayerError
-from . import reference
 from .autograd.gemm import rows
 
 if TYPE_CHECKING:
@@ -397,14 +396,11 @@ def _check(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> None
 
 
 def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
-    """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear`, for tensors on a CUDA device.
+    """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear`, for tensors on a CUDA device, computed in
+    the dtype of x.
 
     Raises `ConfigError` where the kernels cannot run (see `problem`), and `LayerError` for shapes that do not go together.
     """
     _check(x, W, b, A, B)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    elif x.dtype != W.dtype:
-        return reference.lora_linear(x, W, b, A, B, scaling, p)  # which refuses it as a plain layer does
     y: Tensor = _Linear.apply(x, W, b, A, B, scaling, p, draw_seed(x, p))  # type: ignore[no-untyped-call]
     return y

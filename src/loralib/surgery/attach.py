@@ -153,7 +153,7 @@ def _misfit(
         return f"{name}: adapted in the adapter, not in the model"
     if problem := layer_problem(owner.get(id(layer)), layer, lora_dropout, type(update)):
         return f"{name}: {problem}"
-    treatment = layers.treatment(type(layer), type(update))
-    assert treatment is not None
-    misfit = treatment.misfit(layer, update)
+    handler = layers.handler_of(type(layer), type(update))
+    assert handler is not None
+    misfit = handler.misfit(layer, update)
     return misfit and f"{name}: {misfit}"

@@ -63,10 +63,10 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
 def _new_update(name: str, layer: nn.Module, config: LoRAConfig, dtype: torch.dtype | None) -> LoRAUpdate:
     mask, widths = patterns.lookup(config.masks, name, ()), patterns.lookup(config.slice_widths, name, ())
     structure = {"enable_lora": tuple(mask), "widths": tuple(widths)} if mask or widths else {}
-    treatment, W = layers.treatment(type(layer), FusedUpdate if structure else None), layer.weight
-    assert treatment is not None
+    handler, W = layers.handler_of(type(layer), FusedUpdate if structure else None), layer.weight
+    assert handler is not None
     assert isinstance(W, Tensor)
-    if config.fan_in_fan_out and not getattr(treatment, "fan_in_fan_out", False):
+    if config.fan_in_fan_out and not getattr(handler, "fan_in_fan_out", False):
         raise TargetError(
             f"fan_in_fan_out=True, but {name!r}, a {type(layer).__name__}, does not store its weight as (in, out); leave the "
             "field out: which layers do is known. Nothing was changed."
@@ -75,7 +75,7 @@ def _new_update(name: str, layer: nn.Module, config: LoRAConfig, dtype: torch.dt
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
     dtype = dtype or torch.promote_types(W.dtype, torch.float32)
     try:
-        return treatment.new_update(layer, r, lora_alpha, config.use_rslora, dtype, **structure)
+        return handler.new_update(layer, r, lora_alpha, config.use_rslora, dtype, **structure)
     except ConfigError as error:
         raise TargetError(f"{name!r} of rank {r} cannot be adapted: {error} Nothing was changed.") from None
 

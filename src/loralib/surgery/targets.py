@@ -41,7 +41,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises `TargetError` when a pattern matches nothing or matches a layer that cannot be adapted.
     """
     modules, where = sites(model), type(model).__name__
-    if layers.treatment(type(model)):
+    if layers.handler_of(type(model)):
         raise TargetError(f"{where} is itself a layer, and layers are known by name; put it in an nn.Sequential first.")
     if config.target_modules == ALL_LINEAR:
         saved, output = saved_names(model, config), _output_embedding(model)

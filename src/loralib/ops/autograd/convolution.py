@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...errors import LayerError
-from .. import reference
 from ..eligibility import INPUT_NOT_KEPT
 from ..reference import Geometry, convolve
 from . import dropout
@@ -140,10 +139,6 @@ def lora_convolution(
     p: float = 0.0,
 ) -> Tensor:
     """W ∗ x + b + scaling·B ∗ (A ∗ dropout(x)), as `reference.lora_convolution`; x (n, d, *) or (d, *)."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    elif x.dtype != W.dtype:
-        return reference.lora_convolution(x, W, b, A, B, scaling, geometry, p)  # which refuses it as a plain layer does
     batch = x if x.dim() == W.dim() else x.unsqueeze(0)
     y: Tensor = _Convolution.apply(batch, W, b, A, B, scaling, p, geometry)  # type: ignore[no-untyped-call]
     return y if batch is x else y.squeeze(0)

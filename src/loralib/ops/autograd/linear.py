@@ -16,7 +16,6 @@ With dropout, x with zeros in the dropped places takes the place of x in t and d
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,12 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import LayerError
-from .. import reference
 from ..eligibility import INPUT_NOT_KEPT
+from ..reference import Slices, block_diagonal
 from . import dropout
 from .gemm import LOW, big, rows, shrink
-
-Slices = tuple[tuple[int, ...], tuple[bool, ...]]  # the widths of a fused projection's slices, and which are enabled
 
 
 class _Linear(torch.autograd.Function):
@@ -49,7 +46,7 @@ class _Linear(torch.autograd.Function):
         effective: bool,
         onednn: bool,
     ) -> Tensor:
-        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, reference.block_diagonal(B, *slices) if slices else B))
+        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, block_diagonal(B, slices) if slices else B))
         b_ = None if b is None else b.to(x.dtype)
         s, t, kept = scaling / (1 - p), None, None
         if effective:
@@ -75,7 +72,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, t, kept = ctx.saved_tensors
         s, (for_x, for_W, for_b, for_A, for_B, *_) = ctx.s, ctx.needs_input_grad
-        B_all = reference.block_diagonal(B, *ctx.slices) if ctx.slices else B
+        B_all = block_diagonal(B, ctx.slices) if ctx.slices else B
         W_, A_, B_ = (tensor.to(dY.dtype) for tensor in (W, A, B_all))
         onednn, places = ctx.onednn and not torch.is_grad_enabled(), dropout.places(kept)
         dY = dY.contiguous()
@@ -97,7 +94,7 @@ class _Linear(torch.autograd.Function):
             db = dY_2.sum(0)
         dA, dB = _factor_gradients(dY_2, x_2, t, u, A, B, s, places, for_A, for_B)
         if dB is not None and ctx.slices:
-            dB = of_blocks(dB, B.shape[1], *ctx.slices)
+            dB = of_blocks(dB, B.shape[1], ctx.slices)
         return (dX, dW, db, dA, dB, None, None, None, None, None)
 
 
@@ -136,11 +133,7 @@ def lora_linear(
     slices: Slices | None = None,
     onednn: bool = False,
 ) -> Tensor:
-    """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear` or, for an output in slices, `merged_lora_linear`."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    elif x.dtype != W.dtype:
-        return reference.lora_linear(x, W, b, A, B, scaling, p)  # which refuses it as a plain layer does
+    """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear`, computed in the dtype of x."""
     (k, d), n = W.shape, math.prod(x.shape[:-1])
     effective = slices is None and not p and x.dtype not in LOW and n * (d + k) > 2 * d * k
     onednn = onednn and x.dtype == W.dtype == torch.float32
@@ -170,20 +163,19 @@ class _Update(torch.autograd.Function):
         return (dY if for_y else None, dX, dA, dB, None, None)
 
 
-def add_linear_update(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0) -> Tensor:
-    """y + scaling·B·A·dropout(x), as `reference.add_linear_update`."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    if y.dtype != x.dtype:
-        return reference.add_linear_update(y, x, A, B, scaling, p)
+def add_linear_update(
+    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0, slices: Slices | None = None
+) -> Tensor:
+    """y + scaling·B·A·dropout(x), as `reference.add_linear_update`, for y and x of one dtype."""
+    B = B if slices is None else block_diagonal(B, slices)
     added: Tensor = _Update.apply(y, x, A, B, scaling, p)  # type: ignore[no-untyped-call]
     return added
 
 
-def of_blocks(full: Tensor, r: int, widths: Sequence[int], enabled: Sequence[bool]) -> Tensor:
+def of_blocks(full: Tensor, r: int, slices: Slices) -> Tensor:
     """The blocks of a matrix laid out as by `reference.block_diagonal`, one below the other (Σ enabled widths, r)."""
     i, blocks = 0, []
-    for part, on in zip(full.split(list(widths)), enabled, strict=True):
+    for part, on in zip(full.split(slices.widths), slices.enabled, strict=True):
         if on:
             blocks.append(part[:, i * r : (i + 1) * r])
             i += 1

@@ -1,20 +1,66 @@
-"""Merging an update into a weight."""
+"""Adding low-rank products to a weight, by blocks of rows that stay in the cache.
+
+    W'[i:j] = W[i:j] + s·L[i:j]·R
+
+A block is computed by itself, so that a weight in a file, which is never in memory as a whole, gets the same bits.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 20  # elements of W that are merged at a time: a block stays in the cache
+from ..reference import Strip, wide_dtype
+
+ELEMENTS = 1 << 19  # of a block: 2 MiB in float32
 
 
-def merge_linear(W: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool = False) -> Tensor:
-    """W + scaling·B·A, as `reference.merge_linear`: in one pass, and for a low-precision W by blocks of rows in float32."""
-    left, right = (A.t(), B.t()) if transposed else (B, A)
-    wide = torch.promote_types(W.dtype, torch.promote_types(A.dtype, torch.float32))
-    left, right = left.to(wide), right.to(wide)
-    if W.dtype == wide:
-        return torch.addmm(W, left, right, alpha=scaling)
-    merged = torch.empty_like(W)
-    rows = max(1, _BLOCK // W.shape[1])
-    for i in range(0, len(W), rows):
-        merged[i : i + rows] = W[i : i + rows].to(wide).addmm_(left[i : i + rows], right, alpha=scaling)
+def row_blocks(rows: int, width: int, breaks: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of a matrix (rows, width) to compute one by one; each of `breaks` begins a range.
+
+    >>> list(row_blocks(5, ELEMENTS // 2, breaks=[3]))
+    [(0, 2), (2, 3), (3, 5)]
+    """
+    step = max(1, ELEMENTS // max(1, width))
+    edges = sorted({0, rows, *(row for row in breaks if 0 < row < rows)})
+    for first, last in pairwise(edges):
+        for start in range(first, last, step):
+            yield start, min(last, start + step)
+
+
+def breaks_of(strips: Iterable[Strip]) -> set[int]:
+    """The rows at which one of `strips` begins or ends."""
+    return {row for strip in strips for row in (strip.row, strip.row + len(strip.L))}
+
+
+def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
+    """W + scaling·ΣL·R, as `reference.add_strips`."""
+    merged = torch.empty_like(W, memory_format=torch.contiguous_format)
+    for first, last in row_blocks(len(W), W.shape[1], breaks_of(strips)):
+        add_to_block(W[first:last], first, strips, scaling, merged[first:last])
     return merged
+
+
+def add_to_block(block: Tensor, first: int, strips: Sequence[Strip], scaling: float, out: Tensor) -> None:
+    """Write the rows of `add_strips` that begin with row `first` to `out`, for those rows of W."""
+    wide = wide_dtype(block, strips)
+    here = [cut for strip in strips if (cut := _within(strip, first, len(block))) is not None]
+    if not here:
+        out.copy_(block)
+    elif len(here) == 1 and block.dtype == wide and (len(here[0].L), here[0].R.shape[1]) == block.shape:
+        torch.addmm(block, here[0].L.to(wide), here[0].R.to(wide), alpha=scaling, out=out)
+    else:
+        result = block.to(wide, copy=True)
+        for row, column, L, R in here:
+            part = result[row : row + len(L), column : column + R.shape[1]]
+            part.addmm_(L.to(wide), R.to(wide), alpha=scaling)
+        out.copy_(result)
+
+
+def _within(strip: Strip, first: int, count: int) -> Strip | None:
+    """The part of `strip` in `count` rows from row `first` on, placed relative to them; None where there is none."""
+    start, stop = max(first, strip.row), min(first + count, strip.row + len(strip.L))
+    if start >= stop:
+        return None
+    return Strip(start - first, strip.column, strip.L[start - strip.row : stop - strip.row], strip.R)

@@ -1,0 +1,82 @@
+"""A module that was given another class in place: it keeps everything that it had, and can be given back as it was.
+
+A `forward` of the instance (accelerate, Liger) is carried, and called as the base's own; hooks, mode and flags stay. Where
+torch would read its weight directly, it must go on being called.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .class_factory import LoRAClass
+
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object
+
+
+class Adopted(LoRAClass, _Module):
+    """A module whose class is one of ours in front of its own. Each mixin lists in `own_attributes` what it adds to it."""
+
+    own_attributes: ClassVar[tuple[str, ...]] = ("_carried_forward", "_stays_called")
+
+    _carried_forward: Callable[..., Any] | None = None
+
+    def carry(self, forward: Callable[..., Any] | None) -> None:
+        """Call `forward`, which the instance had, wherever the base's own is meant."""
+        if forward is not None:
+            vars(self)["_carried_forward"] = forward
+
+    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base layer's output, with the weight it holds now."""
+        if self._carried_forward is not None:
+            return self._carried_forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def forward_with(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The base layer's output with `weight` in the place of its own. The layer itself, which other threads may be using, is
+        not touched: a twin of the base's class, which shares all else, computes."""
+        twin = object.__new__(type(self).base_class)
+        own = {name: value for name, value in vars(self).items() if name != "weight"}
+        own["_parameters"] = self._parameters | {"weight": weight}
+        vars(twin).update(own)
+        result = twin.forward(*args, **kwargs)
+        vars(self).update({name: value for name, value in vars(twin).items() if own.get(name, twin) is not value})
+        return result
+
+    def stay_called(self) -> None:
+        """Keep `nn.TransformerEncoderLayer` from reading the weight in its fast path in evaluation mode, which would miss
+        the update: with a hook on any of its layers it calls them."""
+        if "_stays_called" not in vars(self):
+            vars(self)["_stays_called"] = self.register_forward_pre_hook(_do_nothing)
+
+    def give_back(self) -> None:
+        """Make the module what it was: its own class, without any attribute that ours added."""
+        carried = self._carried_forward
+        hook: RemovableHandle | None = vars(self).get("_stays_called")
+        if hook is not None:
+            hook.remove()
+        for name in own_attributes(type(self)):
+            for held in (vars(self), self._parameters, self._modules):
+                held.pop(name, None)
+        self.__class__ = self.base_class  # type: ignore[assignment]
+        if carried is not None:
+            vars(self)["forward"] = carried
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward" and self._carried_forward is not None:  # hooks come and go around the base's forward
+            self._carried_forward = value
+        else:
+            super().__setattr__(name, value)
+
+
+def own_attributes(cls: type) -> tuple[str, ...]:
+    """The names of all attributes that the mixins of `cls` add to an instance."""
+    return tuple(dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("own_attributes", ())))
+
+
+def _do_nothing(module: nn.Module, args: Any) -> None:
+    """A hook whose presence is its purpose."""

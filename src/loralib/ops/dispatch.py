@@ -1,0 +1,155 @@
+"""The choice of who computes an operation.
+
+`reference` is the specification. `autograd` gives the same numbers with fewer passes and less kept for the backward pass; it
+is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form), for
+tensors that are not plain ones, such as sharded weights, and for linear layers of a few tokens, where Python would take longer
+than the passes. `onednn` is `autograd` with the float32 products on the CPU by oneDNN's kernel, those of the model's other
+frozen linear layers included; on some processors it takes half the time of torch's default, on others not: measure before
+you choose it. `triton` is `autograd` with kernels of its own for the small products of linear layers on CUDA; it is never
+chosen by itself, since it has not been measured on a GPU yet.
+
+Under autocast everything but the plain form computes in autocast's dtype, to which x is cast here, once.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, LayerError
+from . import autograd, onednn, reference, triton_linear
+from .eligibility import ineligibility
+from .reference import Geometry, Slices, Strip, block_diagonal
+
+IMPLEMENTATIONS = ("reference", "autograd", "onednn", "triton")
+
+_SMALL = 1 << 15  # elements of input and output of a linear layer, below which the plain form is faster (`benchmarks tiny`)
+_LOW = (torch.bfloat16, torch.float16)
+
+_forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=None)
+
+
+@contextmanager
+def use(implementation: str) -> Iterator[None]:
+    """Context manager: compute every operation of this thread by one of `IMPLEMENTATIONS`.
+
+    With "onednn" the model's frozen linear layers without an update compute by that kernel, too. The backward pass is that of
+    the forward pass, wherever it runs; compilers trace "reference" in any case.
+
+    Args:
+        implementation: "reference", "autograd", "onednn" or "triton".
+
+    Raises:
+        ConfigError: For an unknown implementation, or one that this build of torch does not have.
+        LayerError: Inside the block, where the implementation cannot compute an operation.
+
+    Example:
+        >>> x, W, A, B = torch.ones(1, 4), torch.zeros(3, 4), torch.ones(2, 4), torch.ones(3, 2)
+        >>> with use("reference"):
+        ...     lora_linear(x, W, None, A, B, 0.5)
+        tensor([[4., 4., 4.]])
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(f"{implementation!r} is not an implementation; choose one of {', '.join(IMPLEMENTATIONS)}.")
+    if implementation == "onednn" and not onednn.available():
+        raise ConfigError("This build of torch has no oneDNN linear operation; use 'autograd'.")
+    if implementation == "triton" and (problem := triton_linear.problem()):
+        raise ConfigError(problem)
+    token = _forced.set(implementation)
+    try:
+        with onednn.Frozen(lambda: _forced.get() == "onednn") if implementation == "onednn" else nullcontext():
+            yield
+    finally:
+        _forced.reset(token)
+
+
+def _fused(*tensors: Tensor | None) -> bool:
+    """Whether `autograd` computes; `LayerError` where it is forced to and cannot."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # which cannot read the context either
+        return False
+    forced = _forced.get()
+    if forced == "reference":
+        return False
+    problem = ineligibility(*tensors)
+    if problem and forced:
+        raise LayerError(f"The implementation {forced!r} cannot be used here: {problem}. Leave the choice to the library.")
+    if forced == "onednn" and any(tensor.device.type != "cpu" for tensor in tensors if tensor is not None):
+        raise LayerError("The implementation 'onednn' is for tensors on the CPU.")
+    return problem is None
+
+
+def _fused_input(x: Tensor, like: Tensor, *others: Tensor | None) -> Tensor | None:
+    """The input with which `autograd` computes; None where the plain form does. Without autocast x and `like` must have one
+    dtype: the plain form then fails as a plain layer does."""
+    if not _fused(x, like, *others):
+        return None
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x if x.dtype == like.dtype else None
+
+
+def _is_small(x: Tensor, W: Tensor) -> bool:
+    """Whether the plain form is faster, and is allowed to compute: what autograd itself costs in Python then exceeds what is
+    saved. In low precision, autocast included, the plain form would lose small updates; on a GPU nobody has measured."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.numel() * sum(W.shape) >= _SMALL * W.shape[1]:
+        return False
+    plain = x.device.type == "cpu" and x.dtype not in _LOW and not torch.is_autocast_enabled("cpu")
+    return plain and _forced.get() in (None, "onednn")
+
+
+def lora_linear(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float = 0.0,
+    slices: Slices | None = None,
+) -> Tensor:
+    """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
+    fused = None if _is_small(x, W) else _fused_input(x, W, b, A, B)
+    if fused is None:
+        return reference.lora_linear(x, W, b, A, B, scaling, p, slices)
+    forced = _forced.get()
+    if forced == "triton":
+        return triton_linear.lora_linear(fused, W, b, A, block_diagonal(B, slices) if slices else B, scaling, p)
+    return autograd.lora_linear(fused, W, b, A, B, scaling, p, slices, onednn=forced == "onednn")
+
+
+def add_linear_update(
+    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0, slices: Slices | None = None
+) -> Tensor:
+    """y + scaling·B·A·dropout(x), where the base's own computation is not known: see `reference.add_linear_update`."""
+    fused = _fused_input(x, y, A, B)
+    if fused is None or fused.dtype != y.dtype:
+        return reference.add_linear_update(y, x if fused is None else fused, A, B, scaling, p, slices)
+    return autograd.add_linear_update(y, fused, A, B, scaling, p, slices)
+
+
+def add_embedding_update(
+    y: Tensor, ids: Tensor, A: Tensor, B: Tensor, scaling: float, keep: Tensor | None = None, by_frequency: bool = False
+) -> Tensor:
+    """y + scaling·Aᵀ[ids]·Bᵀ: see `reference.add_embedding_update`. `y` may be overwritten."""
+    compute = autograd.add_embedding_update if _fused(y, ids, A, B) else reference.add_embedding_update
+    return compute(y, ids, A, B, scaling, keep, by_frequency)
+
+
+def lora_convolution(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, geometry: Geometry, p: float = 0.0
+) -> Tensor:
+    """W ∗ x + b + scaling·B ∗ (A ∗ dropout(x)): see `reference.lora_convolution`."""
+    fused = _fused_input(x, W, b, A, B)
+    if fused is None:
+        return reference.lora_convolution(x, W, b, A, B, scaling, geometry, p)
+    return autograd.lora_convolution(fused, W, b, A, B, scaling, geometry, p)
+
+
+def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
+    """W + scaling·ΣL·R, added in at least float32 and rounded once to the dtype of `W`: see `reference.add_strips`."""
+    tensors = [W, *(factor for strip in strips for factor in (strip.L, strip.R))]
+    by_blocks = not torch.is_grad_enabled() and _fused(*tensors)
+    return (autograd.add_strips if by_blocks else reference.add_strips)(W, strips, scaling)
