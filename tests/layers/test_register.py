@@ -161,7 +161,7 @@ def test_what_cannot_be_registered_is_refused(layer_class, treatment, message):
 
 @pytest.fixture
 def table_as_it_was(monkeypatch):
-    monkeypatch.setattr(layers.adoption, "_TREATMENTS", dict(layers.adoption._TREATMENTS))
+    monkeypatch.setattr(layers.adoption, "_HANDLERS", dict(layers.adoption._HANDLERS))
 
 
 @pytest.mark.usefixtures("table_as_it_was")

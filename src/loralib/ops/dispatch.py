@@ -94,10 +94,11 @@ def _fused_input(x: Tensor, like: Tensor, *others: Tensor | None) -> Tensor | No
 def _is_small(x: Tensor, W: Tensor) -> bool:
     """Whether the plain form is faster, and is allowed to compute: what autograd itself costs in Python then exceeds what is
     saved. In low precision, autocast included, the plain form would lose small updates; on a GPU nobody has measured."""
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.numel() * sum(W.shape) >= _SMALL * W.shape[1]:
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or not x.is_cpu or x.dtype in _LOW:
         return False
-    plain = x.device.type == "cpu" and x.dtype not in _LOW and not torch.is_autocast_enabled("cpu")
-    return plain and _forced.get() in (None, "onednn")
+    k, d = W.shape
+    few = x.numel() * (k + d) < _SMALL * d
+    return few and not torch.is_autocast_enabled("cpu") and _forced.get() in (None, "onednn")
 
 
 def lora_linear(

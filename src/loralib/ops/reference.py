@@ -91,7 +91,7 @@ def add_linear_update(
     """
     if slices is not None and not any(slices.enabled):
         return y
-    t = F.linear(F.dropout(x, p) if p else x, A.to(x.dtype))  # (..., r), or (..., n·r)
+    t = F.linear(F.dropout(x, p) if p else x, cast(A, x.dtype))  # (..., r), or (..., n·r)
     if slices is None:
         return add_expanded(y, t, B, scaling)
     factors = iter(zip(t.split(B.shape[1], dim=-1), B.split(slices.chosen), strict=True))
@@ -101,7 +101,12 @@ def add_linear_update(
 
 def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
     """y + scaling·t·Bᵀ in the dtype of `y`, for t (..., r) that `A` has made of the input."""
-    return torch.add(y, F.linear(t, B.to(t.dtype)).to(y.dtype), alpha=scaling)
+    return torch.add(y, cast(F.linear(t, cast(B, t.dtype)), y.dtype), alpha=scaling)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`. (Tensor.to takes a microsecond to find that there is nothing to do.)"""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def add_embedding_update(
@@ -206,11 +211,11 @@ def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
     wide = wide_dtype(W, strips)
     merged = W.to(wide)
     for row, column, L, R in strips:
-        if (len(L), R.shape[1]) == W.shape:
-            merged = torch.addmm(merged, L.to(wide), R.to(wide), alpha=scaling)
-        else:
-            around = (column, W.shape[1] - column - R.shape[1], row, len(W) - row - len(L))
-            merged = torch.add(merged, F.pad(L.to(wide) @ R.to(wide), around), alpha=scaling)
+        end, right = row + len(L), column + R.shape[1]
+        rows = merged[row:end]
+        block = torch.addmm(rows[:, column:right], L.to(wide), R.to(wide), alpha=scaling)
+        rows = block if block.shape == rows.shape else rows.slice_scatter(block, 1, column, right)
+        merged = rows if rows.shape == merged.shape else merged.slice_scatter(rows, 0, row, end)
     return merged.to(W.dtype)
 
 
