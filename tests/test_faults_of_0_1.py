@@ -402,7 +402,7 @@ def test_11_an_injected_convolution_has_the_rank_it_was_asked_for():
     ranks = []
     theirs, model = build("Conv2d", loralib_0_1()), nn.Sequential(nn.Conv2d(4, 6, 3))
     lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"]))
-    for delta in ((theirs.lora_B @ theirs.lora_A).view(6, 4, 3, 3), randomize(model)[0].delta()):
+    for delta in ((theirs.lora_B @ theirs.lora_A).view(6, 4, 3, 3), randomize(model)[0].update.delta()):
         ranks.append(int(torch.linalg.matrix_rank(delta.detach().flatten(1))))
     assert ranks == [6, 2]
 

@@ -105,7 +105,7 @@ def test_merging_by_blocks_is_as_exact_as_the_plain_formula(dtype, where, monkey
     W, L, R = torch.randn(13, 17).to(dtype), torch.randn(13, 3), torch.randn(3, 17)
     strips = {
         "whole": [ops.Strip(0, 0, L, R)],
-        "rows": [ops.Strip(2, 0, L[:4], R), ops.Strip(8, 0, L[4:], R)],
+        "rows": [ops.Strip(2, 0, L[:4], R), ops.Strip(8, 0, L[4:9], R)],
         "columns": [ops.Strip(0, 0, L, R[:, :5]), ops.Strip(0, 9, L, R[:, 9:])],
     }[where]
     double = [ops.Strip(row, column, L.double(), R.double()) for row, column, L, R in strips]
@@ -129,7 +129,7 @@ def test_factors_of_higher_precision_get_gradients_of_theirs(dtype):
 def test_autocast_computes_in_its_dtype():
     tensors = drawn((4,), 6, 5, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        mine, plain = (step(module.lora_linear, tensors, 0.7) for module in (autograd, reference))
+        mine, plain = (step(linear, tensors, 0.7) for linear in (ops.lora_linear, reference.lora_linear))
     assert [t.dtype for t in mine] == [t.dtype for t in plain]
     assert as_good(
         [t.bfloat16() for t in mine], [t.bfloat16() for t in plain], step(reference.lora_linear, doubled(tensors), 0.7)
@@ -364,7 +364,7 @@ def test_a_forced_implementation_that_cannot_compute_says_why():
     with ops.use("autograd"), pytest.raises(lora.LayerError, match=r"'autograd' cannot be used here: torch\.func"):
         torch.func.vmap(layer)(x)
     with (
-        pytest.raises(lora.ConfigError, match="'cuda' is no implementation; choose one of reference, autograd"),
+        pytest.raises(lora.ConfigError, match="'cuda' is not an implementation; choose one of reference, autograd"),
         ops.use("cuda"),
     ):
         pass

@@ -22,7 +22,7 @@ def products(monkeypatch) -> list[tuple[int, ...]]:
         return inner(x, W, b)
 
     monkeypatch.setattr(onednn, "product", counted)
-    monkeypatch.setattr(ops.autograd.products, "product", counted)
+    monkeypatch.setattr(ops.autograd.gemm, "product", counted)
     return taken
 
 

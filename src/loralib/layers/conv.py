@@ -59,7 +59,8 @@ class ConvolutionLoRA(AdaptedLayer):
         p = probability(self.lora_dropout)
         plain = p is not None and self._carried_forward is None
         if self.legacy and plain and not p:
-            return self._conv_forward(x, self.effective_weight(self.weight), self.bias)  # type: ignore[operator,no-any-return]
+            W = ops.reshaped_sum(self.weight, self.lora_A, self.lora_B, self.scaling)
+            return self._conv_forward(x, W, self.bias)  # type: ignore[operator,no-any-return]
         padded, geometry = self._slide(x, *args[1:], **without_input(kwargs))
         if not self.legacy and plain and (padded is x or not p):
             A, B = self._first_factor(x), self.lora_B

@@ -23,6 +23,7 @@ from .reference import (
     block_diagonal,
     convolve,
     linear_delta,
+    reshaped_sum,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "linear_delta",
     "lora_convolution",
     "lora_linear",
+    "reshaped_sum",
     "row_blocks",
     "use",
 ]

@@ -106,7 +106,7 @@ def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` in `dtype`. (Tensor.to takes a microsecond to find that there is nothing to do.)"""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def add_embedding_update(
@@ -156,6 +156,13 @@ def add_pointwise(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int =
     """y + scaling·(B ∗ t), B a convolution of kernel 1. Shapes: y (n, k, *), t (n, groups·r, *), B (k, r, 1…)."""
     update = _CONVOLUTIONS[B.dim() - 2](t * scaling, B.to(t.dtype), groups=groups)
     return y + update.to(y.dtype)
+
+
+def reshaped_sum(W: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """W + scaling·B·A reshaped to the shape of W, in at least float32 and rounded once: the weight of 0.1's convolutions."""
+    wide = torch.promote_types(W.dtype, torch.promote_types(A.dtype, torch.float32))
+    matrix = W.reshape(B.shape[0], A.shape[1]).to(wide)
+    return torch.addmm(matrix, B.to(wide), A.to(wide), alpha=scaling).to(W.dtype).view(W.shape)
 
 
 # --- the effective weight -------------------------------------------------------------------------------------------

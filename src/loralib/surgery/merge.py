@@ -100,6 +100,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """The bare base model inside the block: no update acts, and tensors trained beside them are the originals.
 
     >>> import loralib as lora
+    >>> import torch
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
     >>> with lora.disabled(model):
     ...     y = model(torch.ones(1, 4))
