@@ -2,6 +2,8 @@
 test, and hypothesis that draws the same examples on every CI run."""
 
 import os
+import signal
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -37,3 +39,14 @@ hypothesis.register_random(TORCH_RANDOM)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt in this process and in those that the test starts.
+
+    A shell without job control starts background jobs with SIGINT ignored, which Python and child processes inherit.
+    """
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)

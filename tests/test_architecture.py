@@ -224,14 +224,20 @@ def test_a_heavy_import_is_seen():
 # --- the table of names ---------------------------------------------------------------------------------------------
 
 
-def names_for_type_checkers() -> dict[str, set[str]]:
+def names_for_type_checkers() -> dict[str | None, set[str]]:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     block = next(node for node in tree.body if is_type_checking(node))
-    return {str(node.module): {alias.name for alias in node.names} for node in block.body}
+    return {node.module: {alias.name for alias in node.names} for node in block.body}
 
 
-def test_the_table_of_names_and_the_imports_for_type_checkers_agree():
-    assert names_for_type_checkers() == {home: set(names) for home, names in lora._HOMES.items()}
+def test_the_tables_of_names_and_the_imports_for_type_checkers_agree():
+    homes: dict[str | None, tuple[str, ...]] = {None: lora._SUBMODULES, **lora._HOMES}
+    assert names_for_type_checkers() == {home: set(names) for home, names in homes.items()}
+
+
+@pytest.mark.parametrize("name", lora._SUBMODULES)
+def test_a_submodule_is_an_attribute_right_after_import(name):
+    loaded_by(f"import loralib, sys\nassert {name!r} in dir(loralib)\nassert loralib.{name} is sys.modules['loralib.{name}']")
 
 
 def test_all_lists_every_name_once_and_each_can_be_had():

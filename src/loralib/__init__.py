@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
+    from . import formats, layers, ops, utils
     from .adapters.adapter import Adapter
     from .adapters.combine import combine
     from .adapters.token_rows import TokenRows
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from .surgery.merge import disabled, merge, merged, unmerge
     from .surgery.trainable import lora_state_dict, mark_only_lora_as_trainable
 
+_SUBMODULES = ("formats", "layers", "ops", "utils")
 _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.token_rows": ("TokenRows",),
@@ -112,6 +114,8 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
@@ -120,4 +124,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *_SUBMODULES, *_HOME})

@@ -114,7 +114,7 @@ def test_what_is_not_adapted_is_copied_byte_for_byte(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(bits(found[name]) == bits(tensors[name]) for name in "bcdefg")
-    assert same_bits(found["a.weight"], update.effective_weight(tensors["a.weight"]))
+    assert close(found["a.weight"], update.effective_weight(tensors["a.weight"]))
     assert (tmp_path / "out" / "config.json").read_text() == '{"a": 1}'
     assert report.tensors == 1
 

@@ -197,6 +197,7 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(words(encoder, reviews, folder, "--epochs", "30", "--best-epoch", "false"))

@@ -160,6 +160,7 @@ def test_decoding_is_the_papers_unless_told_otherwise(
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_was_decoded_and_the_same_words_go_on(
     e2e_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +190,7 @@ def test_ctrl_c_keeps_what_was_decoded_and_the_same_words_go_on(
     assert resumed.keys() == {"test.jsonl", "test.txt"}
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_seeds_that_are_done_are_kept_when_the_others_go_on(
     e2e_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
