@@ -111,8 +111,8 @@ def test_attach_lists_all_problems_at_once_and_changes_nothing():
     model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(4, 2, bias=False))
     expect_refusal(
         lora.AttachError,
-        r"(?s)does not fit Sequential: 0: lora_A \(2, 6\) in the adapter, \(2, 7\) in the model; 2: expected a ConvolutionUpdate.*"
-        r"4.weight: shape \(3, 4\) in the adapter, "
+        r"(?s)does not fit Sequential: 0: lora_A \(2, 6\) in the adapter, \(2, 7\) in the model; "
+        r"2: expected a ConvolutionUpdate.*4.weight: shape \(3, 4\) in the adapter, "
         r"\(2, 4\) in the model.*4.bias: no such tensor in the model.*Nothing was changed",
         model,
         lambda: lora.attach(model, adapter),
