@@ -12,11 +12,11 @@ import numbers
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
+from . import choices
+from .choices import Bias
 from .errors import ConfigError
-
-Bias = Literal["none", "lora_only", "all"]
 
 ALL_LINEAR = "all-linear"
 
@@ -44,7 +44,7 @@ def check_dropout(lora_dropout: object) -> float:
 
 def check_bias(bias: object) -> Bias:
     """`bias`, if it is one of the three modes; `ConfigError` otherwise."""
-    if bias not in get_args(Bias):
+    if bias not in choices.names(Bias):
         raise ConfigError(f"bias={bias!r}: must be 'none', 'lora_only' or 'all'.")
     return bias  # type: ignore[return-value]
 

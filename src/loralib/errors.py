@@ -6,11 +6,37 @@ Every error that a caller can cause derives from `LoRAError` and from the built-
 
 
 class LoRAError(Exception):
-    """Base of all errors that this library raises on purpose."""
+    """Base of all errors that this library raises on purpose.
+
+    Attributes:
+        problem: What is wrong, as a sentence; without its full stop where a remedy follows.
+        remedy: What to do about it in Python, if that is known.
+        option: The same on the command line, where it is done in another way.
+        outcome: What has become of files and models, as a sentence.
+
+    Example:
+        >>> str(LoRAError("r is missing", "give LoRAConfig(r=8)", option="give --r 8", outcome="Nothing was changed."))
+        'r is missing; give LoRAConfig(r=8). Nothing was changed.'
+    """
+
+    def __init__(self, problem: str, remedy: str = "", option: str = "", outcome: str = ""):
+        super().__init__(problem, remedy, option, outcome)
+        self.problem, self.remedy, self.option, self.outcome = problem, remedy, option, outcome
+
+    def __str__(self) -> str:
+        return self._sentence(self.remedy)
+
+    def on_the_command_line(self) -> str:
+        """The message with the remedy as an option of the command line."""
+        return self._sentence(self.option or self.remedy)
+
+    def _sentence(self, remedy: str) -> str:
+        sentence = f"{self.problem}; {remedy}." if remedy else self.problem
+        return f"{sentence} {self.outcome}" if self.outcome else sentence
 
 
 class ConfigError(LoRAError, ValueError):
-    """A hyper-parameter or a combination of them that cannot work."""
+    """Invalid hyper-parameter, or a combination of them that cannot work."""
 
 
 class TargetError(LoRAError, ValueError):
@@ -30,7 +56,7 @@ class FormatError(LoRAError, ValueError):
 
 
 class AlgebraError(LoRAError, ValueError):
-    """An operation on adapters whose result no adapter can be."""
+    """The result cannot be represented as an adapter."""
 
 
 class DataError(LoRAError, ValueError):

@@ -16,11 +16,12 @@ signs among the weighted updates, so that a negative weight votes against.
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .. import choices
+from ..choices import CombineMethod, ExtraTensors, MajoritySign
 from ..config import alpha_for, check_rank
 from ..errors import AlgebraError, ConfigError
 from ..tensors import same_bits
@@ -29,24 +30,20 @@ from .adapter import Adapter, agreed, terms_by_layer, told_of, united
 from .token_rows import TokenRows
 from .updates import LoRAUpdate
 
-Method = Literal["exact", "svd", "magnitude", "dare", "ties", "dare_ties"]
-MajoritySign = Literal["total", "frequency"]
-Beside = Literal["same", "first", "average", "drop"]
-
 _PRUNING = ("magnitude", "dare", "ties", "dare_ties")
 
 
 def combine(
     adapters: Sequence[Adapter],
     weights: Sequence[float] | None = None,
-    method: Method = "exact",
+    method: CombineMethod = "exact",
     *,
     r: int | None = None,
     energy: float | None = None,
     density: float | None = None,
     seed: int = 0,
     majority_sign: MajoritySign = "total",
-    tensors: Beside = "same",
+    tensors: ExtraTensors = "same",
 ) -> Adapter:
     """One adapter whose updates are the weighted sum of those of `adapters`, in the sense of `method` (see the module).
 
@@ -73,7 +70,7 @@ def combine(
     weights = _checked_weights(adapters, weights)
     _check_options(method, r, energy, density, majority_sign, tensors)
     tensors = "same" if len(adapters) == 1 and tensors != "drop" else tensors
-    held = _beside(adapters, weights, tensors)
+    held = _extra_tensors(adapters, weights, tensors)
     layers: dict[str, LoRAUpdate] = {}
     for name, terms in terms_by_layer(adapters, weights):
         with told_of(name):
@@ -106,12 +103,12 @@ def _check_options(
     method: str, r: int | None, energy: float | None, density: float | None, majority_sign: str, tensors: str
 ) -> None:
     for name, value, kind in (
-        ("method", method, Method),
+        ("method", method, CombineMethod),
         ("majority_sign", majority_sign, MajoritySign),
-        ("tensors", tensors, Beside),
+        ("tensors", tensors, ExtraTensors),
     ):
-        if value not in get_args(kind):
-            raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(get_args(kind))}.")
+        if value not in choices.names(kind):
+            raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(choices.names(kind))}.")
     if r is not None:
         check_rank(r)
     if energy is not None and not 0 < energy <= 1:
@@ -129,7 +126,7 @@ def _check_options(
 _Held = tuple[dict[str, Tensor], dict[str, TokenRows]]
 
 
-def _beside(adapters: list[Adapter], weights: list[float], how: Beside) -> _Held:
+def _extra_tensors(adapters: list[Adapter], weights: list[float], how: ExtraTensors) -> _Held:
     """The tensors and rows of the result."""
     if how == "same":
         return agreed(adapters)

@@ -16,7 +16,8 @@ from .. import patterns
 from ..adapters import low_rank
 from ..adapters.adapter import Adapter, described
 from ..adapters.updates import LoRAUpdate
-from ..config import Bias, LoRAConfig, check_rank
+from ..choices import Bias
+from ..config import LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
 from ..surgery.trainable import is_bias
 from ..tensors import same_bits

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..config import Bias
+from ..choices import Bias
 from ..errors import LayerError
 from ..layers import AdaptedLayer
 from .module_tree import named_tensor, named_tensors, owner, replace_tensor

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from ..config import Bias, check_bias
+from ..choices import Bias
+from ..config import check_bias
 from ..errors import ConfigError, LayerError
 from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA
 from ..patterns import within

@@ -1,0 +1,20 @@
+"""The choices that arguments and options of the command line offer, by name. Nothing heavy is imported here."""
+
+from typing import Literal, get_args
+
+Bias = Literal["none", "lora_only", "all"]
+AdapterFormat = Literal["peft", "safetensors", "loralib", "diffusers", "kohya"]
+CombineMethod = Literal["exact", "svd", "magnitude", "dare", "ties", "dare_ties"]
+MajoritySign = Literal["total", "frequency"]
+ExtraTensors = Literal["same", "first", "average", "drop"]
+TiedWeights = Literal["refuse", "untie"]
+Precision = Literal["float32", "float16", "bfloat16", "float64"]
+
+
+def names(choice: object) -> tuple[str, ...]:
+    """The names that a choice offers.
+
+    >>> names(MajoritySign)
+    ('total', 'frequency')
+    """
+    return get_args(choice)
