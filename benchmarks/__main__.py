@@ -1,4 +1,7 @@
-"""Run a benchmark: `python -m benchmarks NAME [--quick] [--device cpu|cuda] [--threads N] [--record] [--reference]`."""
+"""Run a benchmark: `python -m benchmarks NAME [--quick] [--device cpu|cuda] [--threads N] [--record] [--reference]`.
+
+With `--before WHEEL` an earlier version of this library is a contender, too; `compare-before` runs all with ours and it alone.
+"""
 
 import argparse
 import ast
@@ -7,11 +10,12 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from rich.console import Console
 
-from benchmarks import provenance, report
+from benchmarks import peers, provenance, report
 from benchmarks.goals import Benchmark
 from benchmarks.harness import Effort, Options, Row
 
@@ -29,6 +33,7 @@ NAMES = (
     "tiny",
     "combine",
 )
+COMPARE = "compare-before"
 
 
 def description(name: str) -> str:
@@ -39,7 +44,8 @@ def description(name: str) -> str:
 
 def listing() -> str:
     """All benchmarks, a line each."""
-    return "\n".join(["Benchmarks:", *(f"  {name:14} {description(name)}" for name in NAMES)])
+    comparing = f"  {COMPARE:14} All of them: the time of ours over that of --before, and where ours is slower."
+    return "\n".join(["Benchmarks:", *(f"  {name:14} {description(name)}" for name in NAMES), comparing])
 
 
 def arguments() -> argparse.Namespace:
@@ -51,22 +57,36 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="of torch on the CPU (default: all)")
     parser.add_argument("--record", action="store_true", help="write results/NAME.csv and results/NAME.png")
     parser.add_argument("--reference", action="store_true", help="also measure ours with the reference arithmetic")
+    parser.add_argument(
+        "--before", type=earlier_version, metavar="WHEEL", help="an earlier version of ours, to be measured, too"
+    )
     given = parser.parse_args()
-    if given.name not in (*NAMES, "all"):
+    if given.name == COMPARE and (given.record or not given.before):
+        parser.error(f"{COMPARE} needs --before WHEEL, and records nothing")
+    if given.name not in (*NAMES, "all", COMPARE):
         print(f"{given.name!r} is no benchmark." if given.name else "Which benchmark?", listing(), sep="\n", file=sys.stderr)
         sys.exit(2)
     return given
 
 
+def earlier_version(place: str) -> ModuleType:
+    """The loralib of a wheel, or of the folder that holds it."""
+    try:
+        return peers.loralib_before(Path(place).resolve())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def measured(benchmark: Benchmark, given: argparse.Namespace, console: Console) -> list[Row]:
     """The rows of all cases."""
-    cases = benchmark.quick if given.quick else benchmark.cases
-    effort = Effort(rounds=3, seconds=15 / len(cases)) if given.quick else Effort()
+    cases, others = (benchmark.quick if given.quick else benchmark.cases), given.name != COMPARE
+    effort = Effort(rounds=3 if others else 9, seconds=15 / len(cases)) if given.quick else Effort()
+    options = Options(given.device, effort, given.reference, given.before, others)
     rows: list[Row] = []
     for i, case in enumerate(cases, 1):
         with console.status(f"{i} of {len(cases)}: {case.group}, {case.label}"):
             torch.manual_seed(0)
-            rows += benchmark.measure(case, Options(given.device, effort, given.reference))
+            rows += benchmark.measure(case, options)
     return rows
 
 
@@ -86,6 +106,21 @@ def run(name: str, given: argparse.Namespace, load: float, console: Console) -> 
         console.print(f"Wrote {provenance.write_rows(name, report.rounded(rows), origin)} and {plot}.", highlight=False)
 
 
+def compare(given: argparse.Namespace, console: Console) -> None:
+    """Print the time and the peak memory of ours over those of the earlier version, a line a case; then what is worse."""
+    worse: list[str] = []
+    for name in NAMES:
+        benchmark: Benchmark = import_module(f"benchmarks.{name}").BENCHMARK
+        if benchmark.figure != "ratio":
+            continue
+        console.print(name, style="bold")
+        for line, more in report.comparisons(measured(benchmark, given, console)).items():
+            console.print(f"  {line}", style="red" if more else "", highlight=False, soft_wrap=True)
+            worse += [f"{name}: {line}"] * more
+    verdict = "Worse than before by more than the noise:" if worse else "Nothing is worse than before by more than the noise."
+    console.print("\n  ".join([verdict, *worse]), highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     # peft 0.21 on transformers 5.23
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -94,6 +129,9 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > 1 and given.device == "cpu" and given.threads > 1:
         console.print(f"The machine is busy (load {load:.1f}), so threads wait for each other: better --threads 1, or later.")
+    if given.name == COMPARE:
+        compare(given, console)
+        return
     for name in NAMES if given.name == "all" else (given.name,):
         run(name, given, load, console)
 

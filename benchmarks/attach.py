@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import peft
@@ -15,7 +16,6 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import loralib as lora
 from benchmarks.goals import Benchmark, Goal, where, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
 from benchmarks.peers import PEFT
@@ -52,17 +52,17 @@ def llama(case: Attach) -> nn.Module:
 MODELS = {"linear layers": attention, "meta Llama": llama}
 
 
-def inject_ours(model: nn.Module, config: Mapping[str, Any]) -> None:
+def inject_ours(lora: ModuleType, model: nn.Module, config: Mapping[str, Any]) -> None:
     lora.inject(model, lora.LoRAConfig(**config))
     lora.mark_only_lora_as_trainable(model)
 
 
-def attach_ours(model: nn.Module, folder: str) -> None:
+def attach_ours(lora: ModuleType, model: nn.Module, folder: str) -> None:
     lora.attach(model, lora.load(folder))
     lora.mark_only_lora_as_trainable(model)
 
 
-def contenders(case: Attach, device: str) -> Mapping[str, Contender]:
+def contenders(case: Attach, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     projections = [
         f"{x}_proj" for x in ("qkvo" if case.model == "linear layers" else ("q", "k", "v", "o", "gate", "up", "down"))
     ]
@@ -73,18 +73,18 @@ def contenders(case: Attach, device: str) -> Mapping[str, Contender]:
 
     if case.action == "inject":
         ways: dict[str, Callable[[nn.Module], object]] = {
-            OURS: lambda model: inject_ours(model, config),
+            OURS: lambda model: inject_ours(lora, model, config),
             PEFT: lambda model: peft.get_peft_model(model, peft.LoraConfig(**config)),
             LOW_MEMORY: lambda model: peft.get_peft_model(model, peft.LoraConfig(**config), low_cpu_mem_usage=True),
         }
     else:
         (adapted,) = fresh()
-        inject_ours(adapted, config)
+        inject_ours(lora, adapted, config)
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder)
         lora.save(lora.extract(adapted), folder)
         ways = {
-            OURS: lambda model: attach_ours(model, folder),
+            OURS: lambda model: attach_ours(lora, model, folder),
             PEFT: lambda model: peft.PeftModel.from_pretrained(model, folder),
             LOW_MEMORY: lambda model: peft.PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=True),
         }

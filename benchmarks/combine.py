@@ -6,14 +6,15 @@ difference from the best approximation that float64 finds, over the norm of the 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import loralib as lora
+from benchmarks import peers
 from benchmarks.goals import Benchmark, Goal, column, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
-from loralib.adapters.adapter import described
 
 DENSE = "dense"
 
@@ -30,20 +31,17 @@ class Combine(Case):
     r: int
 
 
-def drawn(case: Combine) -> list[lora.Adapter]:
+def drawn(case: Combine, lora: ModuleType) -> list[Any]:
     """The adapters: random factors, scalings that differ."""
-    torch.manual_seed(0)
     found = []
     for i in range(case.adapters):
-        layers = {}
-        for name in map(str, range(case.layers)):
-            A, B = torch.randn(case.r, case.d), torch.randn(case.d, case.r)
-            layers[name] = lora.LoRAUpdate(A, B, lora_alpha=case.r * (1 + i % 3))
-        found.append(lora.Adapter(described(lora.LoRAConfig(), layers), layers))
+        model = nn.ModuleList(nn.utils.skip_init(nn.Linear, case.d, case.d) for _ in range(case.layers))
+        config = {"target_modules": [str(j) for j in range(case.layers)], "r": case.r, "lora_alpha": case.r * (1 + i % 3)}
+        found.append(lora.extract(peers.ours_on(lora, model, **config)))
     return found
 
 
-def dense(adapters: list[lora.Adapter], weights: list[float], r: int) -> dict[str, tuple[Tensor, Tensor]]:
+def dense(adapters: list[Any], weights: list[float], r: int) -> dict[str, tuple[Tensor, Tensor]]:
     """The factors of every layer by way of the dense sum."""
     found = {}
     for name in adapters[0].layers:
@@ -57,8 +55,8 @@ def dense(adapters: list[lora.Adapter], weights: list[float], r: int) -> dict[st
     return found
 
 
-def contenders(case: Combine, device: str) -> Mapping[str, Contender]:
-    adapters = [adapter.to(device=device) for adapter in drawn(case)]
+def contenders(case: Combine, device: str, lora: ModuleType) -> Mapping[str, Contender]:
+    adapters = [adapter.to(device=device) for adapter in drawn(case, lora)]
     weights = [1 / case.adapters] * case.adapters
 
     def error(seconds: float) -> Mapping[str, float]:

@@ -5,12 +5,12 @@ The reference is the same convolution frozen, forward and dX.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-import loralib as lora
 from benchmarks import peers
 from benchmarks.goals import Benchmark, Goal, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
@@ -32,7 +32,7 @@ class Conv2d(Case):
     factors: str
 
 
-def as_in_0_1(layer: nn.Conv2d, options: Mapping[str, Any]) -> nn.Module:
+def as_in_0_1(lora: ModuleType, layer: nn.Conv2d, options: Mapping[str, Any]) -> nn.Module:
     """Our drop-in layer with the weight of `layer`."""
     W, sizes = layer.weight, (layer.in_channels, layer.out_channels, 3)
     made = lora.Conv2d(*sizes, padding=1, dtype=W.dtype, device=W.device, **options)
@@ -41,16 +41,16 @@ def as_in_0_1(layer: nn.Conv2d, options: Mapping[str, Any]) -> nn.Module:
     return peers.draw_factors(nn.Sequential(made))
 
 
-def contenders(case: Conv2d, device: str) -> Mapping[str, Contender]:
+def contenders(case: Conv2d, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     dtype, options = getattr(torch, case.dtype), dict[str, Any](r=case.r, lora_alpha=16)
     layer = nn.Conv2d(case.d, case.k, 3, padding=1, device=device, dtype=dtype)
     x = torch.randn(case.n, case.d, case.size, case.size, device=device, dtype=dtype, requires_grad=True)
     models = {FROZEN: peers.holder(layer)}
     if case.factors == "standard":
-        models |= {PEFT: peers.peft_layer(layer, upcast=False, **options), OURS: peers.ours(layer, dtype, **options)}
+        models |= {PEFT: peers.peft_layer(layer, upcast=False, **options), OURS: peers.ours(lora, layer, dtype, **options)}
     else:
         models[LEGACY] = peers.legacy("Conv2d", layer, case.d, case.k, 3, padding=1, **options)
-        models[OURS] = as_in_0_1(layer, options)
+        models[OURS] = as_in_0_1(lora, layer, options)
     return {name: Contender(peers.step(model, x), model) for name, model in models.items()}
 
 

@@ -5,6 +5,7 @@ The reference is the frozen lookup, which has no backward pass. The gradient of 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Embedding(Case):
     dtype: str = "float32"
 
 
-def contenders(case: Embedding, device: str) -> Mapping[str, Contender]:
+def contenders(case: Embedding, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     dtype = getattr(torch, case.dtype)
     layer = nn.Embedding(case.V, case.d, device=device, dtype=dtype)
     ids = torch.randint(case.V, (case.n,), device=device)
@@ -38,7 +39,7 @@ def contenders(case: Embedding, device: str) -> Mapping[str, Contender]:
         FROZEN: peers.holder(layer),
         LEGACY: peers.legacy("Embedding", layer, case.V, case.d, **options),
         PEFT: peers.peft_layer(layer, upcast=False, **options),
-        OURS: peers.ours(layer, dtype, **options),
+        OURS: peers.ours(lora, layer, dtype, **options),
     }
     return {name: Contender(peers.step(model, ids), model) for name, model in models.items()}
 

@@ -5,16 +5,18 @@ likewise for dX and for the merged weight, which has no goal: what rounding leav
 0.1.2 has factors in the dtype of the base; ours and PEFT's are float32, their default, or the base's.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import loralib as lora
+import loralib
 from benchmarks import peers
 from benchmarks.goals import Benchmark, Goal, where, worst
-from benchmarks.harness import OURS, Case, Options, Row, spread
+from benchmarks.harness import BEFORE, OURS, Case, Options, Row, spread
 from benchmarks.peers import LEGACY, PEFT
 
 DRAWS = 5
@@ -35,7 +37,7 @@ class Fidelity(Case):
     r: int = 8
 
 
-def models(case: Fidelity, device: str) -> tuple[nn.Linear, dict[str, Any], Tensor, Tensor]:
+def models(case: Fidelity, device: str, versions: Mapping[str, ModuleType]) -> tuple[nn.Linear, dict[str, Any], Tensor, Tensor]:
     """The base layer, the layers with one and the same update of the wanted size, and its factors."""
     dtype, factors = getattr(torch, case.dtype), getattr(torch, case.factors)
     W, A, B = (torch.randn(shape) / case.d**0.5 for shape in ((case.d, case.d), (case.r, case.d), (case.d, case.r)))
@@ -46,7 +48,7 @@ def models(case: Fidelity, device: str) -> tuple[nn.Linear, dict[str, Any], Tens
     options = {"r": case.r, "lora_alpha": case.r}
     made = {
         PEFT: peers.peft_layer(layer, upcast=case.factors == "float32", **options),
-        OURS: peers.ours(layer, factors, **options),
+        **{name: peers.ours(lora, layer, factors, **options) for name, lora in versions.items()},
     }
     if case.factors == case.dtype:
         made[LEGACY] = peers.legacy("Linear", layer, case.d, case.d, **options)
@@ -63,25 +65,25 @@ def forward_and_dx(model: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]
     return {"forward": y.detach(), "dX": torch.autograd.grad(y, x, dy)[0]}
 
 
-def merged_weight(name: str, model: Any) -> Tensor:
+def merged_weight(name: str, model: Any, versions: Mapping[str, ModuleType]) -> Tensor:
     """The weight that a merged layer computes with."""
     if name == PEFT:
         model[0].merge()
         return model[0].base_layer.weight
-    lora.merge(model) if name == OURS else model.eval()
+    versions[name].merge(model) if name in versions else model.eval()
     return model[0].weight
 
 
-def slopes(case: Fidelity, device: str) -> dict[tuple[str, str], float]:
-    """The slope by contender and by what was computed, of one draw of everything."""
-    layer, made, A, B = models(case, device)
+def slopes(case: Fidelity, device: str, versions: Mapping[str, ModuleType]) -> dict[tuple[str, str], float]:
+    """The slope by contender and by what was computed, of one draw of everything. versions: of ours, by contender."""
+    layer, made, A, B = models(case, device, versions)
     x, dy = torch.randn(2, case.n, case.d, device=device).to(layer.weight.dtype)
     a, b = A.double(), B.double()
     true = {"forward": x.double() @ a.t() @ b.t(), "dX": dy.double() @ b @ a, "merged weight": b @ a}
     base = forward_and_dx(layer, x, dy) | {"merged weight": layer.weight}
     found = {}
     for name, model in made.items():
-        computed = forward_and_dx(model, x, dy) | {"merged weight": merged_weight(name, model)}
+        computed = forward_and_dx(model, x, dy) | {"merged weight": merged_weight(name, model, versions)}
         for what, update in true.items():
             added = computed[what].double() - base[what].double()
             found[name, what] = float((added * update).sum() / update.square().sum())
@@ -90,7 +92,8 @@ def slopes(case: Fidelity, device: str) -> dict[tuple[str, str], float]:
 
 def measure(case: Fidelity, options: Options) -> list[Row]:
     """A row for what is computed and who computes it; the spread is that of `DRAWS` draws, or fewer with less effort."""
-    draws = [slopes(case, options.device) for _ in range(min(options.effort.rounds, DRAWS))]
+    versions = {OURS: loralib} | ({BEFORE: options.before} if options.before else {})
+    draws = [slopes(case, options.device, versions) for _ in range(min(options.effort.rounds, DRAWS))]
     titles = {"group": case.group, "case": case.label, **asdict(case)}
     return [
         {**titles, "case": f"{case.label}, {what}", "what": what, "contender": name}

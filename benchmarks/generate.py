@@ -7,13 +7,13 @@ merged model should generate as fast as the bare one.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import loralib as lora
 from benchmarks import peers
 from benchmarks.goals import Benchmark, Goal, column, geometric_mean
 from benchmarks.harness import OURS, Case, Contender, Row, timed
@@ -47,14 +47,14 @@ def gpt2(case: Generate) -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=None, pad_token_id=0)).eval().requires_grad_(False)
 
 
-def contenders(case: Generate, device: str) -> Mapping[str, Contender]:
+def contenders(case: Generate, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     dtype = getattr(torch, case.dtype)
     base = gpt2(case).to(device, dtype)
     ids = torch.randint(1, 50257, (case.batch, case.prompt), device=device)
     options: dict[str, Any] = {"r": case.r, "lora_alpha": 16, "target_modules": ["c_attn"]}
 
     def ours() -> nn.Module:
-        return peers.ours_on(copy.deepcopy(base), dtype, enable_lora=[True, False, True], **options)
+        return peers.ours_on(lora, copy.deepcopy(base), dtype, enable_lora=[True, False, True], **options)
 
     def theirs() -> nn.Module:
         return peers.peft_on(copy.deepcopy(base), upcast=False, fan_in_fan_out=True, **options).eval()

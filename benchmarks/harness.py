@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+import loralib
 from loralib import ops
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler announces on stderr that it starts
 
-OURS, REFERENCE_OPS = "loralib", "loralib, reference ops"
+OURS, REFERENCE_OPS, BEFORE = "loralib", "loralib, reference ops", "before"
 LONG = 0.1  # seconds, which one call exceeds only if every call is long enough to be measured alone
 
 Row = dict[str, Any]
@@ -48,11 +50,17 @@ class Effort:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line decides. reference: also run ours with the plainest implementation of its arithmetic."""
+    """What the command line decides.
+
+    reference: also run ours with the plainest implementation of its arithmetic. before: an earlier version of ours, which
+    is measured as well. others: measure the other libraries, too.
+    """
 
     device: str = "cpu"
     effort: Effort = Effort()
     reference: bool = False
+    before: ModuleType | None = None
+    others: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,9 @@ class Contender:
     model: nn.Module | None = None
     prepare: Callable[[], tuple[Any, ...]] = tuple
     facts: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
+
+
+Build = Callable[[Any, str, ModuleType], Mapping[str, Contender]]
 
 
 # --- time -----------------------------------------------------------------------------------------------------------
@@ -200,14 +211,46 @@ def with_reference_ops(run: Callable[..., object]) -> Callable[..., object]:
     return running
 
 
-def timed(build: Callable[[Any, str], Mapping[str, Contender]], memory: bool = True) -> Callable[[Any, Options], list[Row]]:
-    """How a benchmark measures whose contenders `build` makes for a case and a device. memory: count it, too."""
+def before(name: str) -> str:
+    """What a contender of ours, "loralib" or "loralib, …", is called when the earlier version is it; empty for all others."""
+    ours, comma, variant = name.partition(", ")
+    return BEFORE + comma + variant if ours == OURS else ""
+
+
+def earlier(build: Build, case: Case, options: Options) -> dict[str, Contender]:
+    """The contenders of ours, made by the earlier version from the same random numbers; or one that says why it cannot be."""
+    library = options.before
+    if library is None:
+        return {}
+    try:
+        with torch.random.fork_rng():
+            contenders = build(case, options.device, library)
+    except (AttributeError, TypeError, library.LoRAError) as error:
+        return {BEFORE: Contender(failing(str(error)))}
+    return {before(name): contender for name, contender in contenders.items() if before(name)}
+
+
+def failing(reason: str) -> Callable[..., object]:
+    """What cannot be run."""
+
+    def run(*arguments: Any) -> object:
+        raise RuntimeError(reason)
+
+    return run
+
+
+def timed(build: Build, memory: bool = True) -> Callable[[Any, Options], list[Row]]:
+    """How a benchmark measures whose contenders `build` makes for a case, a device and a version of ours. memory: count it."""
 
     def measure(case: Case, options: Options) -> list[Row]:
-        contenders = dict(build(case, options.device))
+        old = earlier(build, case, options)
+        contenders = dict(build(case, options.device, loralib))
+        if not options.others:
+            reference = next(iter(contenders))
+            contenders = {name: each for name, each in contenders.items() if name == reference or before(name)}
         if options.reference:
             contenders[REFERENCE_OPS] = replace(contenders[OURS], run=with_reference_ops(contenders[OURS].run))
-        return rows(case, contenders, options, memory)
+        return rows(case, contenders | old, options, memory)
 
     return measure
 
@@ -225,6 +268,7 @@ def rows(case: Case, contenders: Mapping[str, Contender], options: Options, memo
 
     milliseconds: median of a call. ratio: to the reference. speedup: how many times faster than this contender ours is.
     saved_share, peak_share: which part of its bytes ours needs. calls: how many were measured together, `rounds` times.
+    to_before, peak_to_before: the time and the peak of ours over those of the earlier version, where that is a contender.
     """
     reference, device, effort = next(iter(contenders)), options.device, options.effort
     first = {name: first_call(contender, device) for name, contender in contenders.items()}
@@ -237,6 +281,12 @@ def rows(case: Case, contenders: Mapping[str, Contender], options: Options, memo
     calls = {name: enough_calls(contender, first[name][0], effort.measurement, device) for name, contender in able.items()}
     taken = alternate(able, calls, effort, device)
 
+    def to_before(name: str) -> Row:
+        if (old := before(name)) not in able:
+            return dict.fromkeys(("to_before", "to_before_20", "to_before_80", "peak_to_before"))
+        peaks = {"peak_to_before": peak[name] / peak[old] if memory and peak[old] else None}
+        return spread("to_before", quotients(taken[name], taken[old])) | peaks
+
     def figures(name: str) -> Row:
         own, base = taken[name], taken[reference]
         return {
@@ -245,6 +295,7 @@ def rows(case: Case, contenders: Mapping[str, Contender], options: Options, memo
             "speedup": statistics.median(quotients(own, taken[OURS])) if OURS in taken else None,
             **({"saved_bytes": saved[name], "saved_share": share(saved, name)} if memory else {}),
             **({"peak_bytes": peak[name], "peak_share": share(peak, name)} if memory else {}),
+            **(to_before(name) if options.before else {}),
             **able[name].facts(statistics.median(own)),
             "calls": calls[name],
         }

@@ -1,9 +1,12 @@
 """G11: `import loralib` and every public name of it, against `import torch` alone, each in a fresh interpreter."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 from benchmarks.goals import Benchmark, Goal, column
 from benchmarks.harness import OURS, Case, Contender, Row, timed
@@ -22,13 +25,16 @@ class Import(Case):
     everything: bool = True
 
 
-def contenders(case: Import, device: str) -> Mapping[str, Contender]:
+def contenders(case: Import, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     programs = {case.first: f"import {case.first}", OURS: "import loralib"}
     if case.everything:
         programs |= {OURS: "import loralib\nfor name in loralib.__all__: getattr(loralib, name)", PEFT: "import peft"}
 
+    places = [str(Path(lora.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+
     def starting(program: str) -> Contender:
-        return Contender(lambda: subprocess.run([sys.executable, "-c", program], check=True))
+        return Contender(lambda: subprocess.run([sys.executable, "-c", program], env=environment, check=True))
 
     return {name: starting(program) for name, program in programs.items()}
 

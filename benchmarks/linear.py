@@ -6,6 +6,7 @@ factors, PEFT's default, on which 0.1.2 raises; autocast: bfloat16 over a float3
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Linear(Case):
     dtype: str
 
 
-def contenders(case: Linear, device: str) -> Mapping[str, Contender]:
+def contenders(case: Linear, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     dtype = DTYPES[case.dtype]
     factors = torch.float32 if case.dtype == "mixed" else dtype
     layer = nn.Linear(case.d, case.k, device=device, dtype=dtype)
@@ -52,7 +53,7 @@ def contenders(case: Linear, device: str) -> Mapping[str, Contender]:
         FROZEN: peers.holder(layer),
         LEGACY: peers.legacy("Linear", layer, case.d, case.k, dtype=factors, **options),
         PEFT: peers.peft_layer(layer, upcast=case.dtype == "mixed", **options),
-        OURS: peers.ours(layer, factors, **options),
+        OURS: peers.ours(lora, layer, factors, **options),
     }
     autocast = torch.bfloat16 if case.dtype == "autocast" else None
     return {name: Contender(peers.step(model, x, autocast=autocast), model) for name, model in models.items()}

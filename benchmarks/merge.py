@@ -6,12 +6,12 @@ what merging needs beside the model. In bfloat16 PEFT's factors and ours are flo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import loralib as lora
 from benchmarks import peers
 from benchmarks.goals import Benchmark, Goal, column, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
@@ -29,12 +29,12 @@ class Merge(Case):
     dtype: str
 
 
-def contenders(case: Merge, device: str) -> Mapping[str, Contender]:
+def contenders(case: Merge, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     layer = nn.Linear(case.d, case.d, device=device, dtype=getattr(torch, case.dtype))
     options: dict[str, Any] = {"r": case.r, "lora_alpha": 16}
     legacy = peers.legacy("Linear", layer, case.d, case.d, **options)
     theirs = peers.peft_layer(layer, **options)
-    ours = peers.ours(layer, **options)
+    ours = peers.ours(lora, layer, **options)
 
     def cycle(*halves: Callable[[], object]) -> Callable[[], object]:
         return lambda: [half() for half in halves]

@@ -6,6 +6,7 @@ full width, which is another model.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class MergedLinear(Case):
     dtype: str
 
 
-def contenders(case: MergedLinear, device: str) -> Mapping[str, Contender]:
+def contenders(case: MergedLinear, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     dtype = getattr(torch, case.dtype)
     layer = nn.Linear(case.d, case.k, device=device, dtype=dtype)
     x = torch.randn(case.n, case.d, device=device, dtype=dtype, requires_grad=True)
@@ -42,7 +43,7 @@ def contenders(case: MergedLinear, device: str) -> Mapping[str, Contender]:
         FROZEN: peers.holder(layer),
         LEGACY: peers.legacy("MergedLinear", layer, case.d, case.k, enable_lora=ENABLED, **options),
         FULL_WIDTH: peers.peft_layer(layer, upcast=False, **options),
-        OURS: peers.ours(layer, dtype, enable_lora=ENABLED, **options),
+        OURS: peers.ours(lora, layer, dtype, enable_lora=ENABLED, **options),
     }
     return {name: Contender(peers.step(model, x), model) for name, model in models.items()}
 

@@ -1,23 +1,26 @@
 """Who is measured: a frozen layer, our update on it, PEFT's, and loralib 0.1.2's layers with the same weight.
 
-0.1.2 shares our import name, so it is run from its wheel, which `make install` fetches, as `loralib_0_1`.
+0.1.2, whose wheel `make install` fetches, and earlier versions of ours share our import name, so they are imported under
+another one. What makes a contender of ours is given the version to use, `lora`.
 """
 
+import atexit
 import copy
 import functools
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from zipimport import zipimporter
 
 import peft
 import torch
 from torch import Tensor, nn
-
-import loralib as lora
 
 FROZEN, LEGACY, PEFT = "frozen", "loralib 0.1.2", "PEFT"
 
@@ -25,16 +28,33 @@ WHEEL_0_1 = Path(sys.prefix) / "peers" / "loralib-0.1.2-py3-none-any.whl"
 
 
 @functools.cache
+def imported(place: Path, name: str) -> ModuleType:
+    """The loralib of a wheel, or of the folder that holds it, as a package called `name`. A wheel is unpacked until the end."""
+    if place.is_file():
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder)
+        shutil.unpack_archive(place, folder, "zip")
+        place = Path(folder)
+    path = place / "loralib" / "__init__.py"
+    spec = spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError(f"{place} is neither a wheel of loralib nor a folder that holds loralib/.")
+    package = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package
+
+
 def loralib_0_1() -> ModuleType:
     """loralib 0.1.2."""
     if not WHEEL_0_1.is_file():
         raise FileNotFoundError(f"{WHEEL_0_1} is missing; `make install` fetches it.")
-    package = ModuleType("loralib_0_1")
-    package.__package__, package.__path__ = package.__name__, [str(WHEEL_0_1 / "loralib")]
-    sys.modules[package.__name__] = package
-    code = zipimporter(str(WHEEL_0_1 / "loralib")).get_code("__init__")
-    assert code is not None
-    exec(code, vars(package))
+    return imported(WHEEL_0_1, "loralib_0_1")
+
+
+def loralib_before(place: Path) -> ModuleType:
+    """An earlier version of this library."""
+    package = imported(place, "loralib_before")
+    import_module(".ops", package.__name__)  # an attribute that older versions do not load by themselves
     return package
 
 
@@ -50,7 +70,7 @@ def draw_factors(model: Any) -> Any:
 # --- on whole models, in place ---------------------------------------------------------------------------------------
 
 
-def ours_on(model: nn.Module, dtype: torch.dtype | None = None, **config: Any) -> Any:
+def ours_on(lora: ModuleType, model: nn.Module, dtype: torch.dtype | None = None, **config: Any) -> Any:
     """Our updates. dtype: of the factors; None means at least float32."""
     lora.inject(model, lora.LoRAConfig(**config), dtype)
     lora.mark_only_lora_as_trainable(model)
@@ -83,9 +103,9 @@ def holder(layer: nn.Module) -> nn.Sequential:
     return nn.Sequential(copy.deepcopy(layer)).requires_grad_(False)
 
 
-def ours(layer: nn.Module, dtype: torch.dtype | None = None, **config: Any) -> Any:
+def ours(lora: ModuleType, layer: nn.Module, dtype: torch.dtype | None = None, **config: Any) -> Any:
     """The layer with our update."""
-    return ours_on(holder(layer), dtype, target_modules=["0"], **config)
+    return ours_on(lora, holder(layer), dtype, target_modules=["0"], **config)
 
 
 def peft_layer(layer: nn.Module, upcast: bool = True, **config: Any) -> Any:

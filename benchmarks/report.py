@@ -13,12 +13,19 @@ from matplotlib.patches import Patch
 from rich.table import Table
 
 from benchmarks.goals import Benchmark
-from benchmarks.harness import OURS, Row
+from benchmarks.harness import BEFORE, OURS, Row
 from benchmarks.peers import LEGACY, PEFT
 from loralib.recipes.report import human_bytes
 
 HIDDEN = ("group", "case", "contender", "what", "saved_share", "peak_share", "rounds", "calls", "threads")
 COLOURS = {LEGACY: "C0", PEFT: "C1", OURS: "C2"}
+HEADINGS = {
+    "speedup": "time / ours",
+    "milliseconds": "ms",
+    "to_before": "time / before",
+    "peak_to_before": "peak / before",
+}
+NOISE = 1.03  # times as much as the earlier version needs, which no measurement tells from as much
 PANELS, BAR = 3, 0.17  # panels side by side; inches that a bar is high
 
 
@@ -48,7 +55,7 @@ def table(benchmark: Benchmark, rows: Sequence[Row], title: str) -> Table:
     names = [name for name in names if any(row.get(name) not in (None, "") for row in rows)]
     result = Table("case", "contender", title=title)
     for name in names:
-        heading = {"ratio": benchmark.axis, "speedup": "time / ours", "milliseconds": "ms"}.get(name, name.replace("_", " "))
+        heading = benchmark.axis if name == "ratio" else HEADINGS.get(name, name.replace("_", " "))
         result.add_column(heading, justify="left" if name == "note" else "right")
     for (group, case), lines in groupby(rows, key=lambda row: (row["group"], row["case"])):
         for i, row in enumerate(lines):
@@ -61,6 +68,20 @@ def table(benchmark: Benchmark, rows: Sequence[Row], title: str) -> Table:
 def rounded(rows: Sequence[Row]) -> list[Row]:
     """The rows with five digits of every figure, which is more than any of them is worth."""
     return [{name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+
+
+def comparisons(rows: Sequence[Row]) -> dict[str, bool]:
+    """A line for every contender of ours and its time over that of the earlier version; whether that is more than the noise."""
+    found = {}
+    for row in rows:
+        title = ", ".join((row["group"], row["case"], *row["contender"].split(", ")[1:]))
+        if row.get("to_before") is not None:
+            low, high, peak = row["to_before_20"], row["to_before_80"], row["peak_to_before"]
+            memory = "" if peak is None else f", peak memory {peak:.3f}"
+            found[f"{row['to_before']:.3f}  ({low:.3f}-{high:.3f})  {title}{memory}"] = max(low, peak or 0) > NOISE
+        elif row["contender"].startswith(BEFORE) and row["note"]:
+            found[f"the earlier version fails: {row['note']}  {title}"] = False
+    return found
 
 
 def draw_panel(axes: Axes, benchmark: Benchmark, rows: Sequence[Row], colours: dict[str, str]) -> None:
@@ -86,7 +107,7 @@ def draw_panel(axes: Axes, benchmark: Benchmark, rows: Sequence[Row], colours: d
 def plot(benchmark: Benchmark, rows: Sequence[Row], path: Path, title: str) -> None:
     """A panel for every group of cases, as a PNG."""
     groups = [list(lines) for _, lines in groupby(rows, key=lambda row: row["group"])]
-    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    contenders = [name for name in dict.fromkeys(row["contender"] for row in rows) if not name.startswith(BEFORE)]
     bars = contenders[1:] if benchmark.figure == "ratio" else contenders
     colours = {contender: COLOURS.get(contender, f"C{i + len(COLOURS)}") for i, contender in enumerate(bars)}
     across, bands = min(PANELS, len(groups)), math.ceil(len(groups) / PANELS)

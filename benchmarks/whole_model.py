@@ -9,6 +9,7 @@ which takes another kernel for all frozen float32 products of the model; the ref
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from benchmarks import peers
 from benchmarks.goals import Benchmark, Goal, where, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
 from benchmarks.peers import FROZEN, LEGACY, PEFT
-from loralib import ops
 
 ONEDNN = "loralib, oneDNN"
 ENABLED = [True, False, True]
@@ -91,17 +91,17 @@ def training_step(model: nn.Module, embedded: Tensor, labels: Tensor) -> Callabl
     return step
 
 
-def with_onednn(step: Callable[[], None]) -> Callable[[], None]:
+def with_onednn(lora: ModuleType, step: Callable[[], None]) -> Callable[[], None]:
     """The same step with the frozen products by oneDNN's kernel."""
 
     def routed() -> None:
-        with ops.use("onednn"):
+        with lora.ops.use("onednn"):
             step()
 
     return routed
 
 
-def contenders(case: WholeModel, device: str) -> Mapping[str, Contender]:
+def contenders(case: WholeModel, device: str, lora: ModuleType) -> Mapping[str, Contender]:
     dtype = torch.float32 if case.dtype == "float32" else torch.bfloat16
     factors = torch.float32 if case.dtype == "mixed" else dtype
     is_gpt2 = case.shape == "GPT-2"
@@ -115,16 +115,16 @@ def contenders(case: WholeModel, device: str) -> Mapping[str, Contender]:
         FROZEN: base,
         LEGACY: peers.legacy_on(copy.deepcopy(base), in_0_1(base, case), factors),
         PEFT: peers.peft_on(copy.deepcopy(base), upcast=case.dtype == "mixed", **theirs, **options),
-        OURS: peers.ours_on(copy.deepcopy(base), factors, **own, **options),
+        OURS: peers.ours_on(lora, copy.deepcopy(base), factors, **own, **options),
     }
     embedded = torch.randn(case.batch, case.length, case.d, device=device, dtype=dtype, requires_grad=True)
     labels = (
         torch.randint(1000, (case.batch, case.length), device=device) if is_gpt2 else torch.arange(case.batch).to(device) % 2
     )
     steps = {name: training_step(model, embedded, labels) for name, model in models.items()}
-    if case.dtype == "float32" and device == "cpu" and ops.onednn.available():
+    if case.dtype == "float32" and device == "cpu" and lora.ops.onednn.available():
         models[ONEDNN] = models[OURS]
-        steps[ONEDNN] = with_onednn(steps[OURS])
+        steps[ONEDNN] = with_onednn(lora, steps[OURS])
     return {name: Contender(step, models[name]) for name, step in steps.items()}
 
 

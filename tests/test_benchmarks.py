@@ -4,8 +4,10 @@ import csv
 import math
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import pytest
 import torch
 from torch import nn
 
+import loralib
+
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # `benchmarks` is no part of what is installed
 
 from benchmarks import __main__, goals, harness, merge_checkpoint, peers, provenance, report  # noqa: E402
-from benchmarks.harness import OURS, Case, Contender, Effort, Options  # noqa: E402
+from benchmarks.harness import BEFORE, OURS, Case, Contender, Effort, Options  # noqa: E402
 
 # PEFT 0.21 uses names that transformers 5 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
@@ -31,6 +35,17 @@ class Pair(Case):
 
 def pair(**contenders: Contender) -> list[harness.Row]:
     return harness.rows(Pair(), {name.replace("ours", OURS): c for name, c in contenders.items()}, SMALLEST)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of what is here, which stands for an earlier version."""
+    path, source = tmp_path_factory.mktemp("wheel") / "loralib-1.0-py3-none-any.whl", Path(loralib.__file__).parent
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in source.rglob("*"):
+            if file.is_file() and file.suffix != ".pyc":
+                archive.write(file, file.relative_to(source.parent))
+    return path
 
 
 class Clock:
@@ -131,7 +146,7 @@ def test_the_reference_arithmetic_is_measured_when_asked_for(monkeypatch):
         yield
 
     monkeypatch.setattr(harness.ops, "use", use, raising=False)
-    measure = harness.timed(lambda case, device: {OURS: Contender(lambda: None)}, memory=False)
+    measure = harness.timed(lambda case, device, lora: {OURS: Contender(lambda: None)}, memory=False)
     rows = measure(Pair(), Options(effort=SMALLEST.effort, reference=True))
     assert [row["contender"] for row in rows] == [OURS, harness.REFERENCE_OPS]
     assert set(used) == {"reference"}
@@ -210,11 +225,12 @@ def test_a_goal_says_whether_it_is_met(goal, met, words):
 
 
 @pytest.mark.parametrize("name", __main__.NAMES)
-def test_every_benchmark_runs_and_is_written_down(name, tmp_path, monkeypatch):
+def test_every_benchmark_runs_and_is_written_down(name, wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "RESULTS", tmp_path)
     benchmark = import_module(f"benchmarks.{name}").BENCHMARK
-    rows = benchmark.measure(benchmark.smallest, SMALLEST)
-    assert OURS in {row["contender"] for row in rows}
+    rows = benchmark.measure(benchmark.smallest, replace(SMALLEST, before=peers.loralib_before(wheel)))
+    assert {row["contender"] for row in rows} >= {OURS, BEFORE}
+    assert not any(row.get("note") for row in rows if row["contender"] == BEFORE)
     assert all(goal.claim and str(goal) for goal in benchmark.goals(rows))
     origin = provenance.provenance("cpu")
     with provenance.write_rows(name, rows, origin).open(newline="") as file:
@@ -237,7 +253,7 @@ def test_cases_have_titles_of_their_own(name):
 def test_peers_compute_what_we_do():
     layer = nn.Linear(6, 4).requires_grad_(False)
     options = {"r": 2, "lora_alpha": 3}
-    models = [peers.ours(layer, **options), peers.peft_layer(layer, **options)]
+    models = [peers.ours(loralib, layer, **options), peers.peft_layer(layer, **options)]
     models.append(peers.legacy("Linear", layer, 6, 4, **options))
     for model in models:
         factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -248,6 +264,95 @@ def test_peers_compute_what_we_do():
     outputs = [model(x) for model in models[1:]]
     torch.testing.assert_close(outputs, [models[0](x)] * 2)
     assert not torch.allclose(outputs[0], layer(x))
+
+
+# --- an earlier version ---------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_version_is_another_package_that_does_the_same(wheel):
+    old = peers.loralib_before(wheel)
+    assert old is not loralib
+    assert old.ops.use is not loralib.ops.use
+    layer = nn.Linear(6, 4).requires_grad_(False)
+    x = torch.randn(3, 6)
+    outputs = []
+    for lora in (old, loralib):
+        torch.manual_seed(1)
+        model = peers.ours(lora, layer, r=2)
+        assert isinstance(model[0], lora.Linear)
+        with lora.ops.use("reference"):
+            outputs.append(model(x))
+        lora.merge(model)
+        torch.testing.assert_close(model(x), outputs[-1])
+    assert not isinstance(model[0], old.Linear)
+    assert torch.equal(*outputs)
+
+
+def test_an_earlier_version_gets_the_random_numbers_and_names_of_ours(wheel):
+    drawn = {}
+
+    def build(case: Case, device: str, lora: object) -> dict[str, Contender]:
+        drawn[lora] = torch.rand(1)
+        names = ("peer", peers.LEGACY, OURS, f"{OURS}, merged")
+        return {name: Contender(lambda: None) for name in names}
+
+    old = peers.loralib_before(wheel)
+    rows = harness.timed(build)(Pair(), replace(SMALLEST, before=old))
+    contenders = ["peer", peers.LEGACY, OURS, f"{OURS}, merged", BEFORE, f"{BEFORE}, merged"]
+    assert [row["contender"] for row in rows] == contenders
+    assert [row["contender"] for row in rows if row["to_before"]] == [OURS, f"{OURS}, merged"]
+    assert drawn.keys() == {old, loralib}
+    assert drawn[old] == drawn[loralib]
+    alone = harness.timed(build)(Pair(), replace(SMALLEST, before=old, others=False))
+    assert [row["contender"] for row in alone] == ["peer", *contenders[2:]]
+
+
+def test_what_an_earlier_version_cannot_do_is_a_note(wheel):
+    def build(case: Case, device: str, lora: object) -> dict[str, Contender]:
+        if lora is not loralib:
+            raise AttributeError("there was no bank")
+        return {OURS: Contender(lambda: None)}
+
+    rows = harness.timed(build)(Pair(), replace(SMALLEST, before=peers.loralib_before(wheel)))
+    assert [(row["contender"], row["note"]) for row in rows] == [(OURS, ""), (BEFORE, "there was no bank")]
+    assert report.comparisons(rows) == {"the earlier version fails: there was no bank  pairs, a pair": False}
+
+
+@pytest.mark.parametrize(
+    ("low", "peak", "worse"), [(1.02, None, False), (1.04, None, True), (0.9, 1.0, False), (0.9, 1.5, True)]
+)
+def test_worse_is_what_needs_more_than_the_noise(low, peak, worse):
+    figures = {"to_before": low + 0.01, "to_before_20": low, "to_before_80": 1.5, "peak_to_before": peak}
+    rows = [{"group": "g", "case": "c", "contender": f"{OURS}, merged", **figures}]
+    ((line, found),) = report.comparisons(rows).items()
+    assert line.startswith(f"{low + 0.01:.3f}  ({low:.3f}-1.500)  g, c, merged")
+    assert found == worse
+
+
+def test_all_benchmarks_are_compared_with_an_earlier_version(wheel, monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "NAMES", ("tiny", "fidelity"))
+    monkeypatch.setattr(__main__, "Effort", lambda **effort: SMALLEST.effort)
+    threads = str(torch.get_num_threads())
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "compare-before", "--quick", "--threads", threads, "--before", str(wheel)])
+    __main__.main()
+    lines = capsys.readouterr().out
+    assert lines.count("4 x (16→16), r 4, dropout 0, peak memory 1.000") >= 2
+    assert "orse than before by more than the noise" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["tiny", "--before", "nowhere.whl"], "neither a wheel of loralib nor a folder that holds loralib/"),
+        (["compare-before"], "compare-before needs --before WHEEL"),
+    ],
+)
+def test_an_earlier_version_has_to_be_there(words, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    with pytest.raises(SystemExit) as stopped:
+        __main__.arguments()
+    assert stopped.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_unknown_name_lists_the_benchmarks(monkeypatch, capsys):
