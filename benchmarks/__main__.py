@@ -1,6 +1,7 @@
 """Run a benchmark: `python -m benchmarks NAME [--quick] [--device cpu|cuda] [--threads N] [--record] [--reference]`.
 
-With `--before WHEEL` an earlier version of this library is a contender, too; `compare-before` runs all with ours and it alone.
+With `--before WHEEL` an earlier version of this library is one more contender; `compare-before --before WHEEL` runs all
+benchmarks with ours and the earlier version only, and lists what is worse than before.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--record", action="store_true", help="write results/NAME.csv and results/NAME.png")
     parser.add_argument("--reference", action="store_true", help="also measure ours with the reference arithmetic")
     parser.add_argument(
-        "--before", type=earlier_version, metavar="WHEEL", help="an earlier version of ours, to be measured, too"
+        "--before", type=earlier_version, metavar="WHEEL", help="an earlier version of ours, which is measured as well"
     )
     given = parser.parse_args()
     if given.name == COMPARE and (given.record or not given.before):
@@ -115,10 +116,14 @@ def compare(given: argparse.Namespace, console: Console) -> None:
             continue
         console.print(name, style="bold")
         for line, more in report.comparisons(measured(benchmark, given, console)).items():
-            console.print(f"  {line}", style="red" if more else "", highlight=False, soft_wrap=True)
+            console.print(f"  {line}", style="red" if more else "", highlight=False, markup=False, soft_wrap=True)
             worse += [f"{name}: {line}"] * more
-    verdict = "Worse than before by more than the noise:" if worse else "Nothing is worse than before by more than the noise."
-    console.print("\n  ".join([verdict, *worse]), highlight=False, soft_wrap=True)
+    verdict = (
+        "Worse than before by more than the noise:"
+        if worse
+        else "Nothing measured is worse than before by more than the noise."
+    )
+    console.print("\n  ".join([verdict, *worse]), highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -30,12 +30,12 @@ WHEEL_0_1 = Path(sys.prefix) / "peers" / "loralib-0.1.2-py3-none-any.whl"
 @functools.cache
 def imported(place: Path, name: str) -> ModuleType:
     """The loralib of a wheel, or of the folder that holds it, as a package called `name`. A wheel is unpacked until the end."""
+    folder = place
     if place.is_file():
-        folder = tempfile.mkdtemp()
+        folder = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder)
         shutil.unpack_archive(place, folder, "zip")
-        place = Path(folder)
-    path = place / "loralib" / "__init__.py"
+    path = folder / "loralib" / "__init__.py"
     spec = spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
     if not path.is_file() or spec is None or spec.loader is None:
         raise FileNotFoundError(f"{place} is neither a wheel of loralib nor a folder that holds loralib/.")

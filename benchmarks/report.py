@@ -25,7 +25,7 @@ HEADINGS = {
     "to_before": "time / before",
     "peak_to_before": "peak / before",
 }
-NOISE = 1.03  # times as much as the earlier version needs, which no measurement tells from as much
+NOISE = 1.03  # a ratio to the earlier version up to this one is noise
 PANELS, BAR = 3, 0.17  # panels side by side; inches that a bar is high
 
 
