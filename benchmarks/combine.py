@@ -13,7 +13,6 @@ from torch import Tensor
 import loralib as lora
 from benchmarks.goals import Benchmark, Goal, column, worst
 from benchmarks.harness import OURS, Case, Contender, Row, timed
-from loralib.adapters.adapter import described
 
 DENSE = "dense"
 
@@ -39,7 +38,7 @@ def drawn(case: Combine) -> list[lora.Adapter]:
         for name in map(str, range(case.layers)):
             A, B = torch.randn(case.r, case.d), torch.randn(case.d, case.r)
             layers[name] = lora.LoRAUpdate(A, B, lora_alpha=case.r * (1 + i % 3))
-        found.append(lora.Adapter(described(lora.LoRAConfig(), layers), layers))
+        found.append(lora.Adapter(lora.LoRAConfig(), layers))
     return found
 
 

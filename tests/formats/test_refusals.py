@@ -94,9 +94,9 @@ def test_a_configuration_that_contradicts_the_file_is_refused(format, tmp_path):
 
 
 def test_a_description_with_a_field_of_its_own_is_refused(tmp_path):
-    said = '{"config":{},"layers":{},"metadata":{},"rows":{},"version":1,"surprise":1}'
+    said = '{"config":{},"layers":{},"metadata":{},"rows":{},"version":2,"surprise":1}'
     (tmp_path / "a.safetensors").write_bytes(tensor_bytes({}, {"loralib": said}))
-    with pytest.raises(lora.FormatError, match=r"'surprise' .*no meaning in version 1"):
+    with pytest.raises(lora.FormatError, match=r"'surprise' .*no meaning in version 2"):
         lora.load(tmp_path / "a.safetensors")
 
 

@@ -72,9 +72,10 @@ def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapte
     """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
     if method != "svd":
         return ""
-    from ..adapters.adapter import terms_by_layer
     from ..adapters.algebra import added, spectrum
+    from ..adapters.sums import terms_by_layer
 
-    whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_by_layer(adapters, list(weights)))
+    terms_of = terms_by_layer([adapter.layers for adapter in adapters], weights)
+    whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_of)
     rest = sum(float(spectrum(update).square().sum()) for update in combined.layers.values())
     return f"; {rest / whole:.2%} of the exact sum's ‖ΔW‖² is kept" if whole else ""
