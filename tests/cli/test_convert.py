@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import loralib as lora
 from loralib import formats
 from loralib.cli import convert, files, main
-from loralib.cli.wording import PHRASES
 from models import close
 from peers import data
 from sample_adapters import adapters, tensor
@@ -131,13 +130,6 @@ def test_what_a_format_has_no_place_for_is_refused_with_the_option_that_leaves_i
         said = converted(capsys, *words)
         if kind == "metadata" and format in ("loralib", None):
             assert "task_type" in said
-
-
-@pytest.mark.parametrize("phrase", PHRASES)
-def test_the_calls_that_are_said_as_options_are_those_of_the_errors(phrase: str) -> None:
-    folder = Path(formats.__file__).parent
-    texts = [re.sub(r'"\s*f?"', "", path.read_text(encoding="utf-8")) for path in folder.glob("*.py")]
-    assert any(phrase in text.replace("{{", "{").replace("}}", "}") for text in texts)
 
 
 # --- words that cannot work -----------------------------------------------------------------------------------------

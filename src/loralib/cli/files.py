@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import choices
 from ..errors import ConfigError, FormatError
 from .terminal import printable, say
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
     from ..formats import AdapterFile
 
-FORMATS = ("peft", "safetensors", "loralib", "diffusers", "kohya")
+FORMATS = choices.names(choices.AdapterFormat)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SAFE = ".safetensors"
 _SILENT = {"loralib", None}  # formats that need not say lora_alpha; None: names of one's own
@@ -108,12 +109,10 @@ def _read(path: Path, file: "AdapterFile | None", parsed: argparse.Namespace, gu
 
     format, config = file.format if file else None, None
     silent = parsed.lora_alpha is None and format == "loralib"
-    if silent and not guess:
-        raise ConfigError(
-            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha; give that of its training: --lora-alpha N."
-        )
-    if silent or (parsed.lora_alpha is not None and format in _SILENT):
-        config = LoRAConfig(lora_alpha=1 if silent else _whole(parsed.lora_alpha), enable_lora=parsed.enable_lora or ())
+    if silent and guess:
+        config = LoRAConfig(lora_alpha=1, enable_lora=parsed.enable_lora or ())
+    elif parsed.lora_alpha is not None and format in _SILENT:
+        config = LoRAConfig(lora_alpha=_whole(parsed.lora_alpha), enable_lora=parsed.enable_lora or ())
     adapter = file.read(config) if file else formats.load(path, config=config, keys=read_keys(parsed.keys))
     if silent:
         layers = {name: dataclasses.replace(update, lora_alpha=update.r) for name, update in adapter.layers.items()}

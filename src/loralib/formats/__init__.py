@@ -26,7 +26,7 @@ from .keys import KeyMap
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
 from .opened import Opened
-from .validation import check_sound
+from .validation import GIVE_A_KEY_MAP, NOT_WRITTEN, check_sound
 
 FORMATS: dict[str, ModuleType] = {
     "peft": peft,
@@ -131,8 +131,10 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
     check_sound(adapter)
     if "" in adapter.layers and (keys is not None or format != "safetensors"):
         raise FormatError(
-            "The adapter is of a model that is one layer, which has no name; name it: adapter.rename({'': 'layer'}). "
-            "Nothing was written."
+            "The adapter is of a model that is one layer, which has no name",
+            "name it: adapter.rename({'': 'layer'})",
+            option="name it: --rename =layer",
+            outcome=NOT_WRITTEN,
         )
     if keys is not None:
         write_by_keys(adapter, path, keys)
@@ -158,7 +160,7 @@ def _found(opened: Opened) -> tuple[str, Opened]:
         for name, module in FORMATS.items():
             if module.detect(place):
                 return name, place
-    raise FormatError(f"{places[-1]} holds no adapter in a known format: {_instead(places[-1])}.")
+    raise _unknown(places[-1])
 
 
 def _only_file(opened: Opened) -> list[Opened]:
@@ -169,20 +171,20 @@ def _only_file(opened: Opened) -> list[Opened]:
     return [opened / names[0]] if len(names) == 1 and names[0] not in _MODEL_FILES else []
 
 
-def _instead(opened: Opened) -> str:
-    """What is at a path, if that can be told, or what was expected."""
-    path = opened.path
+def _unknown(opened: Opened) -> FormatError:
+    """The error that says what is at a path, or what was expected."""
+    path, nothing_known = opened.path, f"{opened} holds no adapter in a known format"
     if path.name in (peft.TENSORS, peft.PICKLED):
-        return f"{peft.CONFIG}, which PEFT writes beside this file, is missing"
+        return FormatError(f"{nothing_known}: {peft.CONFIG}, which PEFT writes beside this file, is missing.")
     if path.is_dir():
-        return _instead_in_folder(path)
+        return FormatError(f"{nothing_known}: {_instead_in_folder(path)}.")
     if path.suffix == ".json":
-        return "give the folder that the file is in"
+        return FormatError(nothing_known, "give the folder that the file is in")
     names = opened.names()
+    model = "" if any("lora" in name.lower() for name in names) else " (a whole model, perhaps)"
     shown = ", ".join(names[:3]) or "none"
-    model = "" if any("lora" in name.lower() for name in names) else "; a whole model, perhaps"
-    remedy = "give a key map, load(path, keys={pattern: replacement})"
-    return f"its tensors ({shown} …) have names of no known format{model}; for an adapter with names of your own {remedy}"
+    own_names = (f"for an adapter with names of your own {remedy}" for remedy in GIVE_A_KEY_MAP)
+    return FormatError(f"{nothing_known}: its tensors ({shown} …) have names of no known format{model}", *own_names)
 
 
 def _instead_in_folder(path: Path) -> str:

@@ -42,6 +42,7 @@ from .peft_config import configuration, refuse_unknown
 from .validation import (
     FACTORS,
     MAGNITUDE,
+    NOT_WRITTEN,
     alpha_of,
     common_form,
     from_shapes_of_peft,
@@ -133,8 +134,10 @@ def representable(adapter: Adapter, format: str) -> dict[str, LoRAUpdate]:
     for name in layers:
         if not _has_component(name):
             raise FormatError(
-                f"{name!r} lies in none of the components {', '.join(COMPONENTS[:5])} …, by which {format} knows layers; name "
-                "one: adapter.rename({'': 'unet'}). Nothing was written."
+                f"{name!r} lies in none of the components {', '.join(COMPONENTS[:5])} …, by which {format} knows layers",
+                "name one: adapter.rename({'': 'unet'})",
+                option="name one: --rename =unet",
+                outcome=NOT_WRITTEN,
             )
     return layers
 

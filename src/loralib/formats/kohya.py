@@ -31,7 +31,7 @@ from ..storage.safetensors import tensor_bytes
 from .diffusers import factored, representable
 from .diffusion_names import dotted, underscored
 from .opened import Opened
-from .validation import FLOATS, MAGNITUDE, alpha_of, alpha_tensor, named, parts_of
+from .validation import FLOATS, GIVE_A_KEY_MAP, MAGNITUDE, NOT_WRITTEN, alpha_of, alpha_tensor, named, parts_of
 
 EXPECTED = "an adapter of kohya's scripts is a .safetensors file with tensors named lora_unet_… or lora_te_…"
 
@@ -81,10 +81,7 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
             layer[match[3]] = tensor
     if unknown:
         names = ", ".join(sorted(set(unknown))[:3])
-        raise FormatError(
-            f"{path}: what {names} are called in the model cannot be told from underscores; give a key map: "
-            "load(path, keys={pattern: replacement})."
-        )
+        raise FormatError(f"{path}: what {names} are called in the model cannot be told from underscores", *GIVE_A_KEY_MAP)
     layers = {name: _update(f"{path}: layer {name!r}", found) for name, found in parts.items()}
     if not layers:
         raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
@@ -102,12 +99,14 @@ def write(adapter: Adapter, path: Path) -> None:
         flat = underscored(inner)
         if component in _CLIPS and inner.startswith("encoder.layers."):
             raise FormatError(
-                f"{name!r}: programs that read kohya's format know this layer as text_model.{inner}; name it so: "
-                f"adapter.rename({{'{component}.encoder': '{component}.text_model.encoder'}}). Nothing was written."
+                f"{name!r}: programs that read kohya's format know this layer as text_model.{inner}",
+                f"name it so: adapter.rename({{'{component}.encoder': '{component}.text_model.encoder'}})",
+                option=f"name it so: --rename {component}.encoder={component}.text_model.encoder",
+                outcome=NOT_WRITTEN,
             )
         if component not in prefixes or dotted(flat) != inner:
             raise FormatError(
-                f"{name!r} cannot be told back from underscores, which kohya's format has for dots. Nothing was written."
+                f"{name!r} cannot be told back from underscores, which kohya's format has for dots.", outcome=NOT_WRITTEN
             )
         key = f"{prefixes[component]}_{flat}"
         lora_alpha = alpha_for(update.scaling, update.r) if update.use_rslora else update.lora_alpha

@@ -52,8 +52,9 @@ def read(opened: Opened, config: LoRAConfig | None = None, *, unknown_alpha: boo
         raise FormatError(f"{path} holds no LoRA factors (tensors named lora_A and lora_B).")
     if config is None and not unknown_alpha:
         raise FormatError(
-            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha; give that of its training: "
-            "load(path, config=LoRAConfig(lora_alpha=16))."
+            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha",
+            "give that of its training: load(path, config=LoRAConfig(lora_alpha=16))",
+            option="give that of its training: --lora-alpha N",
         )
     if whole := [name for name in factors if f"{name}.weight" in beside or f"{name}.conv.weight" in beside]:
         raise FormatError(
@@ -108,8 +109,9 @@ def _update(where: str, name: str, parts: dict[str, Tensor], config: LoRAConfig 
     mask = patterns.lookup(config.masks, name, None) if config else None
     if mask is None and n > 1:
         raise FormatError(
-            f"{where} fuses several projections, {n} of which have factors; say which: LoRAConfig(lora_alpha=…, "
-            "enable_lora=[True, False, True])."
+            f"{where} fuses several projections, {n} of which have factors",
+            "say which: LoRAConfig(lora_alpha=…, enable_lora=[True, False, True])",
+            option="say which: --enable-lora true,false,true",
         )
     if mask is None:
         return made(where, EmbeddingUpdate if is_embedding(name) else LoRAUpdate, parts, lora_alpha)

@@ -14,6 +14,11 @@ from ..errors import ConfigError, FormatError
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PARTS = ("lora_A", "lora_B", "lora_magnitude")  # as `LoRAUpdate.tensors` names them
 FACTORS, MAGNITUDE = PARTS[:2], PARTS[2]
+NOT_WRITTEN = "Nothing was written."
+GIVE_A_KEY_MAP = (  # a remedy, and the option for it
+    "give a key map: load(path, keys={pattern: replacement})",
+    "give a key map: --keys FILE.json, a JSON object {pattern: replacement}",
+)
 
 Names = Mapping[str, str]
 
@@ -146,7 +151,10 @@ def common_form(name: str, update: LoRAUpdate, format: str) -> LoRAUpdate:
     for what, is_so in odd.items():
         if is_so:
             raise FormatError(
-                f"The update of {name!r} {what}; {format} cannot hold it, but format='safetensors' can. Nothing was written."
+                f"The update of {name!r} {what}, so that {format} cannot hold it",
+                "format='safetensors' can",
+                option="--format safetensors can",
+                outcome=NOT_WRITTEN,
             )
     return update
 
@@ -156,5 +164,8 @@ def refuse(what: str, names: Iterable[str], format: str) -> None:
     if found := sorted(names):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise FormatError(
-            f"{format} has no place for {what}: {', '.join(found[:3])}{more}; format='safetensors' has. Nothing was written."
+            f"{format} has no place for {what}: {', '.join(found[:3])}{more}",
+            "format='safetensors' has",
+            option="--format safetensors has",
+            outcome=NOT_WRITTEN,
         )
