@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 
 import loralib as lora
 from benchmarks.provenance import provenance, write_rows
-from loralib.adapters.adapter import described
 
 WIDTH, KEYS, INNER, VOCABULARY, RANK = 2048, 512, 5632, 32_000, 16
 LINEAR = {
@@ -56,7 +55,7 @@ def make(folder: Path, layers: int, scale: int = 1) -> None:
         if name.startswith("model.layers"):
             A, B = torch.randn(RANK, t.shape[1]), 0.01 * torch.randn(len(t), RANK)
             updates[name] = lora.LoRAUpdate(A, B, lora_alpha=2 * RANK)
-    lora.save(lora.Adapter(described(lora.LoRAConfig(), updates), updates), folder / "adapter")
+    lora.save(lora.Adapter(lora.LoRAConfig(), updates), folder / "adapter")
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
-from loralib.adapters.adapter import described
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ALPHAS = st.one_of(st.integers(1, 32), st.floats(0.125, 32).map(float))
@@ -80,4 +79,4 @@ def adapters(
         rows = {"emb.weight": lora.TokenRows((4, 1), tensor((2, 3), torch.float32, 8))}
         metadata = {"task_type": "SEQ_CLS"}
     config = lora.LoRAConfig(lora_dropout=draw(st.sampled_from([0.0, 0.1])), modules_to_save=["head"] if tensors else [])
-    return lora.Adapter(described(config, layers), layers, tensors, metadata, rows)
+    return lora.Adapter(config, layers, tensors, metadata, rows)

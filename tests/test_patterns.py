@@ -1,9 +1,10 @@
 """Names of layers: exact parts, whole expressions, and PEFT's reading of rank and alpha patterns."""
 
+import re
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralib as lora
@@ -66,6 +67,39 @@ def test_rank_and_alpha_patterns_are_read_as_peft_reads_them(keys):
     table = {key: i for i, key in enumerate(keys)}
     for name in NAMES:
         assert patterns.lookup(table, name, None) == table.get(get_pattern_key(keys, name))
+
+
+NAME_KEYS = ["query", "0.query", "a.b", "b.a", "a", "b", "a_b", "aab", "c.a.b", "0"]
+EXPRESSIONS = [r"encoder\.\d\.key", "^query", ".*", "^", "^a.b"]
+KEYS = st.one_of(PARTS.map(patterns.exactly), st.sampled_from(NAME_KEYS + EXPRESSIONS))
+OTHER_NAMES = st.one_of(PARTS, st.text("ab._\n", max_size=6), st.sampled_from([*NAMES, ""]))
+
+
+@settings(max_examples=1000)
+@given(keys=st.lists(KEYS, unique=True), name=OTHER_NAMES)
+def test_exact_keys_are_found_where_a_walk_through_all_entries_finds_them(keys, name):
+    table = patterns.Patterns({key: i for i, key in enumerate(keys)})
+    expected = next((i for i, key in enumerate(keys) if re.fullmatch(rf"(.*\.)?({key})", name)), None)
+    assert table.of(name, None) == expected
+    assert table.unused([name]) == [key for key in keys if not re.fullmatch(rf"(.*\.)?({key})", name)]
+
+
+def test_exact_keys_need_no_regular_expression(monkeypatch):
+    names = [f"layers.{i}.q_proj" for i in range(100)]
+    monkeypatch.setattr(re, "compile", None)
+    for keys in ([patterns.exactly(name) for name in names], names):
+        table = patterns.Patterns({key: i for i, key in enumerate(keys)})
+        assert [table.of(name, None) for name in names] == list(range(100))
+        assert table.unused(names[1:]) == [keys[0]]
+
+
+def test_patterns_are_mappings():
+    entries = {"query": 1, patterns.exactly("key"): 2}
+    table = patterns.Patterns(entries)
+    assert table == entries == dict(table)
+    assert (len(table), list(table), repr(table), table["query"]) == (2, list(entries), repr(entries), 1)
+    with pytest.raises(lora.ConfigError, match=r"rank_pattern: '\(' is neither a name nor a regular expression"):
+        patterns.Patterns({"(": 1}, "rank_pattern")
 
 
 def test_a_rank_for_no_adapted_layer_is_refused():

@@ -9,16 +9,17 @@ import dataclasses
 import json
 import math
 import numbers
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from . import choices
 from .choices import Bias
 from .errors import ConfigError
+from .patterns import Patterns
 
 ALL_LINEAR = "all-linear"
+
+T = TypeVar("T")
 
 
 def check_rank(r: object, *, zero: bool = False) -> int:
@@ -92,16 +93,12 @@ def _names(value: str | Sequence[str] | None, field: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _check_pattern(pattern: object, field: str, check: Callable[[object], object]) -> None:
+def _pattern(pattern: object, field: str, check: Callable[[object], T]) -> Patterns[T]:
+    """The pattern with its values checked; `ConfigError` when it is none."""
     if not isinstance(pattern, Mapping):
         raise ConfigError(f"{field}={pattern!r}: must be a dictionary {{name or regular expression: value}}.")
-    for key, value in pattern.items():
-        try:
-            re.compile(key)
-            re.compile(rf"(.*\.)?({key})")  # as `patterns.lookup` uses it
-        except (TypeError, re.error, OverflowError, RecursionError) as error:
-            raise ConfigError(f"{field}: {key!r:.80} is neither a name nor a regular expression: {error}.") from None
-        check(value)
+    checked = {key: check(value) for key, value in pattern.items()}
+    return pattern if isinstance(pattern, Patterns) and pattern == checked else Patterns(checked, field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,19 +150,15 @@ class LoRAConfig:
         for field in ("use_rslora", "fan_in_fan_out"):
             if not isinstance(getattr(self, field), bool):
                 raise ConfigError(f"{field}={getattr(self, field)!r}: must be True or False.")
-        _check_pattern(self.rank_pattern, "rank_pattern", check_rank)
-        _check_pattern(self.alpha_pattern, "alpha_pattern", check_alpha)
         masks = (
             self.enable_lora if isinstance(self.enable_lora, Mapping) else {".*": self.enable_lora} if self.enable_lora else {}
         )
-        _check_pattern(masks, "enable_lora", check_mask)
-        _check_pattern(self.slice_widths, "slice_widths", check_widths)
         frozen: dict[str, object] = checked | {
-            "enable_lora": MappingProxyType({key: tuple(mask) for key, mask in masks.items()}),
-            "slice_widths": MappingProxyType({key: tuple(widths) for key, widths in self.slice_widths.items()}),
+            "enable_lora": _pattern(masks, "enable_lora", check_mask),
+            "slice_widths": _pattern(self.slice_widths, "slice_widths", check_widths),
             "modules_to_save": _names(self.modules_to_save, "modules_to_save"),
-            "rank_pattern": MappingProxyType(dict(self.rank_pattern)),
-            "alpha_pattern": MappingProxyType(dict(self.alpha_pattern)),
+            "rank_pattern": _pattern(self.rank_pattern, "rank_pattern", check_rank),
+            "alpha_pattern": _pattern(self.alpha_pattern, "alpha_pattern", check_alpha),
         }
         for field in ("target_modules", "exclude_modules"):
             if not isinstance(value := getattr(self, field), str):

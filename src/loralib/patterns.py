@@ -6,13 +6,17 @@ A pattern is a list of names, each of which must equal a layer's full name or en
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import accumulate
+from operator import itemgetter
 from typing import TypeVar
 
-from .errors import TargetError
+from .errors import ConfigError, TargetError
 
 T = TypeVar("T")
+_PLAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def ends_with(name: str, suffix: str) -> bool:
@@ -22,6 +26,13 @@ def ends_with(name: str, suffix: str) -> bool:
     (True, False)
     """
     return name == suffix or name.endswith("." + suffix)
+
+
+def _endings(name: str) -> Iterator[str]:
+    """The last dotted parts of `name`: one less each time."""
+    while "." in name:
+        name = name.partition(".")[2]
+        yield name
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
@@ -40,6 +51,102 @@ def exactly(name: str) -> str:
     8
     """
     return "^" + re.escape(name)
+
+
+def _named_by(key: str) -> str | None:
+    """The name that `key` was made of by `exactly`; None for any other key."""
+    if key[:1] != "^":
+        return None
+    name = _ESCAPED.sub(r"\1", key[1:])
+    return name if re.escape(name) == key[1:] else None
+
+
+class Patterns(Mapping[str, T]):
+    """A rank or alpha pattern, read as PEFT reads it: a key is a name, its last dotted parts, or a regular expression for them.
+
+    Names and keys made by `exactly` are looked up, not tried one after the other, so that a value for each of n layers costs n
+    steps, not n². A dot in a name is that of regular expressions, any character: what counts are the parts around it.
+    Raises `ConfigError`, with the name of the `field`, for a key that is not a regular expression.
+    """
+
+    def __init__(self, entries: Mapping[str, T], field: str = "pattern"):
+        self._entries = dict(entries)
+        self._exact: dict[str, tuple[int, T]] = {}
+        self._plain: dict[tuple[int, ...], dict[str, tuple[int, T]]] = {}  # by the lengths of a name's parts
+        self._others: list[tuple[int, re.Pattern[str], T]] = []
+        for place, (key, value) in enumerate(self._entries.items()):
+            try:
+                if (name := _named_by(key)) is not None:
+                    self._exact[name] = place, value
+                elif _PLAIN.fullmatch(key):
+                    parts = key.split(".")
+                    self._plain.setdefault(tuple(map(len, parts)), {})["".join(parts)] = place, value
+                else:
+                    re.compile(key)  # a mistake in it may be none inside of the other one
+                    self._others.append((place, re.compile(rf"(.*\.)?({key})"), value))
+            except (TypeError, re.error, OverflowError, RecursionError) as error:
+                raise ConfigError(f"{field}: {key!r:.80} is neither a name nor a regular expression: {error}.") from None
+
+    @classmethod
+    def exact(cls, values: Mapping[str, T]) -> "Patterns[T]":
+        """The pattern that gives these values to the layers with these very names.
+
+        >>> Patterns.exact({"0.query": 4})
+        {'^0\\\\.query': 4}
+        """
+        found = cls({})
+        found._entries = {exactly(name): value for name, value in values.items()}
+        found._exact = {name: (place, value) for place, (name, value) in enumerate(values.items())}
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return self._entries == (other._entries if isinstance(other, Patterns) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, key: str) -> T:
+        return self._entries[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return repr(self._entries)
+
+    def of(self, name: str, default: T) -> T:
+        """The value of the first entry that fits `name`.
+
+        >>> Patterns({"query": 4, r"layer\\.1\\..*": 2}).of("layer.1.key", 8)
+        2
+        """
+        last, found = min([self._exact.get(name, (len(self), default)), *self._plain_entries(name)], key=itemgetter(0))
+        for place, expression, value in self._others:
+            if place > last:
+                break
+            if expression.fullmatch(name):
+                return value
+        return found
+
+    def unused(self, names: Sequence[str]) -> list[str]:
+        """The keys that fit none of `names`."""
+        keys, known = list(self._entries), set(names)
+        used = {place for name, (place, _) in self._exact.items() if name in known}
+        used |= {place for name in known for place, _ in self._plain_entries(name)}
+        used |= {place for place, expression, _ in self._others if any(map(expression.fullmatch, names))}
+        return [key for place, key in enumerate(keys) if place not in used]
+
+    def _plain_entries(self, name: str) -> Iterator[tuple[int, T]]:
+        """The entries whose keys are names that fit `name`, with their places."""
+        for lengths, entries in self._plain.items() if "\n" not in name else ():
+            start = len(name) - sum(lengths) - len(lengths) + 1
+            if start == 0 or (start > 0 and name[start - 1] == "."):
+                starts = accumulate(lengths[:-1], lambda at, length: at + length + 1, initial=start)
+                parts = [name[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+                if (entry := entries.get("".join(parts))) is not None:
+                    yield entry
 
 
 def nearest(entry: str, names: Iterable[str]) -> str:
@@ -93,36 +200,35 @@ def match(names: Sequence[str], pattern: str | Sequence[str], field: str, model:
                 "Nothing was changed."
             )
         return found
+    endings = {name: {name, *_endings(name)} for name in names}
+    known = set[str]().union(*endings.values())
     for entry in pattern:
-        if not any(ends_with(name, entry) for name in names):
+        if entry not in known:
             raise TargetError(
                 f"{field}={list(pattern)!r}: {entry!r} matches no layer of {model}. "
                 f"Nearest names: {nearest(entry, names)}. Nothing was changed."
             )
-    return [name for name in names if any(ends_with(name, entry) for entry in pattern)]
+    entries = set(pattern)
+    return [name for name in names if not entries.isdisjoint(endings[name])]
 
 
 def lookup(patterns: Mapping[str, T], name: str, default: T) -> T:
-    """The value of the first entry of a rank or alpha pattern that fits `name`, as PEFT reads such patterns: a key is
-    the name itself, its last dotted parts, or a regular expression for them.
+    """The value of the first entry of a rank or alpha pattern that fits `name`: see `Patterns`.
 
     >>> lookup({"query": 4, r"layer\\.1\\..*": 2}, "layer.1.key", 8)
     2
     """
-    for key, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({key})", name):
-            return value
-    return default
+    return (patterns if isinstance(patterns, Patterns) else Patterns(patterns)).of(name, default)
 
 
 def check_lookup(patterns: Mapping[str, object], names: Sequence[str], field: str) -> None:
     """`TargetError` when an entry of a rank or alpha pattern fits none of the adapted layers."""
-    for key in patterns:
-        compile_pattern(key, field)
-        if not any(lookup({key: True}, name, False) for name in names):
-            raise TargetError(
-                f"{field}: {key!r} fits none of the adapted layers. Nearest names: {nearest(key, names)}. Nothing was changed."
-            )
+    known = patterns if isinstance(patterns, Patterns) else Patterns(patterns)
+    if unused := known.unused(names):
+        raise TargetError(
+            f"{field}: {unused[0]!r} fits none of the adapted layers. Nearest names: {nearest(unused[0], names)}. "
+            "Nothing was changed."
+        )
 
 
 def renaming(names: Mapping[str, str], held: Sequence[str]) -> Callable[[str], str]:

@@ -147,6 +147,50 @@ def test_the_configuration_describes_what_came_out():
     assert lora.extract(other).config.rank_pattern == total.config.rank_pattern
 
 
+def test_the_configuration_injected_gives_the_same_layers():
+    slices = lora.FusedUpdate(torch.ones(4, 3), torch.ones(4, 2), 7, False, (True, False, True), (2, 5, 2))
+    layers = {
+        "q": UPDATE,
+        "v": replace(UPDATE, lora_alpha=5),
+        "qkv": slices,
+        "emb": lora.EmbeddingUpdate(UPDATE.A, UPDATE.B, 4),
+    }
+    adapter = of(layers | {"a.q": lora.LoRAUpdate(torch.ones(3, 3), torch.ones(4, 3), 4)})
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 4) for name in ("q", "v")})
+    model["qkv"], model["emb"], model["head"] = torch.nn.Linear(3, 9), torch.nn.Embedding(3, 4), torch.nn.Linear(2, 2)
+    model["a"] = torch.nn.ModuleDict({"q": torch.nn.Linear(3, 4)})
+    lora.inject(model, adapter.config)
+    found = lora.extract(model)
+    assert {name: update.form() for name, update in found.layers.items()} == {n: u.form() for n, u in adapter.layers.items()}
+    assert {n: u.lora_alpha for n, u in found.layers.items()} == {n: u.lora_alpha for n, u in adapter.layers.items()}
+    assert found.config == adapter.config
+
+
+def test_how_a_configuration_was_spelled_is_no_part_of_the_adapter():
+    spelled = [
+        lora.LoRAConfig(r=2, lora_alpha=4, target_modules=["a.q", "a.v"]),
+        lora.LoRAConfig(r=9, target_modules=r"a\..", rank_pattern={"q": 2, r".*v": 2}, alpha_pattern={".*": 4}),
+        lora.LoRAConfig(exclude_modules=["b"]),
+    ]
+    first, *others = [lora.Adapter(config, TWO) for config in spelled]
+    for other in others:
+        assert (other, other.config, hash(other), other.digest()) == (first, first.config, hash(first), first.digest())
+    settings = lora.LoRAConfig(lora_dropout=0.1, bias="all", modules_to_save=["head"], fan_in_fan_out=True)
+    assert lora.Adapter(replace(settings, r=3, target_modules=["x"]), TWO).settings == settings
+
+
+def test_the_kind_is_part_of_the_digest_by_a_name_of_ours():
+    names = {"linear", "embedding", "convolution", "convolution_0_1", "fused", "projection"}
+    kinds = [
+        lora.LoRAUpdate, lora.EmbeddingUpdate, lora.ConvolutionUpdate, lora.LegacyConvolutionUpdate, lora.FusedUpdate,
+        lora.ProjectionUpdate,
+    ]  # fmt: skip
+    assert {kind.kind for kind in kinds} == names
+    projection = of({"q": lora.ProjectionUpdate(UPDATE.A, UPDATE.B, 4)})
+    assert projection != of({"q": UPDATE})
+    assert projection.digest() != of({"q": UPDATE}).digest()
+
+
 def test_truncating_wants_a_rank_or_a_share():
     with pytest.raises(lora.ConfigError, match="needs a rank r"):
         of().truncate()

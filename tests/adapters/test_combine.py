@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
-from loralib.adapters.adapter import described
 from models import same_bits
 from peers import library
 from sample_adapters import ALL, updates
@@ -20,7 +19,7 @@ WIDE = (torch.float32, torch.float64)
 
 def of(*layers: lora.LoRAUpdate, **rest) -> lora.Adapter:
     named = {f"layer{i}": update for i, update in enumerate(layers)}
-    return lora.Adapter(described(lora.LoRAConfig(), named), named, **rest)
+    return lora.Adapter(lora.LoRAConfig(), named, **rest)
 
 
 def dense(update: lora.LoRAUpdate) -> Tensor:

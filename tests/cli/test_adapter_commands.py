@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 import loralib as lora
-from loralib.adapters.adapter import described
 from loralib.cli import ADAPTERS, main
 from sample_adapters import tensor
 
@@ -40,7 +39,7 @@ def adapter(seed: int) -> lora.Adapter:
         f"layers.{i}.proj": lora.LoRAUpdate(tensor((2, 6), torch.float32, seed + i), tensor((4, 2), torch.float32, seed + 9), 4)
         for i in range(2)
     }
-    return lora.Adapter(described(lora.LoRAConfig(), layers), layers)
+    return lora.Adapter(lora.LoRAConfig(), layers)
 
 
 @pytest.fixture

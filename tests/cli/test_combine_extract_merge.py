@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 import loralib as lora
 from hf import logits, tiny
-from loralib.adapters.adapter import described
 from loralib.checkpoints import merge_blocks, verify
 from loralib.cli import main
 from models import randomize, same_bits
@@ -40,7 +39,7 @@ def adapter(seed: int = 0, head: float | None = None, **metadata: str) -> lora.A
     torch.manual_seed(seed)
     layers = {f"l{i}.proj": lora.LoRAUpdate(torch.randn(3, 6), torch.randn(4, 3), 6) for i in range(2)}
     tensors = {} if head is None else {"head.weight": torch.full((2,), head)}
-    config = described(lora.LoRAConfig(modules_to_save=["head"] if tensors else []), layers)
+    config = lora.LoRAConfig(modules_to_save=["head"] if tensors else [])
     return lora.Adapter(config, layers, tensors, metadata)
 
 
@@ -196,7 +195,7 @@ def test_the_check_accepts_every_kind_and_low_precision(kind, tmp_path):
     W = torch.randn(update.effective_weight(torch.zeros(update._product().shape)).shape).half()
     assert W.shape[0] in shape
     save_file({"x.weight": W}, tmp_path / "base.safetensors")
-    made = lora.Adapter(described(lora.LoRAConfig(), {"x": update}), {"x": update})
+    made = lora.Adapter(lora.LoRAConfig(), {"x": update})
     lora.merge_checkpoint(tmp_path / "base.safetensors", made, tmp_path / "out")
     checked = verify.check_merged(tmp_path / "base.safetensors", made, tmp_path / "out")
     assert 0 < checked.worst <= 1
@@ -226,7 +225,7 @@ def test_the_check_knows_parts_of_a_weight_and_other_layouts(layout, tmp_path):
         slices = {"enable_lora": (True, False, True), "widths": (10, 20, 10)}
         layers = {"c_attn": lora.FusedUpdate(torch.randn(4, 90), torch.randn(20, 2), 4, **slices)}
     save_file({name: W.bfloat16()}, tmp_path / "base.safetensors")
-    made = lora.Adapter(described(lora.LoRAConfig(), layers), layers)
+    made = lora.Adapter(lora.LoRAConfig(), layers)
     lora.merge_checkpoint(tmp_path / "base.safetensors", made, tmp_path / "out")
     assert 0 < verify.check_merged(tmp_path / "base.safetensors", made, tmp_path / "out").worst <= 1
 

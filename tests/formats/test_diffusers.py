@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import loralib as lora
 from loralib.formats import diffusers
 from loralib.formats.diffusion_names import dotted, underscored
+from loralib.formats.opened import Opened
 from models import bits, same_bits
 from peers import data, library
 from sample_adapters import adapters
@@ -408,7 +409,7 @@ def test_some_layers_of_dora_and_some_not_are_refused(tmp_path):
 def test_other_peoples_names_are_not_taken_for_diffusers(prefix, tmp_path):
     tensors = {f"{prefix}.lora_A.weight": torch.ones(2, 3), f"{prefix}.lora_B.weight": torch.ones(4, 2)}
     safetensors.torch.save_file(tensors, tmp_path / "f.safetensors")
-    assert not diffusers.detect(tmp_path / "f.safetensors")
+    assert not diffusers.detect(Opened(tmp_path / "f.safetensors"))
 
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])

@@ -12,6 +12,7 @@ import torch
 
 import loralib as lora
 from loralib import formats
+from loralib.formats.opened import Opened
 from loralib.storage.safetensors import read_header
 from models import same_bits
 from peers import data
@@ -237,7 +238,7 @@ def test_a_checkpoint_of_0_1_needs_its_lora_alpha(tmp_path):
     torch.save({"q.lora_A": UPDATE.A, "q.lora_B": UPDATE.B}, tmp_path / "f.pt")
     with pytest.raises(lora.FormatError, match="does not say lora_alpha"):
         lora.load(tmp_path / "f.pt")
-    guessed = formats.loralib_0_1.read(tmp_path / "f.pt", unknown_alpha=True)
+    guessed = formats.loralib_0_1.read(Opened(tmp_path / "f.pt"), unknown_alpha=True)
     assert guessed.layers["q"].scaling == 1
 
 

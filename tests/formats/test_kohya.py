@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import loralib as lora
 from loralib import formats
 from loralib.formats.diffusion_names import dotted, underscored
+from loralib.formats.opened import Opened
 from models import same_bits
 from peers import library
 
@@ -440,7 +441,7 @@ def test_kohyas_files_are_recognised_and_others_are_not(stranger, tmp_path):
         path.write_bytes((tmp_path / "k.safetensors").read_bytes()[:-1])
     elif stranger == "folder":
         path.mkdir()
-    assert not formats.kohya.detect(path)
-    assert formats.diffusers.detect(path) == (stranger == "diffusers")
-    assert formats.kohya.detect(tmp_path / "k.safetensors")
-    assert not formats.diffusers.detect(tmp_path / "k.safetensors")
+    assert not formats.kohya.detect(Opened(path))
+    assert formats.diffusers.detect(Opened(path)) == (stranger == "diffusers")
+    assert formats.kohya.detect(Opened(tmp_path / "k.safetensors"))
+    assert not formats.diffusers.detect(Opened(tmp_path / "k.safetensors"))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import loralib as lora
-from loralib.adapters.adapter import described
 from models import close, same_bits
 from peers import loralib_0_1
 from sample_adapters import ALPHAS, DTYPES, tensor, updates
@@ -40,7 +39,7 @@ def adapters_of_0_1(draw: st.DrawFn) -> lora.Adapter:
         fields = dict(update.own_fields())
         layers[".".join(name)] = type(update)(update.A, update.B, lora_alpha, **fields)
     tensors = {"head.weight": torch.randn(2, 3), "h.0.q.bias": torch.ones(2)} if draw(st.booleans()) else {}
-    return lora.Adapter(described(lora.LoRAConfig(), layers), layers, tensors)
+    return lora.Adapter(lora.LoRAConfig(), layers, tensors)
 
 
 @given(adapters_of_0_1())

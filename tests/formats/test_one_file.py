@@ -62,6 +62,14 @@ def test_odd_names_numbers_and_dtypes_come_back(tmp_path):
     assert lora.load(tmp_path / "e.safetensors") == empty
 
 
+@pytest.mark.parametrize(("max_norm", "norm_type"), [(1, 2.0), (0.5, 1), (0.0, 2.0)])
+def test_what_an_embedding_does_to_its_rows_comes_back(max_norm, norm_type, tmp_path):
+    update = lora.EmbeddingUpdate(torch.ones(2, 5), torch.ones(4, 2), 4, max_norm=max_norm, norm_type=norm_type)
+    adapter = lora.Adapter(lora.LoRAConfig(), {"e": update})
+    lora.save(adapter, tmp_path / "a.safetensors", format="safetensors")
+    assert lora.load(tmp_path / "a.safetensors") == adapter
+
+
 def test_the_file_is_what_its_documentation_says(tmp_path):
     adapter = lora.Adapter(
         lora.LoRAConfig(r=2),
@@ -73,9 +81,9 @@ def test_the_file_is_what_its_documentation_says(tmp_path):
     lora.save(adapter, tmp_path / "a.safetensors", format="safetensors")
     tensors, said = parts_of(tmp_path / "a.safetensors")
     assert sorted(tensors) == ["layers.q.lora_A", "layers.q.lora_B", "rows.emb.weight", "tensors.head.bias"]
-    assert said["version"] == 1
+    assert said["version"] == 2
     fields = {"lora_alpha": 4, "use_rslora": False, "enable_lora": [True, False, True], "widths": [2, 5, 2]}
-    assert said["layers"] == {"q": {"kind": "FusedUpdate"} | fields}
+    assert said["layers"] == {"q": {"kind": "fused"} | fields}
     assert said["rows"] == {"emb.weight": [3]}
     assert said["metadata"] == {"task_type": "SEQ_CLS"}
     assert said["config"]["r"] == 2
@@ -91,11 +99,16 @@ def file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "telling"),
     [
-        (lambda t, s: s.update(version=2), "version 2"),
+        (
+            lambda t, s: s.update(version=1),
+            "version 1 of the format.* save the adapter again",
+        ),
+        (lambda t, s: s.update(version=3), "version 3"),
         (lambda t, s: s.pop("config"), "'config' is missing"),
         (lambda t, s: s.update(layers=[]), "'layers' is missing"),
         (lambda t, s: s.update(metadata={"a": 1}), "no text"),
         (lambda t, s: s["layers"]["q"].update(kind="Secret"), "no known kind"),
+        (lambda t, s: s["layers"]["q"].update(kind="LoRAUpdate"), "no known kind"),
         (lambda t, s: s["layers"]["q"].update(kind=["x"]), "no known kind"),
         (lambda t, s: s["layers"]["q"].update(extra=1), "other fields"),
         (lambda t, s: s["layers"]["q"].update(lora_alpha="4"), "lora_alpha='4'"),

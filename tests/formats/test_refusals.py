@@ -94,9 +94,9 @@ def test_a_configuration_that_contradicts_the_file_is_refused(format, tmp_path):
 
 
 def test_a_description_with_a_field_of_its_own_is_refused(tmp_path):
-    said = '{"config":{},"layers":{},"metadata":{},"rows":{},"version":1,"surprise":1}'
+    said = '{"config":{},"layers":{},"metadata":{},"rows":{},"version":2,"surprise":1}'
     (tmp_path / "a.safetensors").write_bytes(tensor_bytes({}, {"loralib": said}))
-    with pytest.raises(lora.FormatError, match=r"'surprise' .*no meaning in version 1"):
+    with pytest.raises(lora.FormatError, match=r"'surprise' .*no meaning in version 2"):
         lora.load(tmp_path / "a.safetensors")
 
 
@@ -138,6 +138,70 @@ def test_a_layer_without_a_name_has_a_place_in_one_format_only(tmp_path):
         lora.save(adapter, tmp_path / "folder")
     lora.save(adapter.rename({"": "layer"}), tmp_path / "folder")
     assert lora.load(tmp_path / "folder").layers["layer"] == adapter.layers[""]
+
+
+# --- remedies -------------------------------------------------------------------------------------------------------
+
+
+def key_map_needed(folder: Path) -> None:
+    lora.load(unknown_names(folder))
+
+
+def underscores(folder: Path) -> None:
+    save_file({"lora_unet_surprise.lora_down.weight": torch.ones(2, 3)}, folder / "k.safetensors")
+    lora.load(folder / "k.safetensors")
+
+
+def alpha_needed(folder: Path) -> None:
+    torch.save({"q.lora_A": UPDATE.A, "q.lora_B": UPDATE.B}, folder / "f.pt")
+    lora.load(folder / "f.pt")
+
+
+def slices_needed(folder: Path) -> None:
+    torch.save({"q.lora_A": torch.ones(4, 3), "q.lora_B": UPDATE.B}, folder / "f.pt")
+    lora.load(folder / "f.pt", config=lora.LoRAConfig(lora_alpha=4))
+
+
+def no_component(folder: Path) -> None:
+    lora.save(ADAPTER, folder / "d", format="diffusers")
+
+
+def no_name(folder: Path) -> None:
+    lora.save(lora.Adapter(lora.LoRAConfig(), {"": UPDATE}), folder / "d")
+
+
+def other_name(folder: Path) -> None:
+    name = "text_encoder.encoder.layers.0.self_attn.q_proj"
+    lora.save(lora.Adapter(lora.LoRAConfig(), {name: UPDATE}), folder / "k.safetensors", format="kohya")
+
+
+def no_place(folder: Path) -> None:
+    lora.save(replace(ADAPTER, metadata={"a": "b"}), folder / "k.safetensors", format="kohya")
+
+
+@pytest.mark.parametrize(
+    ("action", "call", "option"),
+    [
+        (key_map_needed, "load(path, keys={pattern: replacement}).", "--keys FILE.json"),
+        (underscores, "load(path, keys={pattern: replacement}).", "--keys FILE.json"),
+        (alpha_needed, "config=LoRAConfig(lora_alpha=16)).", "--lora-alpha N."),
+        (slices_needed, "LoRAConfig(lora_alpha=…, enable_lora=[True, False, True]).", "--enable-lora true,false,true."),
+        (no_component, "adapter.rename({'': 'unet'}). Nothing was written.", "--rename =unet. Nothing was written."),
+        (no_name, "adapter.rename({'': 'layer'}). Nothing was written.", "--rename =layer. Nothing was written."),
+        (
+            other_name,
+            "adapter.rename({'text_encoder.encoder'",
+            "--rename text_encoder.encoder=text_encoder.text_model.encoder.",
+        ),
+        (no_place, "format='safetensors' has. Nothing was written.", "--format safetensors has. Nothing was written."),
+    ],
+)
+def test_a_remedy_is_a_call_in_python_and_an_option_on_the_command_line(action, call, option, tmp_path):
+    with pytest.raises(lora.FormatError) as error:
+        action(tmp_path)
+    assert call in str(error.value)
+    assert option in error.value.on_the_command_line()
+    assert call not in error.value.on_the_command_line()
 
 
 # --- pickles --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Our safetensors files are those of the safetensors library, byte for byte."""
 
+import pickle
+
 import pytest
 import safetensors.torch
 import torch
@@ -42,6 +44,17 @@ def test_what_is_written_is_read(tmp_path):
     content = (tmp_path / "f").read_bytes()
     for name, entry in header.entries.items():
         assert content[header.size + entry.start : header.size + entry.end] == bits(tensors[name])
+
+
+def test_a_mapped_tensor_is_alone_in_its_storage_and_writing_to_it_leaves_the_file(tmp_path):
+    content = tensor_bytes({"a": torch.ones(1000), "b": torch.ones(2), "c": torch.ones(0, 3)}, {})
+    (tmp_path / "f").write_bytes(content)
+    tensors, _ = read_tensors(tmp_path / "f")
+    assert {name: t.untyped_storage().nbytes() for name, t in tensors.items()} == {"a": 4000, "b": 8, "c": 0}
+    assert len(pickle.dumps(tensors["b"])) < 1000
+    tensors["b"].zero_()
+    assert torch.equal(tensors["a"], torch.ones(1000))
+    assert (tmp_path / "f").read_bytes() == content
 
 
 def test_a_view_of_a_larger_tensor_is_written_alone():

@@ -1,42 +1,54 @@
 """An adapter as a value: what training changed, apart from any model.
 
-    Adapter = configuration + {layer name: LoRAUpdate} + {tensor name: tensor trained in full beside them}
-              + {tensor name: rows of it that were trained}
+    Adapter = {layer name: LoRAUpdate} + {tensor name: tensor trained in full beside them}
+              + {tensor name: rows of it that were trained} + the settings that layers do not say
 
 Names are those of the model that was adapted. An adapter knows no modules: `extract` makes one from a model, `attach` puts
 one on a model, and the formats read and write it.
 """
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import patterns
 from ..config import LoRAConfig
-from ..errors import AlgebraError, ConfigError, TargetError
-from ..tensors import as_bytes, same_bits
-from . import algebra, summary
+from ..errors import ConfigError, TargetError
+from ..tensors import same_bits
+from . import algebra, summary, sums
+from .config_of import described, settings_of, united_settings
+from .digest import digest
 from .token_rows import TokenRows
-from .updates import FusedUpdate, LoRAUpdate
+from .updates import LoRAUpdate
 
 T = TypeVar("T")
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
 
+class _Config:
+    """The field `config`: keeps the settings of what it is set to, and gives the configuration that describes the layers."""
+
+    def __get__(self, adapter: "Adapter | None", owner: type) -> LoRAConfig:
+        if adapter is None:
+            raise AttributeError("config")  # of the class: the field has no default
+        return adapter._described
+
+    def __set__(self, adapter: "Adapter", config: LoRAConfig) -> None:
+        object.__setattr__(adapter, "settings", settings_of(config))
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A configuration, the update of each adapted layer, and the tensors that were trained in full beside them.
+    """The update of each adapted layer, the tensors that were trained in full beside them, and a configuration.
 
+    config: injected, it gives a model the same layers. What it says of ranks, scalings and targets is computed from `layers`;
+    of a configuration that is given only `settings` are kept: dropout, biases, `modules_to_save` and `fan_in_fan_out`.
     layers: by layer name. tensors: by tensor name, such as `classifier.weight`. metadata: what a format says beside them;
     PEFT's knows `base_model_name_or_path`, `task_type` and `revision`. rows: rows of tensors, by the tensor's name.
     source: where it was read from, in words; no part of the value.
@@ -55,42 +67,43 @@ class Adapter:
     (4, True)
     """
 
-    config: LoRAConfig
-    layers: Mapping[str, LoRAUpdate]
+    config: _Config = _Config()
+    layers: Mapping[str, LoRAUpdate] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, TokenRows] = field(default_factory=dict)
     source: str = ""
+    settings: LoRAConfig = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("layers", "tensors", "metadata", "rows"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __repr__(self) -> str:
-        ranks = sorted({update.r for update in self.layers.values()})
-        few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > summary.FEW else ", ".join(map(str, ranks))
-        of_rank = f" of rank {few}" if ranks else ""
-        layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'}{of_rank}"
-        beside = f"{len(self.tensors)} tensor{'' if len(self.tensors) == 1 else 's'} beside"
-        rows = sum(len(rows.indices) for rows in self.rows.values())
-        of_tokens = f", {rows} row{'' if rows == 1 else 's'} of tokens" if rows else ""
-        return f"Adapter({layers}, {self.num_parameters():,} parameters, {beside}{of_tokens})"
+        return f"Adapter({summary.line(self.layers, self.tensors, self.rows)})"
 
     def __reduce__(self) -> tuple[object, ...]:
         parts = (dict(self.layers), dict(self.tensors), dict(self.metadata), dict(self.rows))
-        return Adapter, (self.config, *parts, self.source)
+        return Adapter, (self.settings, *parts, self.source)
+
+    @cached_property
+    def _described(self) -> LoRAConfig:
+        return described(self.settings, self.layers)
+
+    def _with(self, **changes: Any) -> "Adapter":
+        """The same adapter with other fields; spares describing layers that are replaced."""
+        return replace(self, **{"config": self.settings, **changes})
 
     # --- equality ---------------------------------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Adapter):
             return NotImplemented
-        alike = (self.config, self.metadata, self.layers, self.rows) == (other.config, other.metadata, other.layers, other.rows)
-        mine, its = self.tensors, other.tensors
-        return alike and mine.keys() == its.keys() and all(same_bits(tensor, its[name]) for name, tensor in mine.items())
+        mine, its = ((a.settings, a.metadata, a.layers, a.rows, a.tensors.keys()) for a in (self, other))
+        return mine == its and all(same_bits(tensor, other.tensors[name]) for name, tensor in self.tensors.items())
 
     def __hash__(self) -> int:
-        return hash((self.config, frozenset(self.layers.items()), frozenset(self.tensors)))
+        return hash((self.settings, frozenset(self.layers.items()), frozenset(self.tensors)))
 
     def digest(self) -> str:
         """The SHA-256 of the content, in hexadecimal digits: equal adapters have equal ones, in every process and on every
@@ -99,31 +112,13 @@ class Adapter:
         >>> Adapter(LoRAConfig(), {}).digest() == Adapter(LoRAConfig(), {}, source="a file").digest()
         True
         """
-        digest = hashlib.sha256()
-
-        def add(*values: object) -> None:
-            for value in values:
-                said = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-                digest.update(f"{len(said)}:{said}".encode())
-                if isinstance(value, Tensor):
-                    digest.update(bytes(as_bytes(value).numpy()))
-
-        config = self.config.to_dict() | {"lora_alpha": float(self.config.lora_alpha)}
-        add(json.dumps(config, sort_keys=True), sorted(self.metadata.items()))
-        for name, update in sorted(self.layers.items()):
-            add(name, type(update).__name__, float(update.lora_alpha))
-            add(*(getattr(update, f.name) for f in fields(update) if f.name != "lora_alpha"))
-        for name, tensor in sorted(self.tensors.items()):
-            add(name, tensor)
-        for name, rows in sorted(self.rows.items()):
-            add(name, rows.indices, rows.values)
-        return digest.hexdigest()
+        return digest(self.settings, self.layers, self.tensors, self.rows, self.metadata)
 
     # --- what it says -----------------------------------------------------------------------------------------------
 
     def num_parameters(self) -> int:
         """How many numbers the factors hold (tensors beside not counted, as the paper counts), DoRA's magnitudes included."""
-        return sum(tensor.numel() for update in self.layers.values() for tensor in update.tensors().values())
+        return summary.num_parameters(self.layers)
 
     def delta(self, name: str) -> Tensor:
         """ΔW of the layer `name`, shape (out, in) for a linear one, in at least float32; `KeyError` when it is not adapted,
@@ -169,7 +164,7 @@ class Adapter:
             for name, update in self.layers.items()
         }
         rows = {name: replace(rows, values=move(rows.values)) for name, rows in self.rows.items()}
-        return replace(self, layers=layers, tensors={name: move(t) for name, t in self.tensors.items()}, rows=rows)
+        return self._with(layers=layers, tensors={name: move(t) for name, t in self.tensors.items()}, rows=rows)
 
     def with_metadata(self, metadata: Mapping[str, str]) -> "Adapter":
         """The same adapter with `metadata` added to what it has.
@@ -177,7 +172,7 @@ class Adapter:
         >>> Adapter(LoRAConfig(), {}).with_metadata({"task_type": "SEQ_CLS"}).metadata["task_type"]
         'SEQ_CLS'
         """
-        return replace(self, metadata={**self.metadata, **metadata})
+        return self._with(metadata={**self.metadata, **metadata})
 
     def rename(self, names: Rename) -> "Adapter":
         """The same adapter for a model that has other names. names: {module: new name}, which renames all that lies in the
@@ -192,9 +187,9 @@ class Adapter:
         """
         new = names if callable(names) else patterns.renaming(names, [*self.layers, *self.tensors, *self.rows])
         layers, tensors, rows = _renamed(new, self.layers), _renamed(new, self.tensors), _renamed(new, self.rows)
-        modules = tuple(dict.fromkeys(filter(None, map(new, self.config.modules_to_save))))
-        config = replace(described(self.config, layers), modules_to_save=modules)
-        return replace(self, config=config, layers=layers, tensors=tensors, rows=rows)
+        modules = tuple(dict.fromkeys(filter(None, map(new, self.settings.modules_to_save))))
+        settings = replace(self.settings, modules_to_save=modules)
+        return self._with(config=settings, layers=layers, tensors=tensors, rows=rows)
 
     def part(self, module: str) -> "Adapter":
         """What the adapter changes in `module`, by the names within it; `TargetError` when that is nothing.
@@ -207,7 +202,7 @@ class Adapter:
         def inside(values: Mapping[str, T]) -> dict[str, T]:
             return {name: value for name, value in values.items() if patterns.within(name, [module])}
 
-        kept = replace(self, layers=inside(self.layers), tensors=inside(self.tensors), rows=inside(self.rows))
+        kept = self._with(layers=inside(self.layers), tensors=inside(self.tensors), rows=inside(self.rows))
         return kept.rename({module: ""})
 
     # --- arithmetic -------------------------------------------------------------------------------------------------
@@ -235,15 +230,15 @@ class Adapter:
     def _with_each(self, operation: Callable[[LoRAUpdate], LoRAUpdate]) -> "Adapter":
         layers = {}
         for name, update in self.layers.items():
-            with told_of(name):
+            with sums.in_layer(name):
                 layers[name] = operation(update)
         return self.with_layers(layers)
 
     def with_layers(self, layers: Mapping[str, LoRAUpdate]) -> "Adapter":
-        """The same adapter with other updates, which its configuration then describes."""
+        """The same adapter with other updates."""
         if all(layers.get(name) is update for name, update in self.layers.items()) and len(layers) == len(self.layers):
             return self
-        return replace(self, layers=layers, config=described(self.config, layers), source="")
+        return self._with(layers=layers, source="")
 
     def __mul__(self, c: float) -> "Adapter":
         return self.scale(c) if isinstance(c, int | float) else NotImplemented
@@ -262,98 +257,33 @@ class Adapter:
         return total([self, other], [1, -1]) if isinstance(other, Adapter) else NotImplemented
 
 
-# --- sums -----------------------------------------------------------------------------------------------------------
-
-
 def total(adapters: list[Adapter], weights: list[float]) -> Adapter:
     """Σ weight·adapter, exactly, by rank concatenation; a layer that only some adapt is that part of the sum.
 
     Tensors and rows trained in full are values, not changes: one that several adapters hold must be the same in all.
-    Configuration (dropout, biases …) and metadata are the first adapter's, metadata where all agree.
+    Settings (dropout, biases …) and metadata are the first adapter's, metadata where all agree.
     Raises `AlgebraError`, naming layer or tensor, for what cannot be added.
     """
     layers = {}
-    for name, terms in terms_by_layer(adapters, weights):
-        with told_of(name):
+    for name, terms in sums.terms_by_layer([adapter.layers for adapter in adapters], weights):
+        with sums.in_layer(name):
             layers[name] = algebra.added(terms)
     return united(adapters, layers, *agreed(adapters))
 
 
-def terms_by_layer(adapters: list[Adapter], weights: list[float]) -> Iterator[tuple[str, list[algebra.Weighted]]]:
-    """Every layer that any of `adapters` adapts, with the updates that it has and their weights."""
-    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
-        yield name, [(a.layers[name], weight) for a, weight in zip(adapters, weights, strict=True) if name in a.layers]
-
-
 def agreed(adapters: list[Adapter]) -> tuple[dict[str, Tensor], dict[str, TokenRows]]:
-    """The tensors and rows that any of `adapters` holds; `AlgebraError`, by name, where two hold another one."""
-    return (
-        _agreed([adapter.tensors for adapter in adapters], same_bits),
-        _agreed([adapter.rows for adapter in adapters], TokenRows.__eq__),
-    )
+    """The tensors and rows that any of `adapters` holds; `AlgebraError`, by name, where two hold different ones."""
+    tensors = sums.agreed([adapter.tensors for adapter in adapters], same_bits)
+    return tensors, sums.agreed([adapter.rows for adapter in adapters], TokenRows.__eq__)
 
 
 def united(
     adapters: list[Adapter], layers: Mapping[str, LoRAUpdate], tensors: Mapping[str, Tensor], rows: Mapping[str, TokenRows]
 ) -> Adapter:
-    """An adapter of what was made of `adapters`: the first one's configuration, all of their `modules_to_save`, and the
+    """An adapter of what was made of `adapters`: the first one's settings, all of their `modules_to_save`, and the
     metadata in which they agree."""
-    first = adapters[0]
-    shared = {k: v for k, v in first.metadata.items() if all(adapter.metadata.get(k) == v for adapter in adapters)}
-    modules = dict.fromkeys(name for adapter in adapters for name in adapter.config.modules_to_save)
-    bias = max((adapter.config.bias for adapter in adapters), key=["none", "lora_only", "all"].index)
-    kept = {"modules_to_save": tuple(modules), "bias": bias} if tensors else {"modules_to_save": (), "bias": "none"}
-    config = replace(described(first.config, layers), **kept)
-    return Adapter(config, layers, tensors, shared, rows)
-
-
-def _agreed(held: list[Mapping[str, T]], same: Callable[[T, T], bool]) -> dict[str, T]:
-    found: dict[str, T] = {}
-    for values in held:
-        for name, value in values.items():
-            if name in found and not same(found[name], value):
-                raise AlgebraError(
-                    f"{name!r} was trained in full in several adapters and differs; say with combine(..., tensors=...) what "
-                    "is to become of such tensors."
-                )
-            found.setdefault(name, value)
-    return found
-
-
-@contextmanager
-def told_of(name: str) -> Iterator[None]:
-    """Let an `AlgebraError` inside the block begin with `name`, that of the layer."""
-    try:
-        yield
-    except AlgebraError as error:
-        raise AlgebraError(f"{name}: {error}") from None
-
-
-# --- what a configuration says of its layers ------------------------------------------------------------------------
-
-
-def described(config: LoRAConfig, layers: Mapping[str, LoRAUpdate]) -> LoRAConfig:
-    """`config` with everything that it says of ranks, scalings, slices and targets taken from `layers`, by their full names.
-
-    >>> layers = {name: LoRAUpdate(torch.ones(r, 3), torch.ones(5, r), 4) for name, r in (("a", 2), ("b", 2), ("c", 1))}
-    >>> dict(described(LoRAConfig(), layers).rank_pattern)
-    {'^c': 1}
-    """
-    merged = {name: update for name, update in layers.items() if isinstance(update, FusedUpdate)}
-    ranks, alphas = ([getattr(update, key) for update in layers.values()] for key in ("r", "lora_alpha"))
-    r, lora_alpha = (max(Counter(sorted(values)).items(), key=itemgetter(1))[0] if values else 8 for values in (ranks, alphas))
-    return replace(
-        config,
-        r=r,
-        lora_alpha=lora_alpha,
-        target_modules=tuple(layers),
-        exclude_modules=(),
-        rank_pattern={patterns.exactly(name): u.r for name, u in layers.items() if u.r != r},
-        alpha_pattern={patterns.exactly(name): u.lora_alpha for name, u in layers.items() if u.lora_alpha != lora_alpha},
-        use_rslora=any(update.use_rslora for update in layers.values()),
-        enable_lora={patterns.exactly(name): u.enable_lora for name, u in merged.items()},
-        slice_widths={patterns.exactly(name): u.widths for name, u in merged.items() if len(set(u.widths)) > 1},
-    )
+    settings = united_settings([adapter.settings for adapter in adapters], full=bool(tensors))
+    return Adapter(settings, layers, tensors, sums.shared([adapter.metadata for adapter in adapters]), rows)
 
 
 def _renamed(new: Callable[[str], str], values: Mapping[str, T]) -> dict[str, T]:

@@ -37,7 +37,7 @@ def scaled(update: LoRAUpdate, c: float) -> LoRAUpdate:
         raise AlgebraError(f"An update cannot be multiplied with {c}; give a finite number.")
     if c == 1:
         return update
-    if update.magnitude is not None:
+    if update.is_dora:
         raise AlgebraError(f"A DoRA update times {c} is none: what it adds is not proportional to anything in it.")
     B = update.B if c > 0 else -update.B if c < 0 else torch.zeros_like(update.B)
     return dataclasses.replace(update, B=B, lora_alpha=update.lora_alpha * (abs(c) or 1))
@@ -81,7 +81,7 @@ def alike(terms: Sequence[Weighted]) -> list[Weighted]:
 def _addable(terms: Sequence[Weighted]) -> list[Weighted]:
     """`terms` in one form, without those of weight 0 where others are left; `AlgebraError` for DoRA among several."""
     terms = [term for term in terms if term[1]] or list(terms[:1])
-    if len(terms) > 1 and any(update.magnitude is not None for update, _ in terms):
+    if len(terms) > 1 and any(update.is_dora for update, _ in terms):
         raise AlgebraError(
             "DoRA updates cannot be added: what each adds depends on the weight. Merge one into the model first."
         )
@@ -140,7 +140,7 @@ def truncated_sum(terms: Sequence[Weighted], r: int | None = None, energy: float
         raise AlgebraError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
     if limit == total and energy is None:
         return added(terms)
-    if any(update.magnitude is not None and weight != 1 for update, weight in terms):
+    if any(update.is_dora and weight != 1 for update, weight in terms):
         return added(terms)  # which says why not
     for update, _ in terms:
         _check_finite(update)

@@ -26,7 +26,8 @@ from ..config import alpha_for, check_rank
 from ..errors import AlgebraError, ConfigError
 from ..tensors import same_bits
 from . import algebra, low_rank
-from .adapter import Adapter, agreed, terms_by_layer, told_of, united
+from .adapter import Adapter, agreed, united
+from .sums import in_layer, terms_by_layer
 from .token_rows import TokenRows
 from .updates import LoRAUpdate
 
@@ -72,8 +73,8 @@ def combine(
     tensors = "same" if len(adapters) == 1 and tensors != "drop" else tensors
     held = _extra_tensors(adapters, weights, tensors)
     layers: dict[str, LoRAUpdate] = {}
-    for name, terms in terms_by_layer(adapters, weights):
-        with told_of(name):
+    for name, terms in terms_by_layer([adapter.layers for adapter in adapters], weights):
+        with in_layer(name):
             if method == "exact":
                 layers[name] = algebra.added(terms)
             elif method == "svd":
@@ -208,7 +209,7 @@ def _pruned(
     """A layer of the combination of pruned updates, of the kind that the updates have. places: the adapters'."""
     if pruning.density == 1 and len(terms) == 1 and terms[0][1] == 1:
         return algebra.truncated(terms[0][0], r, energy)
-    if any(update.magnitude is not None for update, _ in terms):
+    if any(update.is_dora for update, _ in terms):
         raise AlgebraError("a DoRA update is no ΔW that could be pruned; merge it into the model first.")
     updates = [update for update, _ in algebra.alike(terms)]
     parts = [[update.scaling * (B.double() @ A.double()) for B, A in update.products()] for update in updates]

@@ -8,7 +8,27 @@ from torch import Tensor
 from .token_rows import TokenRows
 from .updates import LoRAUpdate
 
-FEW = 5  # different things that are named one by one
+_FEW = 5  # different things that are named one by one
+
+
+def num_parameters(layers: Mapping[str, LoRAUpdate]) -> int:
+    """How many numbers the tensors of the updates hold."""
+    return sum(tensor.numel() for update in layers.values() for tensor in update.tensors().values())
+
+
+def line(layers: Mapping[str, LoRAUpdate], tensors: Mapping[str, Tensor], rows: Mapping[str, TokenRows]) -> str:
+    """An adapter with these fields, in a line.
+
+    >>> line({}, {}, {})
+    '0 layers, 0 parameters, 0 tensors beside'
+    """
+    ranks = sorted({update.r for update in layers.values()})
+    few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > _FEW else ", ".join(map(str, ranks))
+    of_rank = f" of rank {few}" if ranks else ""
+    indices = sum(len(some.indices) for some in rows.values())
+    parts = [f"{_count(len(layers), 'layer')}{of_rank}", f"{num_parameters(layers):,} parameters"]
+    parts += [f"{_count(len(tensors), 'tensor')} beside"] + [f"{_count(indices, 'row')} of tokens"] * bool(rows)
+    return ", ".join(parts)
 
 
 def describe(
@@ -21,7 +41,7 @@ def describe(
     """The facts about an adapter with these fields by what they are about; what does not apply is left out."""
     updates = list(layers.values())
     modules = sorted({name.rpartition(".")[0] or name for name in tensors})
-    dora = sum(update.magnitude is not None for update in updates)
+    dora = sum(update.is_dora for update in updates)
     rslora = sum(update.use_rslora for update in updates)
     factors = [tensor for update in updates for tensor in update.tensors().values()]
     extra = sum(tensor.numel() for tensor in tensors.values())
@@ -38,7 +58,7 @@ def describe(
         "DoRA": f"{dora} of {len(updates)} layers" if dora else "",
         "targets": _by_last_name(layers, "layer"),
         "parameters": f"{sum(t.numel() for t in factors):,} in factors" + (f", {extra:,} in tensors beside" if extra else ""),
-        "beside": ", ".join(modules) if len(modules) <= FEW else _by_last_name(modules, "module"),
+        "beside": ", ".join(modules) if len(modules) <= _FEW else _by_last_name(modules, "module"),
         "token rows": f"{indices} of {', '.join(rows)}" if rows else "",
         "stored": f"{sum(t.nbytes for t in everything):,} bytes, {_counted(str(t.dtype)[6:] for t in everything)}",
     }
@@ -62,7 +82,11 @@ def _by_last_name(names: Iterable[str], what: str) -> str:
     'head (1 layer), query (2 layers)'
     """
     found = sorted(Counter(last_name(name) for name in names).items())
-    return ", ".join(f"{name} ({n} {what}{'' if n == 1 else 's'})" for name, n in found)
+    return ", ".join(f"{name} ({_count(n, what)})" for name, n in found)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _counted(values: Iterable[object]) -> str:
@@ -75,6 +99,6 @@ def _counted(values: Iterable[object]) -> str:
     values = list(values)
     found = Counter(f"{value:g}" if isinstance(value, float) else str(value) for value in values).most_common()
     numbers = [value for value in values if isinstance(value, int | float)]
-    if len(found) > FEW and len(numbers) == len(values):
+    if len(found) > _FEW and len(numbers) == len(values):
         return f"{min(numbers):g} to {max(numbers):g} ({len(found)} different)"
     return found[0][0] if len(found) == 1 else ", ".join(f"{value} ({n})" for value, n in found)

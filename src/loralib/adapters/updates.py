@@ -55,6 +55,7 @@ class LoRAUpdate:
     lora_alpha: float
     use_rslora: bool = False
     magnitude: Tensor | None = dataclasses.field(default=None, kw_only=True)
+    kind: ClassVar[str] = "linear"  # what files and digests call it
     may_be_dora: ClassVar[bool] = True
     usual_layout: ClassVar[Layout] = Layout()  # of a weight of which nothing else is known
     of_base: ClassVar[frozenset[str]] = frozenset()  # fields that describe the base layer, not the update
@@ -89,6 +90,11 @@ class LoRAUpdate:
         """The same update with other `tensors`, named as by `tensors()`; those that are left out stay."""
         fields: dict[str, Any] = {_TENSORS[name]: tensor for name, tensor in tensors.items()}
         return dataclasses.replace(self, **fields)
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether it has magnitudes."""
+        return self.magnitude is not None
 
     @property
     def r(self) -> int:
@@ -198,7 +204,7 @@ class LoRAUpdate:
     def form(self) -> list[tuple[str, object]]:
         """What two updates must share for the one to be loaded in the other's place: kind, rank, shapes and structure."""
         shapes = [
-            ("kind", type(self).__name__),
+            ("kind", self.kind),
             ("rank", self.r),
             ("lora_A", tuple(self.A.shape)),
             ("lora_B", tuple(self.B.shape)),
@@ -216,6 +222,7 @@ class EmbeddingUpdate(LoRAUpdate):
     torch.Size([10, 4])
     """
 
+    kind: ClassVar[str] = "embedding"
     max_norm: float = 0.0
     norm_type: float = 2.0
 
@@ -233,6 +240,7 @@ class ConvolutionUpdate(LoRAUpdate):
     layout (out, in / groups, *kernel) for both, unless a `Layout` says otherwise.
     """
 
+    kind: ClassVar[str] = "convolution"
     groups: int = 1
     transposed: bool = False
 
@@ -255,6 +263,7 @@ class LegacyConvolutionUpdate(LoRAUpdate):
     (2, torch.Size([5, 4, 3, 3]))
     """
 
+    kind: ClassVar[str] = "convolution_0_1"
     weight_shape: tuple[int, ...] = ()
 
     def _problem(self) -> str | None:
@@ -323,6 +332,7 @@ class FusedUpdate(LoRAUpdate):
     (2, torch.Size([12, 6]))
     """
 
+    kind: ClassVar[str] = "fused"
     enable_lora: tuple[bool, ...] = ()
     widths: tuple[int, ...] = ()
 
@@ -412,4 +422,5 @@ class FusedUpdate(LoRAUpdate):
 class ProjectionUpdate(LoRAUpdate):
     """The update of one projection of an `nn.MultiheadAttention`: `q_proj`, `k_proj`, `v_proj` or `out_proj` of it."""
 
+    kind: ClassVar[str] = "projection"
     may_be_dora: ClassVar[bool] = False

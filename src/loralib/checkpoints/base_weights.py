@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..adapters.low_rank import SVD
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
-from ..architectures import is_embedding
+from ..architectures import PROJECTIONS, is_embedding
 from ..errors import LayerError
 from ..layers import AdaptedLayer, handler_of
 from ..surgery.module_tree import named_tensors, unwrap
 from ..surgery.survey import sites
 from .checkpoint import Checkpoint, open_checkpoint
-from .sites import PACKED, is_conv1d, tie_of
+from .sites import is_conv1d, tie_of
 
 Source = nn.Module | str | os.PathLike[str]
 
@@ -117,11 +117,11 @@ def _told_by_modules(model: nn.Module) -> Iterator[Piece]:
 
 
 def _of_attention(name: str, owner: str, leaf: str, width: int, packed: bool) -> Piece:
-    if leaf not in PACKED:
+    if leaf not in PROJECTIONS:
         return Piece(name, f"{name}.weight", ProjectionUpdate)
     if not packed:
         return Piece(name, f"{name}_weight", ProjectionUpdate)
-    return Piece(name, f"{owner}.in_proj_weight", ProjectionUpdate, start=PACKED.index(leaf) * width, rows=width)
+    return Piece(name, f"{owner}.in_proj_weight", ProjectionUpdate, start=PROJECTIONS.index(leaf) * width, rows=width)
 
 
 def _told_by_names(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Iterator[Piece]:
@@ -130,9 +130,9 @@ def _told_by_names(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, A
         layer, _, leaf = tensor.rpartition(".")
         owner = layer.rpartition(".")[0]
         if layer in attentions and leaf == "in_proj_weight":
-            for part in PACKED:
+            for part in PROJECTIONS:
                 yield _of_attention(f"{layer}.{part}", layer, part, shape[0] // 3, packed=True)
-        elif layer in attentions and leaf.removesuffix("_weight") in PACKED:
+        elif layer in attentions and leaf.removesuffix("_weight") in PROJECTIONS:
             yield Piece(f"{layer}.{leaf.removesuffix('_weight')}", tensor, ProjectionUpdate)
         elif leaf == "weight" and layer:
             if owner in attentions:

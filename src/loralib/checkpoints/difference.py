@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import patterns
 from ..adapters import low_rank
-from ..adapters.adapter import Adapter, described
+from ..adapters.adapter import Adapter
 from ..adapters.updates import LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig, check_rank
@@ -128,7 +128,7 @@ def as_adapter(found: list[Found], source: str = "") -> Adapter:
             bias = "lora_only"
         else:
             modules[module or name] = None
-    return Adapter(described(LoRAConfig(modules_to_save=tuple(modules), bias=bias), layers), layers, tensors, source=source)
+    return Adapter(LoRAConfig(modules_to_save=tuple(modules), bias=bias), layers, tensors, source=source)
 
 
 def _called(source: Source) -> str:

@@ -10,12 +10,10 @@ from typing import Any
 
 from .. import architectures
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
-from ..architectures import is_embedding
+from ..architectures import PROJECTIONS, is_embedding
 from ..errors import FormatError
 from ..patterns import nearest
 from .checkpoint import Checkpoint
-
-PACKED = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True)
@@ -138,9 +136,9 @@ def _changing(off: str, on: str) -> Callable[[str], str]:
 def _tensor(checkpoint: Checkpoint, layer: str, update: LoRAUpdate, tie: Tie | None) -> tuple[str, int | None]:
     """The tensor that holds the weight of `layer`, empty when there is none, and which part of a packed one it is."""
     owner, _, leaf = layer.rpartition(".")
-    if isinstance(update, ProjectionUpdate) and leaf in PACKED:
+    if isinstance(update, ProjectionUpdate) and leaf in PROJECTIONS:
         if f"{owner}.in_proj_weight" in checkpoint.tensors:
-            return f"{owner}.in_proj_weight", PACKED.index(leaf)
+            return f"{owner}.in_proj_weight", PROJECTIONS.index(leaf)
         return (f"{layer}_weight", None) if f"{layer}_weight" in checkpoint.tensors else ("", None)
     name = f"{layer}.weight"
     return (name, None) if name in checkpoint.tensors or (tie and name == tie.head) else ("", None)

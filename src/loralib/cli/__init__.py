@@ -11,7 +11,6 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import LoRAError
-from .wording import as_options
 
 TRAINING = {
     "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
@@ -68,7 +67,7 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
     except LoRAError as error:
         if debug:
             raise
-        return complain(as_options(str(error)), MISUSED)
+        return complain(error.on_the_command_line(), MISUSED)
     except KeyboardInterrupt as interrupt:
         return complain(_goodbye(interrupt), INTERRUPTED)
     except ModuleNotFoundError as error:

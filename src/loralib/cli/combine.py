@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import choices
 from ..errors import ConfigError
 from . import files
 from .parsing import OneSentenceParser
@@ -12,7 +13,7 @@ from .terminal import printable, say
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
 
-METHODS = ("exact", "svd", "magnitude", "dare", "ties", "dare_ties")
+METHODS = choices.names(choices.CombineMethod)
 
 
 def run(words: Sequence[str]) -> int:
@@ -56,10 +57,12 @@ def _parser() -> OneSentenceParser:
     parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this share of ‖ΔW‖²")
     parser.add_argument("--density", type=float, metavar="D", help="share of the entries of ΔW that pruning keeps, such as 0.2")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of dare (default: 0)")
-    parser.add_argument("--majority-sign", choices=("total", "frequency"), default="total", help="how ties elects a sign")
+    parser.add_argument(
+        "--majority-sign", choices=choices.names(choices.MajoritySign), default="total", help="how ties elects a sign"
+    )
     parser.add_argument(
         "--tensors",
-        choices=("same", "first", "average", "drop"),
+        choices=choices.names(choices.ExtraTensors),
         default="same",
         help="tensors trained in full: must be the same (default), the first adapter's, their weighted average, or none",
     )
@@ -72,9 +75,10 @@ def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapte
     """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
     if method != "svd":
         return ""
-    from ..adapters.adapter import terms_by_layer
     from ..adapters.algebra import added, spectrum
+    from ..adapters.sums import terms_by_layer
 
-    whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_by_layer(adapters, list(weights)))
+    terms_of = terms_by_layer([adapter.layers for adapter in adapters], weights)
+    whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_of)
     rest = sum(float(spectrum(update).square().sum()) for update in combined.layers.values())
     return f"; {rest / whole:.2%} of the exact sum's ‖ΔW‖² is kept" if whole else ""

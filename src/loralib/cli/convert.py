@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
 
 DTYPES = ("float32", "float16", "bfloat16")
-BESIDE = {"tensors": "tensors trained in full", "rows": "rows of tokens", "metadata": "metadata"}
+EXTRAS = {"tensors": "tensors trained in full", "rows": "rows of tokens", "metadata": "metadata"}
 REFUSED = {
     "diffusers": ("tensors", "rows", "metadata"),
     "kohya": ("tensors", "rows", "metadata"),
@@ -69,7 +69,7 @@ def _parser() -> OneSentenceParser:
         metavar="OLD=NEW",
         help="rename a module and all in it; without OLD the model itself, without NEW take the name off",
     )
-    change.add_argument("--without", action="append", default=[], choices=BESIDE, help="leave out what the format cannot hold")
+    change.add_argument("--without", action="append", default=[], choices=EXTRAS, help="leave out what the format cannot hold")
     change.add_argument(
         "--reduce-intruders",
         type=float,
@@ -117,7 +117,7 @@ def _check_held(adapter: "Adapter", format: str | None) -> None:
     """`FormatError`, with the option to leave it out, for what the format has no place for; None is a key map."""
     refused = REFUSED.get(format, ()) if format else REFUSED_WITH_KEYS
     if held := [kind for kind in refused if getattr(adapter, kind)]:
-        what = " and ".join(f"{BESIDE[kind]} ({_listed(getattr(adapter, kind))})" for kind in held)
+        what = " and ".join(f"{EXTRAS[kind]} ({_listed(getattr(adapter, kind))})" for kind in held)
         raise FormatError(
             f"{format or 'a file with names of its own'} has no place for {what}; leave them out with "
             f"{' '.join(f'--without {kind}' for kind in held)}, or choose --format safetensors. Nothing was written."
@@ -138,12 +138,12 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _without(adapter: "Adapter", what: Sequence[str]) -> "Adapter":
-    kinds = [kind for kind in BESIDE if kind in what]
-    left_out = [f"{BESIDE[kind]} ({_listed(held)})" if (held := getattr(adapter, kind)) else f"no {kind}" for kind in kinds]
+    kinds = [kind for kind in EXTRAS if kind in what]
+    left_out = [f"{EXTRAS[kind]} ({_listed(held)})" if (held := getattr(adapter, kind)) else f"no {kind}" for kind in kinds]
     say(f"Left out: {printable(', '.join(left_out))}.")
     if "tensors" in kinds:
-        config = dataclasses.replace(adapter.config, modules_to_save=(), bias="none")
-        adapter = dataclasses.replace(adapter, config=config, tensors={})
+        settings = dataclasses.replace(adapter.settings, modules_to_save=(), bias="none")
+        adapter = dataclasses.replace(adapter, config=settings, tensors={})
     return dataclasses.replace(
         adapter, rows={} if "rows" in kinds else adapter.rows, metadata={} if "metadata" in kinds else adapter.metadata
     )
@@ -212,7 +212,6 @@ def _named(adapter: "Adapter") -> Iterator[tuple[str, "Tensor"]]:
     """Every tensor of floating-point numbers, by a name."""
     everything: dict[str, Tensor] = {}
     for name, update in adapter.layers.items():
-        everything |= {f"{name}.lora_A": update.A, f"{name}.lora_B": update.B}
-        everything |= {} if update.magnitude is None else {f"{name}.lora_magnitude": update.magnitude}
+        everything |= {f"{name}.{part}": tensor for part, tensor in update.tensors().items()}
     everything |= dict(adapter.tensors) | {f"rows of {name}": rows.values for name, rows in adapter.rows.items()}
     return ((name, tensor) for name, tensor in everything.items() if tensor.is_floating_point())

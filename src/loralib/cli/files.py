@@ -3,17 +3,19 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import choices
 from ..errors import ConfigError, FormatError
 from .terminal import printable, say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..formats import AdapterFile
 
-FORMATS = ("peft", "safetensors", "loralib", "diffusers", "kohya")
+FORMATS = choices.names(choices.AdapterFormat)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SAFE = ".safetensors"
 _SILENT = {"loralib", None}  # formats that need not say lora_alpha; None: names of one's own
@@ -55,65 +57,71 @@ def mask(text: str) -> tuple[bool, ...]:
     return tuple(known[word] for word in words)
 
 
-def format_of(path: Path, parsed: argparse.Namespace) -> str | None:
-    """The format of the adapter at `path`; None for one of names of its own."""
-    from .. import formats
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """An adapter that was read. format: its format; None for names of one's own. guessed: nothing says lora_alpha, which was
+    taken to be r."""
 
-    return None if parsed.keys else parsed.from_ or formats.detect(path)
-
-
-def is_silent(path: Path, parsed: argparse.Namespace) -> bool:
-    """Whether neither the file nor the words say lora_alpha."""
-    return parsed.lora_alpha is None and format_of(path, parsed) == "loralib"
+    adapter: "Adapter"
+    format: str | None
+    guessed: bool
 
 
-def read(path: Path, parsed: argparse.Namespace, *, guess: bool = False) -> "Adapter":
-    """The adapter at `path`, read as the words say. guess: take lora_alpha = r where nothing says it.
+def read(path: Path, parsed: argparse.Namespace) -> "Adapter":
+    """The adapter at `path`, read as the options say.
 
-    Raises `ConfigError` for words that are missing, or that say what the file says itself; `FormatError` when it cannot be
+    Raises `ConfigError` for options that are missing, or that say what the file says itself; `FormatError` when it cannot be
     read.
     """
-    _check_words([path], parsed)
-    return _read(path, parsed, guess)
+    return read_all([path], parsed)[0]
+
+
+def read_guessing(path: Path, parsed: argparse.Namespace) -> Read:
+    """The adapter at `path`, as `read` gives it, with lora_alpha = r where nothing says it."""
+    return _read_all([path], parsed, guess=True)[0]
 
 
 def read_all(paths: Sequence[Path], parsed: argparse.Namespace) -> list["Adapter"]:
-    """The adapters at `paths`. What the words say of files that do not say it themselves is for those among them."""
-    _check_words(paths, parsed)
-    return [_read(path, parsed, guess=False) for path in paths]
+    """The adapters at `paths`. What the options say of files that do not say it themselves is for those among them."""
+    return [found.adapter for found in _read_all(paths, parsed, guess=False)]
 
 
-def _read(path: Path, parsed: argparse.Namespace, guess: bool) -> "Adapter":
+def _read_all(paths: Sequence[Path], parsed: argparse.Namespace, guess: bool) -> list[Read]:
+    from .. import formats
+
+    if parsed.keys and parsed.from_:
+        raise ConfigError("--from names a known format, and --keys is for files of none; give one of them.")
+    files = [None if parsed.keys else formats.open(path, parsed.from_) for path in paths]
+    _check_options(paths[0], {file.format if file else None for file in files}, parsed)
+    return [_read(path, file, parsed, guess) for path, file in zip(paths, files, strict=True)]
+
+
+def _check_options(path: Path, formats: Collection[str | None], parsed: argparse.Namespace) -> None:
+    if parsed.enable_lora and "loralib" not in formats:
+        raise ConfigError(f"--enable-lora is for checkpoints of loralib 0.1, and {path} is none; leave it out.")
+    if parsed.lora_alpha is not None and not _SILENT.intersection(formats):
+        raise ConfigError(f"--lora-alpha is for checkpoints of loralib 0.1, and {path} says its own; leave it out.")
+
+
+def _read(path: Path, file: "AdapterFile | None", parsed: argparse.Namespace, guess: bool) -> Read:
     from .. import formats
     from ..config import LoRAConfig
 
-    silent, config = is_silent(path, parsed), None
-    if silent and not guess:
-        raise ConfigError(
-            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha; give that of its training: --lora-alpha N."
-        )
-    if silent or (parsed.lora_alpha is not None and format_of(path, parsed) in _SILENT):
-        config = LoRAConfig(lora_alpha=1 if silent else _whole(parsed.lora_alpha), enable_lora=parsed.enable_lora or ())
-    keys = read_keys(parsed.keys) if parsed.keys else None
-    adapter = formats.load(path, format=parsed.from_, config=config, keys=keys)
+    format, config = file.format if file else None, None
+    silent = parsed.lora_alpha is None and format == "loralib"
+    if silent and guess:
+        config = LoRAConfig(lora_alpha=1, enable_lora=parsed.enable_lora or ())
+    elif parsed.lora_alpha is not None and format in _SILENT:
+        config = LoRAConfig(lora_alpha=_whole(parsed.lora_alpha), enable_lora=parsed.enable_lora or ())
+    adapter = file.read(config) if file else formats.load(path, config=config, keys=read_keys(parsed.keys))
     if silent:
         layers = {name: dataclasses.replace(update, lora_alpha=update.r) for name, update in adapter.layers.items()}
         adapter = dataclasses.replace(adapter.with_layers(layers), source=adapter.source)
-    return adapter
+    return Read(adapter, format, silent)
 
 
 def _whole(number: float) -> float:
     return int(number) if number.is_integer() else number
-
-
-def _check_words(paths: Sequence[Path], parsed: argparse.Namespace) -> None:
-    if parsed.keys and parsed.from_:
-        raise ConfigError("--from names a known format, and --keys is for files of none; give one of them.")
-    formats = {format_of(path, parsed) for path in paths}
-    if parsed.enable_lora and "loralib" not in formats:
-        raise ConfigError(f"--enable-lora is for checkpoints of loralib 0.1, and {paths[0]} is none; leave it out.")
-    if parsed.lora_alpha is not None and not formats & _SILENT:
-        raise ConfigError(f"--lora-alpha is for checkpoints of loralib 0.1, and {paths[0]} says its own; leave it out.")
 
 
 def read_keys(path: Path) -> dict[str, str]:
@@ -133,7 +141,9 @@ def described(adapter: "Adapter") -> str:
     >>> described(Adapter(LoRAConfig(), {}, source="kohya file a.safetensors"))
     'kohya file a.safetensors: 0 layers, 0 parameters, 0 tensors beside'
     """
-    return printable(f"{adapter.source}: " * bool(adapter.source) + repr(adapter).removeprefix("Adapter(").removesuffix(")"))
+    from ..adapters.summary import line
+
+    return printable(f"{adapter.source}: " * bool(adapter.source) + line(adapter.layers, adapter.tensors, adapter.rows))
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

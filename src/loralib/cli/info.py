@@ -1,6 +1,5 @@
 """`loralib info`: what is in an adapter's file, without a model."""
 
-import argparse
 import dataclasses
 import json
 import textwrap
@@ -30,17 +29,17 @@ _UNBROKEN = "\xa0"  # a space at which no line ends
 def run(words: Sequence[str]) -> int:
     """Tell; returns the exit code."""
     parsed = _parser().parse_args(words)
-    adapter = files.read(parsed.path, parsed, guess=True)
-    guessed = files.is_silent(parsed.path, parsed)
+    read = files.read_guessing(parsed.path, parsed)
+    adapter = read.adapter
     intruders = _intruders(adapter, parsed.base)
     found = _spectra(adapter, intruders)
     if parsed.json:
-        said = _as_json(adapter, found, parsed, guessed)
+        said = _as_json(read, found, parsed.path)
         for name, of_layer in intruders.items():
             said["layers"][name]["intruders"] = [dataclasses.asdict(intruder) for intruder in of_layer]
         print(json.dumps(said, allow_nan=False))
         return 0
-    _show_facts(adapter, found, guessed)
+    _show_facts(adapter, found, read.guessed)
     _show_spectra(adapter, found, parsed.all)
     return 0
 
@@ -119,24 +118,23 @@ def _legend(adapter: "Adapter", found: Mapping[str, spectra.Spectrum]) -> str:
         "99 %: how many singular values carry 99 % of ‖ΔW‖² (Frobenius).",
         "Spectrum: their sizes, on a log scale down to 1/100 of the layer's largest.",
     ]
-    if any(update.magnitude is not None for update in adapter.layers.values()):
+    if any(update.is_dora for update in adapter.layers.values()):
         said.append("Of DoRA: of s·B·A; what the update adds depends on W.")
     if any(spectrum.intruders is not None for spectrum in found.values()):
         said.append("Intruders: of the ten leading singular vectors of W + ΔW, those that are far from all of W's.")
     return " ".join(said)
 
 
-def _as_json(
-    adapter: "Adapter", found: Mapping[str, spectra.Spectrum], parsed: argparse.Namespace, guessed: bool
-) -> dict[str, Any]:
+def _as_json(read: files.Read, found: Mapping[str, spectra.Spectrum], path: Path) -> dict[str, Any]:
+    adapter = read.adapter
     return {
-        "path": str(parsed.path),
-        "format": files.format_of(parsed.path, parsed),
+        "path": str(path),
+        "format": read.format,
         "source": adapter.source,
         "digest": adapter.digest(),
         "parameters": adapter.num_parameters(),
         "bytes": sum(tensor.nbytes for tensor in adapter.all_tensors()),
-        "lora_alpha_is_known": not guessed,
+        "lora_alpha_is_known": not read.guessed,
         "config": adapter.config.to_dict(),
         "metadata": dict(adapter.metadata),
         "layers": {name: _layer_as_json(update, found[name]) for name, update in adapter.layers.items()},
@@ -148,14 +146,13 @@ def _as_json(
 def _layer_as_json(update: "LoRAUpdate", spectrum: spectra.Spectrum) -> dict[str, Any]:
     finite = spectrum.values is not None
     return {
-        "kind": type(update).__name__,
+        "kind": update.kind,
         "r": update.r,
         "lora_alpha": update.lora_alpha,
         "use_rslora": update.use_rslora,
-        "use_dora": update.magnitude is not None,
+        "use_dora": update.is_dora,
         "scaling": update.scaling,
-        "lora_A": _tensor_as_json(update.A),
-        "lora_B": _tensor_as_json(update.B),
+        **{part: _tensor_as_json(tensor) for part, tensor in update.tensors().items()},
         **dict(update.own_fields()),
         "norm": spectrum.norm if finite else None,
         "effective_rank": spectrum.effective_rank if finite else None,

@@ -60,9 +60,9 @@ def table(spectra: Mapping[str, Spectrum], kind: Callable[[str], str], columns: 
     groups = _grouped(spectra, kind, everything)
     if not groups:
         return []
-    told = _worth_telling(spectra.values())
-    cells = {name: [shown(tell(spectra[name])) for tell in told.values()] for group in groups for name in group.shown}
-    header = [shown(title) for title in told]
+    columns_shown = _worth_telling(spectra.values())
+    cells = {name: [shown(tell(spectra[name])) for tell in columns_shown.values()] for group in groups for name in group.shown}
+    header = [shown(title) for title in columns_shown]
     widths = [max(map(len, column)) for column in zip(header, *cells.values(), strict=True)]
     room = columns - sum(widths) - len(_GAP) * (len(widths) + 1)
     for_names, bars = _shared_out(room, groups, max(len(spectra[name].values or ()) for name in cells))
@@ -71,7 +71,7 @@ def table(spectra: Mapping[str, Spectrum], kind: Callable[[str], str], columns: 
         lines += [shown(printable(group.title))] if group.title else []
         for name, label in zip(group.shown, _fitted(group.labels, for_names), strict=True):
             lines.append(_row([shown(label), *cells[name], shown(_picture(spectra[name], bars))], [for_names, *widths]))
-        lines += [shown(f"  … and {_told(group.hidden, spectra)}")] if group.hidden else []
+        lines += [shown(f"  … and {_what_is_hidden(group.hidden, spectra)}")] if group.hidden else []
     return lines
 
 
@@ -172,7 +172,7 @@ def _abbreviated(label: str, letters: int) -> str:
     return indent + ".".join([*(word if word.isdecimal() else word[:letters] for word in words), last])
 
 
-def _told(hidden: Sequence[str], spectra: Mapping[str, Spectrum]) -> str:
+def _what_is_hidden(hidden: Sequence[str], spectra: Mapping[str, Spectrum]) -> str:
     finite = [spectra[name] for name in hidden if spectra[name].values is not None]
     norms, ranks = [s.norm for s in finite], [s.effective_rank for s in finite]
     ranges = f": ‖ΔW‖ {_range(norms)}, 99 % in {_range(ranks)}" if finite else ""

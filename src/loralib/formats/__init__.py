@@ -1,5 +1,7 @@
 """Adapters in files. Each format is one file here, with `detect`, `read` and `write`; none of them knows models.
 
+`detect` and `read` take an `Opened` path, which reads what is there once, however many formats look at it.
+
     peft          a folder with adapter_config.json and adapter_model.safetensors, or .bin as PEFT once wrote it
     safetensors   one file that holds any adapter (docs/format.md)
     loralib       a checkpoint of loralib 0.1: a pickled state dict, read without executing anything
@@ -10,6 +12,7 @@
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -18,13 +21,12 @@ from ..adapters.adapter import Adapter
 from ..adapters.updates import ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from ..storage.pickled import read_state_dict
-from ..storage.safetensors import read_header
 from . import diffusers, kohya, loralib_0_1, one_file, peft
 from .keys import KeyMap
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
-from .validation import check_sound
+from .opened import Opened
+from .validation import GIVE_A_KEY_MAP, NOT_WRITTEN, check_sound
 
 FORMATS: dict[str, ModuleType] = {
     "peft": peft,
@@ -48,7 +50,30 @@ def detect(path: str | os.PathLike[str]) -> str:
     ...     lora.detect(folder + "/mine.safetensors")
     'safetensors'
     """
-    return _found(Path(path))[0]
+    return open(path).format
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter in a file or folder, not yet read. format: one of `FORMATS`. opened: where the format finds it."""
+
+    path: Path
+    format: str
+    opened: Opened
+
+    def read(self, config: LoRAConfig | None = None) -> Adapter:
+        """The adapter; what `config` is for, and what is refused, see `load`."""
+        return _agreeing(self.path, FORMATS[self.format].read(self.opened, config), config)
+
+
+def open(path: str | os.PathLike[str], format: str | None = None) -> AdapterFile:
+    """Find the format of the adapter at `path`, where it is not given. Nothing is read twice, neither now nor by `read`."""
+    path = Path(path)
+    if format is not None:
+        _check_format(format)
+    _check_exists(path)
+    opened = Opened(path)
+    return AdapterFile(path, *_found(opened)) if format is None else AdapterFile(path, format, opened)
 
 
 def load(
@@ -77,29 +102,21 @@ def load(
     ...     lora.load(folder)
     Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
     """
+    if keys is None:
+        return open(path, format).read(config)
     path = Path(path)
-    if keys is not None:
-        _check_exists(path)
-        adapter = read_by_keys(path, keys, config)
-    elif format is not None:
-        _check_format(format)
-        _check_exists(path)
-        adapter = FORMATS[format].read(path, config)
-    else:
-        name, place = _found(path)
-        adapter = FORMATS[name].read(place, config)
-    if config is not None:
-        _check_agrees(path, adapter, config)
-    return adapter
+    _check_exists(path)
+    return _agreeing(path, read_by_keys(Opened(path), keys, config), config)
 
 
-def _check_agrees(path: Path, adapter: Adapter, config: LoRAConfig) -> None:
-    """`FormatError` when `config` says a rank or lora_alpha of a layer, and the file another."""
-    for field, pattern in (("r", config.rank_pattern), ("lora_alpha", config.alpha_pattern)):
+def _agreeing(path: Path, adapter: Adapter, config: LoRAConfig | None) -> Adapter:
+    """`adapter`; `FormatError` when `config` says a rank or lora_alpha of a layer, and the file another."""
+    for field, pattern in (("r", config.rank_pattern), ("lora_alpha", config.alpha_pattern)) if config else ():
         for name, update in adapter.layers.items():
             said, held = patterns.lookup(pattern, name, getattr(config, field)), getattr(update, field)
             if said not in (held, getattr(_UNSAID, field)) and not isinstance(update, ProjectionUpdate):
                 raise FormatError(f"{path}: layer {name!r} has {field}={held:g}, but config says {field}={said:g}.")
+    return adapter
 
 
 def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *, keys: KeyMap | None = None) -> None:
@@ -114,8 +131,10 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
     check_sound(adapter)
     if "" in adapter.layers and (keys is not None or format != "safetensors"):
         raise FormatError(
-            "The adapter is of a model that is one layer, which has no name; name it: adapter.rename({'': 'layer'}). "
-            "Nothing was written."
+            "The adapter is of a model that is one layer, which has no name",
+            "name it: adapter.rename({'': 'layer'})",
+            option="name it: --rename =layer",
+            outcome=NOT_WRITTEN,
         )
     if keys is not None:
         write_by_keys(adapter, path, keys)
@@ -134,38 +153,38 @@ def _check_exists(path: Path) -> None:
         raise FormatError(f"{path} does not exist; give the path of a saved adapter.")
 
 
-def _found(path: Path) -> tuple[str, Path]:
-    """The format of the adapter at `path`, and where it is: in a folder with one adapter file, that file."""
-    _check_exists(path)
-    for place in (path, *_only_file(path)):
+def _found(opened: Opened) -> tuple[str, Opened]:
+    """The format of the adapter at a path, and where it is: in a folder with one adapter file, that file."""
+    places = [opened, *_only_file(opened)]
+    for place in places:
         for name, module in FORMATS.items():
             if module.detect(place):
                 return name, place
-    place = next(iter(_only_file(path)), path)
-    raise FormatError(f"{place} holds no adapter in a known format: {_instead(place)}.")
+    raise _unknown(places[-1])
 
 
-def _only_file(path: Path) -> list[Path]:
-    """The file in the folder `path` that may hold an adapter, if there is exactly one."""
-    if not path.is_dir():
+def _only_file(opened: Opened) -> list[Opened]:
+    """The file in a folder that may hold an adapter, if there is exactly one."""
+    if not opened.path.is_dir():
         return []
-    files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".pt")]
-    return files if len(files) == 1 and files[0].name not in _MODEL_FILES else []
+    names = [file.name for file in sorted(opened.path.iterdir()) if file.suffix in (".safetensors", ".bin", ".pt")]
+    return [opened / names[0]] if len(names) == 1 and names[0] not in _MODEL_FILES else []
 
 
-def _instead(path: Path) -> str:
-    """What `path` holds, if that can be told, or what was expected."""
+def _unknown(opened: Opened) -> FormatError:
+    """The error that says what is at a path, or what was expected."""
+    path, nothing_known = opened.path, f"{opened} holds no adapter in a known format"
     if path.name in (peft.TENSORS, peft.PICKLED):
-        return f"{peft.CONFIG}, which PEFT writes beside this file, is missing"
+        return FormatError(f"{nothing_known}: {peft.CONFIG}, which PEFT writes beside this file, is missing.")
     if path.is_dir():
-        return _instead_in_folder(path)
+        return FormatError(f"{nothing_known}: {_instead_in_folder(path)}.")
     if path.suffix == ".json":
-        return "give the folder that the file is in"
-    names = list(read_header(path).entries if path.suffix == ".safetensors" else read_state_dict(path))
+        return FormatError(nothing_known, "give the folder that the file is in")
+    names = opened.names()
+    model = "" if any("lora" in name.lower() for name in names) else " (a whole model, perhaps)"
     shown = ", ".join(names[:3]) or "none"
-    model = "" if any("lora" in name.lower() for name in names) else "; a whole model, perhaps"
-    remedy = "give a key map, load(path, keys={pattern: replacement})"
-    return f"its tensors ({shown} …) have names of no known format{model}; for an adapter with names of your own {remedy}"
+    own_names = (f"for an adapter with names of your own {remedy}" for remedy in GIVE_A_KEY_MAP)
+    return FormatError(f"{nothing_known}: its tensors ({shown} …) have names of no known format{model}", *own_names)
 
 
 def _instead_in_folder(path: Path) -> str:
@@ -173,6 +192,6 @@ def _instead_in_folder(path: Path) -> str:
         return f"{files[0]} holds a whole model; an adapter of its difference to another makes `loralib extract`"
     if files := [name for name in (peft.TENSORS, peft.PICKLED) if (path / name).is_file()]:
         return f"{peft.CONFIG}, which PEFT writes beside {files[0]}, is missing"
-    if inside := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and peft.detect(folder)):
+    if inside := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and peft.detect(Opened(folder))):
         return f"there are adapters in {', '.join(inside[:3])} within it; give the path of one"
     return "; ".join(module.EXPECTED for module in FORMATS.values())

@@ -29,15 +29,30 @@ from typing import Any
 from torch import Tensor
 
 from .. import patterns
-from ..adapters.adapter import Adapter, described
-from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
+from ..adapters.adapter import Adapter
+from ..adapters.config_of import described
+from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from ..architectures import COMPONENTS
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_atomically
-from ..storage.safetensors import read_header, read_tensors, tensor_bytes
+from ..storage.safetensors import SUFFIX, tensor_bytes
+from .opened import Opened
 from .peft_config import configuration, refuse_unknown
-from .validation import alpha_of, common_form, made, pair, refuse
+from .validation import (
+    FACTORS,
+    MAGNITUDE,
+    NOT_WRITTEN,
+    alpha_of,
+    common_form,
+    from_shapes_of_peft,
+    in_shapes_of_peft,
+    kind_of,
+    made,
+    named,
+    parts_of,
+    refuse,
+)
 
 FILE = "pytorch_lora_weights.safetensors"
 EXPECTED = f"an adapter of diffusers is a file {FILE} with tensors named unet.… or text_encoder.…"
@@ -52,27 +67,25 @@ _SUFFIX = re.compile(
     r"|(?:lora\.)?(?P<alpha>alpha)|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
 _PARTS = {"down": "A", "up": "B", "A": "A", "B": "B", "alpha": "alpha", "lora_magnitude_vector": "magnitude"}
+_NAMES = {"lora_A": "A", "lora_B": "B", MAGNITUDE: "magnitude"}
 _DOWN_UP = {"unet": ("lora.down.weight", "lora.up.weight")}
 _OF_TEXT = ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight")
 _NEWER = ("lora_A.weight", "lora_B.weight")
 
 
-def detect(path: Path) -> bool:
-    """Whether `path` is such a file, or a folder with one, by the names of its tensors."""
-    try:
-        header = read_header(_file(path)) if _file(path).is_file() else None
-    except FormatError:
+def detect(opened: Opened) -> bool:
+    """Whether it is such a file, or a folder with one, by the names of its tensors."""
+    file = _file(opened)
+    if not file.is_safetensors:
         return False
-    if header is None:
-        return False
-    matches = [match for match in map(_SUFFIX.fullmatch, header.entries) if match]
-    return any(_has_component(match["layer"]) for match in matches) or (bool(matches) and _METADATA in header.metadata)
+    matches = [match for match in map(_SUFFIX.fullmatch, file.header().entries) if match]
+    return any(_has_component(match["layer"]) for match in matches) or (bool(matches) and _METADATA in file.metadata)
 
 
-def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
-    """The adapter in the file or folder `path`; `FormatError` when it is damaged or holds what cannot be represented."""
-    path = _file(path)
-    stored, metadata = read_tensors(path)
+def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
+    """The adapter in the file or folder; `FormatError` when it is damaged or holds what cannot be represented."""
+    file = _file(opened)
+    path, stored, metadata = file.path, file.mapped(), file.metadata
     said = _metadata(path, metadata.get(_METADATA))
     whole = "r" in said
     parts = _sorted(path, stored, whole)
@@ -86,7 +99,7 @@ def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
     if not layers:
         raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
     ordered = {name: layers[name] for name in parts}
-    return Adapter(described(LoRAConfig(), ordered), ordered, source=f"diffusers file {path.name}")
+    return Adapter(LoRAConfig(), ordered, source=f"diffusers file {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
@@ -96,20 +109,17 @@ def write(adapter: Adapter, path: Path) -> None:
     for name, update in layers.items():
         component = name.partition(".")[0]
         down, up = _DOWN_UP.get(component, _OF_TEXT if component.startswith("text_encoder") else _NEWER)
-        tensors |= {f"{name}.{down}": update.A, f"{name}.{up}": update.B}
-        if update.magnitude is not None:
-            ones = [1] * (update.B.dim() - 2)
-            magnitude = update.magnitude.reshape(1, -1, *ones) if ones else update.magnitude
-            tensors[f"{name}.lora_magnitude_vector.weight"] = magnitude
+        names = {"lora_A": down, "lora_B": up, MAGNITUDE: "lora_magnitude_vector.weight"}
+        tensors |= named(name, in_shapes_of_peft(update), names)
     metadata = {"format": "pt"}
     said = _said(layers)
     plain = all(update.scaling == 1 and not update.use_rslora for update in layers.values())
     if not plain or any(key.endswith(".rank_pattern") and value for key, value in said.items()):
         metadata[_METADATA] = json.dumps(said, indent=2, sort_keys=True)
     content = tensor_bytes(tensors, metadata)
-    if path.suffix != ".safetensors":
+    if path.suffix != SUFFIX:
         path.mkdir(parents=True, exist_ok=True)
-    write_atomically(_file(path) if path.suffix == ".safetensors" else path / FILE, content)
+    write_atomically(path / FILE if path.suffix != SUFFIX or path.is_dir() else path, content)
 
 
 def representable(adapter: Adapter, format: str) -> dict[str, LoRAUpdate]:
@@ -124,25 +134,26 @@ def representable(adapter: Adapter, format: str) -> dict[str, LoRAUpdate]:
     for name in layers:
         if not _has_component(name):
             raise FormatError(
-                f"{name!r} lies in none of the components {', '.join(COMPONENTS[:5])} …, by which {format} knows layers; name "
-                "one: adapter.rename({'': 'unet'}). Nothing was written."
+                f"{name!r} lies in none of the components {', '.join(COMPONENTS[:5])} …, by which {format} knows layers",
+                "name one: adapter.rename({'': 'unet'})",
+                option="name one: --rename =unet",
+                outcome=NOT_WRITTEN,
             )
     return layers
 
 
-def _file(path: Path) -> Path:
-    return path / FILE if path.is_dir() else path
+def _file(opened: Opened) -> Opened:
+    return opened / FILE if opened.path.is_dir() else opened
 
 
-def factored(
-    where: str, A: Tensor, B: Tensor, lora_alpha: float, use_rslora: bool = False, magnitude: Tensor | None = None
-) -> LoRAUpdate:
+def factored(where: str, parts: Mapping[str, Tensor], lora_alpha: float, use_rslora: bool = False) -> LoRAUpdate:
     """The update of a linear layer or, where the factors have a kernel, of a convolution; `FormatError` when only one has."""
+    A, B = (parts[factor] for factor in FACTORS)
     if A.dim() != B.dim():
         raise FormatError(
             f"{where} has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}; expected both with a kernel, or none."
         )
-    return made(where, ConvolutionUpdate if B.dim() > 2 else LoRAUpdate, A, B, lora_alpha, use_rslora, magnitude)
+    return made(where, kind_of(parts), parts, lora_alpha, use_rslora)
 
 
 def _has_component(name: str) -> bool:
@@ -210,19 +221,15 @@ def _configuration(path: Path, fields: Mapping[str, Any]) -> LoRAConfig:
         raise FormatError(f"{path}: {error}") from None
 
 
-def _update(where: str, name: str, component: str, parts: dict[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
-    A, B = pair(where, parts, "A", "B")
-    magnitude = parts.get("magnitude")
-    if magnitude is not None and B.dim() > 2 and magnitude.shape == (1, len(B), *B.shape[2:]):
-        magnitude = magnitude.flatten()
+def _update(where: str, name: str, component: str, stored: dict[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
+    parts = from_shapes_of_peft(parts_of(where, stored, _NAMES))
     if config is None:
-        rank = len(A) if A.dim() else 1
-        return factored(where, A, B, alpha_of(where, parts.get("alpha"), max(rank, 1)), False, magnitude)
-    if "alpha" in parts:
+        rank = len(parts["lora_A"]) if parts["lora_A"].dim() else 1
+        return factored(where, parts, alpha_of(where, stored.get("alpha"), max(rank, 1)))
+    if "alpha" in stored:
         raise FormatError(f"{where} has an alpha beside {_METADATA}, which says it, too.")
     inner = name.removeprefix(f"{component}.") if component else name
-    lora_alpha = patterns.lookup(config.alpha_pattern, inner, config.lora_alpha)
-    update = factored(where, A, B, lora_alpha, config.use_rslora, magnitude)
+    update = factored(where, parts, patterns.lookup(config.alpha_pattern, inner, config.lora_alpha), config.use_rslora)
     if update.r != (r := patterns.lookup(config.rank_pattern, inner, config.r)):
         raise FormatError(f"{where} has factors of rank {update.r}, but {_METADATA} says r={r}.")
     return update
@@ -237,7 +244,7 @@ def _said(layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
             raise FormatError(
                 f"Some layers of {component} scale by lora_alpha / √r, some by lora_alpha / r. Nothing was written."
             )
-        dora = {update.magnitude is not None for update in own.values()}
+        dora = {update.is_dora for update in own.values()}
         if len(dora) > 1:
             raise FormatError(
                 f"Some layers of {component} are DoRA and some are not, which diffusers cannot hold. Nothing was written."

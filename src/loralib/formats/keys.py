@@ -16,33 +16,34 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import patterns
-from ..adapters.adapter import Adapter, described
-from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate
+from ..adapters.adapter import Adapter
+from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
 from ..storage.atomic import write_atomically
-from ..storage.pickled import read_state_dict
-from ..storage.safetensors import read_tensors, tensor_bytes
-from .validation import alpha_of, alpha_tensor, by_layer, common_form, made, pair, refuse
+from ..storage.safetensors import tensor_bytes
+from .opened import Opened
+from .validation import FACTORS, PARTS, alpha_of, alpha_tensor, by_layer, common_form, kind_of, made, named, parts_of, refuse
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 
-_LINEAR, _EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
-_PARTS = (*_LINEAR, *_EMBEDDING, "lora_magnitude", "alpha")
+_LINEAR = {part: part for part in PARTS}
+_EMBEDDING = _LINEAR | {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+_PARTS = {*_LINEAR.values(), *_EMBEDDING.values(), "alpha"}
 _ENDS = tuple(f".{part}" for part in _PARTS)
 
 
-def read(path: Path, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:
+def read(opened: Opened, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in a file of tensors whose names `keys` turns into those above. `FormatError` for a name that it does not
     know, for two that become one, and for what is no adapter."""
-    stored = read_tensors(path)[0] if path.suffix == ".safetensors" else read_state_dict(path)
+    path, stored = opened.path, opened.tensors()
     new = mapped(path, stored, keys)
     factors, beside = by_layer(str(path), {new[key]: tensor for key, tensor in stored.items()}, _PARTS)
     layers = {name: _update(f"{path}: layer {name!r}", name, parts, config) for name, parts in factors.items()}
     if not layers:
         raise FormatError(f"{path}: the key map finds no factors; they must become <layer>.lora_A and <layer>.lora_B.")
     tensors = {new[key]: tensor for key, tensor in stored.items() if new[key] in beside}
-    return Adapter(described(config or LoRAConfig(), layers), layers, tensors, source=f"{path.name}, by a key map")
+    return Adapter(config or LoRAConfig(), layers, tensors, source=f"{path.name}, by a key map")
 
 
 def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
@@ -56,10 +57,8 @@ def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
             raise FormatError(
                 f"{name!r} is scaled by lora_alpha / √r, which a file with a key map does not say. Nothing was written."
             )
-        key_A, key_B = _EMBEDDING if isinstance(plain, EmbeddingUpdate) else _LINEAR
-        tensors |= {f"{name}.{key_A}": plain.A, f"{name}.{key_B}": plain.B, f"{name}.alpha": alpha_tensor(plain.lora_alpha)}
-        if plain.magnitude is not None:
-            tensors[f"{name}.lora_magnitude"] = plain.magnitude
+        tensors |= named(name, plain.tensors(), _EMBEDDING if isinstance(plain, EmbeddingUpdate) else _LINEAR)
+        tensors[f"{name}.alpha"] = alpha_tensor(plain.lora_alpha)
     refuse("tensors named as factors", [name for name in adapter.tensors if name.endswith(_ENDS)], "A file with a key map")
     tensors |= adapter.tensors
     new = mapped(path, tensors, keys)
@@ -96,10 +95,10 @@ def _replacing(keys: Mapping[str, str]) -> Callable[[str], str]:
     return new
 
 
-def _update(where: str, name: str, parts: Mapping[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
-    embeds = bool(parts.keys() & set(_EMBEDDING))
-    A, B = pair(where, parts, *_EMBEDDING, without=_LINEAR) if embeds else pair(where, parts, *_LINEAR)
-    kind = EmbeddingUpdate if embeds else ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
+def _update(where: str, name: str, stored: Mapping[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
+    embeds = any(_EMBEDDING[part] in stored for part in FACTORS)
+    parts = parts_of(where, stored, _EMBEDDING if embeds else _LINEAR, without=FACTORS if embeds else ())
+    A = parts["lora_A"]
     default = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else max(len(A) if A.dim() else 1, 1)
-    rslora = bool(config and config.use_rslora)
-    return made(where, kind, A, B, alpha_of(where, parts.get("alpha"), default), rslora, parts.get("lora_magnitude"))
+    lora_alpha = alpha_of(where, stored.get("alpha"), default)
+    return made(where, EmbeddingUpdate if embeds else kind_of(parts), parts, lora_alpha, bool(config and config.use_rslora))

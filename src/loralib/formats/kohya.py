@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter, described
+from ..adapters.adapter import Adapter
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig, alpha_for
 from ..errors import FormatError
 from ..storage.atomic import write_atomically
-from ..storage.safetensors import read_header, read_tensors, tensor_bytes
+from ..storage.safetensors import tensor_bytes
 from .diffusers import factored, representable
 from .diffusion_names import dotted, underscored
-from .validation import FLOATS, alpha_of, alpha_tensor, pair
+from .opened import Opened
+from .validation import FLOATS, GIVE_A_KEY_MAP, MAGNITUDE, NOT_WRITTEN, alpha_of, alpha_tensor, named, parts_of
 
 EXPECTED = "an adapter of kohya's scripts is a .safetensors file with tensors named lora_unet_… or lora_te_…"
 
@@ -43,6 +44,7 @@ _COMPONENTS = {
 }
 _KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)")
 _DOWN, _UP, _MID, _SCALE, _ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "dora_scale", "alpha"
+_NAMES = {"lora_A": _DOWN, "lora_B": _UP, MAGNITUDE: _SCALE}
 _LARGEST_KERNEL = 8 * 8
 _CLIPS = ("text_encoder", "text_encoder_2")
 # fmt: off
@@ -54,18 +56,15 @@ _OTHERS = {  # what tensors are whose names begin so
 # fmt: on
 
 
-def detect(path: Path) -> bool:
-    """Whether `path` is such a file, by the names of its tensors."""
-    try:
-        return path.is_file() and any(_KEY.fullmatch(name) for name in read_header(path).entries)
-    except FormatError:
-        return False
+def detect(opened: Opened) -> bool:
+    """Whether it is such a file, by the names of its tensors."""
+    return opened.is_safetensors and any(map(_KEY.fullmatch, opened.header().entries))
 
 
-def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
-    """The adapter in the file `path`; `FormatError` when it is damaged, or of another method, or names a layer whose
-    dotted name cannot be told."""
-    stored, _ = read_tensors(path)
+def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
+    """The adapter in the file; `FormatError` when it is damaged, or of another method, or names a layer whose dotted name
+    cannot be told."""
+    path, stored = opened.path, opened.mapped()
     parts: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in stored.items():
@@ -82,14 +81,11 @@ def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
             layer[match[3]] = tensor
     if unknown:
         names = ", ".join(sorted(set(unknown))[:3])
-        raise FormatError(
-            f"{path}: what {names} are called in the model cannot be told from underscores; give a key map: "
-            "load(path, keys={pattern: replacement})."
-        )
+        raise FormatError(f"{path}: what {names} are called in the model cannot be told from underscores", *GIVE_A_KEY_MAP)
     layers = {name: _update(f"{path}: layer {name!r}", found) for name, found in parts.items()}
     if not layers:
         raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
-    return Adapter(described(LoRAConfig(), layers), layers, source=f"kohya file {path.name}")
+    return Adapter(LoRAConfig(), layers, source=f"kohya file {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
@@ -103,18 +99,21 @@ def write(adapter: Adapter, path: Path) -> None:
         flat = underscored(inner)
         if component in _CLIPS and inner.startswith("encoder.layers."):
             raise FormatError(
-                f"{name!r}: programs that read kohya's format know this layer as text_model.{inner}; name it so: "
-                f"adapter.rename({{'{component}.encoder': '{component}.text_model.encoder'}}). Nothing was written."
+                f"{name!r}: programs that read kohya's format know this layer as text_model.{inner}",
+                f"name it so: adapter.rename({{'{component}.encoder': '{component}.text_model.encoder'}})",
+                option=f"name it so: --rename {component}.encoder={component}.text_model.encoder",
+                outcome=NOT_WRITTEN,
             )
         if component not in prefixes or dotted(flat) != inner:
             raise FormatError(
-                f"{name!r} cannot be told back from underscores, which kohya's format has for dots. Nothing was written."
+                f"{name!r} cannot be told back from underscores, which kohya's format has for dots.", outcome=NOT_WRITTEN
             )
         key = f"{prefixes[component]}_{flat}"
         lora_alpha = alpha_for(update.scaling, update.r) if update.use_rslora else update.lora_alpha
-        tensors |= {f"{key}.{_DOWN}": update.A, f"{key}.{_UP}": update.B, f"{key}.{_ALPHA}": alpha_tensor(lora_alpha)}
-        if update.magnitude is not None:
-            tensors[f"{key}.{_SCALE}"] = update.magnitude.reshape(-1, *[1] * (update.A.dim() - 1))
+        parts = update.tensors()
+        if update.is_dora:
+            parts[MAGNITUDE] = parts[MAGNITUDE].reshape(-1, *[1] * (update.A.dim() - 1))
+        tensors |= named(key, parts, _NAMES) | {f"{key}.{_ALPHA}": alpha_tensor(lora_alpha)}
     write_atomically(path, tensor_bytes(tensors, {"format": "pt"}))
 
 
@@ -125,17 +124,18 @@ def _check_part(path: Path, key: str, part: str) -> None:
         raise FormatError(f"{path}: tensor {key!r} is {kind}.")
 
 
-def _update(where: str, parts: Mapping[str, Tensor]) -> LoRAUpdate:
-    A, B = pair(where, parts, _DOWN, _UP)
-    if _MID in parts:
-        A = _multiplied(where, parts[_MID], A)
-    lora_alpha = alpha_of(where, parts.get(_ALPHA), max(len(A) if A.dim() else 1, 1))
-    scale = parts.get(_SCALE)
-    if scale is not None and (not scale.dim() or scale.shape[1:].numel() != 1):
-        raise FormatError(
-            f"{where} has dora_scale {tuple(scale.shape)}, not one number an output; scales an input cannot be represented."
-        )
-    return factored(where, A, B, lora_alpha, False, None if scale is None else scale.flatten())
+def _update(where: str, stored: Mapping[str, Tensor]) -> LoRAUpdate:
+    parts = parts_of(where, stored, _NAMES)
+    if _MID in stored:
+        parts["lora_A"] = _multiplied(where, stored[_MID], parts["lora_A"])
+    A, scale = parts["lora_A"], parts.get(MAGNITUDE)
+    if scale is not None:
+        if not scale.dim() or scale.shape[1:].numel() != 1:
+            raise FormatError(
+                f"{where} has dora_scale {tuple(scale.shape)}, not one number an output; scales an input cannot be represented."
+            )
+        parts[MAGNITUDE] = scale.flatten()
+    return factored(where, parts, alpha_of(where, stored.get(_ALPHA), max(len(A) if A.dim() else 1, 1)))
 
 
 def _multiplied(where: str, mid: Tensor, down: Tensor) -> Tensor:

@@ -14,45 +14,47 @@ import torch
 from torch import Tensor
 
 from .. import patterns
-from ..adapters.adapter import Adapter, described
+from ..adapters.adapter import Adapter
 from ..adapters.updates import EmbeddingUpdate, FusedUpdate, LegacyConvolutionUpdate, LoRAUpdate
 from ..architectures import is_embedding
 from ..config import LoRAConfig
 from ..errors import FormatError
 from ..storage.atomic import write_atomically
-from ..storage.pickled import read_state_dict
-from .validation import by_layer, made, pair, refuse
+from ..storage.safetensors import SUFFIX
+from .opened import Opened
+from .validation import FACTORS, by_layer, made, named, parts_of, refuse
 
 EXPECTED = "a checkpoint of loralib 0.1 is a file of torch.save with tensors named <layer>.lora_A and <layer>.lora_B"
 
-_FACTORS = ("lora_A", "lora_B")
-_ENDS = tuple(f".{factor}" for factor in _FACTORS)
+_NAMES = {factor: factor for factor in FACTORS}
+_ENDS = tuple(f".{factor}" for factor in FACTORS)
 
 
-def detect(path: Path) -> bool:
-    """Whether `path` is a pickled state dict with 0.1's names."""
-    if not path.is_file() or path.suffix == ".safetensors":
+def detect(opened: Opened) -> bool:
+    """Whether it is a pickled state dict with 0.1's names."""
+    if not opened.path.is_file() or opened.path.suffix == SUFFIX:
         return False
     try:
-        return any(name.endswith(".lora_A") for name in read_state_dict(path))
+        return any(name.endswith(".lora_A") for name in opened.state_dict())
     except FormatError:
         return False
 
 
-def read(path: Path, config: LoRAConfig | None = None, *, unknown_alpha: bool = False) -> Adapter:
-    """The adapter in the file `path`. config: its `lora_alpha` (and `alpha_pattern`), and its `enable_lora` for fused
+def read(opened: Opened, config: LoRAConfig | None = None, *, unknown_alpha: bool = False) -> Adapter:
+    """The adapter in the file. config: its `lora_alpha` (and `alpha_pattern`), and its `enable_lora` for fused
     projections; the rank is found in the file. unknown_alpha: take lora_alpha = r, so that ΔW is known up to a factor.
 
     Raises `FormatError` when the file is no such state dict, holds a whole model, or needs what `config` does not say.
     """
-    state = read_state_dict(path)
-    factors, beside = by_layer(str(path), state, _FACTORS)
+    path, state = opened.path, opened.state_dict()
+    factors, beside = by_layer(str(path), state, FACTORS)
     if not factors:
         raise FormatError(f"{path} holds no LoRA factors (tensors named lora_A and lora_B).")
     if config is None and not unknown_alpha:
         raise FormatError(
-            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha; give that of its training: "
-            "load(path, config=LoRAConfig(lora_alpha=16))."
+            f"{path} is a checkpoint of loralib 0.1, which does not say lora_alpha",
+            "give that of its training: load(path, config=LoRAConfig(lora_alpha=16))",
+            option="give that of its training: --lora-alpha N",
         )
     if whole := [name for name in factors if f"{name}.weight" in beside or f"{name}.conv.weight" in beside]:
         raise FormatError(
@@ -62,8 +64,7 @@ def read(path: Path, config: LoRAConfig | None = None, *, unknown_alpha: bool = 
     layers = {name: _update(f"{path}: layer {name!r}", name, parts, config) for name, parts in factors.items()}
     tensors = {name: state[name] for name in state if name in beside}
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in tensors))
-    found = described(LoRAConfig(modules_to_save=modules), layers)
-    return Adapter(found, layers, tensors, source=f"loralib 0.1 checkpoint {path.name}")
+    return Adapter(LoRAConfig(modules_to_save=modules), layers, tensors, source=f"loralib 0.1 checkpoint {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
@@ -80,11 +81,11 @@ def write(adapter: Adapter, path: Path) -> None:
         known = type(update) in (EmbeddingUpdate, LegacyConvolutionUpdate, FusedUpdate)
         known = known or (type(update) is LoRAUpdate and update.A.dim() == 2)
         uneven = isinstance(update, FusedUpdate) and len(set(update.widths)) > 1
-        if not known or uneven or update.use_rslora or update.magnitude is not None:
+        if not known or uneven or update.use_rslora or update.is_dora:
             what = "of slices of unequal width" if uneven else "a DoRA update" if known else f"a {type(update).__name__}"
             what = "scaled by lora_alpha / √r" if update.use_rslora else what
             raise FormatError(f"The update of {name!r} is {what}, which loralib 0.1 does not know. Nothing was written.")
-        state |= {f"{name}.lora_A": update.A, f"{name}.lora_B": update.B}
+        state |= named(name, update.tensors(), _NAMES)
     refuse(
         "tensors named as factors, and weights of adapted layers",
         [name for name in adapter.tensors if name.endswith(_ENDS) or name.removesuffix(".weight") in adapter.layers],
@@ -99,7 +100,8 @@ def write(adapter: Adapter, path: Path) -> None:
 
 
 def _update(where: str, name: str, parts: dict[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
-    A, B = pair(where, parts, *_FACTORS)
+    parts = parts_of(where, parts, _NAMES)
+    A, B = parts.values()
     if A.dim() != 2 or B.dim() != 2 or not 0 < B.shape[1] <= len(A) or len(A) % B.shape[1]:
         raise FormatError(f"{where}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} are no factors of one update.")
     r, n = B.shape[1], len(A) // B.shape[1]
@@ -107,14 +109,15 @@ def _update(where: str, name: str, parts: dict[str, Tensor], config: LoRAConfig 
     mask = patterns.lookup(config.masks, name, None) if config else None
     if mask is None and n > 1:
         raise FormatError(
-            f"{where} fuses several projections, {n} of which have factors; say which: LoRAConfig(lora_alpha=…, "
-            "enable_lora=[True, False, True])."
+            f"{where} fuses several projections, {n} of which have factors",
+            "say which: LoRAConfig(lora_alpha=…, enable_lora=[True, False, True])",
+            option="say which: --enable-lora true,false,true",
         )
     if mask is None:
-        return made(where, EmbeddingUpdate if is_embedding(name) else LoRAUpdate, A, B, lora_alpha)
+        return made(where, EmbeddingUpdate if is_embedding(name) else LoRAUpdate, parts, lora_alpha)
     if sum(mask) != n or len(B) % n:
         raise FormatError(
             f"{where}: enable_lora={list(mask)} does not fit lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}."
         )
     widths = (len(B) // n,) * len(mask)
-    return made(where, FusedUpdate, A, B, lora_alpha, enable_lora=tuple(mask), widths=widths)
+    return made(where, FusedUpdate, parts, lora_alpha, enable_lora=tuple(mask), widths=widths)

@@ -5,6 +5,7 @@ The tensors are `layers.<layer>.lora_A`, `layers.<layer>.lora_B`, `layers.<layer
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +20,15 @@ from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_atomically
-from ..storage.safetensors import read_header, read_tensors, tensor_bytes
-from .validation import made, pair
+from ..storage.safetensors import tensor_bytes
+from .opened import Opened
+from .validation import PARTS, made, parts_of
 
 EXPECTED = "a one-file adapter is a .safetensors file with 'loralib' in its metadata"
 
-_KEY, _VERSION = "loralib", 1
+_KEY, _VERSION = "loralib", 2
 _KINDS = {
-    kind.__name__: kind
+    kind.kind: kind
     for kind in (
         updates.LoRAUpdate,
         updates.EmbeddingUpdate,
@@ -40,40 +42,33 @@ _PLACES = ("config", "layers", "metadata", "rows")
 _OF_ALL = {"kind", "lora_alpha", "use_rslora"}
 
 
-def detect(path: Path) -> bool:
-    """Whether `path` is a file of this format."""
-    try:
-        return path.is_file() and _KEY in read_header(path).metadata
-    except FormatError:
-        return False
+def detect(opened: Opened) -> bool:
+    """Whether it is a file of this format."""
+    return opened.is_safetensors and _KEY in opened.metadata
 
 
-def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
-    """The adapter in the file `path`; `FormatError` when it is damaged, or of a later version."""
-    tensors, metadata = read_tensors(path)
-    said = _parsed(path, metadata.get(_KEY, ""))
-    layers, rows = said["layers"], said["rows"]
-    expected = {f"rows.{name}" for name in rows}
-    found_layers = {}
-    for name, values in layers.items():
-        found_layers[name] = update = _update(f"{path}: layer {name!r}", name, values, tensors)
-        expected |= {f"layers.{name}.{part}" for part in _parts(update)}
-    found_rows = {
-        name: _rows(f"{path}: rows of {name!r}", indices, tensors.get(f"rows.{name}")) for name, indices in rows.items()
-    }
+def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
+    """The adapter in the file; `FormatError` when it is damaged, or of another version."""
+    path, tensors = opened.path, opened.mapped()
+    said = _parsed(path, opened.metadata.get(_KEY, ""))
+    layers, expected = {}, {f"rows.{name}" for name in said["rows"]}
+    for name, values in said["layers"].items():
+        held = {part: tensors[key] for part in PARTS if (key := f"layers.{name}.{part}") in tensors}
+        expected |= {f"layers.{name}.{part}" for part in held}
+        layers[name] = _update(f"{path}: layer {name!r}", values, held)
+    rows = {n: _rows(f"{path}: rows of {n!r}", indices, tensors.get(f"rows.{n}")) for n, indices in said["rows"].items()}
     beside = {key.removeprefix("tensors."): tensor for key, tensor in tensors.items() if key.startswith("tensors.")}
     if strays := sorted(tensors.keys() - expected - {f"tensors.{name}" for name in beside}):
         raise FormatError(f"{path} holds the tensor {strays[0]!r}, of which its description says nothing.")
-    return Adapter(
-        _config(path, said["config"]), found_layers, beside, said["metadata"], found_rows, f"one-file adapter {path.name}"
-    )
+    found = _config(path, said["config"])
+    return Adapter(found, layers, beside, said["metadata"], rows, f"one-file adapter {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
     """Write the file `path`."""
     tensors: dict[str, Tensor] = {}
     for name, update in adapter.layers.items():
-        tensors |= {f"layers.{name}.{part}": tensor for part, tensor in _parts(update).items()}
+        tensors |= {f"layers.{name}.{part}": tensor for part, tensor in update.tensors().items()}
     tensors |= {f"tensors.{name}": tensor for name, tensor in adapter.tensors.items()}
     tensors |= {f"rows.{name}": rows.values for name, rows in adapter.rows.items()}
     said = {
@@ -87,16 +82,10 @@ def write(adapter: Adapter, path: Path) -> None:
     write_atomically(path, tensor_bytes(tensors, {_KEY: content}))
 
 
-def _parts(update: LoRAUpdate) -> dict[str, Tensor]:
-    magnitude = {} if update.magnitude is None else {"lora_magnitude": update.magnitude}
-    return {"lora_A": update.A, "lora_B": update.B} | magnitude
-
-
 def _said(name: str, update: LoRAUpdate) -> dict[str, Any]:
-    kind = type(update).__name__
-    if _KINDS.get(kind) is not type(update):
-        raise FormatError(f"The update of {name!r} is a {kind}, which no format knows. Nothing was written.")
-    values = {"kind": kind, "lora_alpha": update.lora_alpha, "use_rslora": update.use_rslora}
+    if _KINDS.get(update.kind) is not type(update):
+        raise FormatError(f"The update of {name!r} is a {type(update).__name__}, which no format knows. Nothing was written.")
+    values = {"kind": update.kind, "lora_alpha": update.lora_alpha, "use_rslora": update.use_rslora}
     return values | {key: list(v) if isinstance(v, tuple) else v for key, v in update.own_fields()}
 
 
@@ -105,8 +94,13 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         said = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: the description of the adapter is not JSON ({error}).") from None
-    if not isinstance(said, dict) or said.get("version") != _VERSION:
-        version = said.get("version") if isinstance(said, dict) else None
+    version = said.get("version") if isinstance(said, dict) else None
+    if version == 1:
+        raise FormatError(
+            f"{path} is of version 1 of the format, which only development versions of this library wrote; this one reads "
+            f"version {_VERSION}: save the adapter again, from the model or with the version that wrote it to another format."
+        )
+    if not isinstance(said, dict) or version != _VERSION:
         raise FormatError(f"{path} is of version {version!r} of the format; this library reads version {_VERSION}.")
     for key in _PLACES:
         if not isinstance(said.get(key), dict):
@@ -125,27 +119,31 @@ def _config(path: Path, values: Mapping[str, Any]) -> LoRAConfig:
         raise FormatError(f"{path}: {error}") from None
 
 
-def _update(where: str, name: str, values: Any, tensors: Mapping[str, Tensor]) -> LoRAUpdate:
+def _update(where: str, values: Any, tensors: Mapping[str, Tensor]) -> LoRAUpdate:
     said = values.get("kind") if isinstance(values, dict) else None
     kind = _KINDS.get(said) if isinstance(said, str) else None
     if kind is None:
         raise FormatError(f"{where} is of no known kind: {values!r:.80}.")
-    prefix = f"layers.{name}."
-    A, B = pair(
-        where, {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}, "lora_A", "lora_B"
-    )
-    own = {field.name: type(field.default) for field in dataclasses.fields(kind)[len(dataclasses.fields(LoRAUpdate)) :]}
-    if values.keys() != _OF_ALL | own.keys() or not all(_has_type(values[key], kind) for key, kind in own.items()):
+    own = _own_fields(kind)
+    if values.keys() != _OF_ALL | own.keys() or not all(_has_type(values[key], type_) for key, type_ in own.items()):
         raise FormatError(f"{where} has other fields than a {kind.__name__}: {sorted(values)}.")
     fields = {key: tuple(values[key]) if type_ is tuple else values[key] for key, type_ in own.items()}
-    magnitude = tensors.get(f"{prefix}lora_magnitude")
-    return made(where, kind, A, B, values["lora_alpha"], values["use_rslora"], magnitude, **fields)
+    parts = parts_of(where, tensors, {part: part for part in PARTS})
+    return made(where, kind, parts, values["lora_alpha"], values["use_rslora"], **fields)
+
+
+@functools.cache
+def _own_fields(kind: type[LoRAUpdate]) -> dict[str, type]:
+    """The fields that only `kind` has, with their types."""
+    return {field.name: type(field.default) for field in dataclasses.fields(kind)[len(dataclasses.fields(LoRAUpdate)) :]}
 
 
 def _has_type(value: Any, kind: type) -> bool:
     """Whether `value` is what JSON makes of a field of `kind`: a list of numbers or truth values for a tuple."""
     if kind is tuple:
         return isinstance(value, list) and all(type(item) in (int, bool) for item in value)
+    if kind is float:
+        return type(value) in (int, float) and value >= 0
     return type(value) is kind
 
 

@@ -20,7 +20,7 @@ refused: grouped and transposed convolutions, bilinear layers. `peft_config` rea
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,51 +29,54 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
-from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, FusedUpdate, LoRAUpdate, ProjectionUpdate
+from ..adapters.updates import EmbeddingUpdate, FusedUpdate, LoRAUpdate, ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from ..storage.atomic import read_json, write_together
-from ..storage.pickled import read_state_dict
-from ..storage.safetensors import read_tensors, tensor_bytes
+from ..storage.atomic import write_together
+from ..storage.safetensors import tensor_bytes
 from ..tensors import same_bits
+from .opened import Opened
 from .peft_attention import apart, configured, joined, plain
 from .peft_config import METADATA, configuration, configuration_of, refuse_unknown
-from .validation import common_form, made, pair
+from .validation import FACTORS, MAGNITUDE, common_form, from_shapes_of_peft, in_shapes_of_peft, kind_of, made, named, parts_of
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
 
 _PREFIX = "base_model.model."
-_LINEAR, _EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
-_MAGNITUDE = "lora_magnitude_vector"
+_LINEAR = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
+_EMBEDDING = _LINEAR | {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+_PARTS = {*_LINEAR.values(), *_EMBEDDING.values()}
 _TOKENS, _BASE, _SAVED, _ORIGINAL = "token_adapter", "base_layer", "modules_to_save", "original_module"
 _ROWS = f".{_TOKENS}.trainable_tokens_delta"
 _WRAPPERS = {_TOKENS, _BASE, _SAVED, _ORIGINAL}  # modules that PEFT puts between a model's own
 
 
-def detect(path: Path) -> bool:
-    """Whether `path` is a folder with PEFT's configuration file, or the file of tensors in one."""
-    return (_folder(path) / CONFIG).is_file()
+def detect(opened: Opened) -> bool:
+    """Whether it is a folder with PEFT's configuration file, or the file of tensors in one."""
+    return (_folder(opened) / CONFIG).path.is_file()
 
 
-def _folder(path: Path) -> Path:
-    return path.parent if path.name in (TENSORS, PICKLED) and path.is_file() else path
+def _folder(opened: Opened) -> Opened:
+    path = opened.path
+    return Opened(path.parent) if path.name in (TENSORS, PICKLED) and path.is_file() else opened
 
 
-def read(path: Path, config: LoRAConfig | None = None) -> Adapter:
-    """The adapter in the folder `path`; `FormatError` when it is damaged or asks for what cannot be represented."""
-    path = _folder(path)
-    values = read_json(path / CONFIG)
+def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
+    """The adapter in the folder; `FormatError` when it is damaged or asks for what cannot be represented."""
+    folder = _folder(opened)
+    path, values = folder.path, (folder / CONFIG).json()
     refuse_unknown(path / CONFIG, values)
     try:
         found = configuration(values)
     except (ConfigError, TypeError, OverflowError) as error:
         raise FormatError(f"{path / CONFIG}: {error}") from None
-    factors, tensors, rows = _sort(path / TENSORS, _read_stored(path))
-    layers = apart({name: _update(path, name, parts, found) for name, parts in factors.items()})
+    where = str(path / TENSORS)
+    factors, tensors, rows = _sort(where, _stored(folder))
+    layers = apart({name: _update(where, name, parts, found) for name, parts in factors.items()})
     if not layers:
-        raise FormatError(f"{path / TENSORS} holds no LoRA factors; it is no LoRA adapter.")
-    dora = [update.magnitude is not None for update in layers.values()]
+        raise FormatError(f"{where} holds no LoRA factors; it is no LoRA adapter.")
+    dora = [update.is_dora for update in layers.values()]
     if any(dora) != bool(values.get("use_dora")) or (any(dora) and not all(dora)):
         raise FormatError(f"{path}: use_dora={values.get('use_dora')}, but {sum(dora)} of {len(dora)} layers have magnitudes.")
     metadata = {key: str(values[key]) for key in METADATA if values.get(key) is not None}
@@ -117,13 +120,10 @@ def write(adapter: Adapter, path: Path) -> None:
             raise FormatError(f"{name!r}: PEFT gives the name {reserved[0]!r} a meaning of its own. Nothing was written.")
     layers = joined({name: _representable(name, update) for name, update in adapter.layers.items()})
     config = json.dumps(configuration_of(adapter, layers), indent=2, sort_keys=True) + "\n"
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, update in layers.items():
-        key_A, key_B = _EMBEDDING if isinstance(update, EmbeddingUpdate) else _LINEAR
-        tensors[f"{name}.{key_A}"], tensors[f"{name}.{key_B}"] = update.A, update.B
-        if update.magnitude is not None:
-            ones = [1] * (update.B.dim() - 2)
-            tensors[f"{name}.{_MAGNITUDE}"] = update.magnitude.reshape(1, -1, *ones) if ones else update.magnitude
+        names = _EMBEDDING if isinstance(update, EmbeddingUpdate) else _LINEAR
+        tensors |= named(name, in_shapes_of_peft(update), names)
     of_tokens = {name.removesuffix(".weight"): rows.values for name, rows in adapter.rows.items()}
     tensors |= {f"{name}{_ROWS}": values for name, values in of_tokens.items()}
     wrapped = {plain(name): f"{name}.{_BASE}" for name in layers} | {n: f"{n}.{_TOKENS}.{_BASE}" for n in of_tokens}
@@ -140,39 +140,40 @@ def _representable(name: str, update: LoRAUpdate) -> LoRAUpdate:
     return update if isinstance(update, ProjectionUpdate) else common_form(name, update, "PEFT")
 
 
-def _read_stored(path: Path) -> dict[str, Tensor]:
+def _stored(folder: Opened) -> dict[str, Tensor]:
     """The tensors of the folder; before version 0.7 PEFT pickled them."""
-    if (path / TENSORS).is_file():
-        return read_tensors(path / TENSORS)[0]
-    if (path / PICKLED).is_file():
-        return read_state_dict(path / PICKLED)
-    raise FormatError(f"{path} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
+    for name in (TENSORS, PICKLED):
+        if (folder / name).path.is_file():
+            return (folder / name).tensors()
+    raise FormatError(f"{folder} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
 
 
-def _sort(path: Path, stored: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
+def _sort(where: str, stored: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
     """The factors by layer, the other tensors by the names they have in the model, and rows of tokens by layer."""
     factors: dict[str, dict[str, Tensor]] = {}
     tensors: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
     for key, tensor in stored.items():
         if not key.startswith(_PREFIX) or key == _PREFIX:
-            raise FormatError(f"{path}: tensor {key!r} has no PEFT name (those start with {_PREFIX!r}).")
-        parts = key.removeprefix(_PREFIX).split(".")
-        name, _, factor = key.removeprefix(_PREFIX).rpartition(".lora_")
-        factor = f"lora_{factor}".removesuffix(".weight") if factor.startswith("magnitude") else f"lora_{factor}"
-        if name and factor in (*_LINEAR, *_EMBEDDING, _MAGNITUDE):
-            factors.setdefault(name, {})[factor] = tensor
-        elif any(part.startswith("lora_") for part in parts):
-            raise FormatError(f"{path}: tensor {key!r} belongs to a kind of layer that cannot be represented.")
+            raise FormatError(f"{where}: tensor {key!r} has no PEFT name (those start with {_PREFIX!r}).")
+        own = key.removeprefix(_PREFIX)
+        name, _, part = own.rpartition(".lora_")
+        part = f"lora_{part}".removesuffix(".weight") if part.startswith("magnitude") else f"lora_{part}"
+        if name and part in _PARTS:
+            factors.setdefault(name, {})[part] = tensor
+            continue
+        parts = own.split(".")
+        if any(part.startswith("lora_") for part in parts):
+            raise FormatError(f"{where}: tensor {key!r} belongs to a kind of layer that cannot be represented.")
         elif key.endswith(_ROWS):
-            rows[key.removeprefix(_PREFIX).removesuffix(_ROWS)] = tensor
+            rows[own.removesuffix(_ROWS)] = tensor
         elif _TOKENS in parts and (parts[-3:-1] != [_TOKENS, _BASE] or _WRAPPERS & set(parts[:-3])):
-            raise FormatError(f"{path}: tensor {key!r} belongs to trained tokens, and is not their rows.")
+            raise FormatError(f"{where}: tensor {key!r} belongs to trained tokens, and is not their rows.")
         elif _ORIGINAL not in parts:
-            own = _plain_name(parts)
-            if own in tensors and not same_bits(tensors[own], tensor):
-                raise FormatError(f"{path}: tensor {key!r} and another are both {own!r}, and differ.")
-            tensors[own] = tensor
+            name = _plain_name(parts)
+            if name in tensors and not same_bits(tensors[name], tensor):
+                raise FormatError(f"{where}: tensor {key!r} and another are both {name!r}, and differ.")
+            tensors[name] = tensor
     return factors, tensors, rows
 
 
@@ -184,25 +185,28 @@ def _plain_name(parts: list[str]) -> str:
     return ".".join(own)
 
 
-def _update(path: Path, name: str, parts: dict[str, Tensor], config: LoRAConfig) -> LoRAUpdate:
-    where = f"{path / TENSORS}: layer {name!r}"
-    keys = _EMBEDDING if parts.keys() & set(_EMBEDDING) else _LINEAR
-    A, B = pair(where, parts, *keys, without=_LINEAR if keys is _EMBEDDING else ())
-    name = configured(name)
+def _update(file: str, name: str, stored: dict[str, Tensor], config: LoRAConfig) -> LoRAUpdate:
+    where = f"{file}: layer {name!r}"
+    embeds = any(_EMBEDDING[factor] in stored for factor in FACTORS)
+    without = [_LINEAR[factor] for factor in FACTORS] if embeds else ()
+    parts = from_shapes_of_peft(parts_of(where, stored, _EMBEDDING if embeds else _LINEAR, without))
+    name, slices = configured(name), {}
+    kind = EmbeddingUpdate if embeds else kind_of(parts)
+    if not embeds and (mask := patterns.lookup(config.masks, name, ())):
+        kind, slices = FusedUpdate, _sliced(where, parts, mask)
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
-    mask = patterns.lookup(config.masks, name, None) if keys is _LINEAR else None
-    magnitude = parts.get(_MAGNITUDE)
-    magnitude = magnitude if magnitude is None or magnitude.dim() == 1 else magnitude.flatten()
-    if mask:
-        width, rest = divmod(len(B) if B.dim() else 0, sum(mask))
-        if rest:
-            raise FormatError(f"{where}: lora_B {tuple(B.shape)} cannot be cut into the slices of enable_lora={list(mask)}.")
-        B = B.flatten(1) if B.dim() > 2 and B.shape[2:].numel() == 1 else B
-        slices = {"enable_lora": tuple(mask), "widths": (width,) * len(mask)}
-        update = made(where, FusedUpdate, A, B, lora_alpha, config.use_rslora, magnitude, **slices)
-    else:
-        kind = EmbeddingUpdate if keys is _EMBEDDING else ConvolutionUpdate if B.dim() > 2 else LoRAUpdate
-        update = made(where, kind, A, B, lora_alpha, config.use_rslora, magnitude)
+    update = made(where, kind, parts, lora_alpha, config.use_rslora, **slices)
     if update.r != (r := patterns.lookup(config.rank_pattern, name, config.r)):
         raise FormatError(f"{where} has factors of rank {update.r}, but {CONFIG} says r={r}.")
     return update
+
+
+def _sliced(where: str, parts: dict[str, Tensor], mask: Sequence[bool]) -> dict[str, Any]:
+    """The fields of an update of slices; its second factor, once stored as a convolution's, becomes a matrix."""
+    B = parts["lora_B"]
+    width, rest = divmod(len(B) if B.dim() else 0, sum(mask))
+    if rest:
+        raise FormatError(f"{where}: lora_B {tuple(B.shape)} cannot be cut into the slices of enable_lora={list(mask)}.")
+    if B.dim() > 2 and B.shape[2:].numel() == 1:
+        parts["lora_B"] = B.flatten(1)
+    return {"enable_lora": tuple(mask), "widths": (width,) * len(mask)}

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 import torch
 
 from ..adapters.updates import LoRAUpdate, ProjectionUpdate
+from ..architectures import PROJECTIONS
 from ..errors import FormatError
 
-_PACKED = ("q_proj", "k_proj", "v_proj")
 _INNER_OUT = ".base_layer.out_proj"
 _TIMES_ADDED = 2
 
@@ -47,7 +47,7 @@ def joined(updates: Mapping[str, LoRAUpdate]) -> dict[str, LoRAUpdate]:
 
 def _pack(owner: str, parts: dict[str, ProjectionUpdate]) -> tuple[LoRAUpdate, LoRAUpdate]:
     first = next(iter(parts.values()))
-    e, packed = len(first.B), [parts[name] for name in _PACKED if name in parts]
+    e, packed = len(first.B), [parts[name] for name in PROJECTIONS if name in parts]
     if any((update.A.shape[1], len(update.B)) != (e, e) for update in parts.values()):
         raise FormatError(f"{owner!r} has keys or values of another width, which PEFT cannot adapt. Nothing was written.")
     R = max(sum(update.r for update in packed), parts["out_proj"].r if "out_proj" in parts else 0)
@@ -56,7 +56,7 @@ def _pack(owner: str, parts: dict[str, ProjectionUpdate]) -> tuple[LoRAUpdate, L
     A, B, A_out, B_out = (first.A.new_zeros(shape) for shape in ((R, e), (3 * e, R), (R, e), (e, R)))
     at = 0
     for update in packed:
-        row = _PACKED.index(next(name for name in _PACKED if parts.get(name) is update)) * e
+        row = PROJECTIONS.index(next(name for name in PROJECTIONS if parts.get(name) is update)) * e
         A[at : at + update.r] = update.A
         B[row : row + e, at : at + update.r] = update.B * (update.scaling / s)
         at += update.r
@@ -75,7 +75,7 @@ def apart(updates: Mapping[str, LoRAUpdate]) -> dict[str, LoRAUpdate]:
             found[plain(name)] = update
     for owner in owners:
         packed, out = updates[owner], updates[owner + _INNER_OUT]
-        blocks = dict(zip(_PACKED, packed.B.chunk(3), strict=False)) | {"out_proj": out.B * _TIMES_ADDED}
+        blocks = dict(zip(PROJECTIONS, packed.B.chunk(3), strict=False)) | {"out_proj": out.B * _TIMES_ADDED}
         untrained = not any(B.any() for B in blocks.values())
         for part, B in blocks.items():
             if B.any() or untrained:

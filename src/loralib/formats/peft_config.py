@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapters.adapter import Adapter, described
+from ..adapters.adapter import Adapter
+from ..adapters.config_of import described
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
@@ -55,7 +56,7 @@ def configuration_of(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dic
         raise FormatError(
             "Some layers scale by lora_alpha / √r and some by lora_alpha / r, which PEFT cannot hold. Nothing was written."
         )
-    if len({update.magnitude is None for update in updates.values()}) > 1:
+    if len({update.is_dora for update in updates.values()}) > 1:
         raise FormatError("Some layers are DoRA and some are not, which PEFT cannot hold. Nothing was written.")
     for name in adapter.rows:
         if not name.endswith(".weight") or name.removesuffix(".weight") in updates:
@@ -64,10 +65,10 @@ def configuration_of(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dic
                 "Nothing was written."
             )
     named = {name: update for name, update in updates.items() if configured(name) == name}
-    config = {key: value for key, value in described(adapter.config, named).to_dict().items() if key in _OURS}
+    config = {key: value for key, value in described(adapter.settings, named).to_dict().items() if key in _OURS}
     rest = {
         "exclude_modules": None,
-        "use_dora": next(iter(updates.values())).magnitude is not None,
+        "use_dora": next(iter(updates.values())).is_dora,
         "trainable_token_indices": {n.removesuffix(".weight"): list(rows.indices) for n, rows in adapter.rows.items()} or None,
         "peft_type": "LORA",
         "inference_mode": True,

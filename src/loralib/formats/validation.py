@@ -12,38 +12,56 @@ from ..adapters.updates import ConvolutionUpdate, FusedUpdate, LegacyConvolution
 from ..errors import ConfigError, FormatError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PARTS = ("lora_A", "lora_B", "lora_magnitude")  # as `LoRAUpdate.tensors` names them
+FACTORS, MAGNITUDE = PARTS[:2], PARTS[2]
+NOT_WRITTEN = "Nothing was written."
+GIVE_A_KEY_MAP = (  # a remedy, and the option for it
+    "give a key map: load(path, keys={pattern: replacement})",
+    "give a key map: --keys FILE.json, a JSON object {pattern: replacement}",
+)
+
+Names = Mapping[str, str]
 
 
 def made(
     where: str,
     kind: type[LoRAUpdate],
-    A: Tensor,
-    B: Tensor,
+    tensors: Mapping[str, Tensor],
     lora_alpha: float,
     use_rslora: bool = False,
-    magnitude: Tensor | None = None,
     **fields: Any,
 ) -> LoRAUpdate:
-    """An update of `kind`; `FormatError`, beginning with `where`, when these are not parts of one."""
-    for factor in (A, B) if magnitude is None else (A, B, magnitude):
-        if factor.dtype not in FLOATS:
-            raise FormatError(f"{where} has factors of dtype {factor.dtype}; expected float32, float16, bfloat16 or float64.")
-    known = isinstance(lora_alpha, int | float) and not isinstance(lora_alpha, bool)
-    if not known or not 0 < lora_alpha < math.inf or not isinstance(use_rslora, bool):
-        raise FormatError(
-            f"{where} has lora_alpha={lora_alpha!r}, use_rslora={use_rslora!r}; expected a positive number, a bool."
-        )
+    """An update of `kind` of `tensors`, which have the names of `LoRAUpdate.tensors`; `FormatError`, beginning with `where`,
+    when these are not parts of one."""
+    _check_parts(where, tensors, lora_alpha, use_rslora)
+    A, B, magnitude = map(tensors.get, PARTS)
     try:
-        return kind(A, B, lora_alpha, use_rslora, magnitude=magnitude, **fields)
+        return kind(A, B, lora_alpha, use_rslora, magnitude=magnitude, **fields)  # type: ignore[arg-type]
     except (ConfigError, TypeError) as error:
         raise FormatError(f"{where}: {error}") from None
 
 
+def _check_parts(where: str, tensors: Mapping[str, Tensor], lora_alpha: object, use_rslora: object) -> None:
+    for factor in tensors.values():
+        if factor.dtype not in FLOATS:
+            raise FormatError(f"{where} has factors of dtype {factor.dtype}; expected float32, float16, bfloat16 or float64.")
+    known = isinstance(lora_alpha, int | float) and not isinstance(lora_alpha, bool)
+    if not known or not 0 < lora_alpha < math.inf or not isinstance(use_rslora, bool):  # type: ignore[operator]
+        raise FormatError(
+            f"{where} has lora_alpha={lora_alpha!r}, use_rslora={use_rslora!r}; expected a positive number, a bool."
+        )
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> type[LoRAUpdate]:
+    """The kind of an update that is no embedding's: a convolution's where the second factor has a kernel."""
+    return ConvolutionUpdate if tensors["lora_B"].dim() > 2 else LoRAUpdate
+
+
 def check_sound(adapter: Adapter) -> None:
     """`FormatError` for an adapter that could be written, but not read again."""
-    for name, u in adapter.layers.items():
+    for name, update in adapter.layers.items():
         try:
-            made(f"The update of {name!r}", type(u), u.A, u.B, u.lora_alpha, u.use_rslora, u.magnitude, **dict(u.own_fields()))
+            _check_parts(f"The update of {name!r}", update.tensors(), update.lora_alpha, update.use_rslora)
         except FormatError as error:
             raise FormatError(f"{error} Nothing was written.") from None
     if odd := [key for key, value in adapter.metadata.items() if not isinstance(key, str) or not isinstance(value, str)]:
@@ -66,13 +84,35 @@ def by_layer(where: str, stored: Mapping[str, Tensor], parts: Iterable[str]) -> 
     return found, others
 
 
-def pair(where: str, parts: Mapping[str, Tensor], key_A: str, key_B: str, without: Iterable[str] = ()) -> tuple[Tensor, Tensor]:
-    """The two factors among `parts`; `FormatError` when one is missing, or one of another pair, `without`, is there."""
-    if missing := [key for key in (key_A, key_B) if key not in parts]:
+def parts_of(where: str, stored: Mapping[str, Tensor], names: Names, without: Iterable[str] = ()) -> dict[str, Tensor]:
+    """The tensors of an update, which have these `names` in a file; `FormatError` when a factor is missing, or one of another
+    pair, `without`, is there."""
+    if missing := [names[part] for part in FACTORS if names[part] not in stored]:
         raise FormatError(f"{where} has no {missing[0]}.")
-    if more := [key for key in without if key in parts]:
-        raise FormatError(f"{where} has {more[0]} beside {key_A}; expected the factors of one update.")
-    return parts[key_A], parts[key_B]
+    if more := [key for key in without if key in stored]:
+        raise FormatError(f"{where} has {more[0]} beside {names[PARTS[0]]}; expected the factors of one update.")
+    return {part: stored[key] for part, key in names.items() if key in stored}
+
+
+def named(layer: str, tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """`tensors` of the update of `layer` by the names that a file has for them."""
+    return {f"{layer}.{names[part]}": tensor for part, tensor in tensors.items()}
+
+
+def in_shapes_of_peft(update: LoRAUpdate) -> dict[str, Tensor]:
+    """The tensors of `update`; magnitudes of a convolution are (1, out, 1…) in PEFT's and diffusers' files."""
+    tensors = update.tensors()
+    if update.is_dora and update.B.dim() > 2:
+        tensors[MAGNITUDE] = tensors[MAGNITUDE].reshape(1, -1, *[1] * (update.B.dim() - 2))
+    return tensors
+
+
+def from_shapes_of_peft(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: magnitudes of a convolution (out,)."""
+    B, magnitude = tensors["lora_B"], tensors.get(MAGNITUDE)
+    if magnitude is not None and B.dim() > 2 and magnitude.shape == (1, len(B), *B.shape[2:]):
+        return tensors | {MAGNITUDE: magnitude.flatten()}
+    return tensors
 
 
 def alpha_of(where: str, alpha: Tensor | None, default: float) -> float:
@@ -111,7 +151,10 @@ def common_form(name: str, update: LoRAUpdate, format: str) -> LoRAUpdate:
     for what, is_so in odd.items():
         if is_so:
             raise FormatError(
-                f"The update of {name!r} {what}; {format} cannot hold it, but format='safetensors' can. Nothing was written."
+                f"The update of {name!r} {what}, so that {format} cannot hold it",
+                "format='safetensors' can",
+                option="--format safetensors can",
+                outcome=NOT_WRITTEN,
             )
     return update
 
@@ -121,5 +164,8 @@ def refuse(what: str, names: Iterable[str], format: str) -> None:
     if found := sorted(names):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise FormatError(
-            f"{format} has no place for {what}: {', '.join(found[:3])}{more}; format='safetensors' has. Nothing was written."
+            f"{format} has no place for {what}: {', '.join(found[:3])}{more}",
+            "format='safetensors' has",
+            option="--format safetensors has",
+            outcome=NOT_WRITTEN,
         )

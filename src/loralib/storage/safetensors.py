@@ -2,15 +2,15 @@
 
 The header is what the safetensors library would write for the same tensors, byte for byte, but with the metadata in
 alphabetical order, where that library's order changes from one process to the next. So equal content makes equal files.
-Reading goes through the safetensors library, which checks every offset against the size of the file and maps it into memory, so
-that a tensor costs nothing before it is used.
+On reading the safetensors library checks every offset against the size of the file, which is mapped into memory, so that a
+tensor costs nothing before it is used.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,10 +41,10 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 _RANK = {code: i for i, code in enumerate(DTYPES)}
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
+SUFFIX = ".safetensors"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor: its dtype as a code of `DTYPES`, its shape, and where its bytes lie, counted from the end of the header."""
 
     dtype: str
@@ -93,12 +93,16 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         if name == _METADATA or not _is_unicode(name):
             raise FormatError(f"A safetensors file cannot have a tensor of the name {name!r}. Nothing was written.")
     entries = laid_out((name, CODES[t.dtype], tuple(t.shape), t.nbytes) for name, t in tensors.items())
-    return header_bytes(entries, metadata) + b"".join(bytes(as_bytes(tensors[name]).numpy()) for name in entries)
+    return b"".join([header_bytes(entries, metadata), *(as_bytes(tensors[name]).numpy().data for name in entries)])
 
 
 def _is_unicode(name: str) -> bool:
     """Whether `name` is text that can be encoded, not half of a pair of surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_header(path: Path) -> Header:
@@ -111,13 +115,26 @@ def read_header(path: Path) -> Header:
     return Header(entries, metadata, 8 + size)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of the file `path`, mapped into memory, and its metadata; `FormatError` when it is damaged."""
-    with _opened(path) as file:
+def mapped_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    """The tensors of the file `path`, which has this header, by their names in order, mapped into memory.
+
+    Each has a storage of its own, so that pickling one does not write the others. `FormatError` for one that torch cannot have.
+    """
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    found = {}
+    for name, entry in sorted(header.entries.items()):
         try:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+            own = storage[header.size + entry.start : header.size + entry.end]
+            found[name] = torch.empty(0, dtype=DTYPES[entry.dtype]).set_(own).view(entry.shape)
+        except (RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise FormatError(f"{path} holds a tensor that torch cannot ({error}).") from None
+    return found
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """The tensors of the file `path`, mapped into memory, and its metadata; `FormatError` when it is damaged."""
+    header = read_header(path)
+    return mapped_tensors(path, header), header.metadata
 
 
 def _opened(path: Path) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from .. import layers
-from ..adapters.adapter import Adapter, described
+from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
 from ..config import LoRAConfig
 from ..errors import LayerError
@@ -56,7 +56,7 @@ def extract(model: nn.Module) -> Adapter:
         updates[name] = replace(update, A=A, B=B)
     beside = {name for name in trained_names(model) if not is_factor(name)}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in model.state_dict().items() if name in beside}
-    return Adapter(_derived_config(model, found, tensors), updates, tensors, rows=token_rows(model))
+    return Adapter(_settings(model, found, tensors), updates, tensors, rows=token_rows(model))
 
 
 def token_rows(model: nn.Module) -> dict[str, TokenRows]:
@@ -72,8 +72,8 @@ def token_rows(model: nn.Module) -> dict[str, TokenRows]:
     return found
 
 
-def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
-    """The configuration that describes the layers as they are, with full names as targets."""
+def _settings(model: nn.Module, found: dict[str, AdaptedLayer], tensors: dict[str, Tensor]) -> LoRAConfig:
+    """The settings that the layers' updates do not say."""
     linear = [layer for layer in found.values() if isinstance(layer, layers.LinearLoRA)]
     dropouts = [layer.lora_dropout.p for layer in found.values() if isinstance(layer.lora_dropout, nn.Dropout)]
     biases = {kept.bias for _, _, kept in records(model)} - {"none"}
@@ -81,10 +81,9 @@ def _derived_config(model: nn.Module, found: dict[str, AdaptedLayer], tensors: d
     modules = [join(prefix, name) for prefix, _, kept in records(model) for name in kept.modules]
     named = bias_names(model, bias)
     others = [name.rpartition(".")[0] for name in tensors if name not in named and not within(name, modules)]
-    config = LoRAConfig(
+    return LoRAConfig(
         lora_dropout=max(dropouts, default=0.0),
         modules_to_save=tuple(dict.fromkeys([*modules, *others])),
         bias=bias,
         fan_in_fan_out=bool(linear) and all(layer.fan_in_fan_out for layer in linear),
     )
-    return described(config, {name: layer.update for name, layer in found.items()})
