@@ -8,6 +8,7 @@ import torch.distributed
 from torch import nn
 
 import loralib as lora
+from loralib.surgery.survey import Survey
 from loralib.surgery.trainable import trained_names
 from models import (
     Encoder,
@@ -39,7 +40,7 @@ def test_what_was_extracted_gives_another_copy_the_same_output(config, merged):
     base = Encoder()
     model, x = injected(copy.deepcopy(base), **config), torch.randn(4, 6)
     with torch.no_grad():
-        for name in trained_names(model):
+        for name in trained_names(Survey(model)):
             if name in dict(model.named_parameters()):
                 model.get_parameter(name).add_(0.1)
     model.eval(), base.eval()

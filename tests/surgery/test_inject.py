@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import loralib as lora
 from hf import HEADS, batch, logits, tiny
+from loralib.surgery.survey import Survey
 from loralib.surgery.trainable import trained_names
 from models import (
     Encoder,
@@ -260,7 +261,7 @@ def test_eject_after_training_leaves_the_very_model_that_was_there(bias, merged)
     injected(model, target_modules=["query", "proj"], bias=bias, modules_to_save=["norm"])
     model.requires_grad_(True)
     model(x).square().sum().backward()
-    torch.optim.SGD([p for name, p in model.named_parameters() if name in trained_names(model)], lr=0.1).step()
+    torch.optim.SGD([p for name, p in model.named_parameters() if name in trained_names(Survey(model))], lr=0.1).step()
     if merged:
         lora.merge(model)
     lora.eject(model)
@@ -485,7 +486,7 @@ def test_disabled_shows_the_originals_of_what_was_trained_beside():
 
 def test_originals_follow_the_model_to_another_dtype():
     model = trained_head()
-    original = vars(model)["_lora_trained_beside"].originals["2.weight"].clone()
+    original = vars(model)["_lora_extra_tensors"].originals["2.weight"].clone()
     model.to(torch.float64)
     with lora.disabled(model):
         assert same_bits(model[2].weight, original.double())
