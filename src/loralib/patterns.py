@@ -93,13 +93,15 @@ def match(names: Sequence[str], pattern: str | Sequence[str], field: str, model:
                 "Nothing was changed."
             )
         return found
+    endings = tuple("." + entry for entry in pattern)
+    found = [name for name in names if ("." + name).endswith(endings)]
     for entry in pattern:
-        if not any(ends_with(name, entry) for name in names):
+        if not any(ends_with(name, entry) for name in found):
             raise TargetError(
                 f"{field}={list(pattern)!r}: {entry!r} matches no layer of {model}. "
                 f"Nearest names: {nearest(entry, names)}. Nothing was changed."
             )
-    return [name for name in names if any(ends_with(name, entry) for entry in pattern)]
+    return found
 
 
 def lookup(patterns: Mapping[str, T], name: str, default: T) -> T:

@@ -43,6 +43,7 @@ def eject_layers(read: Survey) -> None:
         layers.eject(layer)
         if isinstance(layer, layers.Projection):
             del layer.owner._modules[layer.name]
+            layers.leave(layer.owner)  # which is not in the model where a projection alone is ejected
     for module in read.modules.values():
         if isinstance(module, nn.MultiheadAttention):
             layers.leave(module)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     return [target.name for target in plan.targets]
 
 
-@dataclass(frozen=True)
-class _Target:
+class _Target(NamedTuple):
     """A layer that is to be adapted, and how: by a class, with factors of these shapes. slices: those of a fused layer."""
 
     name: str

@@ -10,7 +10,7 @@ The record is on the module that was injected, with the originals of the tensors
 can put them back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -58,14 +58,15 @@ def is_factor(name: str) -> bool:
 
 def factor_names(read: Survey) -> set[str]:
     """The names of the adapter's own parameters in all layers, ours and others."""
-    found: set[str] = set()
-    for name, module in read.places:
-        if isinstance(module, AdaptedLayer):
-            found.update(join(name, leaf) for leaf in module.adapter_parameters())
-        else:
-            held = [*own_parameters(module), *persistent_buffers(module)]
-            found.update(filter(is_factor, (join(name, leaf) for leaf in held)))
-    return found
+    return {join(name, leaf) for name, module in read.places for leaf in _factors(name, module)}
+
+
+def _factors(name: str, module: nn.Module) -> Mapping[str, Tensor]:
+    """The tensors of `module` itself that are the adapter's, by their names in it."""
+    if isinstance(module, AdaptedLayer):
+        return module.adapter_parameters()
+    held: dict[str, Tensor] = {**own_parameters(module), **persistent_buffers(module)}
+    return {leaf: tensor for leaf, tensor in held.items() if is_factor(join(name, leaf))}
 
 
 def extra_names(read: Survey, bias: Bias | None = None) -> set[str]:
@@ -115,14 +116,16 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     read = Survey(model)
     read.check_enabled("marked")
     _check_called(read)
-    names, parameters = trained_names(read, bias), read.parameters
-    if names.isdisjoint(parameters):
+    trained = {id(tensor) for name, module in read.places for tensor in _factors(name, module).values()}
+    if extra := extra_names(read, bias):
+        trained |= {id(tensor) for name, tensor in read.tensors.items() if name in extra}
+    parameters = [p for module in read.modules.values() for p in module._parameters.values() if p is not None]
+    if not any(id(parameter) in trained for parameter in parameters):
         raise ConfigError(
             f"{type(model).__name__} has no LoRA parameter, so nothing would be trained: "
             "inject a LoRAConfig, or build layers with r > 0, first. Nothing was changed."
         )
-    trained = {id(parameter) for name, parameter in parameters.items() if name in names}
-    for parameter in parameters.values():
+    for parameter in parameters:
         parameter.requires_grad_(id(parameter) in trained)
     if bias is not None:
         for _, _, kept in read.records:
