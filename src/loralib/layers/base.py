@@ -134,7 +134,7 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         """Starting values: A Kaiming-uniform (a = √5, as nn.Linear's own weight), and B zero, so that ΔW = 0."""
         with torch.no_grad():
             if A.numel():
-                bound = math.sqrt(3.0) * (_KAIMING_GAIN / math.sqrt(A[0].numel()))
+                bound = math.sqrt(3.0) * (_KAIMING_GAIN / math.sqrt(A.numel() // A.shape[0]))
                 A.uniform_(-bound, bound)
             B.zero_()
 

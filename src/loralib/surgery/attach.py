@@ -20,7 +20,7 @@ from .inject import adopt_in
 from .module_tree import unwrap
 from .saved_modules import record, replace_with_copies
 from .survey import Survey
-from .trainable import bias_names, extra_names, factor_names
+from .trainable import bias_names, extra_names
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def _left_over(read: Survey, adapter: Adapter) -> Iterator[str]:
     for name in read.adapted:
         if name not in adapter.layers:
             yield f"{name}: adapted in the model, not in the adapter"
-    for name in sorted(extra_names(read) - factor_names(read)):
+    for name in sorted(extra_names(read)):
         if name not in adapter.tensors:
             yield f"{name}: trained in the model, not in the adapter"
     for name, rows in token_rows(read).items():

@@ -12,7 +12,7 @@ from ..layers import AdaptedLayer, LoRALayer
 from ..patterns import within
 from .module_tree import join, unwrap
 from .survey import Survey
-from .trainable import bias_names, extra_names, factor_names
+from .trainable import bias_names, extra_names
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def extract(model: nn.Module) -> Adapter:
                 "Nothing was extracted."
             )
     updates = {name: _copied(name, layer.update) for name, layer in read.adapted.items()}
-    extra = extra_names(read) - factor_names(read)
+    extra = extra_names(read)
     state = read.model.state_dict() if extra else {}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in state.items() if name in extra}
     return Adapter(_derived_config(read, updates, tensors), updates, tensors, rows=token_rows(read))

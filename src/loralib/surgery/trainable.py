@@ -65,19 +65,21 @@ def _factors(name: str, module: nn.Module) -> Mapping[str, Tensor]:
     """The tensors of `module` itself that are the adapter's, by their names in it."""
     if isinstance(module, AdaptedLayer):
         return module.adapter_parameters()
+    if not module._parameters and not module._buffers:
+        return {}
     held: dict[str, Tensor] = {**own_parameters(module), **persistent_buffers(module)}
     return {leaf: tensor for leaf, tensor in held.items() if is_factor(join(name, leaf))}
 
 
 def extra_names(read: Survey, bias: Bias | None = None) -> set[str]:
-    """The names of the tensors that are trained in full. `bias` None means as recorded, else "none"."""
+    """The names of the other tensors, which are trained in full. `bias` None means as recorded, else "none"."""
     names = set() if bias is None else bias_names(read, check_bias(bias))
     for prefix, _, kept in read.records:
         whole = [name for name in kept.originals if name not in kept.rows]
         names |= {join(prefix, name) for name in whole if not is_bias(name) or within(name, kept.modules)}
         if bias is None:
             names |= {name for name in bias_names(read, kept.bias) if not prefix or within(name, [prefix])}
-    return names
+    return names - factor_names(read) if names else names
 
 
 def trained_names(read: Survey, bias: Bias | None = None) -> set[str]:
