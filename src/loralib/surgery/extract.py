@@ -6,7 +6,8 @@ from .. import layers
 from ..adapters.adapter import Adapter, described
 from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate
-from ..config import Bias, LoRAConfig
+from ..choices import Bias
+from ..config import LoRAConfig
 from ..errors import LayerError
 from ..layers import AdaptedLayer, LoRALayer
 from ..patterns import within

@@ -106,10 +106,10 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Run the base model inside the block: LoRA is disabled, and `modules_to_save` and biases are the originals.
 
-        >>> import torch, loralib as lora
-        >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
-        >>> with lora.disabled(model):
-        ...     y = model(torch.ones(1, 4))
+    >>> import torch, loralib as lora
+    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+    >>> with lora.disabled(model):
+    ...     y = model(torch.ones(1, 4))
     """
     read = Survey(model)
     found = [layer for layer in read.require_adapted().values() if not layer.disabled]
