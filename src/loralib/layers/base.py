@@ -132,11 +132,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
     @staticmethod
     def reset_factors(A: Tensor, B: Tensor) -> None:
         """Starting values: A Kaiming-uniform (a = √5, as nn.Linear's own weight), and B zero, so that ΔW = 0."""
-        with torch.no_grad():
-            if A.numel():
-                bound = math.sqrt(3.0) * (_KAIMING_GAIN / math.sqrt(A.numel() // A.shape[0]))
-                A.uniform_(-bound, bound)
-            B.zero_()
+        if A.numel():
+            bound = math.sqrt(3.0) * (_KAIMING_GAIN / math.sqrt(A.numel() // A.shape[0]))
+            A.uniform_(-bound, bound)
+        B.zero_()
 
     @classmethod
     def new_update(
@@ -224,7 +223,7 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         with self.originals():
             super().reset_parameters()  # type: ignore[misc]
             if self.has_update:
-                self.reset_factors(self.lora_A, self.lora_B)
+                self.reset_factors(self.lora_A.detach(), self.lora_B.detach())
 
     # --- what is wrong with an input --------------------------------------------------------------------------------
 
