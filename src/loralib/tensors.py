@@ -25,15 +25,19 @@ def kind(W: object) -> Kind:
     """
     if not isinstance(W, Tensor):
         return "missing"
+    if type(W) not in _PLAIN:
+        return _kind_of_subclass(W)
+    if not W.is_floating_point():
+        return "quantized"
+    return "offloaded" if W.is_meta else "plain"
+
+
+def _kind_of_subclass(W: Tensor) -> Kind:
     if isinstance(W, UninitializedParameter):
         return "uninitialized"
     if type(W).__name__ == "DTensor":  # by name: torch.distributed.tensor takes long to import
         return "sharded"
-    if not W.is_floating_point():
-        return "quantized"
-    if type(W) not in _PLAIN:
-        return "wrapped"
-    return "offloaded" if W.is_meta else "plain"
+    return "wrapped" if W.is_floating_point() else "quantized"
 
 
 def same_bits(a: object, b: object) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import loralib as lora
 from hf import HEADS, QUERY_VALUE, logits, tiny
+from loralib.surgery.survey import Survey
 from loralib.surgery.trainable import trained_names
 from models import close, injected, mlp, randomize, same_bits, snapshot
 from peers import data, library
@@ -52,7 +53,7 @@ def shake(model: nn.Module, is_trained) -> None:
 def ours(model: nn.Module, **config) -> nn.Module:
     """The model with an update of ours, as if trained."""
     lora.inject(model, lora.LoRAConfig(**config))
-    names = trained_names(model)
+    names = trained_names(Survey(model))
     shake(model, names.__contains__)
     return model
 

@@ -162,6 +162,33 @@ def test_buffers_of_old_transformers_are_skipped_and_said(tmp_path):
     assert "skipped 2 buffers that the model no longer has" in str(report)
 
 
+class Written(dict):
+    """The parameters of a layer, noting which are replaced."""
+
+    def __init__(self, held):
+        super().__init__(held)
+        self.replaced = set()
+
+    def __setitem__(self, name, value):
+        self.replaced.add(name)
+        super().__setitem__(name, value)
+
+    def update(self, *args, **kwargs):
+        self.replaced |= set(dict(*args, **kwargs))
+        super().update(*args, **kwargs)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_parameter_of_a_layer_is_replaced_on_the_way(mode, tmp_path):
+    theirs = trained_0_1()
+    model = base_of(theirs, Blocks(lora))
+    path = save(tmp_path, theirs, mode)
+    for layer in model.children():
+        layer._parameters = Written(layer._parameters)
+    lora.load_legacy(model, path)
+    assert not any(layer._parameters.replaced for layer in model.children())
+
+
 # --- what does not fit ----------------------------------------------------------------------------------------------
 
 

@@ -188,3 +188,30 @@ def test_names_of_factors_start_with_lora():
     assert not is_factor("explora_net.weight")
     assert is_bias("bias")
     assert not is_bias("0.bias_table.weight")
+
+
+class Gated(lora.Linear):
+    """A layer of ours with one more parameter of its own for the adapter, and one with such a name that is not."""
+
+    def __init__(self, d: int, k: int, r: int):
+        super().__init__(d, k, r=r)
+        self.gate = nn.Parameter(torch.zeros(k))
+        self.lora_base = nn.Parameter(torch.zeros(k))
+
+    def adapter_parameters(self):
+        return super().adapter_parameters() | {"gate": self.gate}
+
+
+def test_a_layer_of_ours_says_itself_which_parameters_are_the_adapters():
+    model = nn.Sequential(Gated(4, 3, r=2), nn.Linear(3, 2))
+    assert list(lora.Linear(2, 2, r=1).adapter_parameters()) == ["lora_A", "lora_B"]
+    assert lora.Linear(2, 2).adapter_parameters() == {}
+    lora.mark_only_lora_as_trainable(model)
+    assert trainable(model) == set(lora.lora_state_dict(model)) == {"0.lora_A", "0.lora_B", "0.gate"}
+
+
+def test_the_name_of_what_a_layer_of_ours_is_in_makes_nothing_a_factor():
+    model = nn.ModuleDict({"lora_block": nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))})
+    injected(model, target_modules=["0"])
+    lora.mark_only_lora_as_trainable(model)
+    assert trainable(model) == {f"lora_block.{name}" for name in ("0.lora_A", "0.lora_B", "1.weight", "1.bias")}

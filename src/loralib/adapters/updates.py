@@ -20,6 +20,7 @@ output. What it adds depends on W, so it has an `effective_weight` and no `delta
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Any, ClassVar, Self
 
@@ -190,8 +191,8 @@ class LoRAUpdate:
 
     def own_fields(self) -> list[tuple[str, object]]:
         """The fields that the kind has beside those of all."""
-        own = dataclasses.fields(self)[len(dataclasses.fields(LoRAUpdate)) :]
-        return [(field.name, getattr(self, field.name)) for field in own]
+        kind: Any = type(self)
+        return [(name, getattr(self, name)) for name in _own_field_names(kind)]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LoRAUpdate) or type(other) is not type(self):
@@ -210,6 +211,12 @@ class LoRAUpdate:
             ("lora_B", tuple(self.B.shape)),
         ]
         return [*shapes, *((name, value) for name, value in self.own_fields() if name not in self.of_base)]
+
+
+@cache
+def _own_field_names(kind: type) -> tuple[str, ...]:
+    shared = len(dataclasses.fields(LoRAUpdate))
+    return tuple(field.name for field in dataclasses.fields(kind)[shared:])
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ from ..adapters.low_rank import SVD
 from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
 from ..architectures import PROJECTIONS, is_embedding
 from ..errors import LayerError
-from ..layers import AdaptedLayer, handler_of
-from ..surgery.module_tree import named_tensors, unwrap
-from ..surgery.survey import sites
+from ..layers import handler_of
+from ..surgery.module_tree import unwrap
+from ..surgery.survey import Survey
 from .checkpoint import Checkpoint, open_checkpoint
 from .sites import is_conv1d, tie_of
 
@@ -89,24 +89,25 @@ def weights_of(source: Source) -> Weights:
 
 
 def _of_model(model: nn.Module) -> Weights:
-    if carrying := [name for name, module in model.named_modules() if isinstance(module, AdaptedLayer) and module.has_update]:
-        raise LayerError(f"{carrying[0]!r} carries an update; merge it for good or eject it, and compare then.")
-    named = named_tensors(model)
+    read = Survey(model)
+    if read.adapted:
+        raise LayerError(f"{next(iter(read.adapted))!r} carries an update; merge it for good or eject it, and compare then.")
+    named = read.tensors
     first = {id(tensor): name for name, tensor in reversed(named.items())}
     tensors = {name: named[name].detach() for name in named if first[id(named[name])] == name}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    known = [piece for piece in _told_by_modules(model) if piece.tensor in named]
+    known = [piece for piece in _told_by_modules(read) if piece.tensor in named]
     pieces = tuple(replace(piece, tensor=first[id(named[piece.tensor])]) for piece in known)
     return Weights(type(model).__name__, shapes, tensors.__getitem__, pieces)
 
 
-def _told_by_modules(model: nn.Module) -> Iterator[Piece]:
-    attentions = {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
-    for name, module in sites(model).items():
+def _told_by_modules(read: Survey) -> Iterator[Piece]:
+    attentions = {name for name, module in read.modules.items() if isinstance(module, nn.MultiheadAttention)}
+    for name, module in read.sites.items():
         owner, _, leaf = name.rpartition(".")
         treated = handler_of(type(module))
         if owner in attentions:
-            attention = model.get_submodule(owner)
+            attention = read.modules[owner]
             yield _of_attention(name, owner, leaf, attention.embed_dim, bool(attention._qkv_same_embed_dim))  # type: ignore[arg-type]
         elif treated is not None and not isinstance(module, nn.MultiheadAttention):
             kind = treated.update_classes[0]

@@ -98,9 +98,11 @@ def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) ->
     if missing := [name for name in needed if name not in said]:
         raise ConfigError(f"{handler.__name__} does not say its {missing[0]}; a handler has to.")
     _HANDLERS[layer_class] = (handler,)
+    _row.cache_clear()
 
 
-def _row(base: type[nn.Module]) -> tuple[type[nn.Module], Handlers] | None:
+@cache
+def _row(base: type) -> tuple[type[nn.Module], Handlers] | None:
     """The class in the table that covers `base`, and its handlers."""
     for known in base.__mro__:
         handlers = _HANDLERS.get(known) or _BY_NAME.get(f"{known.__module__}.{known.__qualname__}")
@@ -111,7 +113,8 @@ def _row(base: type[nn.Module]) -> tuple[type[nn.Module], Handlers] | None:
 
 def handler_of(base: type[nn.Module], update_class: type[LoRAUpdate] | None = None) -> type[AdaptedLayer] | None:
     """The handler of layers of class `base` for an update class (default: the first that fits), or None if there is none."""
-    row = _row(base)
+    kind: Any = base
+    row = _row(kind)
     fitting = [t for t in row[1] if update_class is None or update_class in t.update_classes] if row else []
     return fitting[0] if fitting else None
 
@@ -135,7 +138,8 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
     if isinstance(layer, LoRALayer):
         carries = layer.has_update if isinstance(layer, AdaptedLayer) else layer.r
         return "it is a LoRA layer already; eject it first" if carries else "it was built with r=0; build it with its rank"
-    row, handler = _row(type(layer)), handler_of(type(layer), update_class)
+    kind: Any = type(layer)
+    row, handler = _row(kind), handler_of(kind, update_class)
     if row is None:
         return f"{type(layer).__name__} layers cannot be adapted; those that can are {_KINDS}"
     if handler is None:
@@ -145,14 +149,16 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module; inject before scripting"
     W = getattr(layer, "weight", None)
-    if problem := _WEIGHTS.get(tensors.kind(W)):
+    of_weight = tensors.kind(W)
+    if problem := _WEIGHTS.get(of_weight):
         return problem.format(W=W)
-    if tensors.kind(W) == "offloaded" and "forward" in vars(layer):
+    if of_weight == "offloaded" and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"
-    classes: tuple[Any, ...] = (handler, row[0], type(layer))
+    classes: tuple[Any, ...] = (handler, row[0], kind)
     added, of_class = _added(*classes)
-    own = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
-    if taken := sorted((added & own) | of_class):
+    own = (vars(layer), layer._parameters, layer._buffers, layer._modules)
+    if of_class or not all(map(added.isdisjoint, own)):
+        taken = sorted(of_class.union(*(added.intersection(held) for held in own)))
         return f"it has attributes of its own named {', '.join(taken)}"
     return handler.layer_problem(layer, lora_dropout)
 
@@ -186,7 +192,8 @@ def adopt_fitting(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.
     layer.__class__ = lora_class(handler, type(layer))
     assert isinstance(layer, AdaptedLayer)
     LoRALayer.__init__(layer, update.r, update.lora_alpha, lora_dropout, merge_weights=False)
-    layer.lora_dropout.train(layer.training)
+    if not layer.training:
+        layer.lora_dropout.eval()
     layer.add_factors(update)
     layer.carry(carried)
     return layer

@@ -21,6 +21,8 @@ from ..errors import ConfigError, LayerError
 from .adopted import Adopted
 from .merging import Mergeable
 
+_KAIMING_GAIN = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
+
 
 class LoRALayer:
     """The attributes that every LoRA layer has: loralib 0.1's base class, for layers of one's own and for `isinstance`.
@@ -130,8 +132,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
     @staticmethod
     def reset_factors(A: Tensor, B: Tensor) -> None:
         """Starting values: A Kaiming-uniform (a = √5, as nn.Linear's own weight), and B zero, so that ΔW = 0."""
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-        nn.init.zeros_(B)
+        if A.numel():
+            bound = math.sqrt(3.0) * (_KAIMING_GAIN / math.sqrt(A.numel() // A.shape[0]))
+            A.uniform_(-bound, bound)
+        B.zero_()
 
     @classmethod
     def new_update(
@@ -141,7 +145,8 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         W = layer.weight
         assert isinstance(W, Tensor)
         A, B = (torch.empty(shape, dtype=dtype, device=W.device) for shape in cls.factor_shapes(layer, r, **structure))
-        cls.reset_factors(A, B)
+        if not W.is_meta:  # where nothing can be drawn, and trying takes long
+            cls.reset_factors(A, B)
         return cls.make_update(layer, A, B, lora_alpha, use_rslora, **structure)
 
     @classmethod
@@ -150,9 +155,11 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         if isinstance(layer, AdaptedLayer) and layer.has_update:
             expected = layer.update
         else:
-            structure = cls.structure(update)
+            structure, A, B = cls.structure(update), update.A, update.B
             try:
-                A, B = (torch.empty(shape, device="meta") for shape in cls.factor_shapes(layer, update.r, **structure))
+                shapes = cls.factor_shapes(layer, update.r, **structure)
+                if shapes != (A.shape, B.shape):
+                    A, B = (torch.empty(shape, device="meta") for shape in shapes)
                 expected = cls.make_update(layer, A, B, update.lora_alpha, update.use_rslora, **structure)
             except ConfigError as error:
                 return str(error)
@@ -178,11 +185,13 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
 
     def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
         """The layer's own Parameters that belong to the adapter, by name: its factors."""
-        return {name: self._parameters[name] for name in ("lora_A", "lora_B")} if self.has_update else {}  # type: ignore[misc]
+        own = ((name, self._parameters.get(name)) for name in ("lora_A", "lora_B"))
+        return {name: parameter for name, parameter in own if parameter is not None}
 
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""
-        self.lora_A, self.lora_B = nn.Parameter(update.A), nn.Parameter(update.B)
+        self.register_parameter("lora_A", nn.Parameter(update.A))
+        self.register_parameter("lora_B", nn.Parameter(update.B))
         vars(self).update(use_rslora=update.use_rslora, scaling=update.scaling, has_update=True)
         for name, value in self.structure(update).items():
             setattr(self, name, value)
@@ -192,7 +201,7 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         with self.unmerged(), torch.no_grad():
             self.lora_A.copy_(update.A)
             self.lora_B.copy_(update.B)
-            self.lora_alpha, self.use_rslora, self.scaling = update.lora_alpha, update.use_rslora, update.scaling
+            vars(self).update(lora_alpha=update.lora_alpha, use_rslora=update.use_rslora, scaling=update.scaling)
 
     # --- loralib 0.1's constructors ---------------------------------------------------------------------------------
 
@@ -214,7 +223,7 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         with self.originals():
             super().reset_parameters()  # type: ignore[misc]
             if self.has_update:
-                self.reset_factors(self.lora_A, self.lora_B)
+                self.reset_factors(self.lora_A.detach(), self.lora_B.detach())
 
     # --- what is wrong with an input --------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError, FormatError
 from ..layers import AdaptedLayer
 from ..storage.pickled import read_state_dict
-from ..surgery.survey import adapted_layers
+from ..surgery.survey import Survey
 from . import run_folder
 
 
@@ -25,7 +25,7 @@ def load_factors(model: nn.Module, path: str | Path) -> None:
     is taken. Raises `FormatError` when there is no adapter at `path`, and `AttachError`, listing everything, when its layers,
     shapes or scaling are not the model's. The model is then unchanged.
     """
-    layers = adapted_layers(model)
+    layers = Survey(model).adapted
     found = read_factors(Path(path), layers)
     updates = {name: layers[name].own_form(update) if name in layers else update for name, update in found.items()}
     problems = [f"{name}: in the adapter, not in this run" for name in updates if name not in layers]

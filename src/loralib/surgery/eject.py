@@ -1,20 +1,20 @@
 """`eject`: take LoRA out of a model, which is then what it was."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
 from .. import layers
 from ..errors import LayerError
 from ..layers import AdaptedLayer
-from .saved_modules import check_enabled, forget, records, swap_originals
-from .survey import require_adapted
+from .saved_modules import forget, swap_originals
+from .survey import Survey
 
 
 def eject(model: nn.Module) -> None:
     """Take all LoRA updates out of `model`, which is then what it was before, attribute for attribute.
 
-    Merged layers are unmerged first; tensors trained beside the factors get their originals back.
+    Merged layers are unmerged first; the originals of tensors trained in full are put back.
     Raises `LayerError` when a layer cannot be given back (sharded, or hooked since), with nothing changed.
 
     >>> import loralib as lora
@@ -27,28 +27,29 @@ def eject(model: nn.Module) -> None:
       (0): Linear(in_features=8, out_features=8, bias=True)
     ), True)
     """
-    found = require_adapted(model)
-    check_enabled(model, "ejected")
-    check_all(found, layers.eject_problem, "ejected")
-    eject_layers(model, found.values())
-    for _, module, kept in reversed(list(records(model))):
+    read = Survey(model)
+    read.require_adapted()
+    read.check_enabled("ejected")
+    check_all(read.adapted, layers.eject_problem, "ejected")
+    eject_layers(read)
+    for _, module, kept in reversed(read.records):
         swap_originals(module, kept)
-    forget(model)
+    forget(read.modules.values())
 
 
-def eject_layers(model: nn.Module, adapted: Iterable[AdaptedLayer]) -> None:
-    """Make the `adapted` layers of `model` plain again, and the attention modules that hold some of them."""
-    for layer in adapted:
+def eject_layers(read: Survey) -> None:
+    """Make the adapted layers plain again, and the attention modules that hold some of them."""
+    for layer in read.adapted.values():
         layers.eject(layer)
         if isinstance(layer, layers.Projection):
             del layer.owner._modules[layer.name]
-            layers.leave(layer.owner)
-    for module in model.modules():
+            layers.leave(layer.owner)  # which is not in the model where a projection alone is ejected
+    for module in read.modules.values():
         if isinstance(module, nn.MultiheadAttention):
             layers.leave(module)
 
 
-def check_all(found: dict[str, AdaptedLayer], check: Callable[[AdaptedLayer], str | None], verb: str) -> None:
+def check_all(found: Mapping[str, AdaptedLayer], check: Callable[[AdaptedLayer], str | None], verb: str) -> None:
     """`LayerError` when `check` finds a problem with one of the layers in `found`."""
     for name, layer in found.items():
         if problem := check(layer):

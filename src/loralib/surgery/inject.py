@@ -1,6 +1,9 @@
 """`inject`: put LoRA on the targeted layers of a model, in place."""
 
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +12,12 @@ from .. import layers, patterns
 from ..adapters.updates import FusedUpdate, LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
+from ..layers import AdaptedLayer
 from ..patterns import within
-from .module_tree import named_tensors, tie_problem, unwrap
-from .saved_modules import check_enabled, record, set_aside
-from .survey import owners, sites
-from .targets import find_targets, saved_names
+from .module_tree import Slot, unwrap
+from .saved_modules import record, replace_with_copies
+from .survey import Survey
+from .targets import find_targets, saved_names, slices_of
 from .trainable import bias_names
 
 
@@ -34,38 +38,71 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     >>> [name for name, p in model.named_parameters() if p.requires_grad]
     ['0.lora_A', '0.lora_B', '2.weight', '2.bias']
     """
-    model = unwrap(model)
-    check_enabled(model, "injected")
-    names, saved = find_targets(model, config), saved_names(model, config)
-    for name in names:
-        if within(name, saved):
-            raise TargetError(f"{name!r} is both a target and in modules_to_save; choose one. Nothing was changed.")
+    read = Survey(unwrap(model))
+    read.check_enabled("injected")
+    plan = _plan(read, config)
+    _warn_of_ranks(plan.targets)
+    updates = [target.new_update(config, dtype) for target in plan.targets]
+    for target, update in zip(plan.targets, updates, strict=True):
+        adopt_in(read, target.layer, update, config.lora_dropout)
+    kept = record(read.model)
+    kept.bias = config.bias if config.bias != "none" else kept.bias
+    kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
+    replace_with_copies(kept, plan.extra, read.replaced)
+    return [target.name for target in plan.targets]
+
+
+class _Target(NamedTuple):
+    """A layer that is to be adapted, and how: by a class, with factors of these shapes. slices: those of a fused layer."""
+
+    name: str
+    layer: nn.Module
+    handler: type[AdaptedLayer]
+    r: int
+    lora_alpha: float
+    slices: dict[str, tuple[Any, ...]]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def new_update(self, config: LoRAConfig, dtype: torch.dtype | None) -> LoRAUpdate:
+        """Freshly drawn factors; `TargetError` when the class makes none that go together."""
+        W = self.layer.weight
+        assert isinstance(W, Tensor)
+        dtype = dtype or torch.promote_types(W.dtype, torch.float32)
+        try:
+            return self.handler.new_update(self.layer, self.r, self.lora_alpha, config.use_rslora, dtype, **self.slices)
+        except ConfigError as error:
+            raise _unfit(self.name, self.r, error) from None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What an injection does. saved: the modules that are trained in full. extra: the places of all tensors that are."""
+
+    targets: list[_Target]
+    saved: list[str]
+    extra: dict[str, Slot]
+
+
+def _plan(read: Survey, config: LoRAConfig) -> _Plan:
+    """What `config` asks for; `TargetError` when it cannot be done."""
+    names, saved = find_targets(read, config), saved_names(read, config)
+    if both := [name for name in names if within(name, saved)]:
+        raise TargetError(f"{both[0]!r} is both a target and in modules_to_save; choose one. Nothing was changed.")
     for field in ("rank_pattern", "alpha_pattern", "enable_lora", "slice_widths"):
         patterns.check_lookup(getattr(config, field), names, field)
-    beside = [name for name in named_tensors(model) if within(name, saved)]
-    beside += sorted(bias_names(model, config.bias, names) - set(beside))
-    if problem := tie_problem(model, beside):
+    extra = [name for name in read.slots if within(name, saved)] if saved else []
+    extra += sorted(bias_names(read, config.bias, (read.sites[name] for name in names)) - set(extra))
+    if problem := read.tie_problem(extra):
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")
-    modules = sites(model)
-    updates = {name: _new_update(name, modules[name], config, dtype) for name in names}
-    _warn_of_ranks(updates)
-    owner = owners(model)
-    for name, update in updates.items():
-        adopt_in(owner.get(id(modules[name])), modules[name], update, config.lora_dropout)
-    kept = record(model)
-    kept.bias = config.bias if config.bias != "none" else kept.bias
-    kept.modules = tuple(dict.fromkeys([*kept.modules, *saved]))
-    set_aside(model, beside)
-    return names
+    targets = [_target(name, read.sites[name], config) for name in names]
+    return _Plan(targets, saved, {name: read.slots[name] for name in extra})
 
 
-def _new_update(name: str, layer: nn.Module, config: LoRAConfig, dtype: torch.dtype | None) -> LoRAUpdate:
-    mask, widths = patterns.lookup(config.masks, name, ()), patterns.lookup(config.slice_widths, name, ())
-    structure = {"enable_lora": tuple(mask), "widths": tuple(widths)} if mask or widths else {}
-    handler, W = layers.handler_of(type(layer), FusedUpdate if structure else None), layer.weight
+def _target(name: str, layer: nn.Module, config: LoRAConfig) -> _Target:
+    slices = slices_of(name, config)
+    handler = layers.handler_of(type(layer), FusedUpdate if slices else None)
     assert handler is not None
-    assert isinstance(W, Tensor)
     if config.fan_in_fan_out and not getattr(handler, "fan_in_fan_out", False):
         raise TargetError(
             f"fan_in_fan_out=True, but {name!r}, a {type(layer).__name__}, does not store its weight as (in, out); leave the "
@@ -73,15 +110,19 @@ def _new_update(name: str, layer: nn.Module, config: LoRAConfig, dtype: torch.dt
         )
     r = patterns.lookup(config.rank_pattern, name, config.r)
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
-    dtype = dtype or torch.promote_types(W.dtype, torch.float32)
     try:
-        return handler.new_update(layer, r, lora_alpha, config.use_rslora, dtype, **structure)
+        shapes = handler.factor_shapes(layer, r, **slices)
     except ConfigError as error:
-        raise TargetError(f"{name!r} of rank {r} cannot be adapted: {error} Nothing was changed.") from None
+        raise _unfit(name, r, error) from None
+    return _Target(name, layer, handler, r, lora_alpha, slices, shapes)
 
 
-def _warn_of_ranks(updates: dict[str, LoRAUpdate]) -> None:
-    large = [name for name, u in updates.items() if layers.rank_is_excessive(u.r, tuple(u.A.shape), tuple(u.B.shape))]
+def _unfit(name: str, r: int, error: ConfigError) -> TargetError:
+    return TargetError(f"{name!r} of rank {r} cannot be adapted: {error} Nothing was changed.")
+
+
+def _warn_of_ranks(targets: Iterable[_Target]) -> None:
+    large = [target.name for target in targets if layers.rank_is_excessive(target.r, *target.shapes)]
     if large:
         warnings.warn(
             f"The rank is larger than both sides of the weight in {len(large)} layers, {large[0]!r} first: a full update of "
@@ -90,9 +131,10 @@ def _warn_of_ranks(updates: dict[str, LoRAUpdate]) -> None:
         )
 
 
-def adopt_in(owner: nn.Module | None, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
-    """Give `layer`, whose owner is that of `owners`, an update that fits it, seeing to it that the layer is called."""
+def adopt_in(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
+    """Give `layer`, one of the survey's sites, an update that fits it, and see to it that the layer is called."""
     adapted = layers.adopt_fitting(layer, update, lora_dropout)
+    owner = read.owners.get(id(layer))
     if isinstance(layer, layers.Projection):
         layers.enter(layer.owner)
         layer.owner.add_module(layer.name, layer)

@@ -17,9 +17,8 @@ from ..errors import AttachError, FormatError
 from ..layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
 from ..storage.pickled import read_state_dict
 from .module_tree import join, unwrap
-from .saved_modules import check_enabled
-from .survey import adapted_layers
-from .trainable import is_factor
+from .survey import Survey
+from .trainable import factor_names, is_factor
 
 _OLD_BUFFERS = ("position_ids", "masked_bias")  # transformers once saved them
 
@@ -82,17 +81,17 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     'the factors of 1 layer and 0 other tensors; no base weights.'
     """
     model, path = unwrap(model), Path(path)
-    check_enabled(model, "loaded into")
+    read = Survey(model)
+    read.check_enabled("loaded into")
     state = read_state_dict(path)
-    for name, module in model.named_modules():
+    for name, module in read.modules.items():
         if isinstance(module, ConvLoRA):
             rename_legacy_keys(state, f"{name}." if name else "")
     own = model.state_dict(keep_vars=True)
     skipped = tuple(name for name in state if name not in own and _is_old_buffer(name))
     state = {name: tensor for name, tensor in state.items() if name not in skipped}
-    layers = adapted_layers(model)
-    _check_fit(model, path, state, own, layers)
-    held = {name: layer for name, layer in layers.items() if join(name, "weight") in state}
+    _check_fit(read, path, state, own)
+    held = {name: layer for name, layer in read.adapted.items() if join(name, "weight") in state}
     deltas = {name: _delta(layer, name, state) for name, layer in held.items()}
     relations = {n: _relation(state[join(n, "weight")], own[join(n, "weight")], delta) for n, delta in deltas.items()}
     merged = (_found_merged(path, relations) if assume_merged is None else assume_merged) if held else None
@@ -104,8 +103,9 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
         W = state[join(name, "weight")]
         state[join(name, "weight")] = (W.to(deltas[name].dtype) - deltas[name]).to(W.dtype)
     model.load_state_dict(state, strict=False)
-    beside = tuple(name for name in state if not is_factor(name))
-    return LegacyReport(path, tuple(layers), beside, merged, kept, subtracted, skipped)
+    factors = factor_names(read)
+    others = tuple(name for name in state if name not in factors)
+    return LegacyReport(path, tuple(read.adapted), others, merged, kept, subtracted, skipped)
 
 
 def _is_old_buffer(name: str) -> bool:
@@ -113,24 +113,23 @@ def _is_old_buffer(name: str) -> bool:
     return name.rpartition(".")[2] in _OLD_BUFFERS or name.endswith(".attn.bias")
 
 
-def _check_fit(
-    model: nn.Module, path: Path, state: dict[str, Tensor], own: dict[str, Tensor], layers: dict[str, AdaptedLayer]
-) -> None:
-    factors = [name for name in state if is_factor(name)]
-    if not factors:
+def _check_fit(read: Survey, path: Path, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    stored = [name for name in state if is_factor(name)]
+    if not stored:
         raise FormatError(f"{path} holds no LoRA factors (tensors named lora_A and lora_B); load it with load_state_dict.")
-    if not layers:
-        A = state[factors[0]]
-        ends = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in factors})
+    where = type(read.model).__name__
+    if not read.adapted:
+        A = state[stored[0]]
+        ends = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in stored})
         raise AttachError(
-            f"{type(model).__name__} has no LoRA layers: inject a LoRAConfig(r=…, lora_alpha=…, target_modules={ends}) "
+            f"{where} has no LoRA layers: inject a LoRAConfig(r=…, lora_alpha=…, target_modules={ends}) "
             f"with the values of the checkpoint's training, whose factors begin with {tuple(A.shape)}. Nothing was changed."
         )
-    whole = [name for name in layers if join(name, "weight") in state]
+    factors = factor_names(read)
     problems = [f"{name}: in the checkpoint, not in the model" for name in state if name not in own]
-    needed = [name for name in own if is_factor(name)]
-    if whole:
-        needed += [name for name, tensor in own.items() if isinstance(tensor, nn.Parameter) and not is_factor(name)]
+    needed = [name for name in own if name in factors]
+    if any(join(name, "weight") in state for name in read.adapted):
+        needed += [name for name, tensor in own.items() if isinstance(tensor, nn.Parameter) and name not in factors]
     problems += [f"{name}: in the model, not in the checkpoint" for name in needed if name not in state]
     problems += [
         f"{name}: shape {tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model"
@@ -138,7 +137,7 @@ def _check_fit(
         if name in state and state[name].shape != tensor.shape
     ]
     if problems:
-        raise AttachError(f"{path} does not fit {type(model).__name__}: {_listed(problems)}. Nothing was changed.")
+        raise AttachError(f"{path} does not fit {where}: {_listed(problems)}. Nothing was changed.")
 
 
 def _listed(problems: list[str]) -> str:
@@ -149,13 +148,10 @@ def _delta(layer: AdaptedLayer, name: str, state: dict[str, Tensor]) -> Tensor:
     """ΔW of the checkpoint's factors, in the layout of the layer's weight and at least float32."""
     W = layer.pristine_weight
     zeros = torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32), device="cpu")
-    slots = layer._parameters
-    own = {key: slots[key] for key in ("lora_A", "lora_B")}
-    try:
-        slots.update({key: nn.Parameter(state[join(name, key)], requires_grad=False) for key in own})
-        return layer.effective_weight(zeros).detach()
-    finally:
-        slots.update(own)
+    factors = {key: nn.Parameter(state[join(name, key)], requires_grad=False) for key in layer.adapter_parameters()}
+    twin = object.__new__(type(layer))
+    vars(twin).update(vars(layer), _parameters=layer._parameters | factors)
+    return twin.effective_weight(zeros).detach()
 
 
 def _relation(saved: Tensor, own: Tensor, delta: Tensor) -> str:

@@ -1,7 +1,7 @@
 """Merging the updates of a whole model into its weights and back, and switching them off for a while."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -10,15 +10,15 @@ from .. import layers
 from ..layers import AdaptedLayer
 from .eject import check_all, eject_layers
 from .module_tree import join
-from .saved_modules import forget, records, swap_originals
-from .survey import require_adapted
+from .saved_modules import forget, swap_originals
+from .survey import Survey
 
 
 def merge(model: nn.Module, keep: bool = True) -> None:
     """Let every adapted layer compute with W + ΔW as one matrix product, as fast as the plain layer.
 
     keep: set the original weights aside, so that `unmerge` restores them bit for bit. With `keep=False` the merge is final:
-    the model becomes a plain one with the merged weights (and the tensors trained beside them), and the originals' memory
+    the model becomes a plain one with the merged weights (and the tensors trained in full), and the originals' memory
     is free. A weight tied to another module stays untouched there; the merged layer has its own.
     Raises `LayerError` when a weight cannot be merged, with nothing changed.
 
@@ -31,25 +31,30 @@ def merge(model: nn.Module, keep: bool = True) -> None:
       (0): Linear(in_features=8, out_features=8, bias=True)
     )
     """
-    found = require_adapted(model)
-    check_all({n: layer for n, layer in found.items() if not layer.merged}, lambda layer: layer.merge_problem(), "merged")
+    read = Survey(model)
+    read.require_adapted()
+    _check_mergeable(read.adapted)
     if not keep:
-        check_all(found, layers.eject_problem, "merged for good")
-        _warn_of_ties(model, found)
-    for layer in found.values():
+        check_all(read.adapted, layers.eject_problem, "merged for good")
+        _warn_of_ties(read)
+    for layer in read.adapted.values():
         layer.merge()
         if not keep:
             layer.keep_merged()
     if not keep:
-        eject_layers(model, found.values())
-        forget(model)
+        eject_layers(read)
+        forget(read.modules.values())
 
 
-def _warn_of_ties(model: nn.Module, found: dict[str, AdaptedLayer]) -> None:
+def _check_mergeable(adapted: Mapping[str, AdaptedLayer]) -> None:
+    check_all({n: layer for n, layer in adapted.items() if not layer.merged}, lambda layer: layer.merge_problem(), "merged")
+
+
+def _warn_of_ties(read: Survey) -> None:
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in read.parameters.items():
         names.setdefault(id(parameter), []).append(name)
-    for name, layer in found.items():
+    for name, layer in read.adapted.items():
         own, W = _home_of_weight(name, layer)
         if others := [other for other in names.get(id(W), []) if other != own]:
             warnings.warn(
@@ -70,7 +75,7 @@ def _home_of_weight(name: str, layer: AdaptedLayer) -> tuple[str, Tensor]:
 
 def unmerge(model: nn.Module) -> None:
     """Give every merged layer the very Parameter back that `merge` set aside."""
-    for layer in require_adapted(model).values():
+    for layer in Survey(model).require_adapted().values():
         layer.unmerge()
 
 
@@ -86,37 +91,39 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     >>> model[0].merged
     False
     """
-    ours = [layer for layer in require_adapted(model).values() if not layer.merged]
+    ours = {name: layer for name, layer in Survey(model).require_adapted().items() if not layer.merged}
+    _check_mergeable(ours)
     try:
-        merge(model)
+        for layer in ours.values():
+            layer.merge()
         yield model
     finally:
-        for layer in ours:
+        for layer in ours.values():
             layer.unmerge()
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """The bare base model inside the block: no update acts, and tensors trained beside them are the originals.
+    """Run the base model inside the block: LoRA is disabled, and `modules_to_save` and biases are the originals.
 
-    >>> import loralib as lora
-    >>> import torch
+    >>> import torch, loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
     >>> with lora.disabled(model):
     ...     y = model(torch.ones(1, 4))
     """
-    found = [layer for layer in require_adapted(model).values() if not layer.disabled]
-    beside = [(module, kept) for _, module, kept in records(model) if not kept.swapped]
+    read = Survey(model)
+    found = [layer for layer in read.require_adapted().values() if not layer.disabled]
+    extra = [(module, kept) for _, module, kept in read.records if not kept.swapped]
     before = [(layer, layer.merged, layer.training) for layer in found]
     try:
         for layer in found:
             layer.unmerge()
             layer.disabled = True
-        for module, kept in beside:
+        for module, kept in extra:
             swap_originals(module, kept)
         yield model
     finally:
-        for module, kept in reversed(beside):
+        for module, kept in reversed(extra):
             if kept.swapped:
                 swap_originals(module, kept)
         for layer, was_merged, was_training in before:

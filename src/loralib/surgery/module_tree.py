@@ -1,7 +1,6 @@
-"""The tensors of a model by name: tied ones under each of their names, and the modules that hold them."""
+"""The modules of a model by name, and the places of its tensors: shared ones under each of their names."""
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,7 +12,7 @@ def join(*parts: str) -> str:
     >>> join("", "encoder", "weight")
     'encoder.weight'
     """
-    return ".".join(part for part in parts if part)
+    return ".".join(filter(None, parts))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -27,55 +26,57 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and persistent buffers by name, tied ones under each of their names."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        transient = module._non_persistent_buffers_set
-        tensors |= {join(prefix, k): b for k, b in module._buffers.items() if b is not None and k not in transient}
-    return tensors
+def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of `model` in the order of `named_modules`, a shared one under each of its names."""
+    found: list[tuple[str, nn.Module]] = []
 
+    def visit(name: str, module: nn.Module) -> None:
+        found.append((name, module))
+        prefix = f"{name}." if name else ""
+        for key, child in module._modules.items():
+            if child is not None:
+                visit(prefix + key, child)
 
-def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds the tensor `name`, and the tensor's name in it."""
-    prefix, _, leaf = name.rpartition(".")
-    return model.get_submodule(prefix), leaf
-
-
-def replace_tensor(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """Put `tensor` in the place of the parameter or buffer `name`; the one that was there is returned."""
-    module, leaf = owner(model, name)
-    slots = _slots(module, leaf)
-    before: Tensor = slots[leaf]
-    slots[leaf] = tensor
-    return before
-
-
-def named_tensor(module: nn.Module, leaf: str) -> Tensor:
-    """The parameter or buffer `leaf` of `module` itself."""
-    found: Tensor = _slots(module, leaf)[leaf]
+    visit("", model)
     return found
 
 
-def _slots(module: nn.Module, leaf: str) -> dict[str, Any]:
-    """Where `module` keeps its own tensor `leaf`: among its parameters or among its buffers."""
-    return module._parameters if leaf in module._parameters else module._buffers
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `module` itself, by their names in it."""
+    return {leaf: parameter for leaf, parameter in module._parameters.items() if parameter is not None}
 
 
-def tie_problem(model: nn.Module, names: Iterable[str]) -> str | None:
-    """Why `names` cannot be trained apart from the rest of the model, or None: one of them is tied to a tensor outside."""
-    if not (chosen := set(names)):
-        return None
-    tensors = named_tensors(model)
-    inside = {id(tensors[name]): name for name in chosen}
-    slots = {owner(model, name) for name in chosen}
-    for name, tensor in tensors.items():
-        if name not in chosen and id(tensor) in inside and owner(model, name) not in slots:
-            return f"{inside[id(tensor)]} is tied to {name}; name the modules of both in modules_to_save, or untie them"
-    return None
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of `module` itself that its state dict has, by their names in it."""
+    transient = module._non_persistent_buffers_set
+    return {leaf: buffer for leaf, buffer in module._buffers.items() if buffer is not None and leaf not in transient}
 
 
-def tied_names(model: nn.Module, name: str) -> list[str]:
-    """All names of the tensor `name`, `name` first."""
-    tensors = named_tensors(model)
-    return [name, *(other for other, tensor in tensors.items() if tensor is tensors[name] and other != name)]
+class Slot(NamedTuple):
+    """The place of a tensor: the module that holds it, and its name there."""
+
+    module: nn.Module
+    leaf: str
+
+    @property
+    def _held(self) -> dict[str, Any]:
+        """The module's parameters or its buffers, whichever the tensor is among."""
+        return self.module._parameters if self.leaf in self.module._parameters else self.module._buffers
+
+    @property
+    def tensor(self) -> Tensor:
+        """The parameter or buffer in this place."""
+        found: Tensor = self._held[self.leaf]
+        return found
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """Put `tensor` in this place; the one that was there is returned."""
+        before = self.tensor
+        self._held[self.leaf] = tensor
+        return before
+
+
+def slot_of(model: nn.Module, name: str) -> Slot:
+    """The place of the tensor `name`."""
+    prefix, _, leaf = name.rpartition(".")
+    return Slot(model.get_submodule(prefix), leaf)

@@ -1,24 +1,22 @@
-"""What is trained in full beside the factors: the record of it on the model, and its originals, which are put back."""
+"""Tensors trained in full in addition to the factors: the record of them on the model, and their originals."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ..choices import Bias
-from ..errors import LayerError
-from ..layers import AdaptedLayer
-from .module_tree import named_tensor, named_tensors, owner, replace_tensor
+from .module_tree import Slot, slot_of
 
-_RECORD = "_lora_trained_beside"
+_RECORD = "_lora_extra_tensors"
 
 
 @dataclass
-class TrainedBeside:
+class ExtraTensors:
     """What is trained in full in the module that carries this record.
 
-    modules: the modules asked for. originals: the tensors that copies stand in for, by name (all tensors of `modules`, and
-    the biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not trained further.
+    modules: the modules asked for. originals: the tensors that copies replace, by name (all tensors of `modules`, and the
+    biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not trained further.
     swapped: whether the originals are in their places at present, and the copies here.
     """
 
@@ -29,62 +27,46 @@ class TrainedBeside:
     swapped: bool = False
 
 
-def record(model: nn.Module) -> TrainedBeside:
+def record(model: nn.Module) -> ExtraTensors:
     """The record of `model` itself, made when it is missing."""
-    found: TrainedBeside = vars(model).setdefault(_RECORD, TrainedBeside())
+    found: ExtraTensors = vars(model).setdefault(_RECORD, ExtraTensors())
     return found
 
 
-def records(model: nn.Module) -> Iterator[tuple[str, nn.Module, TrainedBeside]]:
-    """All records in `model`, with the name and the module that each belongs to."""
-    for name, module in model.named_modules():
-        if _RECORD in vars(module):
-            yield name, module, vars(module)[_RECORD]
+def record_of(module: nn.Module) -> ExtraTensors | None:
+    """The record of `module` itself, if it has one."""
+    return vars(module).get(_RECORD)
 
 
-def forget(model: nn.Module) -> None:
-    """Drop all records in `model`."""
-    for _, module, _ in list(records(model)):
-        del vars(module)[_RECORD]
+def forget(modules: Iterable[nn.Module]) -> None:
+    """Drop the records of `modules`."""
+    for module in modules:
+        vars(module).pop(_RECORD, None)
 
 
-def check_enabled(model: nn.Module, verb: str) -> None:
-    """`LayerError` inside a `disabled` block, where originals stand in the places of what was trained."""
-    if any(_is_off(module) for module in model.modules()):
-        raise LayerError(
-            f"{type(model).__name__} cannot be {verb} inside a `disabled` block; do it outside. Nothing was changed."
-        )
-
-
-def _is_off(module: nn.Module) -> bool:
-    kept: TrainedBeside | None = vars(module).get(_RECORD)
-    return (isinstance(module, AdaptedLayer) and module.disabled) or (kept is not None and kept.swapped)
-
-
-def set_aside(model: nn.Module, names: Iterable[str]) -> None:
-    """Let copies of the tensors `names` take their places, and record the originals. Tied tensors get one copy; a tensor of
-    a module that has several names is recorded under one of them."""
-    if not (chosen := list(names)):
-        return
-    kept, tensors = record(model), named_tensors(model)
+def replace_with_copies(kept: ExtraTensors, slots: Mapping[str, Slot], replaced: Iterable[Slot]) -> None:
+    """Put copies of the tensors in `slots` into their places, and record the originals in `kept`. Tied tensors share one
+    copy; a place that has several names is recorded under the first; those in `replaced` have their copy already."""
+    done = set(replaced)
     copies: dict[int, Tensor] = {}
-    slots = {owner(module, name) for _, module, other in records(model) for name in other.originals}
-    for name in chosen:
-        if (slot := owner(model, name)) not in slots:
-            slots.add(slot)
-            original = tensors[name]
-            if id(original) not in copies:
-                copy = original.detach().clone()
-                is_parameter = isinstance(original, nn.Parameter)
-                copies[id(original)] = nn.Parameter(copy, original.requires_grad) if is_parameter else copy
-            kept.originals[name] = replace_tensor(model, name, copies[id(original)])
+    for name, slot in slots.items():
+        if slot in done:
+            continue
+        done.add(slot)
+        original = slot.tensor
+        if id(original) not in copies:
+            copy = original.detach().clone()
+            is_parameter = isinstance(original, nn.Parameter)
+            copies[id(original)] = nn.Parameter(copy, original.requires_grad) if is_parameter else copy
+        kept.originals[name] = slot.put(copies[id(original)])
 
 
-def swap_originals(module: nn.Module, kept: TrainedBeside) -> None:
+def swap_originals(module: nn.Module, kept: ExtraTensors) -> None:
     """Exchange the tensors trained in `module` and their originals; called twice, nothing has changed."""
     for name, original in kept.originals.items():
-        present = named_tensor(*owner(module, name))
+        slot = slot_of(module, name)
+        present = slot.tensor
         if (original.dtype, original.device) != (present.dtype, present.device):  # the model was moved meanwhile
             original.data = original.data.to(present.device, present.dtype)
-        kept.originals[name] = replace_tensor(module, name, original)
+        kept.originals[name] = slot.put(original)
     kept.swapped = not kept.swapped

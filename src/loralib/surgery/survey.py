@@ -1,52 +1,125 @@
-"""Reading a model: which layers it has, which of them are adapted, and which can be."""
+"""Reading a model once: its modules and tensors by name, which layers are adapted, and which can be."""
 
-from torch import nn
+from collections.abc import Iterable
+from functools import cached_property
+
+from torch import Tensor, nn
 
 from .. import layers
 from ..adapters.updates import LoRAUpdate
 from ..errors import LayerError
 from ..layers import AdaptedLayer
-from .module_tree import join
-from .saved_modules import records
+from .module_tree import Slot, join, own_parameters, persistent_buffers, slot_of, walk
+from .saved_modules import ExtraTensors, record_of
 
 
-def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """The layers of `model` that carry an update, by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer) and m.has_update}
+class Survey:
+    """One reading of `model`, true until the model is changed. Everything but the list of modules is read when it is asked
+    for, and once.
 
+    places: every module with each of its names. modules: every module under the first of its names.
+    """
 
-def require_adapted(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """`adapted_layers`; `LayerError` when there are none, and nothing trained beside any either."""
-    found = adapted_layers(model)
-    if not found and not any(True for _ in records(model)):
-        raise LayerError(
-            f"{type(model).__name__} has no layer with a LoRA update; inject a LoRAConfig or attach an adapter first."
-        )
-    return found
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.places = walk(model)
+        first = {id(module): name for name, module in reversed(self.places)}
+        self.modules = {name: module for name, module in self.places if first[id(module)] == name}
 
+    # --- layers -----------------------------------------------------------------------------------------------------
 
-def sites(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules of `model` by name, and with them the projections of its `nn.MultiheadAttention`s, which become modules
-    when they are adapted."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        found[name] = module
-        if isinstance(module, nn.MultiheadAttention) and layers.attention_problem(module) is None:
-            missing = (p for p in layers.PROJECTIONS if p not in module._modules)
-            found |= {join(name, projection): layers.Projection(module, projection) for projection in missing}
-    return found
+    @cached_property
+    def adapted(self) -> dict[str, AdaptedLayer]:
+        """The layers that carry an update, by name."""
+        return {name: m for name, m in self.modules.items() if isinstance(m, AdaptedLayer) and m.has_update}
 
+    @cached_property
+    def sites(self) -> dict[str, nn.Module]:
+        """All modules by name, and with them the projections of each `nn.MultiheadAttention`, which become modules when they
+        are adapted."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.modules.items():
+            found[name] = module
+            if isinstance(module, nn.MultiheadAttention) and layers.attention_problem(module) is None:
+                missing = (p for p in layers.PROJECTIONS if p not in module._modules)
+                found |= {join(name, projection): layers.Projection(module, projection) for projection in missing}
+        return found
 
-def owners(model: nn.Module) -> dict[int, nn.Module]:
-    """The modules of torch that read weights of their layers without calling them, by the ids of those layers."""
-    readers = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer))
-    return {id(child): module for module in readers for child in module.children()}
+    @cached_property
+    def owners(self) -> dict[int, nn.Module]:
+        """The modules of torch that read weights of their layers without calling them, by the ids of those layers."""
+        readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+        found = [module for module in self.modules.values() if isinstance(module, readers)]
+        return {id(child): module for module in found for child in module.children()}
 
+    def layer_problem(self, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None) -> str | None:
+        """Why `layer`, one of `sites`, cannot be given an update, or None."""
+        owner = self.owners.get(id(layer))
+        if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
+            return problem
+        return layers.adoption_problem(layer, lora_dropout, update_class)
 
-def layer_problem(
-    owner: nn.Module | None, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None
-) -> str | None:
-    """Why `layer`, whose owner is that of `owners`, cannot be given an update, or None."""
-    if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
-        return problem
-    return layers.adoption_problem(layer, lora_dropout, update_class)
+    # --- tensors ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters by name, tied ones under each of their names."""
+        return {join(name, leaf): parameter for name, m in self.places for leaf, parameter in own_parameters(m).items()}
+
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """The places of all parameters and persistent buffers, under each of their names."""
+        parameters = [(name, m, leaf) for name, m in self.places for leaf in own_parameters(m)]
+        buffers = [(name, m, leaf) for name, m in self.places for leaf in persistent_buffers(m)]
+        return {join(name, leaf): Slot(module, leaf) for name, module, leaf in parameters + buffers}
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters and persistent buffers by name, tied ones under each of their names."""
+        return {name: slot.tensor for name, slot in self.slots.items()}
+
+    def tied(self, name: str) -> list[str]:
+        """All names of the tensor `name`, `name` first."""
+        same = self.tensors[name]
+        return [name, *(other for other, tensor in self.tensors.items() if tensor is same and other != name)]
+
+    def tie_problem(self, names: Iterable[str]) -> str | None:
+        """Why `names` cannot be trained apart from the rest of the model, or None: one is tied to a tensor outside."""
+        if not (chosen := set(names)):
+            return None
+        inside = {id(self.tensors[name]): name for name in chosen}
+        places = {self.slots[name] for name in chosen}
+        for name, tensor in self.tensors.items():
+            if name not in chosen and id(tensor) in inside and self.slots[name] not in places:
+                return f"{inside[id(tensor)]} is tied to {name}; name the modules of both in modules_to_save, or untie them"
+        return None
+
+    # --- what is recorded as trained in full ------------------------------------------------------------------------
+
+    @cached_property
+    def records(self) -> list[tuple[str, nn.Module, ExtraTensors]]:
+        """The records of tensors trained in full, with the name and the module that each belongs to."""
+        return [(name, module, kept) for name, module in self.modules.items() if (kept := record_of(module)) is not None]
+
+    @cached_property
+    def replaced(self) -> set[Slot]:
+        """The places of tensors whose originals are recorded."""
+        return {slot_of(module, name) for _, module, kept in self.records for name in kept.originals}
+
+    # --- refusals ---------------------------------------------------------------------------------------------------
+
+    def require_adapted(self) -> dict[str, AdaptedLayer]:
+        """`adapted`; `LayerError` when there are none, and nothing is trained in full either."""
+        if not self.adapted and not self.records:
+            raise LayerError(
+                f"{type(self.model).__name__} has no layer with a LoRA update; inject a LoRAConfig or attach an adapter first."
+            )
+        return self.adapted
+
+    def check_enabled(self, verb: str) -> None:
+        """`LayerError` inside a `disabled` block, where originals are in the places of what was trained."""
+        off = any(isinstance(module, AdaptedLayer) and module.disabled for module in self.modules.values())
+        if off or any(kept.swapped for _, _, kept in self.records):
+            raise LayerError(
+                f"{type(self.model).__name__} cannot be {verb} inside a `disabled` block; do it outside. Nothing was changed."
+            )

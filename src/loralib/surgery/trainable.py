@@ -1,15 +1,16 @@
 """Which tensors belong to the adapter: one predicate decides what is trained, saved and loaded.
 
-A tensor of a model belongs to its adaptation when
-  - a dotted part of its name starts with `lora_` (the factors, those of layers of one's own included), or
+A tensor of a model belongs to the adapter when
+  - its layer says so (`AdaptedLayer.adapter_parameters`: the factors), or, in a layer that is not ours, a dotted part of its
+    name starts with `lora_`, or
   - it is a bias that the mode `bias` names, or
-  - `inject` or `attach` recorded it as trained in full beside the factors (a new head, say).
+  - `inject` or `attach` recorded it as trained in full in addition to the factors (a new head, say).
 
-The record sits on the module that was injected, with the originals of the tensors it names, so that `eject` and `disabled`
+The record is on the module that was injected, with the originals of the tensors it names, so that `eject` and `disabled`
 can put them back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -18,19 +19,18 @@ from ..config import check_bias
 from ..errors import ConfigError, LayerError
 from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA
 from ..patterns import within
-from .module_tree import join, named_tensors, unwrap
-from .saved_modules import check_enabled, record, records
+from .module_tree import join, own_parameters, persistent_buffers, unwrap
+from .saved_modules import record
+from .survey import Survey
 
 
-def bias_names(model: nn.Module, bias: Bias, about_to_be_adapted: Iterable[str] = ()) -> set[str]:
+def bias_names(read: Survey, bias: Bias, about_to_be_adapted: Iterable[nn.Module] = ()) -> set[str]:
     """The parameters that the mode names: those called `bias` of the layers that carry an update, of all, or of none."""
     if bias == "none":
         return set()
-    named = {name for name, _ in model.named_parameters(remove_duplicate=False) if is_bias(name)}
-    if bias == "all":
-        return named
-    adapted = [name for name, m in model.named_modules(remove_duplicate=False) if _carries_update(m)]
-    return named & {join(name, "bias") for name in (*adapted, *about_to_be_adapted)}
+    chosen = {id(layer) for layer in about_to_be_adapted}
+    biased = [(name, module) for name, module in read.places if module._parameters.get("bias") is not None]
+    return {join(name, "bias") for name, module in biased if bias == "all" or id(module) in chosen or _carries_update(module)}
 
 
 def _carries_update(module: nn.Module) -> bool:
@@ -47,30 +47,49 @@ def is_bias(name: str) -> bool:
 
 
 def is_factor(name: str) -> bool:
-    """Whether a tensor of this name is a LoRA factor: a dotted part of it starts with `lora_`.
+    """Whether a tensor of this name, in a file or in a layer that is not ours, is a LoRA factor: a dotted part of it starts
+    with `lora_`.
 
     >>> is_factor("encoder.query.lora_A"), is_factor("explora_net.weight")
     (True, False)
     """
-    return any(part.startswith("lora_") for part in name.split("."))
+    return name.startswith("lora_") or ".lora_" in name
 
 
-def trained_names(model: nn.Module, bias: Bias | None = None) -> set[str]:
-    """The names of all tensors that belong to the adaptation of `model`. `bias` None means as recorded, else "none"."""
-    names = {name for name in named_tensors(model) if is_factor(name)}
-    if bias is not None:
-        names |= bias_names(model, check_bias(bias))
-    for prefix, module, kept in records(model):
+def factor_names(read: Survey) -> set[str]:
+    """The names of the adapter's own parameters in all layers, ours and others."""
+    return {join(name, leaf) for name, module in read.places for leaf in _factors(name, module)}
+
+
+def _factors(name: str, module: nn.Module) -> Mapping[str, Tensor]:
+    """The tensors of `module` itself that are the adapter's, by their names in it."""
+    if isinstance(module, AdaptedLayer):
+        return module.adapter_parameters()
+    if not module._parameters and not module._buffers:
+        return {}
+    held: dict[str, Tensor] = {**own_parameters(module), **persistent_buffers(module)}
+    return {leaf: tensor for leaf, tensor in held.items() if is_factor(join(name, leaf))}
+
+
+def extra_names(read: Survey, bias: Bias | None = None) -> set[str]:
+    """The names of the other tensors, which are trained in full. `bias` None means as recorded, else "none"."""
+    names = set() if bias is None else bias_names(read, check_bias(bias))
+    for prefix, _, kept in read.records:
         whole = [name for name in kept.originals if name not in kept.rows]
         names |= {join(prefix, name) for name in whole if not is_bias(name) or within(name, kept.modules)}
         if bias is None:
-            names |= {join(prefix, name) for name in bias_names(module, kept.bias)}
-    return names
+            names |= {name for name in bias_names(read, kept.bias) if not prefix or within(name, [prefix])}
+    return names - factor_names(read) if names else names
 
 
-def _check_called(model: nn.Module) -> None:
+def trained_names(read: Survey, bias: Bias | None = None) -> set[str]:
+    """The names of all tensors that belong to the adapter: the factors, and those that are trained in full."""
+    return factor_names(read) | extra_names(read, bias)
+
+
+def _check_called(read: Survey) -> None:
     """`LayerError` when a layer with an update was put by hand where torch reads its weight without calling it."""
-    for name, module in model.named_modules():
+    for name, module in read.modules.items():
         by_hand = isinstance(module, nn.MultiheadAttention) and not isinstance(module, MultiheadAttentionLoRA)
         if by_hand and any(_carries_update(child) for child in module.children()):
             where = join(name, "out_proj")
@@ -96,20 +115,22 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     >>> [name for name, p in model.named_parameters() if p.requires_grad]
     ['0.lora_A', '0.lora_B']
     """
-    check_enabled(model, "marked")
-    _check_called(model)
-    names = trained_names(model, bias)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    if not names & parameters.keys():
+    read = Survey(model)
+    read.check_enabled("marked")
+    _check_called(read)
+    trained = {id(tensor) for name, module in read.places for tensor in _factors(name, module).values()}
+    if extra := extra_names(read, bias):
+        trained |= {id(tensor) for name, tensor in read.tensors.items() if name in extra}
+    parameters = [p for module in read.modules.values() for p in module._parameters.values() if p is not None]
+    if not any(id(parameter) in trained for parameter in parameters):
         raise ConfigError(
             f"{type(model).__name__} has no LoRA parameter, so nothing would be trained: "
             "inject a LoRAConfig, or build layers with r > 0, first. Nothing was changed."
         )
-    trained = {id(parameters[name]) for name in names & parameters.keys()}
-    for parameter in parameters.values():
+    for parameter in parameters:
         parameter.requires_grad_(id(parameter) in trained)
     if bias is not None:
-        for _, _, kept in records(model):
+        for _, _, kept in read.records:
             kept.bias = "none"
         record(unwrap(model)).bias = bias
 
@@ -124,6 +145,7 @@ def lora_state_dict(model: nn.Module, bias: Bias | None = None) -> dict[str, Ten
     >>> list(lora.lora_state_dict(model, bias="lora_only"))
     ['0.bias', '0.lora_A', '0.lora_B']
     """
-    check_enabled(model, "saved")
-    names = trained_names(model, bias)
+    read = Survey(model)
+    read.check_enabled("saved")
+    names = trained_names(read, bias)
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}

@@ -6,7 +6,8 @@ import sys
 import torch
 from torch import nn
 
-from ..surgery.trainable import is_factor
+from ..surgery.survey import Survey
+from ..surgery.trainable import factor_names
 
 
 def emulates_bf16() -> bool:
@@ -16,8 +17,8 @@ def emulates_bf16() -> bool:
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """How many parameters are trained, how many of them are LoRA factors, and how many the base model has."""
-    named = dict(model.named_parameters())
-    factors = sum(p.numel() for name, p in named.items() if is_factor(name))
+    named, own = dict(model.named_parameters()), factor_names(Survey(model))
+    factors = sum(p.numel() for name, p in named.items() if name in own)
     return {
         "trained": sum(p.numel() for p in named.values() if p.requires_grad),
         "lora": factors,
