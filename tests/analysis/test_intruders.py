@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import loralib as lora
-from loralib.adapters.adapter import described
+from loralib.adapters.config_of import described
 from models import close
 from peers import library
 

@@ -1,7 +1,6 @@
 """The difference of two models: the best low-rank approximation of what changed, and all else in full."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 import loralib as lora
 from hf import tiny
 from kinds import KINDS, every_kind
-from loralib.checkpoints.base_weights import weights_of
 from loralib.checkpoints.difference import differences
 from models import close, mlp, same_bits
 from peers import library
@@ -212,15 +210,6 @@ def test_a_model_with_a_head_is_compared_with_its_bare_base(family, tmp_path):
     assert all(close(result[name], t, factor=64) for name, t in tuned.state_dict().items())
     back = lora.difference(tuned.base_model, whole, r=2)
     assert len(back.layers) == sum(not name.startswith(("classifier", "pre_classifier")) for name in found.layers)
-
-
-def test_attention_is_told_by_its_names():
-    attention = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2), "other": nn.MultiheadAttention(4, 2, kdim=3)})
-    by_modules = weights_of(attention).pieces
-    shapes = {name: tuple(t.shape) for name, t in attention.state_dict().items()}
-    from loralib.checkpoints.base_weights import _told_by_names
-
-    assert set(by_modules) == {replace(piece) for piece in _told_by_names(shapes, {})}
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

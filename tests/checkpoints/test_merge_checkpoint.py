@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import loralib as lora
 from hf import tiny
 from kinds import KINDS, every_kind
-from loralib.adapters.adapter import described
-from loralib.checkpoints import merge as merging
+from loralib.adapters.config_of import described
+from loralib.checkpoints import write
 from models import bits, close, randomize, same_bits
 from peers import library
 from sample_adapters import tensor, updates
@@ -79,7 +79,7 @@ def test_a_weight_of_many_blocks_has_the_same_bits(threads, tmp_path, monkeypatc
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(96, 200), nn.Linear(200, 33)).bfloat16()
     adapter = adapter_on(model, ["0", "1"])
-    monkeypatch.setattr("loralib.checkpoints.merge_blocks.ELEMENTS", 96 * 7)
+    monkeypatch.setattr("loralib.ops.autograd.merging.ELEMENTS", 96 * 7)
     lora.merge_checkpoint(saved(model, tmp_path / "base"), adapter, tmp_path / "out", threads=threads)
     assert same_tensors(load_file(tmp_path / "out" / "model.safetensors"), in_memory(model, adapter))
 
@@ -352,7 +352,7 @@ def test_files_are_copied_where_the_system_does_not_do_it_itself(tmp_path, monke
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "copy_file_range", refuses)
-    monkeypatch.setattr(merging, "_CHUNK", 512)
+    monkeypatch.setattr(write, "CHUNK", 512)
     lora.merge_checkpoint(base, adapter, tmp_path / "out")
     assert same_bits(load_file(tmp_path / "out" / "model.safetensors")["other"], tensors["other"])
 

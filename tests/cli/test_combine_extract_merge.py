@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import loralib as lora
 from hf import logits, tiny
-from loralib.checkpoints import merge_blocks, verify
+from loralib import ops
+from loralib.adapters.config_of import described
+from loralib.checkpoints import verify
 from loralib.cli import main
+from loralib.ops.autograd import merging
 from models import randomize, same_bits
 
 
@@ -192,7 +195,7 @@ def test_the_check_accepts_every_kind_and_low_precision(kind, tmp_path):
         "embedding": lambda: lora.EmbeddingUpdate(A, B, 4),
         "conv": lambda: lora.ConvolutionUpdate(A[:, :, None], B[:, :, None], 4),
     }[kind]()
-    W = torch.randn(update.effective_weight(torch.zeros(update._product().shape)).shape).half()
+    W = torch.randn(update.usual_layout.stored_shape(update.canonical_shape)).half()
     assert W.shape[0] in shape
     save_file({"x.weight": W}, tmp_path / "base.safetensors")
     made = lora.Adapter(lora.LoRAConfig(), {"x": update})
@@ -204,13 +207,13 @@ def test_the_check_accepts_every_kind_and_low_precision(kind, tmp_path):
 
 def test_the_check_does_not_trust_the_arithmetic_of_the_merge(model, tmp_path, capsys, monkeypatch):
     base, path, _ = model
-    factored = merge_blocks._factored
+    right = merging.add_to_block
 
-    def wrong(change):
-        left, right = factored(change)
-        return left * 1.5, right
+    def wrong(block, first, strips, scaling, out):
+        right(block, first, strips, 1.5 * scaling, out)
 
-    monkeypatch.setattr(merge_blocks, "_factored", wrong)
+    for module in (merging, ops):
+        monkeypatch.setattr(module, "add_to_block", wrong)
     assert "is off by" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--check", code=1)
 
 
@@ -250,10 +253,11 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     save_file(weights | {"rest": torch.zeros(40 << 20)}, tmp_path / "base" / "model.safetensors")
     lora.save(adapter(), tmp_path / "a")
     code = (
-        "import sys, time, loralib.checkpoints.merge as m\n"
-        "copy = m._copy\n"
+        "import signal, sys, time, loralib.checkpoints.write as write\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
+        "copy = write.copy_bytes\n"
         "def slowly(*args):\n    time.sleep(0.3)\n    return copy(*args)\n"
-        "m._copy = slowly\n"
+        "write.copy_bytes = slowly\n"
         "from loralib.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     words = ["merge", str(tmp_path / "base"), str(tmp_path / "a"), "-o", str(tmp_path / "out"), "--threads", "1"]

@@ -11,6 +11,7 @@ A layer says its layout, and so does a checkpoint for the tensor that it holds; 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -55,3 +56,11 @@ class Layout:
         if self.deconvolution:
             W = W.unflatten(0, (self.deconvolution, -1)).transpose(1, 2).flatten(0, 1)
         return W
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """How the layer's own rows are shaped where its weight has the canonical `shape`.
+
+        >>> Layout(deconvolution=2).stored_shape((6, 4, 3))
+        (8, 3, 3)
+        """
+        return tuple(self.from_canonical(torch.empty(shape, device="meta")).shape)

@@ -107,6 +107,11 @@ class LoRAUpdate:
         """The factor s."""
         return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
 
+    @property
+    def canonical_shape(self) -> tuple[int, ...]:
+        """The shape of the weight that the update is for, in the canonical layout: (out, in / groups, *kernel)."""
+        return (len(self.B), *self.A.shape[1:])
+
     # --- what it does to a weight -----------------------------------------------------------------------------------
 
     def delta(self, layout: Layout | None = None) -> Tensor:
@@ -137,11 +142,13 @@ class LoRAUpdate:
             tensor([[6., 8.],
                     [0., 1.]])
         """
-        layout, W = layout or self.usual_layout, self._renormalised(W)
+        layout, W = layout or self.usual_layout, self.as_used(W)
         if (strips := self.strips(layout)) is not None:
             return ops.add_strips(W.reshape(self._rows(W), -1), strips, self.scaling).view(W.shape)
-        canonical = layout.to_canonical(W)
-        changed = canonical.to(torch.promote_types(W.dtype, torch.float32)) + self._product()
+        wide = torch.promote_types(torch.promote_types(W.dtype, torch.float32), self.A.dtype)
+        canonical = layout.to_canonical(W).to(wide)
+        strip = ops.Strip(0, 0, self.B.flatten(1), self.A.flatten(1))
+        changed = ops.add_strips(canonical.flatten(1), [strip], self.scaling).view(canonical.shape)
         if self.magnitude is not None:
             norm = torch.linalg.vector_norm(changed.flatten(1), dim=1).clamp_min(torch.finfo(changed.dtype).tiny)
             changed = changed * (self.magnitude.to(changed) / norm).view(-1, *[1] * (changed.dim() - 1))
@@ -159,8 +166,8 @@ class LoRAUpdate:
         """How many rows the matrix has to which `strips` are added."""
         return len(W)
 
-    def _renormalised(self, W: Tensor) -> Tensor:
-        """`W` as the base layer uses it."""
+    def as_used(self, W: Tensor) -> Tensor:
+        """Rows of the stored weight as the base layer uses them, each row by itself."""
         return W
 
     # --- its products -----------------------------------------------------------------------------------------------
@@ -236,8 +243,12 @@ class EmbeddingUpdate(LoRAUpdate):
     usual_layout: ClassVar[Layout] = Layout(transposed=True)
     of_base: ClassVar[frozenset[str]] = frozenset({"max_norm", "norm_type"})
 
-    def _renormalised(self, W: Tensor) -> Tensor:
-        return torch.renorm(W, self.norm_type, 0, self.max_norm) if self.max_norm else W
+    def as_used(self, W: Tensor) -> Tensor:
+        """Rows of the weight (V, k) with norms of at most `max_norm`, by blocks as they are merged."""
+        if not self.max_norm or not len(W):
+            return W
+        blocks = ops.row_blocks(len(W), W.shape[1])
+        return torch.cat([torch.renorm(W[first:last], self.norm_type, 0, self.max_norm) for first, last in blocks])
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,6 +304,11 @@ class LegacyConvolutionUpdate(LoRAUpdate):
     def rows_per_rank(self) -> int:
         """The kernel's width κ."""
         return self.weight_shape[-1]
+
+    @property
+    def canonical_shape(self) -> tuple[int, ...]:
+        """The weight's shape, which the factors do not tell."""
+        return tuple(self.weight_shape)
 
     def _product(self) -> Tensor:
         return super()._product().reshape(self.weight_shape)
@@ -365,6 +381,11 @@ class FusedUpdate(LoRAUpdate):
     def slices(self) -> ops.Slices:
         """The slices of the output."""
         return ops.Slices(self.widths, self.enable_lora)
+
+    @property
+    def canonical_shape(self) -> tuple[int, ...]:
+        """(Σ widths, in)."""
+        return (sum(self.widths), self.A.shape[1])
 
     def _product(self) -> Tensor:
         return ops.linear_delta(self.A, self.B, self.scaling, self.slices)

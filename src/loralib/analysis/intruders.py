@@ -8,7 +8,7 @@ at a time, which takes a while for large layers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor
 from ..adapters import algebra
 from ..adapters.adapter import Adapter
 from ..adapters.updates import LoRAUpdate
-from ..checkpoints.base_weights import Piece, Source, weights_of
-from ..checkpoints.sites import land, tie_of
+from ..checkpoints.base_weights import Source, pairs
 from ..config import alpha_for
-from ..errors import AlgebraError, ConfigError, LayerError
+from ..errors import AlgebraError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -87,45 +86,12 @@ def _check(top_k: int, epsilon: float) -> None:
         raise ConfigError(f"epsilon={epsilon!r}: must be a similarity from 0 to 1.")
 
 
-def _adapted(adapter: Adapter, base: Source) -> list[tuple[str, LoRAUpdate, Tensor]]:
-    """The layers with their updates and the matrices of their weights."""
+def _adapted(adapter: Adapter, base: Source) -> Iterator[tuple[str, LoRAUpdate, Tensor]]:
+    """The layers with their updates and the matrices (out, in · kernel) of their weights."""
     if dora := [name for name, update in adapter.layers.items() if update.magnitude is not None]:
-        raise AlgebraError(f"{dora[0]}: a DoRA update scales all of W, so that intruders are not told apart from it.")
-    weights = weights_of(base)
-    pieces: Mapping[str, Piece] = {piece.layer: piece for piece in weights.pieces}
-    if weights.checkpoint is not None:
-        checkpoint = weights.checkpoint
-        tie = tie_of(checkpoint)
-        landing = land(checkpoint, adapter.layers, adapter.config.fan_in_fan_out, tie)
-        stored = {
-            site.tensor: site.tensor if site.tensor in checkpoint.tensors or not tie else tie.embedding
-            for site in landing.sites.values()
-        }
-        pieces = {
-            name: Piece(
-                name,
-                stored[site.tensor],
-                type(update),
-                site.transposed or getattr(update, "transposed", False),
-                getattr(update, "groups", 1),
-                site.start,
-                len(update.B) if site.tensor.endswith("in_proj_weight") else None,
-            )
-            for (name, update), site in zip(adapter.layers.items(), landing.sites.values(), strict=True)
-        }
-    if missing := [name for name in adapter.layers if name not in pieces]:
-        raise LayerError(f"{weights.what} has no layer {missing[0]!r} with a weight that the adapter could change.")
-    return [
-        (n, update, _matrix(n, update, pieces[n], weights.tensor(pieces[n].tensor))) for n, update in adapter.layers.items()
-    ]
-
-
-def _matrix(name: str, update: LoRAUpdate, piece: Piece, W: Tensor) -> Tensor:
-    matrix = piece.matrix(piece.part(W.detach())).float()
-    ((B, A),) = update.plain().products()
-    if matrix.shape != (len(B), A.shape[1]):
-        raise LayerError(f"{name!r} has a weight of {tuple(W.shape)}, which the adapter's update does not fit.")
-    return matrix
+        raise AlgebraError(f"{dora[0]}: a DoRA update scales all of W, so its intruders cannot be separated from it.")
+    for name, update, W in pairs(adapter, base):
+        yield name, update, W.flatten(1).float()
 
 
 def _found(

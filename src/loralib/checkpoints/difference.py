@@ -15,13 +15,14 @@ from torch import Tensor
 from .. import patterns
 from ..adapters import low_rank
 from ..adapters.adapter import Adapter
-from ..adapters.updates import LoRAUpdate
+from ..adapters.updates import ConvolutionUpdate, LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
 from ..surgery.trainable import is_bias
 from ..tensors import same_bits
-from .base_weights import Piece, Source, Weights, weights_of
+from .base_weights import Source, Weights, weights_of
+from .layouts import Located
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def differences(
     new = weights_of(tuned)
     old = _renamed(new, weights_of(base))
     _check_shapes(new, old)
-    pieces = _chosen(new, target_modules, exclude_modules)
+    chosen = _chosen(new, target_modules, exclude_modules)
     for done, name in enumerate(new.shapes, 1):
         here = (done, len(new.shapes))
         if name not in old.shapes:
@@ -103,13 +104,13 @@ def differences(
         now, before = new.tensor(name).detach(), old.tensor(name).detach()
         if same_bits(now, before):
             continue
-        if name not in pieces or not now.is_floating_point():
+        if name not in chosen or not now.is_floating_point():
             yield Found(name, None, now.clone(), 1.0, float((now.double() - before.double()).norm()), *here)
             continue
-        for piece in pieces[name]:
-            part = _approximated(piece, piece.part(now), piece.part(before), r, energy, dtype)
+        for layer, located in chosen[name].items():
+            part = _approximated(layer, located, now, before, r, energy, dtype)
             if part is not None:
-                yield Found(piece.layer, part[0], None, part[1], part[2], *here)
+                yield Found(layer, part[0], None, part[1], part[2], *here)
 
 
 def as_adapter(found: list[Found], source: str = "") -> Adapter:
@@ -167,29 +168,39 @@ def _check_shapes(new: Weights, old: Weights) -> None:
 
 def _chosen(
     new: Weights, target_modules: str | Sequence[str] | None, exclude_modules: str | Sequence[str]
-) -> dict[str, list[Piece]]:
-    """The pieces that may get an update, by tensor."""
-    layers = [piece.layer for piece in new.pieces]
+) -> dict[str, dict[str, Located]]:
+    """The layers that may get an update, by the tensors that their weights are in."""
+    layers = list(new.layers)
     kept = set(layers if target_modules is None else patterns.match(layers, target_modules, "target_modules", new.what))
     if exclude_modules:
         kept -= set(patterns.match(layers, exclude_modules, "exclude_modules", new.what))
-    found: dict[str, list[Piece]] = {}
-    for piece in new.pieces:
-        if piece.layer in kept:
-            found.setdefault(piece.tensor, []).append(piece)
+    found: dict[str, dict[str, Located]] = {}
+    for layer, located in new.layers.items():
+        if layer in kept:
+            found.setdefault(located.tensor, {})[layer] = located
     return found
 
 
 def _approximated(
-    piece: Piece, now: Tensor, before: Tensor, r: int | None, energy: float | None, dtype: torch.dtype
+    layer: str, located: Located, now: Tensor, before: Tensor, r: int | None, energy: float | None, dtype: torch.dtype
 ) -> tuple[LoRAUpdate, float, float] | None:
-    """The update, the share of ‖ΔW‖² that it keeps, and ‖ΔW‖; None where nothing differs."""
-    delta = piece.matrix(now.double() - before.double())
+    """The update, the fraction of ‖ΔW‖² that it keeps, and ‖ΔW‖; None where nothing differs."""
+    delta = located.layout.to_canonical(now).double() - located.layout.to_canonical(before).double()
     total = float(delta.square().sum())
     if total == 0:
         return None
     if not torch.isfinite(delta).all():
-        raise AlgebraError(f"{piece.layer}: the difference is not finite; one of the two holds NaN or infinite numbers.")
-    svd = low_rank.leading(delta, r, energy)
+        raise AlgebraError(f"{layer}: the difference is not finite; one of the two holds NaN or infinite numbers.")
+    svd = low_rank.leading(delta.flatten(1), r, energy)
     kept = min(1.0, float(svd.S.square().sum()) / total)
-    return piece.update(svd, tuple(now.shape), dtype), kept, total**0.5
+    return _update(located, svd, delta.shape[1:], dtype), kept, total**0.5
+
+
+def _update(located: Located, svd: low_rank.SVD, inner: tuple[int, ...], dtype: torch.dtype) -> LoRAUpdate:
+    """The update, with s = 1, whose ΔW (out, *inner) is what `svd` describes."""
+    B, A = (factor.to(dtype).contiguous() for factor in svd.factors())
+    A = A.reshape(-1, *inner)
+    if located.kind is not ConvolutionUpdate:
+        return located.kind(A, B, len(A))
+    B = B.reshape(*B.shape, *[1] * (len(inner) - 1))
+    return ConvolutionUpdate(A, B, len(A), groups=located.groups, transposed=bool(located.layout.deconvolution))

@@ -1,83 +1,83 @@
 """W' = W + ΔW for a weight that is never in memory as a whole: rows of it are read, changed in float32 and rounded once.
 
-    W'[i:j] = W[i:j] + s·L[i:j]·R,     ΔW = s·L·R as a matrix with the rows of the stored weight
-
-Where ΔW has no such form (DoRA, 0.1's and transposed convolutions) the weight is one block.
+The blocks, and what is computed in each, are those of `LoRAUpdate.effective_weight`, so that merging a model and merging its
+files give the same bits. Where rows of W' do not come from the same rows of W alone (DoRA, 0.1's and transposed convolutions)
+the weight is one block.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate
-from .sites import Site
-
-ELEMENTS = 1 << 19  # of a block: 2 MiB in float32
+from .. import ops
+from ..adapters.layout import Layout
+from ..adapters.updates import LegacyConvolutionUpdate, LoRAUpdate
 
 
 @dataclass(frozen=True)
 class Change:
-    """An update, and where it lands."""
+    """An update, and how the weight that it changes is stored."""
 
     update: LoRAUpdate
-    site: Site
+    layout: Layout
 
-    @property
-    def needs_whole(self) -> bool:
-        """Whether rows of W' cannot be computed from the same rows of W alone."""
-        return _factored(self) is None
+    @cached_property
+    def strips(self) -> list[ops.Strip] | None:
+        """The update's low-rank products as blocks of the stored weight's rows; None where it changes the weight as a whole."""
+        return None if isinstance(self.update, LegacyConvolutionUpdate) else self.update.strips(self.layout)
 
+    def rows(self, count: int) -> tuple[int, int]:
+        """The first row that it changes of a tensor of `count` rows, and the row after the last."""
+        return self.layout.start, self.layout.start + (count if self.layout.rows is None else self.layout.rows)
 
-def row_blocks(shape: tuple[int, ...], changes: list[Change]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows to compute one by one."""
-    rows = shape[0] if shape else 1
-    step = rows if any(change.needs_whole for change in changes) else max(1, ELEMENTS // max(1, math.prod(shape[1:])))
-    for start in range(0, rows, step):
-        yield start, min(rows, start + step)
+    def blocks(self, shape: tuple[int, ...]) -> Iterator["Block"]:
+        """The ranges of rows of a tensor of `shape` that are computed one by one."""
+        start, stop = self.rows(shape[0])
+        if self.strips is None:
+            yield Block(start, stop, self)
+            return
+        for first, last in ops.row_blocks(stop - start, math.prod(shape[1:]), ops.breaks_of(self.strips)):
+            yield Block(start + first, start + last, self)
 
-
-def add_updates(W: Tensor, start: int, changes: list[Change]) -> Tensor:
-    """The rows of W' that begin with row `start`, in the dtype of `W`, for those rows of the weight."""
-    dtype = torch.promote_types(W.dtype, torch.float32)
-    for change in changes:
-        dtype = torch.promote_types(dtype, change.update.A.dtype)
-    wide = W.to(dtype, copy=True)
-    for change in changes:
-        found = _factored(change)
-        if found is None:
-            wide = changed_whole(wide, change)
-            continue
-        left, right = found
-        first, last = max(start, change.site.start), min(start + len(wide), change.site.start + len(left))
-        if first < last:
-            rows = wide[first - start : last - start].flatten(1)
-            part = left[first - change.site.start : last - change.site.start]
-            rows.addmm_(part.to(rows.dtype), right.to(rows.dtype), alpha=change.update.scaling)
-    return wide.to(W.dtype)
+    def effective_rows(self, W: Tensor, first: int) -> Tensor:
+        """The rows of W' that begin with row `first` of the stored tensor, for those rows `W`, which are one of `blocks`."""
+        if self.strips is None:
+            return self.update.effective_weight(W, self.layout)
+        changed = torch.empty_like(W, memory_format=torch.contiguous_format)
+        block = self.update.as_used(W).flatten(1)
+        ops.add_to_block(block, first - self.layout.start, self.strips, self.update.scaling, changed.flatten(1))
+        return changed
 
 
-def _factored(change: Change) -> tuple[Tensor, Tensor] | None:
-    """L (rows, R) and R (R, columns), for the weight as it is stored; None where there are none."""
-    update = change.update
-    is_transposed = isinstance(update, ConvolutionUpdate) and update.transposed
-    if update.magnitude is not None or isinstance(update, LegacyConvolutionUpdate) or is_transposed:
-        return None
-    ((B, A),) = update.plain().products()
-    return (A.t(), B.t()) if change.site.transposed or isinstance(update, EmbeddingUpdate) else (B, A)
+class Block(NamedTuple):
+    """Rows `first` to `last` of a tensor, and what changes them, if anything does."""
+
+    first: int
+    last: int
+    change: Change | None
+
+    def effective_rows(self, W: Tensor) -> Tensor:
+        """These rows of W', for the same rows `W` of the tensor."""
+        return W if self.change is None else self.change.effective_rows(W, self.first)
 
 
-def changed_whole(W: Tensor, change: Change) -> Tensor:
-    """W' for a whole weight in its stored layout."""
-    update = change.update
-    if change.site.transposed:
-        return update.effective_weight(W.t()).t()
-    if isinstance(update, ConvolutionUpdate) and update.transposed:  # stored as (d, k/g, *), computed with as (k, d/g, *)
-        g = update.groups
-        outputs_first = W.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)
-        changed = update.effective_weight(outputs_first).unflatten(0, (g, -1))
-        stored: Tensor = changed.transpose(1, 2).flatten(0, 1)
-        return stored
-    return update.effective_weight(W)
+def blocks_of(shape: tuple[int, ...], changes: Sequence[Change]) -> Iterator[Block]:
+    """Ranges of rows of a tensor of `shape` that together are all of it: those that `changes` change, no two of them the same
+    rows, and those that stay as they are."""
+    rows, at = shape[0], 0
+    for change in sorted(changes, key=lambda change: change.layout.start):
+        start, stop = change.rows(rows)
+        yield from _unchanged(at, start, shape)
+        yield from change.blocks(shape)
+        at = stop
+    yield from _unchanged(at, rows, shape)
+
+
+def _unchanged(start: int, stop: int, shape: tuple[int, ...]) -> Iterator[Block]:
+    for first, last in ops.row_blocks(stop - start, math.prod(shape[1:])):
+        yield Block(start + first, start + last, None)

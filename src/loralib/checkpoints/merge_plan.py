@@ -6,22 +6,23 @@ Everything is checked here, before anything is written: names, shapes, dtypes, t
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
+from ..choices import TiedWeights
 from ..errors import FormatError
 from ..formats.validation import FLOATS
 from ..storage.safetensors import CODES, DTYPES
 from ..tensors import same_bits
+from .base_weights import locate_in_files
 from .checkpoint import SAFE, Checkpoint
+from .layouts import Located
 from .merge_blocks import Change
-from .sites import Landing, Tie, land, tie_of
-
-Tied = Literal["refuse", "untie"]
+from .names import Renaming, Tie, tie_of
 
 
 @dataclass
@@ -61,52 +62,52 @@ class Plan:
         return [target for held in self.files.values() for target in held]
 
 
-def planned(checkpoint: Checkpoint, adapter: Adapter, tied: Tied) -> Plan:
+def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights) -> Plan:
     """What merging `adapter` into `checkpoint` writes; every shape and name has been checked then."""
     if checkpoint.config.get("quantization_config"):
         raise FormatError(
-            f"{checkpoint.path} is quantized; merge into the weights that it was made from, and quantize the result anew. "
+            f"{checkpoint.path} is quantized; merge into the weights that it was made from, and quantize the result again. "
             "Nothing was written."
         )
     tie = tie_of(checkpoint)
-    landing = land(checkpoint, adapter.layers, adapter.config.fan_in_fan_out, tie)
+    located, rename = locate_in_files(adapter, checkpoint, tie)
     targets = {name: Target(name, place.dtype, place.shape, name) for name, place in checkpoint.tensors.items()}
-    full = {_place(name, landing, targets, tie): tensor for name, tensor in adapter.tensors.items()}
-    untied = _untie(checkpoint, landing, tie, tied, full, targets)
+    full = {_place(name, rename, targets, tie): tensor for name, tensor in adapter.tensors.items()}
+    untied = _untie(checkpoint, located, tie, tied, full, targets)
     for name, update in adapter.layers.items():
-        targets[landing.sites[name].tensor].changes.append(Change(update, landing.sites[name]))
+        targets[located[name].tensor].changes.append(Change(update, located[name].layout))
     if wrong := sorted(t.name for t in targets.values() if t.changes and DTYPES[t.dtype] not in FLOATS):
         raise FormatError(
             f"{wrong[0]!r} is stored as {targets[wrong[0]].dtype}, to which nothing can be added. Nothing was written."
         )
     if tie and not untied and tie.head not in targets:
         full.pop(tie.head, None)  # the same as the embedding, to which it stays tied
-    added = _beside(checkpoint, full, targets)
+    added = _put_full(checkpoint, full, targets)
     for name, rows in adapter.rows.items():
-        place = landing.rename(name)
+        place = rename(name)
         _check_rows(checkpoint, targets, place, rows)
         targets[place].rows = rows
         if tie and place == tie.embedding and tie.head in targets:
             targets[tie.head].rows = rows
-    if landing.prefix and (added or untied):
+    if rename.off and (added or untied):
         for target in targets.values():
             own = target.name in added or (tie is not None and target.name == tie.head)
-            target.name = target.name if own else landing.prefix + target.name
+            target.name = target.name if own else rename.off + target.name
     config = dict(checkpoint.config) | ({"tie_word_embeddings": False} if untied else {})
     return Plan(checkpoint, _by_file(checkpoint, list(targets.values())), config, untied)
 
 
-def _place(name: str, landing: Landing, targets: Mapping[str, Target], tie: Tie | None) -> str:
+def _place(name: str, rename: Renaming, targets: Mapping[str, Target], tie: Tie | None) -> str:
     """What the tensor `name` of the adapter is called in the checkpoint; its own name, where that has none like it."""
     held = {*targets, *([tie.head] if tie else [])}
-    return next((known for known in (landing.rename(name), name) if known in held), name)
+    return next((known for known in (rename(name), name) if known in held), name)
 
 
 def _untie(
     checkpoint: Checkpoint,
-    landing: Landing,
+    located: Mapping[str, Located],
     tie: Tie | None,
-    tied: Tied,
+    tied: TiedWeights,
     full: Mapping[str, Tensor],
     targets: dict[str, Target],
 ) -> bool:
@@ -115,7 +116,7 @@ def _untie(
     if tie is None:
         return False
     pair = {tie.embedding, tie.head}
-    adapted = pair & {site.tensor for site in landing.sites.values()}
+    adapted = pair & {found.tensor for found in located.values()}
     if not adapted and (not pair & full.keys() or (pair <= full.keys() and same_bits(full[tie.embedding], full[tie.head]))):
         return False
     if tied == "refuse":
@@ -128,7 +129,7 @@ def _untie(
     return True
 
 
-def _beside(checkpoint: Checkpoint, full: Mapping[str, Tensor], targets: dict[str, Target]) -> list[str]:
+def _put_full(checkpoint: Checkpoint, full: Mapping[str, Tensor], targets: dict[str, Target]) -> list[str]:
     """Let the tensors `full` take the places of the base's; the names of those that have none there, new ones, are returned."""
     added, problems = [], []
     for name, tensor in full.items():

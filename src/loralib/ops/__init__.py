@@ -4,7 +4,7 @@ with loralib.ops.use("reference"):
     ...
 """
 
-from .autograd.merging import add_to_block, breaks_of, row_blocks
+from .autograd.merging import add_to_block, breaks_of, row_blocks, single_threads
 from .dispatch import (
     IMPLEMENTATIONS,
     add_embedding_update,
@@ -45,5 +45,6 @@ __all__ = [
     "lora_linear",
     "reshaped_sum",
     "row_blocks",
+    "single_threads",
     "use",
 ]

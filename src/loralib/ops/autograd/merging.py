@@ -2,10 +2,13 @@
 
     W'[i:j] = W[i:j] + s·L[i:j]·R
 
-A block is computed by itself, so that a weight in a file, which is never in memory as a whole, gets the same bits.
+A block is computed by itself, and by one thread of torch, so that a weight in a file, which is never in memory as a whole, gets
+the same bits: those of a product depend on how many threads share it. Several blocks are computed side by side.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -14,6 +17,8 @@ from torch import Tensor
 from ..reference import Strip, wide_dtype
 
 ELEMENTS = 1 << 19  # of a block: 2 MiB in float32
+
+_FEW = 8  # blocks below which starting threads takes longer than they save
 
 
 def row_blocks(rows: int, width: int, breaks: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
@@ -37,9 +42,43 @@ def breaks_of(strips: Iterable[Strip]) -> set[int]:
 def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
     """W + scaling·ΣL·R, as `reference.add_strips`."""
     merged = torch.empty_like(W, memory_format=torch.contiguous_format)
-    for first, last in row_blocks(len(W), W.shape[1], breaks_of(strips)):
+    blocks = list(row_blocks(len(W), W.shape[1], breaks_of(strips)))
+
+    def compute(block: tuple[int, int]) -> None:
+        first, last = block
         add_to_block(W[first:last], first, strips, scaling, merged[first:last])
+
+    threads = torch.get_num_threads()
+    if W.is_cpu and threads > 1 and len(blocks) >= _FEW:
+        with single_threads(min(threads, len(blocks))) as pool:
+            list(pool.map(compute, blocks))
+    else:
+        with _one_thread() if threads != 1 else nullcontext():
+            for block in blocks:
+                compute(block)
     return merged
+
+
+@contextmanager
+def single_threads(count: int) -> Iterator[Executor]:
+    """Context manager: `count` threads, in each of which torch computes without autograd and without threads of its own."""
+    with _one_thread(), ThreadPoolExecutor(count, initializer=_compute_alone) as pool:
+        yield pool
+
+
+def _compute_alone() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def add_to_block(block: Tensor, first: int, strips: Sequence[Strip], scaling: float, out: Tensor) -> None:
