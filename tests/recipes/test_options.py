@@ -13,7 +13,7 @@ from loralib.recipes.options import TrainOptions
 
 
 def options(**values: Any) -> TrainOptions:
-    return TrainOptions(**{"model": "m", "data": "d.tsv"} | values)
+    return TrainOptions.of({"model": "m", "data": "d.tsv"} | values)
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,14 @@ def options(**values: Any) -> TrainOptions:
         {"lora_dropout": 1.0},
         {"lora_dropout": -0.1},
         {"learning_rate": 0.0},
-        {"epochs": 0},
+        {"num_train_epochs": 0},
         {"batch_size": 0},
         {"max_length": -1},
         {"max_train_rows": 0},
         {"eval_fraction": 1.0},
         {"eval_fraction": 0},
         {"weight_decay": -1.0},
-        {"epochs": float("inf")},
+        {"num_train_epochs": float("inf")},
         {"seed": -1},
         {"method": "last_layers"},
         {"problem": "regresion"},
@@ -47,7 +47,7 @@ def options(**values: Any) -> TrainOptions:
         {"layers": "query,valeu"},
         {"train_head": "none"},
         {"fp16": True, "bf16": True},
-        {"gradient_accumulation": 2, "device_batch_size": 8},
+        {"gradient_accumulation_steps": 2, "device_batch_size": 8},
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:
@@ -95,13 +95,19 @@ def test_a_model_and_one_source_of_data_must_be_named(values: dict[str, Any]) ->
 
 
 def test_words_joined_by_commas_are_names_and_the_rest_are_expressions() -> None:
-    assert options(target_modules="query,value").targets == ["query", "value"]
-    assert options(target_modules="attn.q").targets == ["attn.q"]
-    assert options(target_modules="query , value,").targets == ["query", "value"]
-    assert options(target_modules=r".*\.query").targets == r".*\.query"
-    assert options(target_modules="all-linear").targets == "all-linear"
-    assert options(target_modules=["a"]).targets == ["a"]
-    assert options().targets is None
+    assert options(target_modules="query,value").lora.target_modules == (
+        "query",
+        "value",
+    )
+    assert options(target_modules="attn.q").lora.target_modules == ("attn.q",)
+    assert options(target_modules="query , value,").lora.target_modules == (
+        "query",
+        "value",
+    )
+    assert options(target_modules=r".*\.query").lora.target_modules == r".*\.query"
+    assert options(target_modules="all-linear").lora.target_modules == "all-linear"
+    assert options(target_modules=["a"]).lora.target_modules == ("a",)
+    assert options().lora.target_modules == ()
 
 
 def test_layers_are_roles_joined_by_commas_and_query_and_value_unless_said() -> None:
@@ -161,11 +167,11 @@ def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path: Path) -> None
     (tmp_path / "thesis.tex").touch()
     for flags in ({"overwrite": True, "resume": False}, {"overwrite": False, "resume": False}):
         with pytest.raises(LoRAError):
-            run_folder.check_free(tmp_path, **flags)
+            run_folder.RUN.check_free(tmp_path, **flags)
     assert (tmp_path / "thesis.tex").exists()
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(RunError, match="is a file"):
-        run_folder.check_free(tmp_path / "out", overwrite=True, resume=False)
+        run_folder.RUN.check_free(tmp_path / "out", overwrite=True, resume=False)

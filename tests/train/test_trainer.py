@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from loralib.train.trainer import last_whole_checkpoint, write_errors_named
+from loralib.train.checkpoints import last_whole_checkpoint
+from loralib.train.trainer import write_errors_named
 
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),

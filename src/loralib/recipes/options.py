@@ -1,72 +1,54 @@
-"""What `loralib train` can be told, as one frozen value: the options of the command line and the keys of its YAML file.
+"""Options of `loralib train`, as one frozen value: those of the command line, and the keys of its YAML file.
 
-Nothing heavy is imported here, so that `loralib train --help` answers at once.
+LoRA's own are nested in `lora`, a `LoRAConfig`; on the command line and in presets they stand flat among the others. An option
+that means what a field of transformers' `TrainingArguments` means has its name. Nothing heavy is imported here, so that
+`loralib train --help` answers at once.
 """
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from ..architectures import ROLES
-from ..config import ALL_LINEAR, check_alpha, check_dropout, check_rank
+from ..config import LoRAConfig
 from ..errors import ConfigError, RunError
-from .nlg.tasks import TASKS as GENERATION_TASKS
-from .nlu.glue import TASKS
+from . import lora_options
+from .nlu.glue import TASKS as GLUE
 from .records import is_local_file
+from .task import TASKS, Method, Problem, Task, kind_of
 
-Method = Literal["lora", "last-layers", "full"]
 Head = Literal["all", "classifier"]
-Problem = Literal["classification", "regression", "generation"]
 
-_PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
-NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers", "use_rslora", "init_adapter", "save_merged")
-NEED_FROZEN = ("onednn",)
-_NEED_CLASSES = ("text_column", "text_pair_column", "label_column", "train_head", "head_dropout", "attention_dropout")
-_NEED_HUB = ("data_config", "train_split")
-_HUB_SPLITS = ("eval_split", "test_split")
-_NEED_GENERATION = ("context_column", "completion_column", "base_dropout", "label_smoothing")
-_NEED_DATA = (
-    *_NEED_HUB,
-    *_HUB_SPLITS,
-    "eval_data",
-    "test_data",
-    "text_column",
-    "text_pair_column",
-    "label_column",
-    "context_column",
-    "completion_column",
-    "problem",
-)
-_POSITIVE = (
-    "learning_rate",
-    "epochs",
-    "batch_size",
-    "device_batch_size",
-    "gradient_accumulation",
-    "eval_batch_size",
-    "max_length",
-    "max_train_rows",
-    "max_eval_rows",
-    "patience",
-    "save_steps",
-)
-
-DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5}
-GENERATION_LEARNING_RATE = {"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5}
-DEFAULT_LENGTH, GENERATION_LENGTH = 128, 512
 HELD_OUT = 0.1
 
+_PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
+NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
+NEED_FROZEN = ("onednn",)
+_NEED_HUB = ("data_config", "train_split")
+_HUB_SPLITS = ("eval_split", "test_split")
+_COLUMNS = ("text_column", "text_pair_column", "label_column", "context_column", "completion_column")
+_NEED_DATA = (*_NEED_HUB, *_HUB_SPLITS, "eval_data", "test_data", *_COLUMNS, "problem")
 
-def _words(joined: str) -> list[str]:
-    return [word.strip() for word in joined.split(",") if word.strip()]
+
+Rule = tuple[Callable[[Any], bool], str]  # what holds of a value, and what a message says when it does not
 
 
-def _group(title: str) -> Callable[[Any, str], Any]:
-    """A field with a default and a help text, shown in the group `title` of the command's help."""
-    return lambda default, help: field(default=default, metadata={"help": help, "group": title})
+def _choice(kind: Any) -> Rule:
+    return lambda value: value in get_args(kind), f"must be one of {', '.join(get_args(kind))}"
+
+
+_POSITIVE: Rule = (lambda value: 0 < value < math.inf, "must be positive")
+_NOT_NEGATIVE: Rule = (lambda value: 0 <= value < math.inf, "must not be negative")
+_PROBABILITY: Rule = (lambda value: 0 <= value < 1, "must be a probability in [0, 1)")
+_SHARE: Rule = (lambda value: 0 < value < 1, "must be between 0 and 1")
+_SEED: Rule = (lambda value: 0 <= value < 2**32, "must be in [0, 2**32)")
+
+
+def _group(title: str) -> Callable[..., Any]:
+    """A field with a default, a help text and perhaps a rule, shown in the group `title` of the command's help."""
+    return lambda default, help, rule=None: field(default=default, metadata={"help": help, "group": title, "rule": rule})
 
 
 _run, _data, _method, _training = map(_group, ("run", "data", "method", "training"))
@@ -94,6 +76,7 @@ class TrainOptions:
         None,
         "share of the training rows held out to evaluate on (default: 0.1 when there is no evaluation data); "
         "the development set of a GLUE task is then scored once, at the end",
+        _SHARE,
     )
     test_data: str | None = _data(None, "labelled data to score once, at the end, with the epoch that was kept: a local file")
     test_split: str | None = _data(None, "the same: a test split of a hub data set")
@@ -103,68 +86,79 @@ class TrainOptions:
     context_column: str = _data("context", "generation: field of the input in a .jsonl file")
     completion_column: str = _data("completion", "generation: field of the text, or of a list of texts")
     problem: Problem | None = _data(
-        None, "what is learned: classes, numbers to regress on, or the text that follows an input (default: classification)"
+        None,
+        "what is learned: classes, numbers to regress on, or the text that follows an input (default: classification)",
+        _choice(Problem),
     )
-    max_train_rows: int | None = _data(None, "use a seeded sample of so many training rows")
-    max_eval_rows: int | None = _data(None, "use a seeded sample of so many evaluation rows")
-    max_test_rows: int | None = _data(None, "use a seeded sample of so many test rows (0: none)")
-    max_length: int | None = _data(None, "longest row in tokens; longer ones are cut (default: 128; 512 for generation)")
+    max_train_rows: int | None = _data(None, "use a seeded sample of so many training rows", _POSITIVE)
+    max_eval_rows: int | None = _data(None, "use a seeded sample of so many evaluation rows", _POSITIVE)
+    max_test_rows: int | None = _data(None, "use a seeded sample of so many test rows (0: none)", _NOT_NEGATIVE)
+    max_length: int | None = _data(
+        None, "longest row in tokens; longer ones are cut (default: 128; 512 for generation)", _POSITIVE
+    )
 
     method: Method = _method(
-        "lora", "what is trained: LoRA and the head, the head alone (generation: the last two blocks), or everything"
+        "lora",
+        "what is trained: LoRA and the head, the head alone (generation: the last two blocks), or everything",
+        _choice(Method),
     )
-    r: int = _method(8, "LoRA rank")
-    lora_alpha: float = _method(16.0, "LoRA scaling numerator: the update is scaled by lora_alpha / r")
-    lora_dropout: float = _method(0.0, "dropout on the input of the LoRA update")
-    target_modules: list[str] | str | None = _method(
-        None, "layers to adapt: names (query,value), a regular expression, or all-linear (default: as --layers says)"
-    )
+    lora: LoRAConfig = field(default=lora_options.USUAL, metadata={"help": lora_options.HELP, "group": "method"})
     layers: list[str] | str | None = _method(
-        None, "the same by what they do: query,key,value,output,mlp, whatever the model calls them (default: query,value)"
+        None,
+        "layers to adapt, by what they do: query,key,value,output,mlp, by any name (default: query,value)",
     )
-    use_rslora: bool = _method(False, "scale the update by lora_alpha / sqrt(r)")
     init_adapter: str | None = _method(
         None, "start from these LoRA factors: the folder of a run or of an adapter, or a file of loralib 0.1"
     )
     train_head: Head = _method(
-        "all", "what of the head is trained: all of it, or the classifier alone, its last layer (methods lora and last-layers)"
+        "all",
+        "what of the head is trained: all of it, or the classifier alone, its last layer (methods lora and last-layers)",
+        _choice(Head),
     )
-    head_dropout: float | None = _method(None, "dropout before the classifier (default: as the model's config says)")
+    head_dropout: float | None = _method(
+        None, "dropout before the classifier (default: as the model's config says)", _PROBABILITY
+    )
     attention_dropout: float | None = _method(
-        None, "dropout on attention weights (default: as the model's config says; 0 is much faster on a CPU)"
+        None, "dropout on attention weights (default: as the model's config says; 0 is much faster on a CPU)", _PROBABILITY
     )
 
-    base_dropout: float | None = _method(None, "generation: all dropouts of the model itself (default: as its config says)")
+    base_dropout: float | None = _method(
+        None, "generation: all dropouts of the model itself (default: as its config says)", _PROBABILITY
+    )
 
     learning_rate: float | None = _training(
-        None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full; generation: 2e-4, 1e-4, 5e-5)"
+        None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full; generation: 2e-4, 1e-4, 5e-5)", _POSITIVE
     )
-    epochs: float = _training(3.0, "passes over the training data")
-    batch_size: int = _training(32, "rows a step, on all devices together")
+    num_train_epochs: float = _training(3.0, "passes over the training data", _POSITIVE)
+    batch_size: int = _training(32, "rows a step, on all devices together", _POSITIVE)
     device_batch_size: int | None = _training(
-        None, "most rows that a device computes at once; what is left of its share of a step is accumulated"
+        None, "most rows that a device computes at once; what is left of its share of a step is accumulated", _POSITIVE
     )
-    gradient_accumulation: int | None = _training(None, "parts in which a device computes its share of a step (default: 1)")
-    eval_batch_size: int = _training(64, "rows a step in evaluation, a device")
-    weight_decay: float = _training(0.01, "AdamW's weight decay (not on biases and norms)")
-    adam_epsilon: float = _training(1e-8, "AdamW's epsilon")
-    max_grad_norm: float = _training(1.0, "longest gradient; longer ones are scaled down (0: none is)")
-    label_smoothing: float = _training(0.0, "generation: share of a token's target that is spread over the vocabulary")
-    warmup_ratio: float = _training(0.06, "share of the steps in which the learning rate rises")
-    warmup_steps: int | None = _training(None, "number of those steps, instead of a share")
+    gradient_accumulation_steps: int | None = _training(
+        None, "parts in which a device computes its share of a step (default: 1)", _POSITIVE
+    )
+    per_device_eval_batch_size: int = _training(64, "rows a step in evaluation, a device", _POSITIVE)
+    weight_decay: float = _training(0.01, "AdamW's weight decay (not on biases and norms)", _NOT_NEGATIVE)
+    adam_epsilon: float = _training(1e-8, "AdamW's epsilon", _SHARE)
+    max_grad_norm: float = _training(1.0, "longest gradient; longer ones are scaled down (0: none is)", _NOT_NEGATIVE)
+    label_smoothing_factor: float = _training(
+        0.0, "generation: share of a token's target that is spread over the vocabulary", _PROBABILITY
+    )
+    warmup_ratio: float = _training(0.06, "share of the steps in which the learning rate rises", _PROBABILITY)
+    warmup_steps: int | None = _training(None, "number of those steps, instead of a share", _NOT_NEGATIVE)
     best_epoch: bool = _training(True, "keep the epoch with the best metric (false: the last)")
-    metric: str | None = _training(
+    metric_for_best_model: str | None = _training(
         None, "metric that chooses the best epoch (default: the task's; accuracy; pearson; perplexity)"
     )
-    patience: int | None = _training(None, "stop after so many epochs without a better metric")
-    save_steps: int | None = _run(None, "write a checkpoint every so many steps (default: every epoch)")
+    patience: int | None = _training(None, "stop after so many epochs without a better metric", _POSITIVE)
+    save_steps: int | None = _run(None, "write a checkpoint every so many steps (default: every epoch)", _POSITIVE)
     group_by_length: bool = _training(False, "put texts of similar length into a batch: less padding, more speed")
     bf16: bool = _training(False, "train in bfloat16 autocast")
     fp16: bool = _training(False, "train in float16 autocast, with loss scaling (needs a GPU)")
     onednn: bool = _training(
         False, "on a CPU: frozen products by oneDNN's kernel, which on some processors takes half the time"
     )
-    seed: int = _run(0, "seed of initialisation, sampling, order and dropout")
+    seed: int = _run(0, "seed of initialisation, sampling, order and dropout", _SEED)
     save_merged: bool = _run(False, "also write the merged model, for plain transformers, to <output>/merged")
 
     def __post_init__(self) -> None:
@@ -172,33 +166,14 @@ class TrainOptions:
             raise RunError("No model was named; give --model, a name on the Hugging Face hub or a local folder.")
         if bool(self.task) == bool(self.data):
             raise RunError("Give either --task, a GLUE task by name, or --data, a file or a data set on the hub.")
-        check_rank(self.r), check_alpha(self.lora_alpha), check_dropout(self.lora_dropout)
-        for name in _POSITIVE:
-            self._check(name, lambda value: 0 < value < math.inf, "must be positive")
-        for name in ("head_dropout", "attention_dropout", "base_dropout", "label_smoothing"):
-            self._check(name, lambda value: 0 <= value < 1, "must be a probability in [0, 1)")
-        self._check("eval_fraction", lambda value: 0 < value < 1, "must be between 0 and 1")
-        self._check("adam_epsilon", lambda value: 0 < value < 1, "must be a small positive number")
-        self._check("max_grad_norm", lambda value: 0 <= value < math.inf, "must not be negative")
-        self._check("warmup_ratio", lambda value: 0 <= value < 1, "must be in [0, 1)")
-        self._check("max_test_rows", lambda value: value >= 0, "must not be negative")
-        self._check("warmup_steps", lambda value: value >= 0, "must not be negative")
-        self._check("weight_decay", lambda value: 0 <= value < math.inf, "must not be negative")
-        self._check("seed", lambda value: 0 <= value < 2**32, "must be in [0, 2**32)")
-        for name, kind in (("method", Method), ("problem", Problem), ("train_head", Head)):
-            self._check_choice(name, get_args(kind))
-        self._check("target_modules", bool, "must name layers")
+        object.__setattr__(self, "lora", lora_options.read(lora_options.plain(self.lora)))
+        for option in fields(self):
+            rule, value = option.metadata.get("rule"), getattr(self, option.name)
+            if rule and value is not None and not rule[0](value):
+                raise ConfigError(f"{option.name}={value!r}: {rule[1]}.")
         if unknown := [role for role in self.roles if role not in ROLES]:
             raise ConfigError(f"layers={self.layers!r}: {unknown[0]!r} is none of {', '.join(ROLES)}.")
         self._refuse_what_cannot_act()
-
-    def _check(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ConfigError(f"{name}={value!r}: {rule}.")
-
-    def _check_choice(self, name: str, known: Sequence[str]) -> None:
-        self._check(name, lambda value: value in known, f"must be one of {', '.join(known)}")
 
     def _refuse_what_cannot_act(self) -> None:
         """`ConfigError` for an option that the other options leave without effect."""
@@ -210,15 +185,19 @@ class TrainOptions:
             (self.bf16, ("fp16",), "contradicts bf16; give one of them"),
             (method != "lora", NEED_LORA, f"has no effect with method={method}; it belongs to method=lora"),
             (bool(self.task), _NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are"),
-            (bool(self.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
+            (bool(self.lora.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
+            (not self.lora.target_modules, ("enable_lora", "slice_widths"), "has no effect without target_modules"),
             (not self.task, ("data_dir",), "has no effect without task; with data, give the file itself"),
-            (self.generates, _NEED_CLASSES, "has no effect on generating text"),
+            *(
+                (name not in self.task_kind.options, (name,), other.belongs)
+                for other in TASKS.values()
+                for name in other.options
+            ),
             (
-                self.generates and not self.task,
+                not self.task_kind.from_hub and not self.task,
                 (*_NEED_HUB, *_HUB_SPLITS),
                 "has no effect: data to generate from are local .jsonl files",
             ),
-            (not self.generates, _NEED_GENERATION, "belongs to generating text: to task=e2e, or to problem=generation"),
             (local, _NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets"),
             (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them"),
             (bool(self.eval_split), ("eval_fraction",), "has no effect beside eval_split; give one of them"),
@@ -227,20 +206,39 @@ class TrainOptions:
             (self.warmup_steps is not None, ("warmup_ratio",), "has no effect beside warmup_steps; give one of them"),
             (
                 bool(self.device_batch_size),
-                ("gradient_accumulation",),
+                ("gradient_accumulation_steps",),
                 "has no effect beside device_batch_size; give one of them",
             ),
             (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
             (self.best_epoch, ("save_steps",), best),
         ]
+        usual = {option.name: option.default for option in fields(self)} | lora_options.plain(lora_options.USUAL)
+        changed = {name: value for name, value in self.flat().items() if value != usual[name]}
         for applies, names, why in rules:
-            if applies:
-                self._refuse(names, why)
+            for name, value in changed.items():
+                if applies and name in names:
+                    raise ConfigError(f"{name}={value!r} {why}.")
 
-    def _refuse(self, names: Sequence[str], why: str) -> None:
-        for option in fields(self):
-            if option.name in names and getattr(self, option.name) != option.default:
-                raise ConfigError(f"{option.name}={getattr(self, option.name)!r} {why}.")
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From values by name, LoRA's own among the others, or in a mapping by the name "lora"."""
+        own = {**(values.get("lora") or {}), **{name: value for name, value in values.items() if name in lora_options.NAMES}}
+        return cls(
+            lora=lora_options.read(own),
+            **{name: value for name, value in values.items() if name not in (*lora_options.NAMES, "lora")},
+        )
+
+    def updated(self, values: Mapping[str, Any]) -> Self:
+        """The same options but for these values, by name as in `of`."""
+        return self.of({**self.flat(), **values})
+
+    def flat(self) -> dict[str, Any]:
+        """All options by name, LoRA's own among the others."""
+        return {name: value for name, value in self.to_dict().items() if name != "lora"} | lora_options.plain(self.lora)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain values, ready for YAML; LoRA's own in a mapping of their own."""
+        return {option.name: getattr(self, option.name) for option in fields(self)} | {"lora": lora_options.plain(self.lora)}
 
     @property
     def tests(self) -> bool:
@@ -253,43 +251,35 @@ class TrainOptions:
 
     @property
     def kind(self) -> Problem:
-        """What is learned, by the task or as it was said."""
-        if self.task in GENERATION_TASKS:
-            return "generation"
-        if self.task and self.task in TASKS:
-            return "classification" if TASKS[self.task].labels else "regression"
-        return self.problem or "classification"
+        """What is learned, by the task or as `problem` says."""
+        return kind_of(self.task, self.problem)
 
     @property
-    def generates(self) -> bool:
-        """Whether text is generated, by a causal language model."""
-        return self.kind == "generation"
+    def task_kind(self) -> Task:
+        """What holds for runs of this kind."""
+        return TASKS[self.kind]
 
     @property
     def length(self) -> int:
         """The most tokens of a row."""
-        return self.max_length or (GENERATION_LENGTH if self.generates else DEFAULT_LENGTH)
+        return self.max_length or self.task_kind.max_length
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate, or the method's default."""
-        usual = GENERATION_LEARNING_RATE if self.generates else DEFAULT_LEARNING_RATE
-        return usual[self.method] if self.learning_rate is None else self.learning_rate
+        return self.task_kind.learning_rates[self.method] if self.learning_rate is None else self.learning_rate
 
     @property
-    def targets(self) -> list[str] | str | None:
-        """The target modules; words joined by commas are names."""
-        given = self.target_modules
-        if isinstance(given, str) and given != ALL_LINEAR and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)*,?\s*", given):
-            return _words(given)
-        return given
+    def metric(self) -> str:
+        """The metric that chooses the best epoch and stands in the table."""
+        return self.metric_for_best_model or self.task_kind.named.get(self.task or "", self.task_kind.metric)
 
     @property
     def roles(self) -> list[str]:
         """The roles of the layers to adapt where `target_modules` names none: query and value, as in the paper."""
-        return _words(self.layers) if isinstance(self.layers, str) else list(self.layers or ("query", "value"))
+        return lora_options.words(self.layers) if isinstance(self.layers, str) else list(self.layers or ("query", "value"))
 
-    def with_absolute_paths(self) -> "TrainOptions":
+    def with_absolute_paths(self) -> Self:
         """The same options with local paths that work from any folder."""
         local: dict[str, Any] = {}
         for name in _PATHS:
@@ -306,8 +296,4 @@ class TrainOptions:
     @property
     def takes_pairs(self) -> bool:
         """Whether an input is two texts."""
-        return bool(TASKS[self.task].pair if self.task and self.task in TASKS else self.text_pair_column)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All options as plain values, ready for YAML."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
+        return bool(GLUE[self.task].pair if self.task and self.task in GLUE else self.text_pair_column)

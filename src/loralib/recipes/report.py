@@ -1,18 +1,11 @@
-"""What a person sees at the end of runs: tables and plots."""
+"""What a person sees at the end of runs: their table, and the curves of one."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
-
-from .comparison import Outcome
-from .search import Trial
-
-_COSTS = ("train_seconds", "peak_memory_bytes", "saved_bytes")
 
 
 def human_bytes(size: float) -> str:
@@ -63,96 +56,6 @@ def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> T
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for run in runs:
         table.add_row(*summary_row(run))
-    return table
-
-
-def comparison_table(outcomes: Sequence[Outcome], title: str | None = None) -> Table:
-    """A line a method: trained parameters and their share, the metric (mean ± standard deviation of the seeds), the rest as
-    medians."""
-    table = Table(title=title)
-    for i, heading in enumerate(columns(outcomes[0].metric)):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
-    for outcome in outcomes:
-        median = {key: statistics.median(run[key] for run in outcome.results) for key in _COSTS}
-        row = summary_row({**outcome.results[0], **median, "value": outcome.mean})
-        if len(outcome.results) > 1:
-            row[3] += f" ± {outcome.spread:.4f}"
-        table.add_row(*row)
-    return table
-
-
-def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row a run, for a CSV file."""
-    return [
-        {
-            "method": outcome.method,
-            "seed": run["seed"],
-            "metric": outcome.metric,
-            "value": round(value, 4),
-            "scored_on": "test" if "test" in run else "evaluation",
-            "kept_epoch": run["kept_epoch"],
-            "trained": run["parameters"]["trained"],
-            "lora": run["parameters"]["lora"],
-            "total": run["parameters"]["total"],
-            "train_rows": run["train_rows"],
-            "eval_rows": run["eval_rows"],
-            "test_rows": run["test_rows"],
-            "learning_rate": run["learning_rate"],
-            "train_seconds": round(run["train_seconds"]),
-            "peak_memory_bytes": run["peak_memory_bytes"],
-            "saved_bytes": run["saved_bytes"],
-        }
-        for outcome in outcomes
-        for run, value in zip(outcome.results, outcome.values, strict=True)
-    ]
-
-
-def comparison_plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
-    """Draw the metric against the trained parameters, and over the epochs, as a PNG; a colour a method, a line a seed."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    sizes, epochs = figure.subplots(1, 2)
-    metric = outcomes[0].metric
-    for i, outcome in enumerate(outcomes):
-        trained = outcome.trained
-        style: dict[str, Any] = {"color": f"C{i}", "marker": "o"}
-        sizes.errorbar(trained, outcome.mean, outcome.spread or None, capsize=4, label=outcome.method, **style)
-        sizes.annotate(f"{outcome.mean:.3f}", (trained, outcome.mean), (6, 6), textcoords="offset points")
-        for run in outcome.results:
-            points = [(row["epoch"], row[f"eval_{metric}"]) for row in run["history"] if f"eval_{metric}" in row]
-            epochs.plot(*zip(*points, strict=True), **style, alpha=0.7)
-    sizes.set(xlabel="trained parameters", ylabel=metric, xscale="log")
-    sizes.margins(0.25)
-    sizes.legend()
-    epochs.set(xlabel="epoch", ylabel=f"{metric} while training", xlim=(0, None))
-    for axes in (sizes, epochs):
-        axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-
-
-def tell_trial(console: Console, trial: Trial) -> None:
-    """Print one line about a trial that has just ended."""
-    chosen = ", ".join(f"{name}={value}" for name, value in trial.values.items() if value is not None)
-    console.print(f"{trial.score:.4f} on {trial.rows:,} rows: {chosen}", highlight=False, soft_wrap=True)
-
-
-def search_table(trials: Sequence[Trial], metric: str) -> Table:
-    """A line a trial, best first: the configuration, the rows it was trained on, its metric and its parameters."""
-    table = Table(title="search")
-    for heading in ("r", "alpha", "layers", "head", "rate", "rows", metric, "trained"):
-        table.add_column(heading, overflow="fold", justify="left" if heading in ("layers", "head") else "right")
-    for trial in trials:
-        values = trial.values
-        table.add_row(
-            str(values["r"]),
-            f"{values['lora_alpha']:g}",
-            str(values["layers"] or values["target_modules"]).replace(",", ", "),
-            str(values["train_head"]),
-            f"{values['learning_rate']:g}",
-            f"{trial.rows:,}",
-            f"{trial.score:.4f}",
-            f"{trial.trained:,}",
-        )
     return table
 
 

@@ -15,12 +15,13 @@ from .. import __version__, formats
 from ..errors import RunError
 from ..surgery.merge import merge
 from ..train import measure
-from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
+from ..train.checkpoints import last_whole_checkpoint
+from ..train.trainer import AdapterTrainer, write_errors_named
 from . import report, run_folder, training
-from .nlg import text_generation
-from .nlu import text_classification
+from .model_loader import quiet_transformers
 from .options import TrainOptions
-from .task import Plan
+from .plan import Plan, implementation
+from .task import goodness
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,6 +32,7 @@ class Interrupted(KeyboardInterrupt):
         self.folder, self.checkpoint = folder, checkpoint
 
 
+@quiet_transformers()
 def train(
     options: TrainOptions,
     folder: Path,
@@ -50,9 +52,9 @@ def train(
     processes = training.processes()
     console = console or Console(stderr=True, quiet=not processes.is_main_process)
     if processes.is_main_process:
-        run_folder.check_free(folder, overwrite, resume)
+        run_folder.RUN.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
-    planned = (text_generation if options.generates else text_classification).plan(options, folder)
+    planned = implementation(options).plan(options, folder)
     if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
     console.print(_opening(options, planned), highlight=False, soft_wrap=True)
@@ -64,7 +66,7 @@ def train(
     try:
         with write_errors_named(folder):
             if processes.is_main_process and not resume:
-                run_folder.clear(folder)
+                run_folder.RUN.clear(folder)
                 run_folder.write_options(folder, options, planned.labels)
             processes.wait_for_everyone()
             trainer = training.run_trainer(options, folder, planned, **how)
@@ -77,7 +79,7 @@ def train(
     except BaseException as error:
         last = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
         if last is None and processes.is_main_process:
-            run_folder.clear(folder)
+            run_folder.RUN.clear(folder)
             if fresh:
                 shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, KeyboardInterrupt):
@@ -88,6 +90,8 @@ def train(
 
 
 def _checkpoint_to_resume(folder: Path) -> Path:
+    if not (folder / run_folder.CONFIG).is_file():
+        raise RunError(f"{folder} holds no run to resume ({run_folder.CONFIG} is missing); leave out --resume to begin one.")
     if (folder / run_folder.METRICS).is_file():
         raise RunError(f"the run in {folder} is finished; there is nothing to resume.")
     checkpoint = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
@@ -127,11 +131,11 @@ def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: fl
 
 def _outcome(options: TrainOptions, planned: Plan, history: list[dict[str, float]]) -> dict[str, Any]:
     """What was trained and how good the epoch that was kept is."""
-    metric = training.metric_name(options)
+    metric = options.metric
     evaluations = [row for row in history if "eval_loss" in row]
     kept = evaluations[-1]
     if options.best_epoch:
-        kept = max(evaluations, key=lambda row: training.goodness(metric, row[f"eval_{metric}"]))
+        kept = max(evaluations, key=lambda row: goodness(metric, row[f"eval_{metric}"]))
     names = (*planned.metrics, "loss")
     return {
         "method": options.method,

@@ -12,9 +12,9 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from ...errors import ConfigError, DataError
 from ...train import measure
-from .. import injection, records, training
+from .. import lora_setup, model_loader, records, training
 from ..options import HELD_OUT, TrainOptions
-from ..task import Plan, Sources
+from ..plan import Plan, Sources
 from . import language_models, loss, prompts
 from .examples import GenerationData
 from .jsonl import read_jsonl
@@ -24,7 +24,7 @@ from .tasks import read_split
 def prepare(model: PreTrainedModel, options: TrainOptions) -> None:
     """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        injection.inject(model, options)
+        lora_setup.inject(model, options)
     elif options.method == "last-layers":
         language_models.freeze_all_but_last_blocks(model)
 
@@ -86,7 +86,7 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
     training.arguments(options, folder, len(parts[0]))
     transformers.set_seed(options.seed)
     model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout)
-    language_models.check_length(model, options.length)
+    model_loader.check_length(model.config, options.length)
     prepare(model, options)
     return Plan(
         model=model,
@@ -100,7 +100,7 @@ def plan(options: TrainOptions, folder: Path) -> Plan:
         task_type="CAUSAL_LM",
         parameters=measure.count_parameters(model),
         trainer={
-            "compute_loss_func": loss.training_loss(model, options.label_smoothing),
+            "compute_loss_func": loss.training_loss(model, options.label_smoothing_factor),
             "preprocess_logits_for_metrics": lambda output, labels: loss.row_losses(_logits(output), labels),
         },
     )

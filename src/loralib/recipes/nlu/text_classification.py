@@ -8,16 +8,16 @@ import transformers
 from transformers import DataCollatorWithPadding, EvalPrediction
 
 from ...train import measure
-from .. import injection, training
+from .. import lora_setup, training
 from ..options import TrainOptions
-from ..task import Plan, Sources
+from ..plan import Plan, Sources
 from . import encoders, inputs, labelling, metrics
 
 
 def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
     """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        injection.inject(encoder.model, options, encoder.head)
+        lora_setup.inject(encoder.model, options, encoder.head)
     elif options.method == "last-layers":
         encoder.model.requires_grad_(False)
         for name in encoder.head:
@@ -26,9 +26,14 @@ def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
         encoders.freeze_all_but_last(encoder)
 
 
+def read_rows(options: TrainOptions) -> inputs.Rows:
+    """The rows of a run, sampled as the options ask."""
+    return inputs.read_data(options)
+
+
 def plan(options: TrainOptions, folder: Path) -> Plan:
     """Read the data, load the model and prepare both. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
-    data = inputs.read_data(options)
+    data = read_rows(options)
     labels = inputs.classes(options, data.train)
     training.check_metric(options, metrics.CLASSIFICATION if labels else metrics.REGRESSION)
     training.arguments(options, folder, len(data.train))

@@ -12,7 +12,7 @@ PresetName = Literal["paper", "scripts"]
 _YIELDS = {  # what the user says on the left takes the place of the preset's on the right
     "warmup_ratio": "warmup_steps",
     "warmup_steps": "warmup_ratio",
-    "gradient_accumulation": "device_batch_size",
+    "gradient_accumulation_steps": "device_batch_size",
     "bf16": "fp16",
     "target_modules": "layers",
 }

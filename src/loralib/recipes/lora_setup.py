@@ -1,21 +1,43 @@
-"""Starting from the LoRA factors that another run learned, as the paper's MRPC, RTE and STS-B start from MNLI's.
+"""LoRA on a model as the options of a run ask: which layers, of what rank, and from which factors it starts.
 
-Only the factors are taken over: a head was trained for the other task's labels.
+The paper's MRPC, RTE and STS-B start from the factors that MNLI's run learned. Only factors are taken over: a head was trained
+for the other task's labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .. import formats
 from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError, FormatError
 from ..layers import AdaptedLayer
 from ..storage.pickled import read_state_dict
+from ..surgery.inject import inject as inject_lora
+from ..surgery.roles import role_targets
 from ..surgery.survey import adapted_layers
+from ..surgery.trainable import mark_only_lora_as_trainable
 from . import run_folder
+from .options import TrainOptions
+
+
+def inject(model: PreTrainedModel, options: TrainOptions, head: Sequence[str] = ()) -> list[str]:
+    """Inject, freeze the rest but for the modules of the `head`, and load the factors to start from; the adapted layers' names.
+
+    Raises `ConfigError` or `TargetError` for layers that are not there, `FormatError` or `AttachError` for factors that are no
+    start.
+    """
+    lora = options.lora
+    targets = {} if lora.target_modules else role_targets(model, options.roles)
+    config = replace(lora, modules_to_save=[*head, *lora.modules_to_save], **targets)
+    adapted = inject_lora(model, config)
+    mark_only_lora_as_trainable(model)
+    if options.init_adapter:
+        load_factors(model, options.init_adapter)
+    return adapted
 
 
 def load_factors(model: nn.Module, path: str | Path) -> None:
