@@ -158,7 +158,7 @@ def adaptation(data: Path, folder: Path, budget: Budget) -> Row:
 def perplexity(run: generator.Run, options: TrainOptions) -> float:
     """What Trainer measures on the development rows of `options`, of a model that was not trained on them."""
     rows = prompts.encode(run.tokenizer, text_generation.read_rows(options)[1].pairs, options.length, "E2E")
-    collate, sums = prompts.Collator(int(run.tokenizer.pad_token_id)), []
+    collate, sums = prompts.collator(run.tokenizer), []
     for start in range(0, len(rows), options.per_device_eval_batch_size):
         batch = collate(rows[start : start + options.per_device_eval_batch_size])
         with torch.inference_mode():

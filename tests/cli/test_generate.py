@@ -322,7 +322,8 @@ def test_words_that_belong_to_classifying_are_one_sentence(
     for more, message in (
         (["--label-column", "a"], "label_column='a' has no effect with task=e2e"),
         (["--head-dropout", "0.1"], "head_dropout=0.1 has no effect on generating text"),
-        (["--metric-for-best-model", "accuracy", "--data-dir", str(tmp_path)], "has no train set of E2E NLG"),
+        (["--metric-for-best-model", "accuracy"], "must be one of perplexity, nll"),
+        (["--data-dir", str(tmp_path)], "has no train set of E2E NLG"),
         (["--problem", "generation"], "problem='generation' has no effect with task=e2e"),
     ):
         assert main([*words, *more]) == 2

@@ -218,6 +218,8 @@ class TrainOptions:
             for name, value in changed.items():
                 if applies and name in names:
                     raise ConfigError(f"{name}={value!r} {why}.")
+        if self.metric not in (known := self.task_kind.metrics):
+            raise ConfigError(f"metric_for_best_model={self.metric!r}: must be one of {', '.join(known)} for this problem.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -272,7 +274,7 @@ class TrainOptions:
     @property
     def metric(self) -> str:
         """The metric that chooses the best epoch and stands in the table."""
-        return self.metric_for_best_model or self.task_kind.named.get(self.task or "", self.task_kind.metric)
+        return self.metric_for_best_model or self.task_kind.named.get(self.task or "", self.task_kind.metrics[0])
 
     @property
     def roles(self) -> list[str]:

@@ -54,10 +54,15 @@ def train(
     if processes.is_main_process:
         run_folder.RUN.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
-    planned = implementation(options).plan(options, folder)
+    kind = implementation(options)
+    data = kind.read_rows(options)
+    training.arguments(options, folder, len(data[0]))
+    transformers.set_seed(options.seed)
+    planned = kind.plan(options, data)
     if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
-    console.print(_opening(options, planned), highlight=False, soft_wrap=True)
+    parameters = measure.count_parameters(planned.model)
+    console.print(_opening(options, planned, parameters), highlight=False, soft_wrap=True)
     if options.bf16 and measure.emulates_bf16():
         console.print("this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out", highlight=False)
     fresh = not folder.exists()
@@ -71,9 +76,9 @@ def train(
             processes.wait_for_everyone()
             trainer = training.run_trainer(options, folder, planned, **how)
             seconds = time.perf_counter() - began
-            results = _results(options, planned, trainer, seconds) | {"resumed": resume}
-            if planned.data.test:
-                results["test"] = training.score(trainer, planned)
+            results = _results(options, planned, trainer, seconds) | {"parameters": parameters, "resumed": resume}
+            if len(data) > 2:
+                results["test"] = training.score(trainer, options.task_kind.metrics, planned.datasets[2])
             if processes.is_main_process:
                 _write(options, folder, planned, trainer, results)
     except BaseException as error:
@@ -100,9 +105,9 @@ def _checkpoint_to_resume(folder: Path) -> Path:
     return checkpoint
 
 
-def _opening(options: TrainOptions, planned: Plan) -> str:
-    count, total, (rows, held_out, test) = planned.parameters["trained"], planned.parameters["total"], planned.data
-    tested = f", and once, at the end, on {len(test):,} rows of {test.source}" if test else ""
+def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -> str:
+    count, total, (rows, held_out, *test) = parameters["trained"], parameters["total"], planned.data
+    tested = "".join(f", and once, at the end, on {len(part):,} rows of {part.source}" for part in test)
     return (
         f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
         f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}{tested}"
@@ -112,13 +117,10 @@ def _opening(options: TrainOptions, planned: Plan) -> str:
 def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: float) -> dict[str, Any]:
     history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
     return {
-        **_outcome(options, planned, history),
+        **_outcome(options, history),
         "seed": options.seed,
         "learning_rate": options.peak_learning_rate,
-        "parameters": planned.parameters,
-        "train_rows": len(planned.data.train),
-        "eval_rows": len(planned.data.evaluation),
-        "test_rows": len(planned.data.test or ()),
+        **dict(zip(("train_rows", "eval_rows", "test_rows"), [*map(len, planned.data), 0], strict=False)),
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "peak_memory_bytes": measure.peak_memory(),
@@ -129,19 +131,18 @@ def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: fl
     }
 
 
-def _outcome(options: TrainOptions, planned: Plan, history: list[dict[str, float]]) -> dict[str, Any]:
+def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str, Any]:
     """What was trained and how good the epoch that was kept is."""
     metric = options.metric
     evaluations = [row for row in history if "eval_loss" in row]
     kept = evaluations[-1]
     if options.best_epoch:
         kept = max(evaluations, key=lambda row: goodness(metric, row[f"eval_{metric}"]))
-    names = (*planned.metrics, "loss")
     return {
         "method": options.method,
         "metric": metric,
         "value": kept[f"eval_{metric}"],
-        "metrics": {name: kept[f"eval_{name}"] for name in names if f"eval_{name}" in kept},
+        "metrics": {name: kept[f"eval_{name}"] for name in (*options.task_kind.metrics, "loss")},
         "kept_epoch": kept["epoch"],
     }
 

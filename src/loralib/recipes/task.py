@@ -21,14 +21,15 @@ LOWER_IS_BETTER = ("perplexity", "nll", "loss")
 class Task:
     """One kind of task.
 
-    named: tasks of this kind that have a name, each with its metric. metric: the metric of other data. options: those that only
-    this kind has; belongs: what a message says of them elsewhere. usage: what its runs do, and the commands that use them.
+    named: tasks of this kind that have a name, each with its metric. metrics: what a model is judged by; the first chooses the
+    best epoch on other data. options: those that only this kind has; belongs: what a message says of them elsewhere. usage: what
+    its runs do, and the commands that use them.
     from_hub: whether its data may be a data set on the hub. has_head: whether a head is trained with LoRA. unit: what a metric
     of 1 is in the paper's tables. module: where it is carried out. following: what is done with a finished run on a named task.
     """
 
     named: Mapping[str, str]
-    metric: str
+    metrics: tuple[str, ...]
     max_length: int
     learning_rates: Mapping[Method, float]
     options: tuple[str, ...]
@@ -43,7 +44,7 @@ class Task:
 
 CLASSIFICATION = Task(
     named={name: task.metric for name, task in GLUE.items() if task.labels},
-    metric="accuracy",
+    metrics=("accuracy", "f1", "matthews"),
     max_length=128,
     learning_rates={"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5},
     options=("text_column", "text_pair_column", "label_column", "train_head", "head_dropout", "attention_dropout"),
@@ -55,11 +56,11 @@ CLASSIFICATION = Task(
     module="nlu.text_classification",
 )
 REGRESSION = replace(
-    CLASSIFICATION, named={name: task.metric for name, task in GLUE.items() if not task.labels}, metric="pearson"
+    CLASSIFICATION, named={name: task.metric for name, task in GLUE.items() if not task.labels}, metrics=("pearson", "spearman")
 )
 GENERATION = Task(
     named=dict.fromkeys(DATA_TO_TEXT, "perplexity"),
-    metric="perplexity",
+    metrics=("perplexity", "nll"),
     max_length=512,
     learning_rates={"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5},
     options=("context_column", "completion_column", "base_dropout", "label_smoothing_factor"),

@@ -50,12 +50,6 @@ def replicas() -> int:
     return 1 if processes().use_distributed else max(1, torch.cuda.device_count())
 
 
-def check_metric(options: TrainOptions, known: Sequence[str]) -> None:
-    """`ConfigError` when the metric is not one of the problem's."""
-    if options.metric not in known:
-        raise ConfigError(f"metric_for_best_model={options.metric!r}: must be one of {', '.join(known)} for this problem.")
-
-
 def share_of_batch(options: TrainOptions, devices: int) -> tuple[int, int]:
     """How many rows a device computes at once, and in how many such parts it computes its share of a step, so that a step
     of all `devices` is `batch_size` rows; `ConfigError` when they cannot share it evenly.
@@ -132,13 +126,11 @@ def run_trainer(
     stop, bar, log = StopOnInterrupt(), ProgressBar(console, options.metric), TensorBoardLog(folder / run_folder.LOGS)
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
     common: dict[str, Any] = {
+        **plan.trainer,
         "model": plan.model,
-        "args": arguments(options, folder, len(plan.datasets[0])),
+        "args": arguments(options, folder, len(plan.data[0])),
         "train_dataset": plan.datasets[0],
         "eval_dataset": plan.datasets[1],
-        "data_collator": plan.collator,
-        "compute_metrics": plan.judge,
-        **plan.trainer,
         "callbacks": [stop, bar, log, StopOnNonFinite(), *patience, *callbacks],
     }
     if options.method == "lora":
@@ -159,8 +151,7 @@ def run_trainer(
     return trainer
 
 
-def score(trainer: Trainer, plan: Plan) -> dict[str, float]:
-    """The metrics of the model as trained, on the third of the plan's data sets, which training did not see."""
-    output = trainer.predict(plan.datasets[2])  # type: ignore[arg-type]
-    assert output.metrics is not None
-    return {name: output.metrics[f"test_{name}"] for name in plan.metrics if f"test_{name}" in output.metrics}
+def score(trainer: Trainer, metrics: Sequence[str], rows: Any) -> dict[str, float]:
+    """The metrics of the model as trained, on rows that training did not see."""
+    found = trainer.predict(rows).metrics or {}
+    return {name: found[f"test_{name}"] for name in metrics}

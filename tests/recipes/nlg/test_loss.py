@@ -129,7 +129,7 @@ def test_a_run_is_judged_without_smoothing(gpt2: Path, meals: Path, tmp_path: Pa
     assert evaluation["eval_loss"] == pytest.approx(evaluation["eval_nll"], rel=1e-5)  # all rows are one batch
     model, tokenizer = language_models.load_language_model(str(gpt2))
     train = prompts.encode(tokenizer, [(r["context"], r["completion"]) for r in read_jsonl(meals / "train.jsonl")], 99, "x")
-    batch = prompts.Collator(0)(train)
+    batch = prompts.collator(tokenizer)(train)
     with torch.no_grad():
         logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits
     mean = float(plain_losses(logits, batch["labels"], 0.5).sum() / (batch["labels"] != IGNORED).sum())

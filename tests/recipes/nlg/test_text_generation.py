@@ -21,8 +21,10 @@ from loralib.errors import AttachError, ConfigError, DataError, RunError, Target
 from loralib.recipes import run_folder, seeds
 from loralib.recipes.nlg import generator, text_generation
 from loralib.recipes.options import TrainOptions
+from loralib.recipes.plan import Plan
 from loralib.recipes.run import Interrupted
 from loralib.train.checkpoints import last_whole_checkpoint
+from loralib.train.measure import count_parameters
 from models import close, same_bits
 from peers import data, library
 from recipes.nlg.conftest import options, read_jsonl, run, write_jsonl
@@ -47,6 +49,10 @@ def plain_nll(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> t
             total -= float(logits[i - 1].log_softmax(-1)[token])
             count += 1
     return total, count
+
+
+def planned_run(chosen: TrainOptions) -> Plan:
+    return text_generation.plan(chosen, text_generation.read_rows(chosen))
 
 
 def plain_perplexity(model: Any, tokenizer: Any, path: Path) -> float:
@@ -120,7 +126,7 @@ def test_the_adapter_loads_by_peft_and_merged_by_plain_transformers(lora_run: Pa
 
 
 def test_of_gpt2_the_slices_of_query_and_value_are_trained(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    model = text_generation.plan(options(gpt2, meals), tmp_path).model
+    model = planned_run(options(gpt2, meals)).model
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     attention = [f"transformer.h.{i}.attn.c_attn" for i in range(2)]
     assert trained == {f"{name}.lora_{factor}" for name in attention for factor in "AB"}
@@ -132,14 +138,14 @@ def test_of_gpt2_the_slices_of_query_and_value_are_trained(gpt2: Path, meals: Pa
 
 @pytest.mark.parametrize(("words", "trained"), [("key", 512), ("output,mlp", 2 * 4 * ((32 + 32) + 2 * (32 + 128)))])
 def test_other_layers_are_adapted_when_asked_for(gpt2: Path, meals: Path, tmp_path: Path, words: str, trained: int) -> None:
-    assert text_generation.plan(options(gpt2, meals, layers=words), tmp_path).parameters["trained"] == trained
+    assert count_parameters(planned_run(options(gpt2, meals, layers=words)).model)["trained"] == trained
 
 
 def test_layers_can_be_named(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    planned = text_generation.plan(options(gpt2, meals, target_modules="c_attn", use_rslora=True), tmp_path)
+    planned = planned_run(options(gpt2, meals, target_modules="c_attn", use_rslora=True))
     layer = planned.model.get_submodule("transformer.h.0.attn.c_attn")
     assert (type(layer.update), layer.scaling) == (lora.LoRAUpdate, 16.0)
-    assert planned.parameters["trained"] == 2 * 4 * (32 + 96)
+    assert count_parameters(planned.model)["trained"] == 2 * 4 * (32 + 96)
 
 
 @pytest.mark.parametrize("method", ["last-layers", "full"])
@@ -248,7 +254,7 @@ def test_what_the_adapter_says_does_not_depend_on_which_epoch_was_kept(
 
 
 def test_a_run_may_start_from_the_factors_of_another(gpt2: Path, meals: Path, tmp_path: Path, lora_run: Path) -> None:
-    planned = text_generation.plan(options(gpt2, meals, init_adapter=str(lora_run)), tmp_path)
+    planned = planned_run(options(gpt2, meals, init_adapter=str(lora_run)))
     stored = lora.load(lora_run / run_folder.ADAPTER)
     for name, expected in stored.layers.items():
         plain = planned.model.get_submodule(name).update.plain()
@@ -262,7 +268,7 @@ def test_a_run_that_scales_by_a_root_may_start_another(gpt2: Path, meals: Path, 
     chosen = options(gpt2, meals, use_rslora=True, lora_alpha=7.0, num_train_epochs=1)
     run(tmp_path / "first", chosen)
     again = options(gpt2, meals, use_rslora=True, lora_alpha=7.0, init_adapter=str(tmp_path / "first"))
-    layer = text_generation.plan(again, tmp_path).model.get_submodule("transformer.h.0.attn.c_attn")
+    layer = planned_run(again).model.get_submodule("transformer.h.0.attn.c_attn")
     stored = lora.load(tmp_path / "first" / run_folder.ADAPTER).layers["transformer.h.0.attn.c_attn"]
     assert same_bits(layer.update.plain().B, stored.B)
 

@@ -179,7 +179,7 @@ def test_rows_kept_for_the_end_are_scored_once_with_the_epoch_that_was_kept(
 
 def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, head_dropout=0.5, attention_dropout=0.25, train_head="classifier", num_train_epochs=1)
-    planned = text_classification.plan(chosen, tmp_path)
+    planned = text_classification.plan(chosen, text_classification.read_rows(chosen))
     assert planned.model.dropout.p == 0.5
     assert planned.model.bert.encoder.layer[0].attention.self.dropout.p == 0.25
     assert planned.model.classifier.weight.requires_grad
@@ -187,8 +187,8 @@ def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_pat
 
 def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, problem="regression", label_column="score")
-    planned = text_classification.plan(chosen, tmp_path)
-    mean = sum(map(float, planned.data.train.labels)) / len(planned.data.train)
+    planned = text_classification.plan(chosen, text_classification.read_rows(chosen))
+    mean = sum(map(float, planned.data[0].labels)) / len(planned.data[0])
     assert planned.model.classifier.bias.item() == pytest.approx(mean)
 
 

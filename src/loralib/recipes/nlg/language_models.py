@@ -26,6 +26,7 @@ def load_language_model(name: str, base_dropout: float | None = None) -> tuple[P
         )
     if loaded.tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name!r} has no end-of-text token, which ends every text here; give it one.")
+    loaded.tokenizer.padding_side = "right"
     return loaded.model, loaded.tokenizer
 
 
