@@ -12,9 +12,10 @@ from typing import Any
 from ..errors import ConfigError
 from ..recipes.comparison import METHODS
 from ..recipes.options import TrainOptions
-from ..recipes.run_folder import Writer, as_yaml
+from ..recipes.run_folder import as_yaml
 from ..recipes.search import Space
 from ..recipes.task import CLASSIFICATION, Method
+from ..storage.folders import Writer
 from .dataclass_parsing import dataclass_parser, given
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a

@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> int:
     from rich.console import Console
 
     from ..recipes import training
-    from ..recipes.model_loader import quiet_transformers
+    from ..train.quiet import quiet_transformers
 
     with quiet_transformers():
         console = Console(quiet=not training.processes().is_main_process)

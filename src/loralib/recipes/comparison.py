@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -84,15 +84,14 @@ def compare(
     Raises `RunError` when a run fails; what is wrong has then been printed. Options that cannot work are refused before
     anything is trained.
     """
-    planned: dict[Method, list[tuple[Path, TrainOptions]]] = {}
+    planned: dict[Method, list[tuple[TrainOptions, Path]]] = {}
     for method in methods:
         shared = {name: value for name, value in options.items() if name not in IDLE[method]}
         chosen = TrainOptions.of({**shared, **own.get(method, {}), "method": method})
-        planned[method] = [(folder / method, chosen)]
-        if seeds is not None:
-            planned[method] = [(folder / method / f"seed-{seed}", replace(chosen, seed=seed)) for seed in seeds]
+        run = folder / method
+        planned[method] = [(chosen, run)] if seeds is None else run_folder.seed_runs(chosen, run, seeds)
     return [
-        Outcome(method, tuple(train_apart(chosen, run, resume, keep_weights) for run, chosen in pairs))
+        Outcome(method, tuple(train_apart(chosen, run, resume, keep_weights) for chosen, run in pairs))
         for method, pairs in planned.items()
     ]
 

@@ -5,30 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from .comparison import Outcome
-from .report import columns, summary_row
+from .report import plot, summary_table, two_plots
 from .search import Trial
 
 _COSTS = ("train_seconds", "peak_memory_bytes", "saved_bytes")
+_COPIED = ("train_rows", "eval_rows", "test_rows", "learning_rate", *_COSTS)
 
 
 def comparison_table(outcomes: Sequence[Outcome], title: str | None = None) -> Table:
     """A line a method: trained parameters and their share, the metric (mean ± standard deviation of the seeds), the rest as
     medians."""
-    table = Table(title=title)
-    for i, heading in enumerate(columns(outcomes[0].metric)):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    lines = []
     for outcome in outcomes:
-        median = {key: statistics.median(run[key] for run in outcome.results) for key in _COSTS}
-        row = summary_row({**outcome.results[0], **median, "value": outcome.mean})
-        if len(outcome.results) > 1:
-            row[3] += f" ± {outcome.spread:.4f}"
-        table.add_row(*row)
-    return table
+        medians = {key: statistics.median(run[key] for run in outcome.results) for key in _COSTS}
+        spread = {"spread": outcome.spread} if len(outcome.results) > 1 else {}
+        lines.append({**outcome.results[0], **medians, **spread, "value": outcome.mean})
+    return summary_table(lines, title)
 
 
 def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -41,16 +37,9 @@ def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "value": round(value, 4),
             "scored_on": "test" if "test" in run else "evaluation",
             "kept_epoch": run["kept_epoch"],
-            "trained": run["parameters"]["trained"],
-            "lora": run["parameters"]["lora"],
-            "total": run["parameters"]["total"],
-            "train_rows": run["train_rows"],
-            "eval_rows": run["eval_rows"],
-            "test_rows": run["test_rows"],
-            "learning_rate": run["learning_rate"],
+            **{name: run["parameters"][name] for name in ("trained", "lora", "total")},
+            **{name: run[name] for name in _COPIED},
             "train_seconds": round(run["train_seconds"]),
-            "peak_memory_bytes": run["peak_memory_bytes"],
-            "saved_bytes": run["saved_bytes"],
         }
         for outcome in outcomes
         for run, value in zip(outcome.results, outcome.values, strict=True)
@@ -59,25 +48,18 @@ def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def comparison_plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
     """Draw the metric against the trained parameters, and over the epochs, as a PNG; a colour a method, a line a seed."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    sizes, epochs = figure.subplots(1, 2)
     metric = outcomes[0].metric
-    for i, outcome in enumerate(outcomes):
-        trained = outcome.trained
-        style: dict[str, Any] = {"color": f"C{i}", "marker": "o"}
-        sizes.errorbar(trained, outcome.mean, outcome.spread or None, capsize=4, label=outcome.method, **style)
-        sizes.annotate(f"{outcome.mean:.3f}", (trained, outcome.mean), (6, 6), textcoords="offset points")
-        for run in outcome.results:
-            points = [(row["epoch"], row[f"eval_{metric}"]) for row in run["history"] if f"eval_{metric}" in row]
-            epochs.plot(*zip(*points, strict=True), **style, alpha=0.7)
-    sizes.set(xlabel="trained parameters", ylabel=metric, xscale="log")
-    sizes.margins(0.25)
-    sizes.legend()
-    epochs.set(xlabel="epoch", ylabel=f"{metric} while training", xlim=(0, None))
-    for axes in (sizes, epochs):
-        axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    with two_plots(path, title) as (sizes, epochs):
+        for i, outcome in enumerate(outcomes):
+            trained, style = outcome.trained, dict[str, Any](color=f"C{i}", marker="o")
+            sizes.errorbar(trained, outcome.mean, outcome.spread or None, capsize=4, label=outcome.method, **style)
+            sizes.annotate(f"{outcome.mean:.3f}", (trained, outcome.mean), (6, 6), textcoords="offset points")
+            for run in outcome.results:
+                plot(epochs, run["history"], f"eval_{metric}", **style, alpha=0.7)
+        sizes.set(xlabel="trained parameters", ylabel=metric, xscale="log")
+        sizes.margins(0.25)
+        sizes.legend()
+        epochs.set(ylabel=f"{metric} while training")
 
 
 def tell_trial(console: Console, trial: Trial) -> None:

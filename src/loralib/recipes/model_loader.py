@@ -1,18 +1,15 @@
 """Loading pretrained models with their tokenizers, quietly and in float32."""
 
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..errors import ConfigError, RunError
+from ..train.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -26,23 +23,6 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     stored: PretrainedConfig
     missing: set[str]
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No warnings and no progress bars of transformers and huggingface_hub in the block; all is as before after it."""
-    verbosity, bars, downloads = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            with warnings.catch_warnings(action="ignore"):  # that HF_HUB_DISABLE_PROGRESS_BARS forbids it
-                logging.enable_progress_bar()
-            if not downloads:
-                disable_progress_bars()
 
 
 @quiet_transformers()

@@ -1,9 +1,11 @@
 """What a person sees at the end of runs: their table, and the curves of one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -30,51 +32,54 @@ def human_share(share: float) -> str:
     return f"{100 * share:.{2 if share >= 0.001 else 3}f} %"
 
 
-def summary_row(metrics: dict[str, Any]) -> list[str]:
-    """One run's line of the table, from its `metrics.json`."""
-    counts = metrics["parameters"]
-    return [
-        metrics["method"],
-        f"{counts['trained']:,}",
-        human_share(counts["trained"] / counts["total"]),
-        f"{metrics['value']:.4f}",
-        f"{metrics['train_seconds']:.0f} s",
-        human_bytes(metrics["peak_memory_bytes"]),
-        human_bytes(metrics["saved_bytes"]),
-    ]
-
-
-def columns(metric: str) -> list[str]:
-    """The table's headings."""
-    return ["method", "trained", "share", metric, "time", "memory", "disk"]
-
-
 def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> Table:
-    """Method, trained parameters and their share, metric, training time, peak memory and size on disk, a line a run."""
+    """Method, trained parameters and their share, metric, training time, peak memory and size on disk, a line a run.
+
+    runs: what `metrics.json` holds; with "spread", that of the metric over several seeds.
+    """
     table = Table(title=title)
-    for i, heading in enumerate(columns(runs[0]["metric"])):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for heading in ("method", "trained", "share", runs[0]["metric"], "time", "memory", "disk"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for run in runs:
-        table.add_row(*summary_row(run))
+        counts = run["parameters"]
+        table.add_row(
+            run["method"],
+            f"{counts['trained']:,}",
+            human_share(counts["trained"] / counts["total"]),
+            f"{run['value']:.4f}" + (f" ± {run['spread']:.4f}" if "spread" in run else ""),
+            f"{run['train_seconds']:.0f} s",
+            human_bytes(run["peak_memory_bytes"]),
+            human_bytes(run["saved_bytes"]),
+        )
     return table
+
+
+@contextmanager
+def two_plots(path: Path, title: str) -> Iterator[tuple[Axes, Axes]]:
+    """A figure of two plots side by side, which is written to `path` as a PNG after the block."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    yield left, right
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def plot(axes: Axes, history: Sequence[dict[str, float]], key: str, **style: Any) -> None:
+    """Draw a value of Trainer's log over the epochs, where it was logged."""
+    points = [(row["epoch"], row[key]) for row in history if key in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+    axes.set(xlabel="epoch", xlim=(0, None))
 
 
 def learning_curve(path: Path, history: Sequence[dict[str, float]], metric: str, title: str) -> None:
     """Draw training and evaluation loss and the metric over epochs, as a PNG."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    losses, metrics = figure.subplots(1, 2)
-    for axes, key, label in (
-        (losses, "loss", "training"),
-        (losses, "eval_loss", "evaluation"),
-        (metrics, f"eval_{metric}", metric),
-    ):
-        points = [(row["epoch"], row[key]) for row in history if key in row]
-        axes.plot(*zip(*points, strict=True), marker="o" if key != "loss" else None, label=label) if points else None
-    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    losses.legend()
-    metrics.set(xlabel="epoch", ylabel=metric)
-    for axes in (losses, metrics):
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    with two_plots(path, title) as (losses, metrics):
+        plot(losses, history, "loss", label="training")
+        plot(losses, history, "eval_loss", label="evaluation", marker="o")
+        plot(metrics, history, f"eval_{metric}", marker="o")
+        losses.set(ylabel="loss", ylim=(0, None))
+        losses.legend()
+        metrics.set(ylabel=metric)

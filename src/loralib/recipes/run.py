@@ -16,9 +16,9 @@ from ..errors import RunError
 from ..surgery.merge import merge
 from ..train import measure
 from ..train.checkpoints import last_whole_checkpoint
+from ..train.quiet import quiet_transformers
 from ..train.trainer import AdapterTrainer, write_errors_named
 from . import report, run_folder, training
-from .model_loader import quiet_transformers
 from .options import TrainOptions
 from .plan import Plan, implementation
 from .task import goodness

@@ -10,10 +10,9 @@ RUN/generated/           texts that were generated, by split
 
 import json
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import yaml
 
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
+from ..storage.folders import Writer
 from .options import TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
@@ -29,42 +29,6 @@ CURVE, SUBMISSION, GENERATED = "learning_curve.png", "submission", "generated"
 SEEDS, SUMMARY = "seeds.yaml", "summary.json"  # in a folder that holds a run for each of several seeds
 
 PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED}
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Who writes into a folder. title: what messages call it. pattern: of the names that it writes. inner: the writer of its
-    folders. alone: whether what others wrote is refused even where nothing is replaced."""
-
-    title: str
-    pattern: str
-    inner: "Writer | None" = None
-    alone: bool = False
-
-    def check_free(self, folder: Path, overwrite: bool, resume: bool) -> None:
-        """`RunError` unless `folder` may be written: it is new or empty, or may be overwritten or gone on with."""
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file; give another --output.")
-        names = sorted(path.name for path in folder.glob("*"))
-        foreign = [name for name in names if not re.fullmatch(self.pattern, name)]
-        if foreign and (overwrite or self.alone):
-            raise RunError(f"{folder} holds what no {self.title} wrote ({', '.join(foreign[:3])}); give another --output.")
-        if names and not overwrite and not resume:
-            raise RunError(f"{folder} exists and is not empty; add --resume to go on with it, or --overwrite to replace it.")
-
-    def clear(self, folder: Path) -> None:
-        """Remove what was written to `folder` before."""
-        for path in folder.glob("*"):
-            if not re.fullmatch(self.pattern, path.name):
-                continue
-            if not path.is_dir():
-                path.unlink()
-            elif self.inner is None:
-                shutil.rmtree(path)
-            else:
-                self.inner.clear(path)
-                if not any(path.iterdir()):
-                    path.rmdir()
 
 
 RUN = Writer("run", "|".join(map(re.escape, PARTS)))
@@ -142,16 +106,22 @@ def trained_part(folder: Path, options: TrainOptions) -> Path:
     return saved
 
 
-def seeds(folder: Path) -> list[Path]:
-    """The finished runs in `folder`, a folder of seeds, by seed; `folder` itself when it is none.
+def seed_runs(options: TrainOptions, folder: Path, seeds: Iterable[int]) -> list[tuple[TrainOptions, Path]]:
+    """The run of each seed, and its place in `folder`."""
+    return [(replace(options, seed=seed), folder / f"seed-{seed}") for seed in seeds]
 
-    Raises `RunError` when no seed is finished.
-    """
+
+def finished_seeds(folder: Path) -> list[Path]:
+    """The finished runs in `folder`, by seed."""
+    done = (path.parent for path in folder.glob(f"seed-*/{METRICS}"))
+    return sorted(done, key=lambda run: int(run.name.rpartition("-")[2]))
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The finished runs of a folder of seeds; of any other, itself. Raises `RunError` when no seed is finished."""
     if not (folder / SEEDS).is_file():
         return [folder]
-    done = (path.parent for path in folder.glob(f"seed-*/{METRICS}"))
-    found = sorted(done, key=lambda run: int(run.name.rpartition("-")[2]))
-    if not found:
+    if not (found := finished_seeds(folder)):
         raise RunError(f"no seed in {folder} is finished; go on with: loralib train --output {folder} --resume")
     return found
 

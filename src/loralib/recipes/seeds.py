@@ -9,7 +9,6 @@ import json
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,7 @@ def train_seeds(
             run_folder.MANY.clear(folder)
     processes.wait_for_everyone()
     results = []
-    for seed in range(options.seed, options.seed + seeds):
-        chosen, run = replace(options, seed=seed), folder / f"seed-{seed}"
+    for chosen, run in run_folder.seed_runs(options, folder, range(options.seed, options.seed + seeds)):
         if found := run_folder.read_metrics(run):
             results.append(found)
             continue
@@ -63,9 +61,9 @@ def train_seeds(
                 run_folder.write_seeds(folder, options, seeds)
             results.append(train(chosen, run, **how))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted at seed {seed}; what is finished is kept. Go on with: loralib train --output {folder} --resume"
-            ) from None
+            again = f"loralib train --output {folder} --resume"
+            said = f"interrupted at seed {chosen.seed}; what is finished is kept. Go on with: {again}"
+            raise KeyboardInterrupt(said) from None
         except LoRAError:
             if fresh and main:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -92,5 +90,5 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def best_of(folder: Path) -> Path | None:
     """The run folder of the finished seed in `folder` with the best metric; None when none is finished."""
-    found = {path.parent: run_folder.read_metrics(path.parent) or {} for path in folder.glob(f"seed-*/{run_folder.METRICS}")}
+    found = {run: run_folder.read_metrics(run) or {} for run in run_folder.finished_seeds(folder)}
     return max(found, key=lambda run: goodness(found[run]["metric"], found[run]["value"]), default=None)

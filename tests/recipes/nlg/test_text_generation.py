@@ -452,12 +452,12 @@ def test_the_best_seed_has_the_lowest_perplexity(tmp_path: Path) -> None:
             (tmp_path / f"seed-{seed}").mkdir(exist_ok=True)
             (tmp_path / f"seed-{seed}" / run_folder.METRICS).write_text(json.dumps({"metric": metric, "value": value}))
         assert seeds.best_of(tmp_path) == tmp_path / f"seed-{best}"
-    assert run_folder.seeds(tmp_path) == [tmp_path]  # no folder of seeds yet
+    assert run_folder.runs_of(tmp_path) == [tmp_path]  # no folder of seeds yet
     (tmp_path / run_folder.SEEDS).touch()
-    assert [run.name for run in run_folder.seeds(tmp_path)] == ["seed-3", "seed-7", "seed-11"]
+    assert [run.name for run in run_folder.runs_of(tmp_path)] == ["seed-3", "seed-7", "seed-11"]
     (tmp_path / "seed-3" / run_folder.SEEDS).touch()
     with pytest.raises(RunError, match=r"no seed in .* is finished; go on with: loralib train --output .* --resume"):
-        run_folder.seeds(tmp_path / "seed-3")
+        run_folder.runs_of(tmp_path / "seed-3")
 
 
 def test_two_processes_learn_what_one_learns(gpt2: Path, meals: Path, tmp_path: Path) -> None:

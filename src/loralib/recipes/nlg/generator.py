@@ -131,13 +131,8 @@ class Partial:
 def write(path: Path, data: GenerationData, predictions: Sequence[str]) -> None:
     """Write `path`, and the predictions alone to a `.txt` file beside it."""
     rows = [
-        {
-            "context": example.context,
-            "prediction": prediction,
-            "references": list(example.references),
-            "category": example.category,
-        }
-        for example, prediction in zip(data.examples, predictions, strict=True)
+        {"context": one.context, "prediction": text, "references": list(one.references), "category": one.category}
+        for one, text in zip(data.examples, predictions, strict=True)
     ]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     write_atomically(path.with_suffix(".txt"), "".join(f"{text}\n" for text in predictions).encode())
