@@ -16,7 +16,7 @@ from ..errors import RunError
 from ..surgery.merge import merge
 from ..train import measure
 from ..train.checkpoints import last_whole_checkpoint
-from ..train.quiet import quiet_transformers
+from ..train.quiet import quiet_transformers, same_environment
 from ..train.trainer import AdapterTrainer, write_errors_named
 from . import report, run_folder, training
 from .options import TrainOptions
@@ -33,6 +33,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @quiet_transformers()
+@same_environment()
 def train(
     options: TrainOptions,
     folder: Path,

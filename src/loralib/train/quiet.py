@@ -1,5 +1,6 @@
-"""Silence of transformers for a while: a library call leaves its messages and progress bars as they were."""
+"""What transformers changes in the process, for a while: a library call leaves messages, bars and the environment as they were."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,3 +24,15 @@ def quiet_transformers() -> Iterator[None]:
                 logging.enable_progress_bar()
             if not downloads:
                 disable_progress_bars()
+
+
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """Variables of the environment that the block sets (Trainer tells accelerate by them) are as before after it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
