@@ -1,4 +1,4 @@
-"""What transformers changes in the process, for a while: a library call leaves messages, bars and the environment as they were."""
+"""What transformers changes in the process: messages, progress bars and the environment are as before after a call."""
 
 import os
 import warnings
