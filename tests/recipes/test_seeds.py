@@ -30,8 +30,8 @@ def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
     return TrainOptions.of(common | values)
 
 
-def train(folder: Path, chosen: TrainOptions, seeds: int, **how: Any) -> list[dict[str, Any]]:
-    return seeds.train_seeds(chosen, folder, seeds, console=Console(file=io.StringIO()), **how)
+def train(folder: Path, chosen: TrainOptions, count: int, **how: Any) -> list[dict[str, Any]]:
+    return seeds.train_seeds(chosen, folder, count, console=Console(file=io.StringIO()), **how)
 
 
 @pytest.fixture(scope="module")

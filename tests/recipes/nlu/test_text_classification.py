@@ -360,7 +360,7 @@ def test_the_signal_handlers_are_given_back(encoder: Path, reviews: Path, tmp_pa
 
 def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
     before = (lora_run / run_folder.METRICS).read_bytes()
-    with pytest.raises(RunError, match="add --resume to continue the run in it, or --overwrite"):
+    with pytest.raises(RunError, match="add --resume to go on with it, or --overwrite"):
         run(lora_run, options(encoder, reviews))
     with pytest.raises(RunError, match="finished"):
         run(lora_run, options(encoder, reviews), resume=True)
