@@ -1,14 +1,19 @@
 """The options of a run are checked when they are made, and survive their YAML file."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
+from loralib.cli import dataclass_parsing
+from loralib.config import LoRAConfig
 from loralib.errors import ConfigError, LoRAError, RunError
-from loralib.recipes import run_folder, training
+from loralib.recipes import lora_options, run_folder, training
 from loralib.recipes.options import TrainOptions
 
 
@@ -175,3 +180,47 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(RunError, match="is a file"):
         run_folder.RUN.check_free(tmp_path / "out", overwrite=True, resume=False)
+
+
+@pytest.mark.parametrize("old", [{"r": 8}, {"epochs": 3.0}, {"label_smoothing": 0.1}])
+def test_a_config_of_an_earlier_version_is_refused_by_name(tmp_path: Path, old: dict[str, Any]) -> None:
+    run_folder.write_options(tmp_path, options(), None)
+    config = tmp_path / run_folder.CONFIG
+    config.write_text(yaml.safe_dump({"model": "m", "data": "d.tsv", **old}))
+    for refused in (lambda: run_folder.read_options(tmp_path), lambda: parsed("--config", str(config))):
+        with pytest.raises(
+            RunError, match=rf"^[^\n]*has the option '{next(iter(old))}'[^\n]*LoRA's own stand under lora:[^\n]*$"
+        ):
+            refused()
+
+
+def parsed(*words: str) -> dict[str, Any]:
+    return dataclass_parsing.given(dataclass_parsing.dataclass_parser(TrainOptions, "loralib train", ""), words)
+
+
+def test_every_field_of_lora_config_is_said_flat_and_nested_in_yaml(tmp_path: Path) -> None:
+    words = {
+        "r": "4", "lora_alpha": "2", "lora_dropout": "0.1", "target_modules": "query,value", "exclude_modules": "0.query",
+        "modules_to_save": "pooler", "bias": "all", "rank_pattern": "{query: 2}", "alpha_pattern": "{query: 3}",
+        "use_rslora": "true", "fan_in_fan_out": "false", "enable_lora": "[true, false]", "slice_widths": "{c: [2, 3]}",
+    }  # fmt: skip
+    assert words.keys() == set(lora_options.NAMES)
+    flags = [word for name, value in words.items() for word in ("--" + name.replace("_", "-"), value)]
+    chosen = TrainOptions.of(parsed("--model", "m", "--data", "d.tsv", *flags))
+    assert chosen.lora == LoRAConfig(
+        4, 2.0, 0.1, ["query", "value"], ["0.query"], ["pooler"], "all", {"query": 2}, {"query": 3}, True, False,
+        [True, False], {"c": [2, 3]},
+    )  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_bytes(run_folder.as_yaml(chosen.to_dict()))
+    assert TrainOptions.of(parsed("--config", str(path))) == chosen
+    assert TrainOptions.of(parsed("--config", str(path), "--r", "5")).lora == replace(chosen.lora, r=5)
+
+
+def test_options_that_mean_what_a_training_argument_means_have_its_name() -> None:
+    ours, theirs = ({option.name for option in fields(kind)} for kind in (TrainOptions, TrainingArguments))
+    assert {name for name in ours & theirs} == {
+        *("adam_epsilon", "bf16", "fp16", "gradient_accumulation_steps", "label_smoothing_factor", "learning_rate"),
+        *("max_grad_norm", "metric_for_best_model", "num_train_epochs", "per_device_eval_batch_size", "save_steps", "seed"),
+        *("warmup_steps", "weight_decay"),
+    }

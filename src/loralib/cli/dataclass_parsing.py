@@ -57,6 +57,8 @@ def _add(group: Any, name: str, kind: Any, usual: Any, help_: str, dest: str) ->
         how = {"nargs": "?", "const": True}
     elif get_origin(kind) is Literal:
         how = {}  # the choices are shown
+    if kind == Sequence[str]:
+        kind = str | Sequence[str]  # names joined by commas
     group.add_argument(_flag(name), dest=dest, type=kind, default=usual, help=help_ + shown, **how)
 
 
