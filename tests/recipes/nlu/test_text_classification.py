@@ -149,6 +149,25 @@ def test_regression_scores_numbers(encoder: Path, reviews: Path, tmp_path: Path)
     assert float(good) > float(bad)
 
 
+def test_whatever_lora_config_can_say_is_trained_and_opened_again(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    own = {"bias": "lora_only", "rank_pattern": {"query": 2}, "exclude_modules": "layer.0.attention.self.value"}
+    named = {"target_modules": "query,value", "modules_to_save": "pooler.dense"}
+    results = run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1, **own, **named))
+    stored = lora.load(tmp_path / "run" / run_folder.ADAPTER)
+    attention = "bert.encoder.layer.{}.attention.self.{}"
+    assert {name: update.r for name, update in stored.layers.items()} == {
+        attention.format(0, "query"): 2,
+        attention.format(1, "query"): 2,
+        attention.format(1, "value"): 4,
+    }
+    biases = {f"{name}.bias" for name in stored.layers}
+    heads = {f"{part}.{leaf}" for part in ("classifier", "bert.pooler.dense") for leaf in ("weight", "bias")}
+    assert set(stored.tensors) == biases | heads
+    opened = predictor.open_run(tmp_path / "run")
+    rows = predictor.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    assert opened.evaluate(rows)["accuracy"] == pytest.approx(results["value"])
+
+
 def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, num_train_epochs=20, patience=1)
     results = run(tmp_path / "run", chosen)
