@@ -38,7 +38,7 @@ def test_each_method_gets_what_it_knows_and_each_seed_a_folder(
     assert [outcome.method for outcome in outcomes] == ["lora", "last-layers", "full"]
     assert [[run["seed"] for run in outcome.results] for outcome in outcomes] == [[3, 4]] * 3
     assert [outcome.results[0]["learning_rate"] for outcome in outcomes] == [1e-2, 1e-2, 5e-5]
-    assert [outcome.trained for outcome in outcomes] == [2 * 2 * 2 * 32 + 66, 66, outcomes[2].total]
+    assert [outcome.trained for outcome in outcomes] == [2 * 2 * 2 * 32 + 66, 66, outcomes[2].results[0]["parameters"]["total"]]
     assert outcomes[0].mean == pytest.approx(sum(outcomes[0].values) / 2)
     assert not list(tmp_path.glob("*/*/model"))
     assert len(started) == 6

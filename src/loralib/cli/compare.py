@@ -82,7 +82,7 @@ def _checked(values: Mapping[str, Any], chosen: dict[str, Any]) -> tuple[TrainOp
     methods = [word.strip() for word in chosen["methods"].split(",") if word.strip()]
     if not methods or set(methods) - set(METHODS) or len(set(methods)) < len(methods):
         raise ConfigError(f"--methods {chosen['methods']}: give some of {','.join(METHODS)}, each once.")
-    if chosen["search"] and not TrainOptions.of(values).task_kind.has_head:
+    if chosen["search"] and "train_head" not in TrainOptions.of(values).task_kind.options:
         chosen["search_train_head"] = ["all"]
     if chosen["search"] and "lora" not in methods:
         raise ConfigError("--search looks for LoRA's options, and lora is not among --methods; add it.")

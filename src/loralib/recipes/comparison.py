@@ -16,16 +16,11 @@ from typing import Any, get_args
 from ..errors import RunError
 from ..train.checkpoints import last_whole_checkpoint
 from . import run_folder
-from .options import NEED_FROZEN, NEED_LORA, TrainOptions
+from .options import IDLE, TrainOptions
 from .task import Method
 
 INTERRUPTED = 130
 METHODS: tuple[Method, ...] = get_args(Method)
-IDLE: Mapping[Method, tuple[str, ...]] = {
-    "lora": (),
-    "last-layers": NEED_LORA,
-    "full": (*NEED_LORA, *NEED_FROZEN, "train_head"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,11 +54,6 @@ class Outcome:
     def trained(self) -> int:
         """How many parameters were trained."""
         return int(self.results[0]["parameters"]["trained"])
-
-    @property
-    def total(self) -> int:
-        """How many parameters the base model has."""
-        return int(self.results[0]["parameters"]["total"])
 
 
 def compare(

@@ -4,21 +4,15 @@ The paper's MRPC, RTE and STS-B start from the factors that MNLI's run learned. 
 for the other task's labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .. import formats
-from ..adapters.updates import LoRAUpdate
-from ..errors import AttachError, FormatError
-from ..layers import AdaptedLayer
-from ..storage.pickled import read_state_dict
 from ..surgery.inject import inject as inject_lora
+from ..surgery.load_factors import load_factors
 from ..surgery.roles import role_targets
-from ..surgery.survey import adapted_layers
 from ..surgery.trainable import mark_only_lora_as_trainable
 from . import run_folder
 from .options import TrainOptions
@@ -36,65 +30,6 @@ def inject(model: PreTrainedModel, options: TrainOptions, head: Sequence[str] = 
     adapted = inject_lora(model, config)
     mark_only_lora_as_trainable(model)
     if options.init_adapter:
-        load_factors(model, options.init_adapter)
+        adapter = Path(options.init_adapter, run_folder.ADAPTER)
+        load_factors(model, adapter if adapter.is_dir() else options.init_adapter)
     return adapted
-
-
-def load_factors(model: nn.Module, path: str | Path) -> None:
-    """Load the factors at `path` into the layers that `model` was injected with, all or none.
-
-    path: the folder of a run or of an adapter, or a file of loralib 0.1, which does not say its lora_alpha: that of the model
-    is taken. Raises `FormatError` when there is no adapter at `path`, and `AttachError`, listing everything, when its layers,
-    shapes or scaling are not the model's. The model is then unchanged.
-    """
-    layers = adapted_layers(model)
-    found = read_factors(Path(path), layers)
-    updates = {name: layers[name].own_form(update) if name in layers else update for name, update in found.items()}
-    problems = [f"{name}: in the adapter, not in this run" for name in updates if name not in layers]
-    problems += [f"{name}: in this run, not in the adapter" for name in layers if name not in updates]
-    for name in layers.keys() & updates.keys():
-        if problem := _problem(layers[name], updates[name]):
-            problems.append(f"{name}: {problem}")
-    if problems:
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise AttachError(
-            f"The factors of {path} are no start for this run: {'; '.join(problems[:4])}{more}. "
-            "Give the layers, the rank and the lora_alpha that they were trained with."
-        )
-    for name, layer in layers.items():
-        layer.load_update(updates[name])
-
-
-def read_factors(path: Path, layers: Mapping[str, AdaptedLayer]) -> Mapping[str, LoRAUpdate]:
-    """The updates at `path` by layer name. `layers` tell what a file of loralib 0.1 does not: the kind and the scaling."""
-    if path.is_file():
-        return _read_legacy(path, layers)
-    adapter = path / run_folder.ADAPTER
-    return formats.load(adapter if adapter.is_dir() else path).layers
-
-
-def _read_legacy(path: Path, layers: Mapping[str, AdaptedLayer]) -> dict[str, LoRAUpdate]:
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_state_dict(path).items():
-        name, _, leaf = key.rpartition(".")
-        if leaf in ("lora_A", "lora_B"):
-            pairs.setdefault(name, {})[leaf] = tensor
-    half = next((name for name, pair in pairs.items() if len(pair) < 2), None)
-    if half or not pairs:
-        raise FormatError(
-            f"{path} holds {f'half of the factors of {half!r}' if half else 'no LoRA factors'}; give another file."
-        )
-    updates = {}
-    for name, pair in pairs.items():
-        A, B = pair["lora_A"], pair["lora_B"]
-        updates[name] = replace(layers[name].update, A=A, B=B) if name in layers else LoRAUpdate(A, B, lora_alpha=1)
-    return updates
-
-
-def _problem(layer: AdaptedLayer, update: LoRAUpdate) -> str | None:
-    if misfit := layer.misfit(layer, update):
-        return misfit
-    own = layer.update
-    if own.scaling != update.scaling:
-        return f"scaling {update.scaling:g} in the adapter (lora_alpha={update.lora_alpha:g}), {own.scaling:g} in this run"
-    return None

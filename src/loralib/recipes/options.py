@@ -24,8 +24,12 @@ Head = Literal["all", "classifier"]
 HELD_OUT = 0.1
 
 _PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
-NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
-NEED_FROZEN = ("onednn",)
+_NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
+IDLE: Mapping[Method, tuple[str, ...]] = {  # by method: options that have no effect with it
+    "lora": (),
+    "last-layers": _NEED_LORA,
+    "full": (*_NEED_LORA, "onednn", "train_head"),  # which freezes nothing
+}
 _NEED_HUB = ("data_config", "train_split")
 _HUB_SPLITS = ("eval_split", "test_split")
 _COLUMNS = ("text_column", "text_pair_column", "label_column", "context_column", "completion_column")
@@ -177,13 +181,12 @@ class TrainOptions:
 
     def _refuse_what_cannot_act(self) -> None:
         """`ConfigError` for an option that the other options leave without effect."""
-        method, local = self.method, bool(self.data and is_local_file(self.data))
+        local = bool(self.data and is_local_file(self.data))
         best = "needs best_epoch=false: the best epoch is chosen among checkpoints at epochs' ends"
         rules: list[tuple[bool, Sequence[str], str]] = [
-            (method == "full", (*NEED_FROZEN, "train_head"), "has no effect with method=full, which freezes nothing"),
-            (self.bf16 or self.fp16, NEED_FROZEN, "has no effect with bf16 or fp16: it concerns float32 products"),
+            (True, IDLE[self.method], f"has no effect with method={self.method}"),
+            (self.bf16 or self.fp16, ("onednn",), "has no effect with bf16 or fp16: it concerns float32 products"),
             (self.bf16, ("fp16",), "contradicts bf16; give one of them"),
-            (method != "lora", NEED_LORA, f"has no effect with method={method}; it belongs to method=lora"),
             (bool(self.task), _NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are"),
             (bool(self.lora.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
             (not self.lora.target_modules, ("enable_lora", "slice_widths"), "has no effect without target_modules"),

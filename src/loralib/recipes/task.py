@@ -23,9 +23,9 @@ class Task:
 
     named: tasks of this kind that have a name, each with its metric. metrics: what a model is judged by; the first chooses the
     best epoch on other data. options: those that only this kind has; belongs: what a message says of them elsewhere.
-    usage: what its runs do, and the commands that use them. from_hub: whether its data may be a data set on the hub. has_head:
-    whether a head is trained with LoRA. unit: what a metric of 1 is in the paper's tables. module: where it is carried out.
-    following: what is done with a finished run on a named task.
+    usage: what its runs do, and the commands that use them. from_hub: whether its data may be a data set on the hub. unit: what
+    a metric of 1 is in the paper's tables. module: where it is carried out. following: what to do with a finished run on a named
+    task.
     """
 
     named: Mapping[str, str]
@@ -36,7 +36,6 @@ class Task:
     belongs: str
     usage: str
     from_hub: bool
-    has_head: bool
     unit: int
     module: str
     following: str = ""
@@ -51,7 +50,6 @@ CLASSIFICATION = Task(
     belongs="has no effect on generating text",
     usage="generates no text; use loralib predict or loralib evaluate",
     from_hub=True,
-    has_head=True,
     unit=100,
     module="nlu.text_classification",
 )
@@ -67,7 +65,6 @@ GENERATION = Task(
     belongs="belongs to generating text: to task=e2e, or to problem=generation",
     usage="generates text; use loralib generate and loralib score",
     from_hub=False,
-    has_head=False,
     unit=1,
     module="nlg.text_generation",
     following="loralib generate {run} --split test, and loralib score {task} {run}",
