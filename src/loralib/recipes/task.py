@@ -24,8 +24,7 @@ class Task:
     named: tasks of this kind that have a name, each with its metric. metrics: what a model is judged by; the first chooses the
     best epoch on other data. options: those that only this kind has; belongs: what a message says of them elsewhere.
     usage: what its runs do, and the commands that use them. from_hub: whether its data may be a data set on the hub. unit: what
-    a metric of 1 is in the paper's tables. module: where it is carried out. following: what to do with a finished run on a named
-    task.
+    a metric of 1 is in the paper's tables. module: where it is carried out. following: what is done next with a run on a task.
     """
 
     named: Mapping[str, str]
