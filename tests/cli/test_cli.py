@@ -68,7 +68,8 @@ def test_a_config_file_gives_options_and_words_override_it(
     encoder: Path, reviews: Path, tmp_path: Path, finished_run: Path
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"model: {encoder}\ndata: {reviews}/train.tsv\nnum_train_epochs: 3\nlora:\n  r: 2\n  target_modules: [query]\n")
+    nested = "lora:\n  r: 2\n  target_modules: [query]\n"
+    config.write_text(f"model: {encoder}\ndata: {reviews}/train.tsv\nnum_train_epochs: 3\n{nested}")
     assert main(["train", "--config", str(config), "--num-train-epochs", "1", "--output", str(tmp_path / "run")]) == 0
     resolved = (tmp_path / "run" / "config.yaml").read_text()
     assert "num_train_epochs: 1" in resolved
