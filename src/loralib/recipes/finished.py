@@ -43,11 +43,7 @@ class FinishedRun:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The model that the run in `folder` trained, LoRA merged, on the GPU where there is one.
-
-        Raises `RunError` when the folder holds no finished run, or one of another kind, or the base model cannot be had;
-        `FormatError` and `AttachError` when its adapter is damaged.
-        """
+        """The model that the run in `folder` trained, LoRA merged, on the GPU where there is one."""
         options, labels = cls.options_of(folder)
         saved = run_folder.trained_part(folder, options)
         is_lora = options.method == "lora"

@@ -19,11 +19,7 @@ from .options import TrainOptions
 
 
 def inject(model: PreTrainedModel, options: TrainOptions, head: Sequence[str] = ()) -> list[str]:
-    """Inject, freeze the rest but for the modules of the `head`, and load the factors to start from; the adapted layers' names.
-
-    Raises `ConfigError` or `TargetError` for layers that are not there, `FormatError` or `AttachError` for factors that are no
-    start.
-    """
+    """LoRA as the options ask, and factors to start from; all is frozen but LoRA and the `head`. The adapted layers' names."""
     lora = options.lora
     targets = {} if lora.target_modules else role_targets(model, options.roles)
     config = replace(lora, modules_to_save=[*head, *lora.modules_to_save], **targets)

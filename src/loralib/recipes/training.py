@@ -119,10 +119,7 @@ def run_trainer(
     console: Console,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """Train on the first of the plan's data sets, evaluate on the second, and return the Trainer.
-
-    Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written.
-    """
+    """Train, and return the Trainer. Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written."""
     stop, bar, log = StopOnInterrupt(), ProgressBar(console, options.metric), TensorBoardLog(folder / run_folder.LOGS)
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
     common: dict[str, Any] = {

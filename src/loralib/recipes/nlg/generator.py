@@ -98,10 +98,7 @@ class Partial:
         return {}
 
     def read(self) -> dict[int, str]:
-        """The texts that are there, by position; a last line that was not written to its end is cut off.
-
-        Raises `RunError` when they were decoded from other inputs, by another training or in another way.
-        """
+        """The texts that are there, by position; a last line that was not written to its end is cut off."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         try:

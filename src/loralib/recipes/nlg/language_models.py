@@ -9,11 +9,9 @@ from .. import model_loader, records
 
 
 def load_language_model(name: str, base_dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The pretrained causal language model `name` in float32, and its tokenizer, which can pad.
+    """The causal language model `name` and its tokenizer, or `RunError` when its checkpoint lacks a weight.
 
-    base_dropout: all dropouts of the model itself; None means as its config says. Strict: raises `RunError` when the model
-    cannot be had (offline included), or its checkpoint lacks a weight, which would then be drawn at random; `ConfigError`
-    when it knows no dropout, or its tokenizer no end of text.
+    base_dropout: all dropouts of the model itself; None means as its config says.
     """
     loaded = model_loader.load(
         AutoModelForCausalLM, name, "a causal language model", {}, lambda config: set_dropouts(config, base_dropout)

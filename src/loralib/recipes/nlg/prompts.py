@@ -33,10 +33,7 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[
 def encode(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], length: int, source: str
 ) -> list[dict[str, Any]]:
-    """A row for each pair of context and completion: `input_ids` and `labels`, which are `IGNORED` on the context.
-
-    Raises `DataError` when a context leaves no room for its completion in `length` tokens.
-    """
+    """A row for each pair of context and completion: `input_ids` and `labels`, which are `IGNORED` on the context."""
     rows = []
     for context, completion in pairs:
         prompt = prompt_ids(tokenizer, context)

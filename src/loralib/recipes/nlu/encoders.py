@@ -50,11 +50,9 @@ def load_encoder(
     head_dropout: float | None = None,
     attention_dropout: float | None = None,
 ) -> Encoder:
-    """The pretrained encoder `name` with a new head: one output a label, or a single one (regression) for None.
+    """The pretrained encoder `name` with a head: one output a label, or a single one (regression) for None.
 
-    head_dropout, attention_dropout: before the classifier, and on attention weights; None means as the model's config says.
     A head that the checkpoint brings along is kept only when it was trained for the same labels in the same order.
-    Raises `RunError` when the model cannot be had, offline included, and `ConfigError` when it knows no such dropout.
     """
     loaded = model_loader.load(
         AutoModelForSequenceClassification,

@@ -28,10 +28,7 @@ class Run(FinishedRun):
         return encoder.model, encoder.tokenizer
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression.
-
-        Raises `DataError` when there is no text, or second texts are missing or superfluous.
-        """
+        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression."""
         if not texts:
             raise DataError("there is no text.")
         if self.options.takes_pairs != (pairs is not None):
