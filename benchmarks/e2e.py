@@ -54,7 +54,7 @@ OPTIONS = {
     "batch_size": 8,
     "r": 4,
     "lora_alpha": 32,
-    "label_smoothing": 0.1,
+    "label_smoothing_factor": 0.1,
 }
 OWN = {
     "lora": {"learning_rate": 5e-3},
@@ -138,7 +138,7 @@ def pretrain(data: Path, folder: Path, budget: Budget, resume: bool) -> Row:
         data=str(path),
         max_train_rows=budget.pretraining_rows,
         max_eval_rows=budget.dev_rows,
-        epochs=budget.pretraining_epochs,
+        num_train_epochs=budget.pretraining_epochs,
         **PRETRAINING,
         **SHARED,
     )
@@ -151,16 +151,16 @@ def pretrain(data: Path, folder: Path, budget: Budget, resume: bool) -> Row:
 def adaptation(data: Path, folder: Path, budget: Budget) -> Row:
     """The options that all methods share."""
     model = str((folder / PRETRAINED / run_folder.MODEL).resolve())
-    most = {"max_train_rows": budget.rows, "max_eval_rows": budget.dev_rows, "epochs": budget.epochs}
+    most = {"max_train_rows": budget.rows, "max_eval_rows": budget.dev_rows, "num_train_epochs": budget.epochs}
     return {"model": model, "data_dir": str(data), **OPTIONS, **SHARED, **most}
 
 
 def perplexity(run: generator.Run, options: TrainOptions) -> float:
     """What Trainer measures on the development rows of `options`, of a model that was not trained on them."""
     rows = prompts.encode(run.tokenizer, text_generation.read_rows(options)[1].pairs, options.length, "E2E")
-    collate, sums = prompts.Collator(int(run.tokenizer.pad_token_id)), []
-    for start in range(0, len(rows), options.eval_batch_size):
-        batch = collate(rows[start : start + options.eval_batch_size])
+    collate, sums = prompts.collator(run.tokenizer), []
+    for start in range(0, len(rows), options.per_device_eval_batch_size):
+        batch = collate(rows[start : start + options.per_device_eval_batch_size])
         with torch.inference_mode():
             logits = run.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         sums.append(loss.row_losses(logits, batch["labels"]))
@@ -232,11 +232,11 @@ def measure(data: Path, folder: Path, budget: Budget, console: Console, resume: 
     resume = resume and pretraining == known  # what was adapted from another model is stale
     shared = adaptation(data, folder, budget)
     adapted: Row = {o.method: o.results[0] for o in comparison.compare(shared, OWN, folder, resume=resume)}
-    wide = TrainOptions(**{**shared, **WIDE})
+    wide = TrainOptions.of({**shared, **WIDE})
     adapted[ALL_LAYERS] = comparison.train_apart(wide, folder / ALL_LAYERS, resume) | {"method": ALL_LAYERS}
     test = read_split("e2e", "test", data)
     test = test.rows(range(min(budget.test_inputs or len(test), len(test))))
-    before = perplexity(generator.open_run(folder / PRETRAINED), TrainOptions(**shared))
+    before = perplexity(generator.open_run(folder / PRETRAINED), TrainOptions.of(shared))
     rows, texts = [], {}
     for metrics in (as_unadapted(pretraining, before), *(adapted[name] for name in ADAPTED)):
         name = metrics["method"]

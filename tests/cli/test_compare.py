@@ -14,7 +14,19 @@ pytest_plugins = ["recipes.conftest"]
 
 def words(encoder: Path, reviews: Path, output: Path, *more: str) -> list[str]:
     data = ["--data", str(reviews / "train.tsv"), "--eval-data", str(reviews / "test.tsv")]
-    return ["compare", "--model", str(encoder), *data, "--output", str(output), "--epochs", "1", "--batch-size", "16", *more]
+    return [
+        "compare",
+        "--model",
+        str(encoder),
+        *data,
+        "--output",
+        str(output),
+        "--num-train-epochs",
+        "1",
+        "--batch-size",
+        "16",
+        *more,
+    ]
 
 
 def test_a_search_and_a_comparison_end_to_end(

@@ -37,7 +37,7 @@ def restaurants(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(gpt2: Path, folder: Path, *data: str) -> Path:
     options = ["--max-length", "64", "--batch-size", "8", "--learning-rate", "2e-2", "--r", "4", "--lora-alpha", "32"]
-    assert main(["train", "--model", str(gpt2), "--output", str(folder), "--epochs", "1", *options, *data]) == 0
+    assert main(["train", "--model", str(gpt2), "--output", str(folder), "--num-train-epochs", "1", *options, *data]) == 0
     return folder
 
 
@@ -276,7 +276,7 @@ def test_one_file_does_not_take_the_texts_of_several_seeds(
 def test_a_folder_without_a_finished_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(tmp_path), "text"]) == 2
     assert "is no run folder" in capsys.readouterr().err
-    (tmp_path / seeds.SEEDS).write_text("seeds: 2")
+    (tmp_path / run_folder.SEEDS).write_text("seeds: 2")
     assert main(["generate", str(tmp_path), "text"]) == 2
     assert "no seed in" in capsys.readouterr().err
 
@@ -305,13 +305,13 @@ def test_each_kind_of_run_has_its_own_commands(e2e_run: Path, own_run: Path, tmp
 def test_seeds_are_reported_as_they_are(
     e2e_run: Path, gpt2: Path, restaurants: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads((e2e_run / seeds.SUMMARY).read_text())
+    found = json.loads((e2e_run / run_folder.SUMMARY).read_text())
     values = {seed: json.loads((e2e_run / f"seed-{seed}" / run_folder.METRICS).read_text())["value"] for seed in range(2)}
     assert found["metric"] == "perplexity"
     assert found["values"] == {str(seed): value for seed, value in values.items()}
     assert seeds.best_of(e2e_run) == e2e_run / f"seed-{min(values, key=lambda seed: values[seed])}"
     words = ["train", "--model", str(gpt2), "--output", str(e2e_run), "--task", "e2e", "--data-dir", str(restaurants)]
-    assert main([*words, "--seeds", "2", "--resume", "--epochs", "1", "--max-length", "64", "--batch-size", "8"]) == 0
+    assert main([*words, "--seeds", "2", "--resume", "--num-train-epochs", "1", "--max-length", "64", "--batch-size", "8"]) == 0
     assert f"perplexity, median of 2: {found['median']:.1f} ± {found['deviation']:.1f}\n" in capsys.readouterr().out
 
 
@@ -322,7 +322,8 @@ def test_words_that_belong_to_classifying_are_one_sentence(
     for more, message in (
         (["--label-column", "a"], "label_column='a' has no effect with task=e2e"),
         (["--head-dropout", "0.1"], "head_dropout=0.1 has no effect on generating text"),
-        (["--metric", "accuracy", "--data-dir", str(tmp_path)], "has no train set of E2E NLG"),
+        (["--metric-for-best-model", "accuracy"], "must be one of perplexity, nll"),
+        (["--data-dir", str(tmp_path)], "has no train set of E2E NLG"),
         (["--problem", "generation"], "problem='generation' has no effect with task=e2e"),
     ):
         assert main([*words, *more]) == 2

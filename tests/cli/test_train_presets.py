@@ -9,11 +9,22 @@ import yaml
 
 import loralib as lora
 from loralib.cli import main
-from loralib.recipes import run_folder, seeds
+from loralib.recipes import run_folder
 
 pytest_plugins = ["recipes.conftest"]
 
-TINY = ["--epochs", "1", "--max-length", "32", "--batch-size", "8", "--gradient-accumulation", "1", "--learning-rate", "1e-2"]
+TINY = [
+    "--num-train-epochs",
+    "1",
+    "--max-length",
+    "32",
+    "--batch-size",
+    "8",
+    "--gradient-accumulation-steps",
+    "1",
+    "--learning-rate",
+    "1e-2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +85,13 @@ def test_one_command_trains_mnli_first_and_then_the_seeds(
     assert {path.name for path in second.iterdir()} == {"seed-0", "seed-1", "seeds.yaml", "summary.json"}
     chosen, labels = run_folder.read_options(second / "seed-1")
     assert labels == ["not_equivalent", "equivalent"]
-    assert (chosen.init_adapter, chosen.r, chosen.lora_alpha, chosen.weight_decay) == (str(first / "seed-0"), 8, 16.0, 0.1)
-    assert (chosen.metric, chosen.seed, chosen.epochs, chosen.warmup_ratio) == ("accuracy", 1, 1.0, 0.06)
+    assert (chosen.init_adapter, chosen.lora.r, chosen.lora.lora_alpha, chosen.weight_decay) == (
+        str(first / "seed-0"),
+        8,
+        16.0,
+        0.1,
+    )
+    assert (chosen.metric, chosen.seed, chosen.num_train_epochs, chosen.warmup_ratio) == ("accuracy", 1, 1.0, 0.06)
     assert len(run_folder.read_options(first / "seed-0")[1] or ()) == 3
     assert main(["evaluate", str(first / "seed-0"), "--data", "dev_matched", "--json"]) == 0
     measured = json.loads((first / "seed-0" / run_folder.METRICS).read_text())["value"]
@@ -85,9 +101,9 @@ def test_one_command_trains_mnli_first_and_then_the_seeds(
     before = (first / "seed-0" / run_folder.METRICS).stat().st_mtime_ns
     assert main(words(roberta, glue, "--seeds", "1", "--overwrite")) == 0
     assert (first / "seed-0" / run_folder.METRICS).stat().st_mtime_ns == before
-    assert json.loads((second / seeds.SUMMARY).read_text())["values"].keys() == {"0"}
+    assert json.loads((second / run_folder.SUMMARY).read_text())["values"].keys() == {"0"}
     assert main(words(roberta, glue, "--seeds", "2", "--resume")) == 0
-    assert json.loads((second / seeds.SUMMARY).read_text())["values"].keys() == {"0", "1"}
+    assert json.loads((second / run_folder.SUMMARY).read_text())["values"].keys() == {"0", "1"}
     assert main(words(roberta, glue, "--resume", "--weight-decay", "0.5")) == 2
     assert "--weight-decay is 0.1 in the run in runs/mrpc-scripts-roberta-base" in capsys.readouterr().err
 

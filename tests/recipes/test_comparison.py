@@ -9,7 +9,7 @@ import pytest
 
 from loralib.cli import main
 from loralib.errors import ConfigError, RunError
-from loralib.recipes import comparison, report, run_folder
+from loralib.recipes import comparison, comparison_report, run_folder
 from loralib.recipes.comparison import Outcome, compare
 
 
@@ -28,7 +28,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def options(encoder: Path, reviews: Path, **values: Any) -> dict[str, Any]:
     data = {"data": str(reviews / "train.tsv"), "eval_data": str(reviews / "test.tsv")}
-    return {"model": str(encoder), **data, "epochs": 1, "r": 2, "layers": "query", **values}
+    return {"model": str(encoder), **data, "num_train_epochs": 1, "r": 2, "layers": "query", **values}
 
 
 def test_each_method_gets_what_it_knows_and_each_seed_a_folder(
@@ -38,14 +38,21 @@ def test_each_method_gets_what_it_knows_and_each_seed_a_folder(
     assert [outcome.method for outcome in outcomes] == ["lora", "last-layers", "full"]
     assert [[run["seed"] for run in outcome.results] for outcome in outcomes] == [[3, 4]] * 3
     assert [outcome.results[0]["learning_rate"] for outcome in outcomes] == [1e-2, 1e-2, 5e-5]
-    assert [outcome.trained for outcome in outcomes] == [2 * 2 * 2 * 32 + 66, 66, outcomes[2].total]
+    assert [outcome.trained for outcome in outcomes] == [2 * 2 * 2 * 32 + 66, 66, outcomes[2].results[0]["parameters"]["total"]]
     assert outcomes[0].mean == pytest.approx(sum(outcomes[0].values) / 2)
     assert not list(tmp_path.glob("*/*/model"))
     assert len(started) == 6
     again = compare(options(encoder, reviews), {"lora": {"learning_rate": 1e-2}}, tmp_path, seeds=(3, 4, 5), resume=True)
     assert len(started) == 9
     assert [outcome.values[:2] for outcome in again] == [outcome.values for outcome in outcomes]
-    compare(options(encoder, reviews, epochs=2), {"lora": {"learning_rate": 1e-2}}, tmp_path, ["lora"], seeds=(3,), resume=True)
+    compare(
+        options(encoder, reviews, num_train_epochs=2),
+        {"lora": {"learning_rate": 1e-2}},
+        tmp_path,
+        ["lora"],
+        seeds=(3,),
+        resume=True,
+    )
     assert len(started) == 10  # other options, so another run
 
 
@@ -91,7 +98,7 @@ def test_a_test_score_counts_where_there_is_one() -> None:
     assert outcome("lora", 0.5, 0.7).values == [0.5, 0.7]
     assert outcome("lora", 0.5).spread == 0.0
     assert outcome("lora", 0.5, 0.7).spread == pytest.approx(0.1414, abs=1e-4)
-    (row,) = report.comparison_rows([outcome("lora", 0.5, test=0.25)])
+    (row,) = comparison_report.comparison_rows([outcome("lora", 0.5, test=0.25)])
     assert (row["value"], row["scored_on"], row["trained"], row["test_rows"]) == (0.25, "test", 10, 6)
 
 
@@ -100,11 +107,11 @@ def test_the_table_shows_the_spread_and_the_plot_is_drawn(tmp_path: Path) -> Non
 
     console = Console(width=120, record=True, file=io.StringIO())
     outcomes = [outcome("lora", 0.5, 0.7), outcome("full", 0.6)]
-    console.print(report.comparison_table(outcomes, "title"))
+    console.print(comparison_report.comparison_table(outcomes, "title"))
     shown = console.export_text()
     assert "0.6000 ± 0.1414" in shown
     assert "title" in shown
-    report.comparison_plot(tmp_path / "plot.png", outcomes, "title")
+    comparison_report.comparison_plot(tmp_path / "plot.png", outcomes, "title")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -113,7 +120,7 @@ def test_an_interrupted_run_is_gone_on_with(encoder: Path, reviews: Path, tmp_pa
     monkeypatch.setattr(comparison, "_wait_for", lambda words: given.append(words) or comparison.INTERRUPTED)
     with pytest.raises(KeyboardInterrupt):
         compare(options(encoder, reviews), {}, tmp_path, ["lora"])
-    chosen = comparison.TrainOptions(**options(encoder, reviews), method="lora")
+    chosen = comparison.TrainOptions.of({**options(encoder, reviews), "method": "lora"})
     run_folder.write_options(run, chosen, ["blame", "praise"])
     (run / run_folder.CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):

@@ -1,19 +1,24 @@
 """The options of a run are checked when they are made, and survive their YAML file."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
+from loralib.cli import dataclass_parsing
+from loralib.config import LoRAConfig
 from loralib.errors import ConfigError, LoRAError, RunError
-from loralib.recipes import run_folder, training
+from loralib.recipes import lora_options, run_folder, training
 from loralib.recipes.options import TrainOptions
 
 
 def options(**values: Any) -> TrainOptions:
-    return TrainOptions(**{"model": "m", "data": "d.tsv"} | values)
+    return TrainOptions.of({"model": "m", "data": "d.tsv"} | values)
 
 
 @pytest.mark.parametrize(
@@ -25,14 +30,14 @@ def options(**values: Any) -> TrainOptions:
         {"lora_dropout": 1.0},
         {"lora_dropout": -0.1},
         {"learning_rate": 0.0},
-        {"epochs": 0},
+        {"num_train_epochs": 0},
         {"batch_size": 0},
         {"max_length": -1},
         {"max_train_rows": 0},
         {"eval_fraction": 1.0},
         {"eval_fraction": 0},
         {"weight_decay": -1.0},
-        {"epochs": float("inf")},
+        {"num_train_epochs": float("inf")},
         {"seed": -1},
         {"method": "last_layers"},
         {"problem": "regresion"},
@@ -47,7 +52,7 @@ def options(**values: Any) -> TrainOptions:
         {"layers": "query,valeu"},
         {"train_head": "none"},
         {"fp16": True, "bf16": True},
-        {"gradient_accumulation": 2, "device_batch_size": 8},
+        {"gradient_accumulation_steps": 2, "device_batch_size": 8},
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any]) -> None:
@@ -95,13 +100,19 @@ def test_a_model_and_one_source_of_data_must_be_named(values: dict[str, Any]) ->
 
 
 def test_words_joined_by_commas_are_names_and_the_rest_are_expressions() -> None:
-    assert options(target_modules="query,value").targets == ["query", "value"]
-    assert options(target_modules="attn.q").targets == ["attn.q"]
-    assert options(target_modules="query , value,").targets == ["query", "value"]
-    assert options(target_modules=r".*\.query").targets == r".*\.query"
-    assert options(target_modules="all-linear").targets == "all-linear"
-    assert options(target_modules=["a"]).targets == ["a"]
-    assert options().targets is None
+    assert options(target_modules="query,value").lora.target_modules == (
+        "query",
+        "value",
+    )
+    assert options(target_modules="attn.q").lora.target_modules == ("attn.q",)
+    assert options(target_modules="query , value,").lora.target_modules == (
+        "query",
+        "value",
+    )
+    assert options(target_modules=r".*\.query").lora.target_modules == r".*\.query"
+    assert options(target_modules="all-linear").lora.target_modules == "all-linear"
+    assert options(target_modules=["a"]).lora.target_modules == ("a",)
+    assert options().lora.target_modules == ()
 
 
 def test_layers_are_roles_joined_by_commas_and_query_and_value_unless_said() -> None:
@@ -161,11 +172,55 @@ def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path: Path) -> None
     (tmp_path / "thesis.tex").touch()
     for flags in ({"overwrite": True, "resume": False}, {"overwrite": False, "resume": False}):
         with pytest.raises(LoRAError):
-            run_folder.check_free(tmp_path, **flags)
+            run_folder.RUN.check_free(tmp_path, **flags)
     assert (tmp_path / "thesis.tex").exists()
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(RunError, match="is a file"):
-        run_folder.check_free(tmp_path / "out", overwrite=True, resume=False)
+        run_folder.RUN.check_free(tmp_path / "out", overwrite=True, resume=False)
+
+
+@pytest.mark.parametrize("old", [{"r": 8}, {"epochs": 3.0}, {"label_smoothing": 0.1}])
+def test_a_config_of_an_earlier_version_is_refused_by_name(tmp_path: Path, old: dict[str, Any]) -> None:
+    run_folder.write_options(tmp_path, options(), None)
+    config = tmp_path / run_folder.CONFIG
+    config.write_text(yaml.safe_dump({"model": "m", "data": "d.tsv", **old}))
+    for refused in (lambda: run_folder.read_options(tmp_path), lambda: parsed("--config", str(config))):
+        with pytest.raises(
+            RunError, match=rf"^[^\n]*has the option '{next(iter(old))}'[^\n]*LoRA's own stand under lora:[^\n]*$"
+        ):
+            refused()
+
+
+def parsed(*words: str) -> dict[str, Any]:
+    return dataclass_parsing.given(dataclass_parsing.dataclass_parser(TrainOptions, "loralib train", ""), words)
+
+
+def test_every_field_of_lora_config_is_said_flat_and_nested_in_yaml(tmp_path: Path) -> None:
+    words = {
+        "r": "4", "lora_alpha": "2", "lora_dropout": "0.1", "target_modules": "query,value", "exclude_modules": "0.query",
+        "modules_to_save": "pooler", "bias": "all", "rank_pattern": "{query: 2}", "alpha_pattern": "{query: 3}",
+        "use_rslora": "true", "fan_in_fan_out": "false", "enable_lora": "[true, false]", "slice_widths": "{c: [2, 3]}",
+    }  # fmt: skip
+    assert words.keys() == set(lora_options.NAMES)
+    flags = [word for name, value in words.items() for word in ("--" + name.replace("_", "-"), value)]
+    chosen = TrainOptions.of(parsed("--model", "m", "--data", "d.tsv", *flags))
+    assert chosen.lora == LoRAConfig(
+        4, 2.0, 0.1, ["query", "value"], ["0.query"], ["pooler"], "all", {"query": 2}, {"query": 3}, True, False,
+        [True, False], {"c": [2, 3]},
+    )  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_bytes(run_folder.as_yaml(chosen.to_dict()))
+    assert TrainOptions.of(parsed("--config", str(path))) == chosen
+    assert TrainOptions.of(parsed("--config", str(path), "--r", "5")).lora == replace(chosen.lora, r=5)
+
+
+def test_options_that_mean_what_a_training_argument_means_have_its_name() -> None:
+    ours, theirs = ({option.name for option in fields(kind)} for kind in (TrainOptions, TrainingArguments))
+    assert {name for name in ours & theirs} == {
+        *("adam_epsilon", "bf16", "fp16", "gradient_accumulation_steps", "label_smoothing_factor", "learning_rate"),
+        *("max_grad_norm", "metric_for_best_model", "num_train_epochs", "per_device_eval_batch_size", "save_steps", "seed"),
+        *("warmup_steps", "weight_decay"),
+    }

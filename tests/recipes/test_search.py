@@ -12,8 +12,7 @@ from loralib.cli import main
 from loralib.errors import ConfigError
 from loralib.recipes import comparison, run_folder, search
 from loralib.recipes.options import TrainOptions
-from loralib.recipes.search import Trial
-from loralib.recipes.space import Space
+from loralib.recipes.search import Space, Trial
 
 
 @given(st.integers(2, 60), st.integers(10, 100_000), st.integers(2, 5))
@@ -84,7 +83,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_search_trains_on_growing_parts_and_can_be_resumed(
     encoder: Path, reviews: Path, tmp_path: Path, in_process: list[str]
 ) -> None:
-    options = TrainOptions(model=str(encoder), data=str(reviews / "train.tsv"), eval_data=str(reviews / "test.tsv"), epochs=1)
+    options = TrainOptions(
+        model=str(encoder), data=str(reviews / "train.tsv"), eval_data=str(reviews / "test.tsv"), num_train_epochs=1
+    )
     space = Space(r=(2, 4), alpha=(1,), layers=("query", "mlp"), train_head=("all",), learning_rate=(1e-2,))
     told: list[Trial] = []
     trials = search.search(options, space, tmp_path, n=4, eta=2, told=told.append)

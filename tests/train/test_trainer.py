@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, and disks that are full."""
+"""Disks that are full."""
 
 import errno
 import threading
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from loralib.train.trainer import last_whole_checkpoint, write_errors_named
+from loralib.train.trainer import write_errors_named
 
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
@@ -45,10 +45,3 @@ def test_the_report_of_threads_is_given_back(tmp_path: Path) -> None:
     with write_errors_named(tmp_path):
         assert threading.excepthook is not before
     assert threading.excepthook is before
-
-
-def test_a_folder_without_checkpoints_has_no_last_one(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "checkpoint-x").mkdir()
-    assert last_whole_checkpoint(tmp_path) is None
-    assert last_whole_checkpoint(tmp_path / "none") is None

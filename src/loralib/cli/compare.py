@@ -2,17 +2,20 @@
 
 import csv
 import io
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
-
-from ..errors import ConfigError, RunError
-from ..recipes.options import DEFAULT_LEARNING_RATE, Method, TrainOptions
-from ..recipes.space import Space
+from ..errors import ConfigError
+from ..recipes.comparison import METHODS
+from ..recipes.options import TrainOptions
+from ..recipes.run_folder import as_yaml
+from ..recipes.search import Space
+from ..recipes.task import CLASSIFICATION, Method
+from ..storage.folders import Writer
 from .dataclass_parsing import dataclass_parser, given
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
@@ -20,7 +23,8 @@ table, a plot, and LoRA's options, ready for loralib train --config. With --sear
 learning rate are first looked for by successive halving, on a held-out share of the training rows."""
 
 TABLE, PLOT, BEST, TRIALS, SEARCH = "comparison.csv", "comparison.png", "best.yaml", "search.csv", "search"
-METHODS: tuple[Method, ...] = get_args(Method)
+_FILES = (TABLE, PLOT, BEST, TRIALS, SEARCH, *METHODS, *(f"{method}.yaml" for method in METHODS))
+WRITER = Writer("comparison", "|".join(map(re.escape, _FILES)), alone=True)
 
 
 def run(words: Sequence[str]) -> int:
@@ -31,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     chosen = {name: values.pop(name, default) for name, default in own.items()}
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
-    _check_free(folder, chosen["overwrite"], chosen["resume"])
+    WRITER.check_free(folder, chosen["overwrite"], chosen["resume"])
     try:
         _compare(options, values, chosen, folder, methods, rates)
     except KeyboardInterrupt:
@@ -46,7 +50,7 @@ def _add_own(parser: Any) -> dict[str, Any]:
     what = parser.add_argument_group("comparison")
     what.add_argument("--methods", default=",".join(METHODS), help=f"methods to compare (default: {','.join(METHODS)})")
     for method in METHODS:
-        help_ = f"peak learning rate of {method} (default: {DEFAULT_LEARNING_RATE[method]:g})"
+        help_ = f"peak learning rate of {method} (default: {CLASSIFICATION.learning_rates[method]:g})"
         what.add_argument(f"--learning-rate-{method}", type=float, help=help_)
     what.add_argument("--seeds", type=int, default=1, help="train each with so many seeds (default: 1)")
     what.add_argument("--overwrite", action="store_true", help="replace the comparison that is in the output folder")
@@ -78,22 +82,12 @@ def _checked(values: Mapping[str, Any], chosen: dict[str, Any]) -> tuple[TrainOp
     methods = [word.strip() for word in chosen["methods"].split(",") if word.strip()]
     if not methods or set(methods) - set(METHODS) or len(set(methods)) < len(methods):
         raise ConfigError(f"--methods {chosen['methods']}: give some of {','.join(METHODS)}, each once.")
-    if chosen["search"] and TrainOptions(**values).generates:
-        chosen["search_train_head"] = ["all"]  # a language model has no head of its own
+    if chosen["search"] and "train_head" not in TrainOptions.of(values).task_kind.options:
+        chosen["search_train_head"] = ["all"]
     if chosen["search"] and "lora" not in methods:
         raise ConfigError("--search looks for LoRA's options, and lora is not among --methods; add it.")
     rates = {m: rate for m in METHODS if (rate := chosen[_rate(m)]) is not None}
-    return TrainOptions(**values, learning_rate=rates.get("lora")).with_absolute_paths(), methods, rates
-
-
-def _check_free(folder: Path, overwrite: bool, resume: bool) -> None:
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    known = {TABLE, PLOT, BEST, TRIALS, SEARCH, *METHODS, *(f"{method}.yaml" for method in METHODS)}
-    if foreign := {path.name for path in folder.iterdir()} - known:
-        raise RunError(f"{folder} holds what no comparison wrote ({', '.join(sorted(foreign)[:3])}); give another --output.")
-    if not overwrite and not resume:
-        raise RunError(f"{folder} exists and is not empty; add --resume to go on with it, or --overwrite to replace it.")
+    return TrainOptions.of({**values, "learning_rate": rates.get("lora")}).with_absolute_paths(), methods, rates
 
 
 def _compare(
@@ -106,32 +100,33 @@ def _compare(
 ) -> None:
     from rich.console import Console
 
-    from ..recipes import comparison, report, search, training
+    from ..recipes import comparison, comparison_report, search
     from ..storage.atomic import write_atomically
 
     console = Console()
     own: dict[Method, dict[str, Any]] = {method: {"learning_rate": rate} for method, rate in rates.items()}
-    shared = {name: getattr(options, name) for name in values if name != "output"}
+    shared = {name: value for name, value in options.flat().items() if name in values and name != "output"}
     if chosen["overwrite"]:
         shutil.rmtree(folder, ignore_errors=True)
     if chosen["search"]:
         space = Space(**{field.name: tuple(chosen[f"search_{field.name}"]) for field in fields(Space)})
         how = {"n": chosen["search"], "eta": chosen["eta"], "resume": chosen["resume"]}
-        trials = search.search(options, space, folder / SEARCH, **how, told=lambda trial: report.tell_trial(console, trial))
-        console.print(report.search_table(trials, training.metric_name(options)))
+        trials = search.search(
+            options, space, folder / SEARCH, **how, told=lambda trial: comparison_report.tell_trial(console, trial)
+        )
+        console.print(comparison_report.search_table(trials, options.metric))
         _write_csv(folder / TRIALS, [trial.to_dict() for trial in trials])
         own["lora"] = dict(trials[0].values)
     seeds = range(options.seed, options.seed + chosen["seeds"]) if chosen["seeds"] > 1 else None
     outcomes = comparison.compare(shared, own, folder, methods, seeds, chosen["resume"])
-    rows = report.comparison_rows(outcomes)
-    title = f"{options.data_name}, {rows[0]['train_rows']:,} rows, {options.epochs:g} epochs"
-    console.print(report.comparison_table(outcomes, title))
+    rows = comparison_report.comparison_rows(outcomes)
+    title = f"{options.data_name}, {rows[0]['train_rows']:,} rows, {options.num_train_epochs:g} epochs"
+    console.print(comparison_report.comparison_table(outcomes, title))
     _write_csv(folder / TABLE, rows)
-    report.comparison_plot(folder / PLOT, outcomes, title)
+    comparison_report.comparison_plot(folder / PLOT, outcomes, title)
     wrote = [TABLE, PLOT, *([TRIALS] if chosen["search"] else [])]
     if "lora" in methods:
-        again = TrainOptions(**{**shared, **own.get("lora", {})})
-        write_atomically(folder / BEST, yaml.safe_dump(again.to_dict(), sort_keys=False).encode())
+        write_atomically(folder / BEST, as_yaml(TrainOptions.of({**shared, **own.get("lora", {})}).to_dict()))
         wrote.append(BEST)
         console.print(f"LoRA's options again: loralib train --config {folder / BEST}", highlight=False, soft_wrap=True)
     console.print(f"Wrote {', '.join(str(folder / name) for name in wrote)}.", highlight=False, soft_wrap=True)

@@ -53,11 +53,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    from ..config import LoRAConfig
-    from ..recipes import paper_models
-    from ..surgery.inject import inject
-    from ..surgery.roles import role_targets
-    from ..surgery.trainable import mark_only_lora_as_trainable
+    from ..recipes import lora_setup, paper_models
     from ..train.measure import count_parameters
 
     shape = paper_models.build(model, _labels(task))
@@ -68,17 +64,13 @@ def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any
     if not shape.is_causal and task in GENERATION_TASKS:
         raise ConfigError(f"--task {task}: {model} generates no text; leave --task out, or give one of {', '.join(TASKS)}.")
     usual: dict[str, Any] = {"r": 4, "task": "e2e"} if shape.is_causal else {"r": 8, "task": task or "sst2"}
-    options = TrainOptions(**usual | given | {"model": model})
-    how: dict[str, Any] = {"target_modules": options.targets}
-    if options.targets is None:
-        how = role_targets(shape.model, options.roles)
-    adapted = inject(shape.model, LoRAConfig(r=options.r, lora_alpha=options.r, modules_to_save=shape.head, **how))
-    mark_only_lora_as_trainable(shape.model)
+    options = TrainOptions.of(usual | given | {"model": model})
+    adapted = lora_setup.inject(shape.model, options, shape.head)
     found = count_parameters(shape.model)
     printed, note = PRINTED.get(model.rstrip("/").rpartition("/")[2].lower(), (None, None))
     return {
         "model": model,
-        "r": options.r,
+        "r": options.lora.r,
         "layers": len(adapted),
         "lora": found["lora"],
         "head": found["trained"] - found["lora"],

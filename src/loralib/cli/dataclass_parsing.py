@@ -3,17 +3,22 @@
 import argparse
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import Field, fields
-from typing import Any, get_type_hints
+from contextlib import suppress
+from dataclasses import Field, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import ConfigError
+from ..recipes.run_folder import check_names
 
 
 def dataclass_parser(options: type, prog: str, description: str, without: Collection[str] = ()) -> ArgumentParser:
     """A parser with one `--option` for each field of the dataclass `options` but those in `without`, and `--config FILE` to
-    take them from YAML.
+    take them from YAML. A field that is a dataclass itself is nested in YAML; the options of its fields stand among the others.
 
     Words after `--config` override the file's. Types are checked as the fields are annotated.
     """
@@ -26,20 +31,35 @@ def dataclass_parser(options: type, prog: str, description: str, without: Collec
     )
     help_ = "YAML file with any of these options (paths in it are relative to the working directory)"
     parser.add_argument("--config", action="config", help=help_)
-    hints = get_type_hints(options)
-    groups: dict[str, Any] = {}
-    for option in (field for field in fields(options) if field.name not in without):
-        title = option.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add(groups[title], option, hints[option.name])
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(o.metadata["group"] for o in fields(options))}
+    for option, kind in _typed(options):
+        group, help_ = groups[option.metadata["group"]], option.metadata["help"]
+        if is_dataclass(kind):
+            for inner, inner_kind in _typed(kind):
+                usual, text = getattr(option.default, inner.name), help_.get(inner.name, "as in LoRAConfig")
+                _add(group, inner.name, inner_kind, usual, text, f"{option.name}.{inner.name}")
+        elif option.name not in without:
+            _add(group, option.name, kind, option.default, help_, option.name)
     return parser
 
 
-def _add(group: Any, option: Field[Any], kind: Any) -> None:
-    default = "" if option.default is None else f" (default: {str(option.default).lower() if kind is bool else option.default})"
-    how = {"nargs": "?", "const": True} if kind is bool else {}
-    group.add_argument(_flag(option.name), type=kind, default=option.default, help=option.metadata["help"] + default, **how)
+def _typed(options: Any) -> list[tuple[Field[Any], Any]]:
+    """The fields of a dataclass, each with its type."""
+    return [(option, get_type_hints(options)[option.name]) for option in fields(options)]
+
+
+def _add(group: Any, name: str, kind: Any, usual: Any, help_: str, dest: str) -> None:
+    if isinstance(usual, Collection) and not usual:
+        usual = None
+    shown = "" if usual is None else f" (default: {str(usual).lower() if kind is bool else usual})"
+    how: dict[str, Any] = {"metavar": name.upper()}
+    if kind is bool:
+        how = {"nargs": "?", "const": True}
+    elif get_origin(kind) is Literal:
+        how = {}  # the choices are shown
+    if kind == Sequence[str]:
+        kind = str | Sequence[str]  # names joined by commas
+    group.add_argument(_flag(name), dest=dest, type=kind, default=usual, help=help_ + shown, **how)
 
 
 def _flag(name: str) -> str:
@@ -47,12 +67,24 @@ def _flag(name: str) -> str:
 
 
 def given(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
-    """What the words (and the YAML file that they name) say, without defaults; `ConfigError`, in one sentence, for words
-    that the parser does not take."""
+    """What the words (and the YAML file that they name) say, by option and without defaults; `ConfigError`, in one sentence,
+    for words that the parser does not take."""
+    _check_config_files(words)
     try:
-        parsed = parser.parse_args(list(words), defaults=False)
+        parsed = parser.parse_args(list(words), defaults=False).as_dict()
     except ArgumentError as error:
         said = " ".join(str(error).split()).rstrip(".")
-        said = re.sub(r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(\w+)":', lambda m: _flag(m[1]) + ":", said))
+        said = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda m: _flag(m[1]) + ":", said)
+        said = re.sub(r"<class '(\w+)'>", r"\1", said)
         raise ConfigError(f"{said}; see {parser.prog} --help.") from None
-    return {name: value for name, value in vars(parsed).items() if name != "config"}
+    nested: dict[str, Any] = parsed.pop("lora", {})
+    return {name: value for name, value in {**parsed, **nested}.items() if name != "config"}
+
+
+def _check_config_files(words: Sequence[str]) -> None:
+    """`RunError` for a file of an earlier version, which the parser would take in part."""
+    named = [after for word, after in pairwise(words) if word == "--config"]
+    named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    for path in map(Path, named):
+        with suppress(OSError, ValueError, yaml.YAMLError):  # of which the parser speaks
+            check_names(path, dict(yaml.safe_load(path.read_text(encoding="utf-8"))))

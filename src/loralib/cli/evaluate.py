@@ -24,11 +24,9 @@ def run(words: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ..recipes import run_folder
     from ..recipes.nlu import predictor
 
-    options, _ = run_folder.read_options(parsed.run)
-    predictor.check_kind(parsed.run, options)
+    options, _ = predictor.Run.options_of(parsed.run)
     data = predictor.read_rows(options, parsed.data, vars(parsed))
     metrics = predictor.open_run(parsed.run).evaluate(data)
     if parsed.json:

@@ -49,7 +49,7 @@ def run(words: Sequence[str]) -> int:
 
     from ..recipes import run_folder
 
-    found = run_folder.seeds(parsed.run)
+    found = run_folder.runs_of(parsed.run)
     if parsed.output and len(found) > 1:
         raise ConfigError(f"--output names one file, and {parsed.run} holds {len(found)} seeds; leave it out.")
     for folder in found:

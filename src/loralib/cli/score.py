@@ -100,7 +100,7 @@ def _files(path: Path) -> list[Path]:
 
     if not path.is_dir():
         return [path]
-    inside = [run / run_folder.GENERATED / "test.jsonl" for run in run_folder.seeds(path)]
+    inside = [run / run_folder.GENERATED / "test.jsonl" for run in run_folder.runs_of(path)]
     for file in inside:
         if not file.is_file():
             raise DataError(f"{file} does not exist; first: loralib generate {path} --split test, or give a file.")

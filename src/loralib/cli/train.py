@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
-from ..recipes import presets
+from ..recipes import presets, run_folder
 from ..recipes.options import TrainOptions
 from ..recipes.presets import Preset
 from .dataclass_parsing import dataclass_parser, given
@@ -59,37 +59,36 @@ def run(words: Sequence[str]) -> int:
         return _describe(stages)
 
     from rich.console import Console
-    from transformers.utils import logging as transformers_logging
 
     from ..recipes import training
+    from ..train.quiet import quiet_transformers
 
-    transformers_logging.set_verbosity_error()
-    console = Console(quiet=not training.processes().is_main_process)
-    *before, last = stages
-    for stage in before:
-        _prepare(stage, console)
-    if before:
-        last = replace(last, options=replace(last.options, init_adapter=str(_best(before[-1]))))
-    _train(last, overwrite, resume, console)
+    with quiet_transformers():
+        console = Console(quiet=not training.processes().is_main_process)
+        *before, last = stages
+        for stage in before:
+            _prepare(stage, console)
+            last = replace(last, options=replace(last.options, init_adapter=str(_best(stage))))
+        _train(last, overwrite, resume, console)
     return 0
 
 
 def _stages(values: Mapping[str, Any], seeds: int | None, preset: str | None) -> list[Stage]:
     """What is to be trained, one after the other; with a preset that starts from another task's factors, that task first."""
     if preset is None:
-        options = TrainOptions(**values).with_absolute_paths()
+        options = TrainOptions.of(values).with_absolute_paths()
         folder = Path(options.output or f"runs/{options.data_name}-{options.method}")
         return [Stage(options, folder, seeds or 1, single=seeds is None)]
     if values.get("method", "lora") != "lora":
         raise ConfigError(f"--preset {preset} is a recipe for LoRA; leave out --method {values['method']}.")
     recipe = presets.resolve(preset, values.get("task"), values.get("model"))
-    options = TrainOptions(**recipe.updated(values)).with_absolute_paths()
+    options = TrainOptions.of(recipe.updated(values)).with_absolute_paths()
     folder = Path(options.output or _default_folder(preset, options.task, options.model))
     stages = [Stage(options, folder, seeds or recipe.seeds, single=False, preset=recipe)]
     if recipe.start_from and not options.init_adapter:
         shared = {name: value for name, value in values.items() if name not in ("task", "output", "metric", "init_adapter")}
         first = presets.resolve(preset, recipe.start_from, options.model)
-        chosen = TrainOptions(**first.updated(shared | {"task": recipe.start_from})).with_absolute_paths()
+        chosen = TrainOptions.of(first.updated(shared | {"task": recipe.start_from})).with_absolute_paths()
         where = folder.parent / Path(_default_folder(preset, recipe.start_from, options.model)).name
         stages.insert(0, Stage(chosen, where, 1, single=False, preset=first))
     return stages
@@ -101,17 +100,14 @@ def _default_folder(preset: str, task: str | None, model: str | None) -> str:
 
 def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | None) -> Stage:
     """The run or the seeds in the output folder, as they were begun; `ConfigError` when a word contradicts their options."""
-    from ..recipes import run_folder
-    from ..recipes import seeds as many_seeds
-
     if "output" not in values and not preset:
         raise RunError("--resume needs --output, the folder of the run to go on with.")
     folder = Path(values.pop("output", None) or _default_folder(preset or "", values.get("task"), values.get("model")))
     recipe = presets.resolve(preset, values.get("task"), values.get("model")) if preset else None
     if recipe:
         values = recipe.updated(values)
-    if (folder / many_seeds.SEEDS).is_file():
-        options, count = many_seeds.read_seeds(folder)
+    if (folder / run_folder.SEEDS).is_file():
+        options, count = run_folder.read_seeds(folder)
         return Stage(_unchanged(options, values, folder), folder, seeds or count, single=False, preset=recipe)
     if seeds is not None:
         raise ConfigError(f"--seeds {seeds}: {folder} holds no seeds to resume; leave --seeds or --resume out.")
@@ -119,11 +115,11 @@ def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | No
 
 
 def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -> TrainOptions:
-    asked = replace(options, **values).with_absolute_paths()
+    asked, kept = options.updated(values).with_absolute_paths().flat(), options.flat()
     for name in values:
-        if getattr(asked, name) != getattr(options, name):
-            flag, kept = name.replace("_", "-"), getattr(options, name)
-            raise ConfigError(f"--{flag} is {kept!r} in the run in {folder}, and a resumed run keeps its options.")
+        if asked[name] != kept[name]:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is {kept[name]!r} in the run in {folder}, and a resumed run keeps its options.")
     return options
 
 
@@ -133,7 +129,7 @@ def _prepare(stage: Stage, console: "Console") -> None:
 
     if many_seeds.best_of(stage.folder) is None:
         console.print(f"1 of 2: {stage.options.task}, whose factors the next starts from", highlight=False)
-        _train(stage, overwrite=False, resume=(stage.folder / many_seeds.SEEDS).is_file(), console=console)
+        _train(stage, overwrite=False, resume=(stage.folder / run_folder.SEEDS).is_file(), console=console)
 
 
 def _best(stage: Stage) -> Path | None:
@@ -157,17 +153,16 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
     console.print(report.summary_table(results))
     if not stage.single:
         found = many_seeds.summary(results)
-        average, scale = stage.preset.average if stage.preset else "median", 1 if options.generates else 100
-        said = f"{average} of {len(results)}: {scale * found[average]:.1f} ± {scale * found['deviation']:.1f}"
+        average, unit = stage.preset.average if stage.preset else "median", options.task_kind.unit
+        said = f"{average} of {len(results)}: {unit * found[average]:.1f} ± {unit * found['deviation']:.1f}"
         if stage.preset and stage.preset.reported:
             value, spread = stage.preset.reported
             said += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
         console.print(f"{found['metric']}, {said}", highlight=False, soft_wrap=True)
     parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir()))
     console.print(f"Wrote {stage.folder}/: {parts}.", highlight=False, soft_wrap=True)
-    if options.generates and options.task:
-        how = f"loralib generate {folder} --split test, and loralib score {options.task} {folder}"
-        console.print(f"Next: {how}", highlight=False, soft_wrap=True)
+    if options.task and (following := options.task_kind.following):
+        console.print(f"Next: {following.format(run=folder, task=options.task)}", highlight=False, soft_wrap=True)
 
 
 def _describe(stages: Sequence[Stage]) -> int:
@@ -185,7 +180,7 @@ def _describe(stages: Sequence[Stage]) -> int:
         known = rows if rows < math.inf else None
         trainer = training.argument_values(options, stage.folder, int(known or options.batch_size), devices)
         reported = stage.preset.reported if stage.preset else None
-        steps = known and math.ceil(-(-known // options.batch_size) * options.epochs)
+        steps = known and math.ceil(-(-known // options.batch_size) * options.num_train_epochs)
         described.append(
             {
                 "folder": str(stage.folder),

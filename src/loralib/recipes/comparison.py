@@ -3,31 +3,24 @@
 Each run is a process of its own (`loralib train`), so that its peak memory is its own.
 """
 
-import json
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, get_args
 
 from ..errors import RunError
-from ..train.trainer import last_whole_checkpoint
+from ..train.checkpoints import last_whole_checkpoint
 from . import run_folder
-from .options import NEED_FROZEN, NEED_LORA, Method, TrainOptions
+from .options import IDLE, TrainOptions
+from .task import Method
 
 INTERRUPTED = 130
-METHODS: tuple[Method, ...] = ("lora", "last-layers", "full")
-IDLE: Mapping[Method, tuple[str, ...]] = {
-    "lora": (),
-    "last-layers": NEED_LORA,
-    "full": (*NEED_LORA, *NEED_FROZEN, "train_head"),
-}
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -62,11 +55,6 @@ class Outcome:
         """How many parameters were trained."""
         return int(self.results[0]["parameters"]["trained"])
 
-    @property
-    def total(self) -> int:
-        """How many parameters the base model has."""
-        return int(self.results[0]["parameters"]["total"])
-
 
 def compare(
     options: Mapping[str, Any],
@@ -86,60 +74,49 @@ def compare(
     Raises `RunError` when a run fails; what is wrong has then been printed. Options that cannot work are refused before
     anything is trained.
     """
-    planned: dict[Method, list[tuple[Path, TrainOptions]]] = {}
+    planned: dict[Method, list[tuple[TrainOptions, Path]]] = {}
     for method in methods:
         shared = {name: value for name, value in options.items() if name not in IDLE[method]}
-        chosen = TrainOptions(**{**shared, **own.get(method, {}), "method": method})
-        planned[method] = [(folder / method, chosen)]
-        if seeds is not None:
-            planned[method] = [(folder / method / f"seed-{seed}", replace(chosen, seed=seed)) for seed in seeds]
-    outcomes = []
-    for method, pairs in planned.items():
-        results = []
-        for run, chosen in pairs:
-            results.append(train_apart(chosen, run, resume))
-            if not keep_weights:
-                drop_weights(run)
-        outcomes.append(Outcome(method, tuple(results)))
-    return outcomes
+        chosen = TrainOptions.of({**shared, **own.get(method, {}), "method": method})
+        run = folder / method
+        planned[method] = [(chosen, run)] if seeds is None else run_folder.seed_runs(chosen, run, seeds)
+    return [
+        Outcome(method, tuple(train_apart(chosen, run, resume, keep_weights) for chosen, run in pairs))
+        for method, pairs in planned.items()
+    ]
 
 
-def train_apart(options: TrainOptions, run: Path, resume: bool = False) -> dict[str, Any]:
+def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_weights: bool = True) -> dict[str, Any]:
     """Train in a process of its own, into the run folder `run`, and return what its `metrics.json` holds.
 
-    resume: keep the run that is there when it is finished and was told the same; go on with it when it was interrupted.
-    Raises `RunError` when it fails, and `KeyboardInterrupt` when it was interrupted.
+    resume: keep the run that is there when it is finished and has the same options; go on with it when it was interrupted.
+    keep_weights: as in `compare`. Raises `RunError` when it fails, and `KeyboardInterrupt` when it was interrupted.
     """
-    words = ["--overwrite"]
-    if resume and _was_told_the_same(options, run):
-        if (run / run_folder.METRICS).is_file():
-            found: dict[str, Any] = json.loads((run / run_folder.METRICS).read_text())
-            return found
-        if last_whole_checkpoint(run / run_folder.CHECKPOINTS):
-            words = ["--resume"]
-    config = run.with_name(f"{run.name}.yaml")
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(yaml.safe_dump(options.to_dict() | {"output": str(run)}, sort_keys=False))
-    code = _wait_for([sys.executable, "-m", "loralib", "train", "--config", str(config), *words])
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    if code:
-        raise RunError(f"the run {run} ended with exit code {code}; its own message stands above.")
-    trained: dict[str, Any] = json.loads((run / run_folder.METRICS).read_text())
-    return trained
+    same = resume and _has_options(run, options)
+    found = run_folder.read_metrics(run) if same else None
+    if found is None:
+        go_on = same and last_whole_checkpoint(run / run_folder.CHECKPOINTS)
+        config = run.with_name(f"{run.name}.yaml")
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_bytes(run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
+        words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
+        code = _wait_for([sys.executable, "-m", "loralib", *words])
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise RunError(f"the run {run} ended with exit code {code}; its own message stands above.")
+        found = run_folder.read_metrics(run) or {}
+    if not keep_weights:
+        for name in (run_folder.CHECKPOINTS, run_folder.MODEL, run_folder.MERGED):
+            shutil.rmtree(run / name, ignore_errors=True)
+    return found
 
 
-def _was_told_the_same(options: TrainOptions, run: Path) -> bool:
+def _has_options(run: Path, options: TrainOptions) -> bool:
     if not (run / run_folder.CONFIG).is_file():
         return False
     wanted = options.with_absolute_paths().to_dict() | {"output": None}
     return run_folder.read_options(run)[0].to_dict() | {"output": None} == wanted
-
-
-def drop_weights(run: Path) -> None:
-    """Delete what of a finished run is large and not its result: checkpoints and models."""
-    for name in (run_folder.CHECKPOINTS, run_folder.MODEL, run_folder.MERGED):
-        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _wait_for(words: Sequence[str]) -> int:

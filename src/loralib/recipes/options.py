@@ -1,67 +1,54 @@
-"""What `loralib train` can be told, as one frozen value: the options of the command line and the keys of its YAML file.
+"""Options of `loralib train`, as one frozen value: those of the command line, and the keys of its YAML file.
 
-Nothing heavy is imported here, so that `loralib train --help` answers at once.
+LoRA's own are nested in `lora`, a `LoRAConfig`; on the command line and in presets they stand flat among the others. An option
+that means what a field of transformers' `TrainingArguments` means has its name. Nothing heavy is imported here, so that
+`loralib train --help` answers at once.
 """
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from ..architectures import ROLES
-from ..config import ALL_LINEAR, check_alpha, check_dropout, check_rank
+from ..config import LoRAConfig
 from ..errors import ConfigError, RunError
-from .nlg.tasks import TASKS as GENERATION_TASKS
-from .nlu.glue import TASKS
+from . import lora_options
+from .nlu.glue import TASKS as GLUE
 from .records import is_local_file
+from .task import TASKS, Method, Problem, Task, kind_of
 
-Method = Literal["lora", "last-layers", "full"]
 Head = Literal["all", "classifier"]
-Problem = Literal["classification", "regression", "generation"]
 
-_PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
-NEED_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers", "use_rslora", "init_adapter", "save_merged")
-NEED_FROZEN = ("onednn",)
-_NEED_CLASSES = ("text_column", "text_pair_column", "label_column", "train_head", "head_dropout", "attention_dropout")
-_NEED_HUB = ("data_config", "train_split")
-_HUB_SPLITS = ("eval_split", "test_split")
-_NEED_GENERATION = ("context_column", "completion_column", "base_dropout", "label_smoothing")
-_NEED_DATA = (
-    *_NEED_HUB,
-    *_HUB_SPLITS,
-    "eval_data",
-    "test_data",
-    "text_column",
-    "text_pair_column",
-    "label_column",
-    "context_column",
-    "completion_column",
-    "problem",
-)
-_POSITIVE = (
-    "learning_rate",
-    "epochs",
-    "batch_size",
-    "device_batch_size",
-    "gradient_accumulation",
-    "eval_batch_size",
-    "max_length",
-    "max_train_rows",
-    "max_eval_rows",
-    "patience",
-    "save_steps",
-)
-
-DEFAULT_LEARNING_RATE = {"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5}
-GENERATION_LEARNING_RATE = {"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5}
-DEFAULT_LENGTH, GENERATION_LENGTH = 128, 512
 HELD_OUT = 0.1
 
+_PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
+_NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
+IDLE: Mapping[Method, tuple[str, ...]] = {  # by method: options that have no effect with it
+    "lora": (),
+    "last-layers": _NEED_LORA,
+    "full": (*_NEED_LORA, "onednn", "train_head"),  # which freezes nothing
+}
+_NEED_HUB = ("data_config", "train_split")
+_HUB_SPLITS = ("eval_split", "test_split")
+_COLUMNS = ("text_column", "text_pair_column", "label_column", "context_column", "completion_column")
+_NEED_DATA = (*_NEED_HUB, *_HUB_SPLITS, "eval_data", "test_data", *_COLUMNS, "problem")
 
-def _words(joined: str) -> list[str]:
-    return [word.strip() for word in joined.split(",") if word.strip()]
+_CHOICES = {"method": get_args(Method), "problem": get_args(Problem), "train_head": get_args(Head)}
+_POSITIVE = (
+    *("learning_rate", "num_train_epochs", "batch_size", "device_batch_size", "gradient_accumulation_steps", "patience"),
+    *("per_device_eval_batch_size", "max_length", "max_train_rows", "max_eval_rows", "save_steps"),
+)
+_NOT_NEGATIVE = ("max_grad_norm", "max_test_rows", "warmup_steps", "weight_decay")
+_SHARES = ("head_dropout", "attention_dropout", "base_dropout", "label_smoothing_factor", "warmup_ratio")
+_RULES: Sequence[tuple[Sequence[str], Callable[[Any], bool], str]] = (  # what holds of options, and how it is said
+    (_POSITIVE, lambda value: 0 < value < math.inf, "must be positive"),
+    (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "must not be negative"),
+    (_SHARES, lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    (("eval_fraction", "adam_epsilon"), lambda value: 0 < value < 1, "must be between 0 and 1"),
+    (("seed",), lambda value: 0 <= value < 2**32, "must be in [0, 2**32)"),
+)
 
 
 def _group(title: str) -> Callable[[Any, str], Any]:
@@ -113,16 +100,10 @@ class TrainOptions:
     method: Method = _method(
         "lora", "what is trained: LoRA and the head, the head alone (generation: the last two blocks), or everything"
     )
-    r: int = _method(8, "LoRA rank")
-    lora_alpha: float = _method(16.0, "LoRA scaling numerator: the update is scaled by lora_alpha / r")
-    lora_dropout: float = _method(0.0, "dropout on the input of the LoRA update")
-    target_modules: list[str] | str | None = _method(
-        None, "layers to adapt: names (query,value), a regular expression, or all-linear (default: as --layers says)"
-    )
+    lora: LoRAConfig = field(default=lora_options.USUAL, metadata={"help": lora_options.HELP, "group": "method"})
     layers: list[str] | str | None = _method(
-        None, "the same by what they do: query,key,value,output,mlp, whatever the model calls them (default: query,value)"
+        None, "layers to adapt, by what they do: query,key,value,output,mlp, by any name (default: query,value)"
     )
-    use_rslora: bool = _method(False, "scale the update by lora_alpha / sqrt(r)")
     init_adapter: str | None = _method(
         None, "start from these LoRA factors: the folder of a run or of an adapter, or a file of loralib 0.1"
     )
@@ -139,21 +120,23 @@ class TrainOptions:
     learning_rate: float | None = _training(
         None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full; generation: 2e-4, 1e-4, 5e-5)"
     )
-    epochs: float = _training(3.0, "passes over the training data")
+    num_train_epochs: float = _training(3.0, "passes over the training data")
     batch_size: int = _training(32, "rows a step, on all devices together")
     device_batch_size: int | None = _training(
         None, "most rows that a device computes at once; what is left of its share of a step is accumulated"
     )
-    gradient_accumulation: int | None = _training(None, "parts in which a device computes its share of a step (default: 1)")
-    eval_batch_size: int = _training(64, "rows a step in evaluation, a device")
+    gradient_accumulation_steps: int | None = _training(
+        None, "parts in which a device computes its share of a step (default: 1)"
+    )
+    per_device_eval_batch_size: int = _training(64, "rows a step in evaluation, a device")
     weight_decay: float = _training(0.01, "AdamW's weight decay (not on biases and norms)")
     adam_epsilon: float = _training(1e-8, "AdamW's epsilon")
     max_grad_norm: float = _training(1.0, "longest gradient; longer ones are scaled down (0: none is)")
-    label_smoothing: float = _training(0.0, "generation: share of a token's target that is spread over the vocabulary")
+    label_smoothing_factor: float = _training(0.0, "generation: share of a token's target that is spread over the vocabulary")
     warmup_ratio: float = _training(0.06, "share of the steps in which the learning rate rises")
     warmup_steps: int | None = _training(None, "number of those steps, instead of a share")
     best_epoch: bool = _training(True, "keep the epoch with the best metric (false: the last)")
-    metric: str | None = _training(
+    metric_for_best_model: str | None = _training(
         None, "metric that chooses the best epoch (default: the task's; accuracy; pearson; perplexity)"
     )
     patience: int | None = _training(None, "stop after so many epochs without a better metric")
@@ -172,53 +155,40 @@ class TrainOptions:
             raise RunError("No model was named; give --model, a name on the Hugging Face hub or a local folder.")
         if bool(self.task) == bool(self.data):
             raise RunError("Give either --task, a GLUE task by name, or --data, a file or a data set on the hub.")
-        check_rank(self.r), check_alpha(self.lora_alpha), check_dropout(self.lora_dropout)
-        for name in _POSITIVE:
-            self._check(name, lambda value: 0 < value < math.inf, "must be positive")
-        for name in ("head_dropout", "attention_dropout", "base_dropout", "label_smoothing"):
-            self._check(name, lambda value: 0 <= value < 1, "must be a probability in [0, 1)")
-        self._check("eval_fraction", lambda value: 0 < value < 1, "must be between 0 and 1")
-        self._check("adam_epsilon", lambda value: 0 < value < 1, "must be a small positive number")
-        self._check("max_grad_norm", lambda value: 0 <= value < math.inf, "must not be negative")
-        self._check("warmup_ratio", lambda value: 0 <= value < 1, "must be in [0, 1)")
-        self._check("max_test_rows", lambda value: value >= 0, "must not be negative")
-        self._check("warmup_steps", lambda value: value >= 0, "must not be negative")
-        self._check("weight_decay", lambda value: 0 <= value < math.inf, "must not be negative")
-        self._check("seed", lambda value: 0 <= value < 2**32, "must be in [0, 2**32)")
-        for name, kind in (("method", Method), ("problem", Problem), ("train_head", Head)):
-            self._check_choice(name, get_args(kind))
-        self._check("target_modules", bool, "must name layers")
+        object.__setattr__(self, "lora", lora_options.read(lora_options.plain(self.lora)))
+        for names, holds, rule in _RULES:
+            for name in names:
+                if (value := getattr(self, name)) is not None and not holds(value):
+                    raise ConfigError(f"{name}={value!r}: {rule}.")
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) is not None and value not in known:
+                raise ConfigError(f"{name}={value!r}: must be one of {', '.join(known)}.")
         if unknown := [role for role in self.roles if role not in ROLES]:
             raise ConfigError(f"layers={self.layers!r}: {unknown[0]!r} is none of {', '.join(ROLES)}.")
         self._refuse_what_cannot_act()
 
-    def _check(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ConfigError(f"{name}={value!r}: {rule}.")
-
-    def _check_choice(self, name: str, known: Sequence[str]) -> None:
-        self._check(name, lambda value: value in known, f"must be one of {', '.join(known)}")
-
     def _refuse_what_cannot_act(self) -> None:
         """`ConfigError` for an option that the other options leave without effect."""
-        method, local = self.method, bool(self.data and is_local_file(self.data))
+        local = bool(self.data and is_local_file(self.data))
         best = "needs best_epoch=false: the best epoch is chosen among checkpoints at epochs' ends"
         rules: list[tuple[bool, Sequence[str], str]] = [
-            (method == "full", (*NEED_FROZEN, "train_head"), "has no effect with method=full, which freezes nothing"),
-            (self.bf16 or self.fp16, NEED_FROZEN, "has no effect with bf16 or fp16: it concerns float32 products"),
+            (True, IDLE[self.method], f"has no effect with method={self.method}"),
+            (self.bf16 or self.fp16, ("onednn",), "has no effect with bf16 or fp16: it concerns float32 products"),
             (self.bf16, ("fp16",), "contradicts bf16; give one of them"),
-            (method != "lora", NEED_LORA, f"has no effect with method={method}; it belongs to method=lora"),
             (bool(self.task), _NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are"),
-            (bool(self.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
+            (bool(self.lora.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
+            (not self.lora.target_modules, ("enable_lora", "slice_widths"), "has no effect without target_modules"),
             (not self.task, ("data_dir",), "has no effect without task; with data, give the file itself"),
-            (self.generates, _NEED_CLASSES, "has no effect on generating text"),
+            *(
+                (name not in self.task_kind.options, (name,), other.belongs)
+                for other in TASKS.values()
+                for name in other.options
+            ),
             (
-                self.generates and not self.task,
+                not self.task_kind.from_hub and not self.task,
                 (*_NEED_HUB, *_HUB_SPLITS),
                 "has no effect: data to generate from are local .jsonl files",
             ),
-            (not self.generates, _NEED_GENERATION, "belongs to generating text: to task=e2e, or to problem=generation"),
             (local, _NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets"),
             (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them"),
             (bool(self.eval_split), ("eval_fraction",), "has no effect beside eval_split; give one of them"),
@@ -227,20 +197,41 @@ class TrainOptions:
             (self.warmup_steps is not None, ("warmup_ratio",), "has no effect beside warmup_steps; give one of them"),
             (
                 bool(self.device_batch_size),
-                ("gradient_accumulation",),
+                ("gradient_accumulation_steps",),
                 "has no effect beside device_batch_size; give one of them",
             ),
             (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
             (self.best_epoch, ("save_steps",), best),
         ]
+        usual = {option.name: option.default for option in fields(self)} | lora_options.plain(lora_options.USUAL)
+        changed = {name: value for name, value in self.flat().items() if value != usual[name]}
         for applies, names, why in rules:
-            if applies:
-                self._refuse(names, why)
+            for name, value in changed.items():
+                if applies and name in names:
+                    raise ConfigError(f"{name}={value!r} {why}.")
+        if self.metric not in (known := self.task_kind.metrics):
+            raise ConfigError(f"metric_for_best_model={self.metric!r}: must be one of {', '.join(known)} for this problem.")
 
-    def _refuse(self, names: Sequence[str], why: str) -> None:
-        for option in fields(self):
-            if option.name in names and getattr(self, option.name) != option.default:
-                raise ConfigError(f"{option.name}={getattr(self, option.name)!r} {why}.")
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From values by name, LoRA's own among the others, or in a mapping by the name "lora"."""
+        own = {**(values.get("lora") or {}), **{name: value for name, value in values.items() if name in lora_options.NAMES}}
+        return cls(
+            lora=lora_options.read(own),
+            **{name: value for name, value in values.items() if name not in (*lora_options.NAMES, "lora")},
+        )
+
+    def updated(self, values: Mapping[str, Any]) -> Self:
+        """The same options but for these values, by name as in `of`."""
+        return self.of({**self.flat(), **values})
+
+    def flat(self) -> dict[str, Any]:
+        """All options by name, LoRA's own among the others."""
+        return {name: value for name, value in self.to_dict().items() if name != "lora"} | lora_options.plain(self.lora)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain values, ready for YAML; LoRA's own in a mapping of their own."""
+        return {option.name: getattr(self, option.name) for option in fields(self)} | {"lora": lora_options.plain(self.lora)}
 
     @property
     def tests(self) -> bool:
@@ -253,43 +244,35 @@ class TrainOptions:
 
     @property
     def kind(self) -> Problem:
-        """What is learned, by the task or as it was said."""
-        if self.task in GENERATION_TASKS:
-            return "generation"
-        if self.task and self.task in TASKS:
-            return "classification" if TASKS[self.task].labels else "regression"
-        return self.problem or "classification"
+        """What is learned, by the task or as `problem` says."""
+        return kind_of(self.task, self.problem)
 
     @property
-    def generates(self) -> bool:
-        """Whether text is generated, by a causal language model."""
-        return self.kind == "generation"
+    def task_kind(self) -> Task:
+        """What holds for runs of this kind."""
+        return TASKS[self.kind]
 
     @property
     def length(self) -> int:
         """The most tokens of a row."""
-        return self.max_length or (GENERATION_LENGTH if self.generates else DEFAULT_LENGTH)
+        return self.max_length or self.task_kind.max_length
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate, or the method's default."""
-        usual = GENERATION_LEARNING_RATE if self.generates else DEFAULT_LEARNING_RATE
-        return usual[self.method] if self.learning_rate is None else self.learning_rate
+        return self.task_kind.learning_rates[self.method] if self.learning_rate is None else self.learning_rate
 
     @property
-    def targets(self) -> list[str] | str | None:
-        """The target modules; words joined by commas are names."""
-        given = self.target_modules
-        if isinstance(given, str) and given != ALL_LINEAR and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)*,?\s*", given):
-            return _words(given)
-        return given
+    def metric(self) -> str:
+        """The metric that chooses the best epoch and stands in the table."""
+        return self.metric_for_best_model or self.task_kind.named.get(self.task or "", self.task_kind.metrics[0])
 
     @property
     def roles(self) -> list[str]:
         """The roles of the layers to adapt where `target_modules` names none: query and value, as in the paper."""
-        return _words(self.layers) if isinstance(self.layers, str) else list(self.layers or ("query", "value"))
+        return lora_options.words(self.layers) if isinstance(self.layers, str) else list(self.layers or ("query", "value"))
 
-    def with_absolute_paths(self) -> "TrainOptions":
+    def with_absolute_paths(self) -> Self:
         """The same options with local paths that work from any folder."""
         local: dict[str, Any] = {}
         for name in _PATHS:
@@ -306,8 +289,4 @@ class TrainOptions:
     @property
     def takes_pairs(self) -> bool:
         """Whether an input is two texts."""
-        return bool(TASKS[self.task].pair if self.task and self.task in TASKS else self.text_pair_column)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All options as plain values, ready for YAML."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
+        return bool(GLUE[self.task].pair if self.task and self.task in GLUE else self.text_pair_column)

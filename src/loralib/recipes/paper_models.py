@@ -28,10 +28,7 @@ class Shape:
 
 
 def read_config(name: str) -> PretrainedConfig:
-    """The config of a model: from a local folder, from what is known here by the last part of the name, or from the hub.
-
-    Raises `RunError` when it cannot be had.
-    """
+    """The config of a model: of a local folder, known here by the last part of its name, or from the hub (or `RunError`)."""
     known = name.rstrip("/").rpartition("/")[2].lower()
     try:
         if known in PUBLISHED:
@@ -49,10 +46,7 @@ def read_config(name: str) -> PretrainedConfig:
 
 
 def build(name: str, labels: list[str] | None) -> Shape:
-    """The model `name` on the meta device: an encoder with a head for `labels` (None: regression), or a causal language model.
-
-    Raises `RunError` when its shape cannot be had.
-    """
+    """The model `name` on the meta device: an encoder with a head for `labels` (None: regression), or a language model."""
     config = read_config(name)
     causal = config.model_type not in ENCODERS
     if not causal:

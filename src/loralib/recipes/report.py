@@ -1,18 +1,13 @@
-"""What a person sees at the end of runs: tables and plots."""
+"""What a person sees at the end of runs: their table, and the curves of one."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
-
-from .comparison import Outcome
-from .search import Trial
-
-_COSTS = ("train_seconds", "peak_memory_bytes", "saved_bytes")
 
 
 def human_bytes(size: float) -> str:
@@ -37,141 +32,54 @@ def human_share(share: float) -> str:
     return f"{100 * share:.{2 if share >= 0.001 else 3}f} %"
 
 
-def summary_row(metrics: dict[str, Any]) -> list[str]:
-    """One run's line of the table, from its `metrics.json`."""
-    counts = metrics["parameters"]
-    return [
-        metrics["method"],
-        f"{counts['trained']:,}",
-        human_share(counts["trained"] / counts["total"]),
-        f"{metrics['value']:.4f}",
-        f"{metrics['train_seconds']:.0f} s",
-        human_bytes(metrics["peak_memory_bytes"]),
-        human_bytes(metrics["saved_bytes"]),
-    ]
-
-
-def columns(metric: str) -> list[str]:
-    """The table's headings."""
-    return ["method", "trained", "share", metric, "time", "memory", "disk"]
-
-
 def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> Table:
-    """Method, trained parameters and their share, metric, training time, peak memory and size on disk, a line a run."""
+    """Method, trained parameters and their share, metric, training time, peak memory and size on disk, a line a run.
+
+    runs: what `metrics.json` holds; with "spread", that of the metric over several seeds.
+    """
     table = Table(title=title)
-    for i, heading in enumerate(columns(runs[0]["metric"])):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for heading in ("method", "trained", "share", runs[0]["metric"], "time", "memory", "disk"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for run in runs:
-        table.add_row(*summary_row(run))
-    return table
-
-
-def comparison_table(outcomes: Sequence[Outcome], title: str | None = None) -> Table:
-    """A line a method: trained parameters and their share, the metric (mean ± standard deviation of the seeds), the rest as
-    medians."""
-    table = Table(title=title)
-    for i, heading in enumerate(columns(outcomes[0].metric)):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
-    for outcome in outcomes:
-        median = {key: statistics.median(run[key] for run in outcome.results) for key in _COSTS}
-        row = summary_row({**outcome.results[0], **median, "value": outcome.mean})
-        if len(outcome.results) > 1:
-            row[3] += f" ± {outcome.spread:.4f}"
-        table.add_row(*row)
-    return table
-
-
-def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row a run, for a CSV file."""
-    return [
-        {
-            "method": outcome.method,
-            "seed": run["seed"],
-            "metric": outcome.metric,
-            "value": round(value, 4),
-            "scored_on": "test" if "test" in run else "evaluation",
-            "kept_epoch": run["kept_epoch"],
-            "trained": run["parameters"]["trained"],
-            "lora": run["parameters"]["lora"],
-            "total": run["parameters"]["total"],
-            "train_rows": run["train_rows"],
-            "eval_rows": run["eval_rows"],
-            "test_rows": run["test_rows"],
-            "learning_rate": run["learning_rate"],
-            "train_seconds": round(run["train_seconds"]),
-            "peak_memory_bytes": run["peak_memory_bytes"],
-            "saved_bytes": run["saved_bytes"],
-        }
-        for outcome in outcomes
-        for run, value in zip(outcome.results, outcome.values, strict=True)
-    ]
-
-
-def comparison_plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
-    """Draw the metric against the trained parameters, and over the epochs, as a PNG; a colour a method, a line a seed."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    sizes, epochs = figure.subplots(1, 2)
-    metric = outcomes[0].metric
-    for i, outcome in enumerate(outcomes):
-        trained = outcome.trained
-        style: dict[str, Any] = {"color": f"C{i}", "marker": "o"}
-        sizes.errorbar(trained, outcome.mean, outcome.spread or None, capsize=4, label=outcome.method, **style)
-        sizes.annotate(f"{outcome.mean:.3f}", (trained, outcome.mean), (6, 6), textcoords="offset points")
-        for run in outcome.results:
-            points = [(row["epoch"], row[f"eval_{metric}"]) for row in run["history"] if f"eval_{metric}" in row]
-            epochs.plot(*zip(*points, strict=True), **style, alpha=0.7)
-    sizes.set(xlabel="trained parameters", ylabel=metric, xscale="log")
-    sizes.margins(0.25)
-    sizes.legend()
-    epochs.set(xlabel="epoch", ylabel=f"{metric} while training", xlim=(0, None))
-    for axes in (sizes, epochs):
-        axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-
-
-def tell_trial(console: Console, trial: Trial) -> None:
-    """Print one line about a trial that has just ended."""
-    chosen = ", ".join(f"{name}={value}" for name, value in trial.values.items() if value is not None)
-    console.print(f"{trial.score:.4f} on {trial.rows:,} rows: {chosen}", highlight=False, soft_wrap=True)
-
-
-def search_table(trials: Sequence[Trial], metric: str) -> Table:
-    """A line a trial, best first: the configuration, the rows it was trained on, its metric and its parameters."""
-    table = Table(title="search")
-    for heading in ("r", "alpha", "layers", "head", "rate", "rows", metric, "trained"):
-        table.add_column(heading, overflow="fold", justify="left" if heading in ("layers", "head") else "right")
-    for trial in trials:
-        values = trial.values
+        counts = run["parameters"]
         table.add_row(
-            str(values["r"]),
-            f"{values['lora_alpha']:g}",
-            str(values["layers"] or values["target_modules"]).replace(",", ", "),
-            str(values["train_head"]),
-            f"{values['learning_rate']:g}",
-            f"{trial.rows:,}",
-            f"{trial.score:.4f}",
-            f"{trial.trained:,}",
+            run["method"],
+            f"{counts['trained']:,}",
+            human_share(counts["trained"] / counts["total"]),
+            f"{run['value']:.4f}" + (f" ± {run['spread']:.4f}" if "spread" in run else ""),
+            f"{run['train_seconds']:.0f} s",
+            human_bytes(run["peak_memory_bytes"]),
+            human_bytes(run["saved_bytes"]),
         )
     return table
 
 
-def learning_curve(path: Path, history: Sequence[dict[str, float]], metric: str, title: str) -> None:
-    """Draw training and evaluation loss and the metric over epochs, as a PNG."""
+@contextmanager
+def two_plots(path: Path, title: str) -> Iterator[tuple[Axes, Axes]]:
+    """A figure of two plots side by side, which is written to `path` as a PNG after the block."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    losses, metrics = figure.subplots(1, 2)
-    for axes, key, label in (
-        (losses, "loss", "training"),
-        (losses, "eval_loss", "evaluation"),
-        (metrics, f"eval_{metric}", metric),
-    ):
-        points = [(row["epoch"], row[key]) for row in history if key in row]
-        axes.plot(*zip(*points, strict=True), marker="o" if key != "loss" else None, label=label) if points else None
-    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    losses.legend()
-    metrics.set(xlabel="epoch", ylabel=metric)
-    for axes in (losses, metrics):
-        axes.set_xlim(left=0)
+    left, right = figure.subplots(1, 2)
+    yield left, right
+    for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def plot(axes: Axes, history: Sequence[dict[str, float]], key: str, **style: Any) -> None:
+    """Draw a value of Trainer's log over the epochs, where it was logged."""
+    points = [(row["epoch"], row[key]) for row in history if key in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+    axes.set(xlabel="epoch", xlim=(0, None))
+
+
+def learning_curve(path: Path, history: Sequence[dict[str, float]], metric: str, title: str) -> None:
+    """Draw training and evaluation loss and the metric over epochs, as a PNG."""
+    with two_plots(path, title) as (losses, metrics):
+        plot(losses, history, "loss", label="training")
+        plot(losses, history, "eval_loss", label="evaluation", marker="o")
+        plot(metrics, history, f"eval_{metric}", marker="o")
+        losses.set(ylabel="loss", ylim=(0, None))
+        losses.legend()
+        metrics.set(ylabel=metric)

@@ -15,12 +15,13 @@ from .. import __version__, formats
 from ..errors import RunError
 from ..surgery.merge import merge
 from ..train import measure
-from ..train.trainer import AdapterTrainer, last_whole_checkpoint, write_errors_named
+from ..train.checkpoints import last_whole_checkpoint
+from ..train.quiet import quiet_transformers, same_environment
+from ..train.trainer import AdapterTrainer, write_errors_named
 from . import report, run_folder, training
-from .nlg import text_generation
-from .nlu import text_classification
 from .options import TrainOptions
-from .task import Plan
+from .plan import Plan, implementation
+from .task import goodness
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,6 +32,8 @@ class Interrupted(KeyboardInterrupt):
         self.folder, self.checkpoint = folder, checkpoint
 
 
+@quiet_transformers()
+@same_environment()
 def train(
     options: TrainOptions,
     folder: Path,
@@ -50,12 +53,17 @@ def train(
     processes = training.processes()
     console = console or Console(stderr=True, quiet=not processes.is_main_process)
     if processes.is_main_process:
-        run_folder.check_free(folder, overwrite, resume)
+        run_folder.RUN.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
-    planned = (text_generation if options.generates else text_classification).plan(options, folder)
+    kind = implementation(options)
+    data = kind.read_rows(options)
+    training.arguments(options, folder, len(data[0]))
+    transformers.set_seed(options.seed)
+    planned = kind.plan(options, data)
     if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
-    console.print(_opening(options, planned), highlight=False, soft_wrap=True)
+    parameters = measure.count_parameters(planned.model)
+    console.print(_opening(options, planned, parameters), highlight=False, soft_wrap=True)
     if options.bf16 and measure.emulates_bf16():
         console.print("this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out", highlight=False)
     fresh = not folder.exists()
@@ -64,20 +72,20 @@ def train(
     try:
         with write_errors_named(folder):
             if processes.is_main_process and not resume:
-                run_folder.clear(folder)
+                run_folder.RUN.clear(folder)
                 run_folder.write_options(folder, options, planned.labels)
             processes.wait_for_everyone()
             trainer = training.run_trainer(options, folder, planned, **how)
             seconds = time.perf_counter() - began
-            results = _results(options, planned, trainer, seconds) | {"resumed": resume}
-            if planned.data.test:
-                results["test"] = training.score(trainer, planned)
+            results = _results(options, planned, trainer, seconds) | {"parameters": parameters, "resumed": resume}
+            if len(data) > 2:
+                results["test"] = training.score(trainer, options.task_kind.metrics, planned.datasets[2])
             if processes.is_main_process:
                 _write(options, folder, planned, trainer, results)
     except BaseException as error:
         last = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
         if last is None and processes.is_main_process:
-            run_folder.clear(folder)
+            run_folder.RUN.clear(folder)
             if fresh:
                 shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, KeyboardInterrupt):
@@ -88,6 +96,8 @@ def train(
 
 
 def _checkpoint_to_resume(folder: Path) -> Path:
+    if not (folder / run_folder.CONFIG).is_file():
+        raise RunError(f"{folder} holds no run to resume ({run_folder.CONFIG} is missing); leave out --resume to begin one.")
     if (folder / run_folder.METRICS).is_file():
         raise RunError(f"the run in {folder} is finished; there is nothing to resume.")
     checkpoint = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
@@ -96,9 +106,9 @@ def _checkpoint_to_resume(folder: Path) -> Path:
     return checkpoint
 
 
-def _opening(options: TrainOptions, planned: Plan) -> str:
-    count, total, (rows, held_out, test) = planned.parameters["trained"], planned.parameters["total"], planned.data
-    tested = f", and once, at the end, on {len(test):,} rows of {test.source}" if test else ""
+def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -> str:
+    count, total, (rows, held_out, *test) = parameters["trained"], parameters["total"], planned.data
+    tested = "".join(f", and once, at the end, on {len(part):,} rows of {part.source}" for part in test)
     return (
         f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
         f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}{tested}"
@@ -108,13 +118,10 @@ def _opening(options: TrainOptions, planned: Plan) -> str:
 def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: float) -> dict[str, Any]:
     history = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
     return {
-        **_outcome(options, planned, history),
+        **_outcome(options, history),
         "seed": options.seed,
         "learning_rate": options.peak_learning_rate,
-        "parameters": planned.parameters,
-        "train_rows": len(planned.data.train),
-        "eval_rows": len(planned.data.evaluation),
-        "test_rows": len(planned.data.test or ()),
+        **dict(zip(("train_rows", "eval_rows", "test_rows"), [*map(len, planned.data), 0], strict=False)),
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "peak_memory_bytes": measure.peak_memory(),
@@ -125,19 +132,18 @@ def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: fl
     }
 
 
-def _outcome(options: TrainOptions, planned: Plan, history: list[dict[str, float]]) -> dict[str, Any]:
+def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str, Any]:
     """What was trained and how good the epoch that was kept is."""
-    metric = training.metric_name(options)
+    metric = options.metric
     evaluations = [row for row in history if "eval_loss" in row]
     kept = evaluations[-1]
     if options.best_epoch:
-        kept = max(evaluations, key=lambda row: training.goodness(metric, row[f"eval_{metric}"]))
-    names = (*planned.metrics, "loss")
+        kept = max(evaluations, key=lambda row: goodness(metric, row[f"eval_{metric}"]))
     return {
         "method": options.method,
         "metric": metric,
         "value": kept[f"eval_{metric}"],
-        "metrics": {name: kept[f"eval_{name}"] for name in names if f"eval_{name}" in kept},
+        "metrics": {name: kept[f"eval_{name}"] for name in (*options.task_kind.metrics, "loss")},
         "kept_epoch": kept["epoch"],
     }
 

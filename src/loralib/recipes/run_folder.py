@@ -9,7 +9,10 @@ RUN/generated/           texts that were generated, by split
 """
 
 import json
-import shutil
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +20,26 @@ import yaml
 
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
+from ..storage.folders import Writer
 from .options import TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
-SEEDS = "seeds.yaml"  # in a folder that holds a run for each of several seeds
 CURVE, SUBMISSION, GENERATED = "learning_curve.png", "submission", "generated"
+SEEDS, SUMMARY = "seeds.yaml", "summary.json"  # in a folder that holds a run for each of several seeds
 
-_PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED}
-
-
-def check_free(folder: Path, overwrite: bool, resume: bool) -> None:
-    """`RunError` unless a run may write to `folder`: it is new or empty, or may be overwritten, or is to be resumed."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; give another --output.")
-    occupied = folder.is_dir() and any(folder.iterdir())
-    if occupied and overwrite and (foreign := {path.name for path in folder.iterdir()} - _PARTS):
-        raise RunError(f"{folder} holds what no run wrote ({', '.join(sorted(foreign)[:3])}); give another --output.")
-    if occupied and not overwrite and not resume:
-        raise RunError(
-            f"{folder} exists and is not empty; add --resume to continue the run in it, or --overwrite to replace it."
-        )
-    if resume and not (folder / CONFIG).is_file():
-        raise RunError(f"{folder} holds no run to resume ({CONFIG} is missing); leave out --resume to begin one.")
+PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED}
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier run wrote to `folder`."""
-    for part in _PARTS:
-        path = folder / part
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+RUN = Writer("run", "|".join(map(re.escape, PARTS)))
+MANY = Writer("seeds", rf"{re.escape(SEEDS)}|{re.escape(SUMMARY)}|seed-\d+", inner=RUN)
 
 
 def write_options(folder: Path, options: TrainOptions, labels: list[str] | None) -> None:
     """Write every option and the names of the classes (None for regression)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / LABELS, (json.dumps(labels) + "\n").encode())
-    write_atomically(folder / CONFIG, yaml.safe_dump(options.to_dict(), sort_keys=False).encode())
+    write_atomically(folder / CONFIG, as_yaml(options.to_dict()))
 
 
 def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
@@ -64,13 +47,55 @@ def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
     path = folder / CONFIG
     if not path.is_file():
         raise RunError(f"{folder} is no run folder ({CONFIG} is missing); give a folder that loralib train wrote.")
-    try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    with _damage_named(f"{path} or {LABELS} beside it"):
         labels: list[str] | None = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        return TrainOptions(**values), labels
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError, OSError, LoRAError) as error:
+        values = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return _options(path, values), labels
+
+
+def write_seeds(folder: Path, options: TrainOptions, seeds: int) -> None:
+    """Write which options are trained, with how many seeds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SEEDS, as_yaml({"seeds": seeds, "options": options.to_dict()}))
+
+
+def read_seeds(folder: Path) -> tuple[TrainOptions, int]:
+    """The options and the number of seeds that `folder` was begun with; `RunError` when they cannot be read."""
+    path = folder / SEEDS
+    with _damage_named(str(path)):
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values, seeds = dict(stored["options"]), int(stored["seeds"])
+    return _options(path, values), seeds
+
+
+def as_yaml(values: Mapping[str, Any]) -> bytes:
+    """The values as a YAML file, in their order."""
+    return yaml.safe_dump(dict(values), sort_keys=False).encode()
+
+
+def check_names(path: Path, values: Mapping[str, Any]) -> None:
+    """`RunError` for options in a file that a run does not have, as files of earlier versions do."""
+    known = {option.name for option in fields(TrainOptions)}
+    if unknown := [name for name in values if name not in known]:
+        raise RunError(
+            f"{path} has the option {unknown[0]!r}, which runs do not have (LoRA's own stand under lora:, and others have the "
+            "names of transformers' TrainingArguments, such as num_train_epochs); rename it, or train again."
+        )
+
+
+def _options(path: Path, values: Mapping[str, Any]) -> TrainOptions:
+    check_names(path, values)
+    with _damage_named(str(path)):
+        return TrainOptions.of(values)
+
+
+@contextmanager
+def _damage_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, LoRAError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{path} or {LABELS} beside it is damaged ({reason}); train again, or restore it.") from None
+        raise RunError(f"{what} is damaged ({reason}); restore it, or train again with --overwrite.") from None
 
 
 def trained_part(folder: Path, options: TrainOptions) -> Path:
@@ -81,17 +106,30 @@ def trained_part(folder: Path, options: TrainOptions) -> Path:
     return saved
 
 
-def seeds(folder: Path) -> list[Path]:
-    """The finished runs in `folder`, a folder of seeds, by seed; `folder` itself when it is none.
+def seed_runs(options: TrainOptions, folder: Path, seeds: Iterable[int]) -> list[tuple[TrainOptions, Path]]:
+    """The run of each seed, and its place in `folder`."""
+    return [(replace(options, seed=seed), folder / f"seed-{seed}") for seed in seeds]
 
-    Raises `RunError` when no seed is finished.
-    """
+
+def finished_seeds(folder: Path) -> list[Path]:
+    """The finished runs in `folder`, by seed."""
+    done = (path.parent for path in folder.glob(f"seed-*/{METRICS}"))
+    return sorted(done, key=lambda run: int(run.name.rpartition("-")[2]))
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The finished runs of a folder of seeds; of any other, itself. Raises `RunError` when no seed is finished."""
     if not (folder / SEEDS).is_file():
         return [folder]
-    done = (path.parent for path in folder.glob(f"seed-*/{METRICS}"))
-    found = sorted(done, key=lambda run: int(run.name.rpartition("-")[2]))
-    if not found:
+    if not (found := finished_seeds(folder)):
         raise RunError(f"no seed in {folder} is finished; go on with: loralib train --output {folder} --resume")
+    return found
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """What came out of the run in `folder`; None when it is not finished."""
+    path = folder / METRICS
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return found
 
 

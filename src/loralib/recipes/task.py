@@ -1,49 +1,83 @@
-"""All that a run needs, found good before anything is written: what each kind of task prepares, and `job` carries out."""
+"""Kinds of task as data: what a run of each kind has unless its options say otherwise, and the module that carries it out.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+A further kind is one `Task` in `TASKS`, and one module with the functions of `plan.Implementation`.
+"""
 
-from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
 
+from .nlg.tasks import TASKS as DATA_TO_TEXT
+from .nlu.glue import TASKS as GLUE
 
-class Source(Protocol):
-    """Rows of data, and what messages call them."""
+Method = Literal["lora", "last-layers", "full"]
+Problem = Literal["classification", "regression", "generation"]
 
-    @property
-    def source(self) -> str:
-        """Where they come from."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
-class Sources(NamedTuple):
-    """What a run trains on, what it is evaluated on after every epoch, and what it is scored on once, at the end."""
-
-    train: Source
-    evaluation: Source
-    test: Source | None
+LOWER_IS_BETTER = ("perplexity", "nll", "loss")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The model, ready to be trained, with its data and the means to judge it.
+class Task:
+    """One kind of task.
 
-    labels: the names of the classes; None where there are none. datasets: the rows of `data` as `collator` takes them.
-    judge: from what the model computed on a data set to `metrics`. task_type: what PEFT calls the task. trainer: further
-    arguments of transformers' Trainer. parameters: how many there are.
+    named: tasks of this kind that have a name, each with its metric. metrics: what a model is judged by; the first chooses the
+    best epoch on other data. options: those that only this kind has; belongs: what a message says of them elsewhere.
+    usage: what its runs do, and the commands that use them. from_hub: whether its data may be a data set on the hub. unit: what
+    a metric of 1 is in the paper's tables. module: where it is carried out. following: what is done next with a run on a task.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    labels: list[str] | None
-    data: Sources
-    datasets: Sequence[list[dict[str, Any]]]
-    collator: Callable[[Any], Mapping[str, Tensor]]
-    judge: Callable[[EvalPrediction], dict[str, float]]
-    metrics: Sequence[str]
-    task_type: str
-    parameters: Mapping[str, int]
-    trainer: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, str]
+    metrics: tuple[str, ...]
+    max_length: int
+    learning_rates: Mapping[Method, float]
+    options: tuple[str, ...]
+    belongs: str
+    usage: str
+    from_hub: bool
+    unit: int
+    module: str
+    following: str = ""
+
+
+CLASSIFICATION = Task(
+    named={name: task.metric for name, task in GLUE.items() if task.labels},
+    metrics=("accuracy", "f1", "matthews"),
+    max_length=128,
+    learning_rates={"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5},
+    options=("text_column", "text_pair_column", "label_column", "train_head", "head_dropout", "attention_dropout"),
+    belongs="has no effect on generating text",
+    usage="generates no text; use loralib predict or loralib evaluate",
+    from_hub=True,
+    unit=100,
+    module="nlu.text_classification",
+)
+REGRESSION = replace(
+    CLASSIFICATION, named={name: task.metric for name, task in GLUE.items() if not task.labels}, metrics=("pearson", "spearman")
+)
+GENERATION = Task(
+    named=dict.fromkeys(DATA_TO_TEXT, "perplexity"),
+    metrics=("perplexity", "nll"),
+    max_length=512,
+    learning_rates={"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5},
+    options=("context_column", "completion_column", "base_dropout", "label_smoothing_factor"),
+    belongs="belongs to generating text: to task=e2e, or to problem=generation",
+    usage="generates text; use loralib generate and loralib score",
+    from_hub=False,
+    unit=1,
+    module="nlg.text_generation",
+    following="loralib generate {run} --split test, and loralib score {task} {run}",
+)
+TASKS: Mapping[Problem, Task] = MappingProxyType(
+    {"classification": CLASSIFICATION, "regression": REGRESSION, "generation": GENERATION}
+)
+
+
+def kind_of(name: str | None, problem: Problem | None) -> Problem:
+    """The kind of the task `name`; for other data what `problem` says, or classification."""
+    return next((kind for kind, task in TASKS.items() if name in task.named), problem or "classification")
+
+
+def goodness(metric: str, value: float) -> float:
+    """The metric's value with the sign that makes more of it better."""
+    return -value if metric in LOWER_IS_BETTER else value

@@ -17,11 +17,21 @@ from ..train.callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, Ten
 from ..train.sampling import GroupingTrainer
 from ..train.trainer import AdapterTrainer
 from . import run_folder
-from .nlu.glue import TASKS
 from .options import TrainOptions
-from .task import Plan
+from .plan import Plan
+from .task import LOWER_IS_BETTER
 
-LOWER_IS_BETTER = ("perplexity", "nll", "loss")
+# options that Trainer takes as they are
+SAME = (
+    "num_train_epochs",
+    "per_device_eval_batch_size",
+    "weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "seed",
+)
 
 
 def processes() -> accelerate.PartialState:
@@ -40,28 +50,6 @@ def replicas() -> int:
     return 1 if processes().use_distributed else max(1, torch.cuda.device_count())
 
 
-def metric_name(options: TrainOptions) -> str:
-    """The metric that chooses the best epoch and stands in the table."""
-    if options.metric:
-        return options.metric
-    if options.generates:
-        return "perplexity"
-    if options.task:
-        return TASKS[options.task].metric
-    return "accuracy" if options.kind == "classification" else "pearson"
-
-
-def goodness(metric: str, value: float) -> float:
-    """The metric's value with the sign that makes more of it better."""
-    return -value if metric in LOWER_IS_BETTER else value
-
-
-def check_metric(options: TrainOptions, known: Sequence[str]) -> None:
-    """`ConfigError` when the metric is not one of the problem's."""
-    if metric_name(options) not in known:
-        raise ConfigError(f"metric={metric_name(options)!r}: must be one of {', '.join(known)} for this problem.")
-
-
 def share_of_batch(options: TrainOptions, devices: int) -> tuple[int, int]:
     """How many rows a device computes at once, and in how many such parts it computes its share of a step, so that a step
     of all `devices` is `batch_size` rows; `ConfigError` when they cannot share it evenly.
@@ -70,13 +58,13 @@ def share_of_batch(options: TrainOptions, devices: int) -> tuple[int, int]:
     (16, 4)
     """
     share, left = divmod(options.batch_size, devices)
-    parts = options.gradient_accumulation or 1
+    parts = options.gradient_accumulation_steps or 1
     if options.device_batch_size and not left:
         fewest = -(-share // options.device_batch_size)
         parts = next(n for n in range(fewest, share + 1) if share % n == 0)
     if left or share % parts:
         raise ConfigError(
-            f"batch_size={options.batch_size} cannot be split evenly (devices: {devices}, gradient_accumulation: "
+            f"batch_size={options.batch_size} cannot be split evenly (devices: {devices}, gradient_accumulation_steps: "
             f"{parts}); make it a multiple of {devices * parts}."
         )
     return share // parts, parts
@@ -91,29 +79,22 @@ def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int
     return dict(
         output_dir=str(folder / run_folder.CHECKPOINTS),
         per_device_train_batch_size=share,
-        per_device_eval_batch_size=options.eval_batch_size,
         gradient_accumulation_steps=parts,
         learning_rate=options.peak_learning_rate,
         lr_scheduler_type="linear",
-        num_train_epochs=options.epochs,
-        weight_decay=options.weight_decay,
-        adam_epsilon=options.adam_epsilon,
-        max_grad_norm=options.max_grad_norm,
         warmup_steps=options.warmup_ratio if options.warmup_steps is None else options.warmup_steps,  # below 1: a share
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         eval_strategy="epoch",
         save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last when training ends
         load_best_model_at_end=options.best_epoch,
-        metric_for_best_model=metric_name(options),
-        greater_is_better=metric_name(options) not in LOWER_IS_BETTER,
+        metric_for_best_model=options.metric,
+        greater_is_better=options.metric not in LOWER_IS_BETTER,
         restore_callback_states_from_checkpoint=True,  # how patient it has been
         logging_steps=max(1, min(10, rows // options.batch_size // 4)),
         logging_nan_inf_filter=False,
-        bf16=options.bf16,
-        fp16=options.fp16,
-        seed=options.seed,
         report_to="none",
         disable_tqdm=True,
+        **{name: getattr(options, name) for name in SAME},
         **saving,
     )
 
@@ -138,20 +119,15 @@ def run_trainer(
     console: Console,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """Train on the first of the plan's data sets, evaluate on the second, and return the Trainer.
-
-    Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written.
-    """
-    stop, bar, log = StopOnInterrupt(), ProgressBar(console, metric_name(options)), TensorBoardLog(folder / run_folder.LOGS)
+    """Train, and return the Trainer. Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written."""
+    stop, bar, log = StopOnInterrupt(), ProgressBar(console, options.metric), TensorBoardLog(folder / run_folder.LOGS)
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
     common: dict[str, Any] = {
+        **plan.trainer,
         "model": plan.model,
-        "args": arguments(options, folder, len(plan.datasets[0])),
+        "args": arguments(options, folder, len(plan.data[0])),
         "train_dataset": plan.datasets[0],
         "eval_dataset": plan.datasets[1],
-        "data_collator": plan.collator,
-        "compute_metrics": plan.judge,
-        **plan.trainer,
         "callbacks": [stop, bar, log, StopOnNonFinite(), *patience, *callbacks],
     }
     if options.method == "lora":
@@ -172,8 +148,7 @@ def run_trainer(
     return trainer
 
 
-def score(trainer: Trainer, plan: Plan) -> dict[str, float]:
-    """The metrics of the model as trained, on the third of the plan's data sets, which training did not see."""
-    output = trainer.predict(plan.datasets[2])  # type: ignore[arg-type]
-    assert output.metrics is not None
-    return {name: output.metrics[f"test_{name}"] for name in plan.metrics if f"test_{name}" in output.metrics}
+def score(trainer: Trainer, metrics: Sequence[str], rows: Any) -> dict[str, float]:
+    """The metrics of the model as trained, on rows that training did not see."""
+    found = trainer.predict(rows).metrics or {}
+    return {name: found[f"test_{name}"] for name in metrics}

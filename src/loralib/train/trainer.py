@@ -4,20 +4,14 @@ DDP, mixed precision, logging, evaluation and resuming are Trainer's own; only w
 """
 
 import errno
-import json
-import os
-import re
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import formats
 from ..adapters.adapter import Adapter
@@ -57,25 +51,6 @@ class AdapterTrainer(GroupingTrainer):
         best = self.state.best_model_checkpoint
         assert best is not None
         attach(self.model, formats.load(best))
-
-
-def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end and not damaged since, or None."""
-    steps = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(folder).glob("*")}
-    found = sorted((int(step[1]), path) for path, step in steps.items() if step)
-    return next((path for _, path in reversed(found) if _is_whole(path)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Trainer writes its state last; archives of torch and safetensors tell by themselves whether their end is there."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-        for path in checkpoint.glob("*.safetensors"):
-            with safe_open(path, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return all(zipfile.is_zipfile(path) for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")])
 
 
 @contextmanager

@@ -37,12 +37,12 @@ def options(gpt2: Path, meals: Path, **values: Any) -> TrainOptions:
         "eval_data": str(meals / "dev.jsonl"),
         "max_length": 64,
         "batch_size": 8,
-        "epochs": 3,
+        "num_train_epochs": 3,
         "learning_rate": 2e-2,
     }
     if values.get("method", "lora") == "lora":
         common |= {"r": 4, "lora_alpha": 32.0}
-    return TrainOptions(**common | values)
+    return TrainOptions.of(common | values)
 
 
 def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:

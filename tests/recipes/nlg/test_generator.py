@@ -31,7 +31,7 @@ HOW = Decoding(beams=2, max_new_tokens=12)
 def folder(gpt2: Path, meals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that has learned to write `serves`."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    run(folder, options(gpt2, meals, layers="query,key,value,output,mlp", epochs=4))
+    run(folder, options(gpt2, meals, layers="query,key,value,output,mlp", num_train_epochs=4))
     return folder
 
 
@@ -258,7 +258,10 @@ def test_an_input_without_room_is_found_before_anything_is_written(
 def test_a_run_that_classifies_writes_no_text_and_the_other_way_round(
     encoder: Path, reviews: Path, folder: Path, tmp_path: Path
 ) -> None:
-    run(tmp_path / "run", TrainOptions(model=str(encoder), data=str(reviews / "train.tsv"), epochs=0.1, max_train_rows=64))
+    run(
+        tmp_path / "run",
+        TrainOptions(model=str(encoder), data=str(reviews / "train.tsv"), num_train_epochs=0.1, max_train_rows=64),
+    )
     with pytest.raises(RunError, match=r"the run in .* generates no text; use loralib predict or loralib evaluate"):
         generator.open_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"the run in .* generates text; use loralib generate and loralib score"):

@@ -12,6 +12,7 @@ from torch import nn
 
 from loralib import architectures
 from loralib.errors import ConfigError, LoRAError, RunError
+from loralib.recipes import model_loader
 from loralib.recipes.nlg import language_models
 from models import same_bits
 from recipes.nlg.conftest import decoder_shape
@@ -188,11 +189,11 @@ def test_freezing_leaves_the_last_two_blocks_by_itself(gpt2: Path) -> None:
 @pytest.mark.parametrize("kind", architectures.DECODERS)
 def test_a_length_beyond_the_models_positions_is_refused(kind: str) -> None:
     model = decoder_shape(kind)
-    language_models.check_length(model, 40)
+    model_loader.check_length(model.config, 40)
     with pytest.raises(ConfigError, match="max_length=41: the model takes at most 40 tokens"):
-        language_models.check_length(model, 41)
+        model_loader.check_length(model.config, 41)
 
 
 def test_a_model_without_a_number_of_positions_takes_any_length() -> None:
     config = transformers.BloomConfig(vocab_size=30, hidden_size=16, n_layer=1, n_head=2)
-    language_models.check_length(transformers.BloomForCausalLM(config), 99)
+    model_loader.check_length(transformers.BloomForCausalLM(config).config, 99)

@@ -86,7 +86,7 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole(smoothing: float) -> None
     assert not torch.allclose(gradient([slice(0, 3), slice(3, 6)], None) / 2, whole)
 
 
-IN_PARTS: dict[str, Any] = {"epochs": 1, "label_smoothing": 0.1, "learning_rate": 3e-3}
+IN_PARTS: dict[str, Any] = {"num_train_epochs": 1, "label_smoothing_factor": 0.1, "learning_rate": 3e-3}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def at_once(gpt2: Path, meals: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.mark.parametrize("way", [{"gradient_accumulation": 2}, {"device_batch_size": 3}], ids=lambda way: next(iter(way)))
+@pytest.mark.parametrize("way", [{"gradient_accumulation_steps": 2}, {"device_batch_size": 3}], ids=lambda way: next(iter(way)))
 def test_a_run_in_parts_is_the_same_run(gpt2: Path, meals: Path, tmp_path: Path, at_once: Path, way: dict[str, int]) -> None:
     whole, results = (
         json.loads((at_once / run_folder.METRICS).read_text()),
@@ -124,12 +124,12 @@ def test_smoothing_acts_in_training_alone(gpt2: Path) -> None:
 
 
 def test_a_run_is_judged_without_smoothing(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    results = run(tmp_path / "run", options(gpt2, meals, label_smoothing=0.5, learning_rate=1e-9, epochs=1))
+    results = run(tmp_path / "run", options(gpt2, meals, label_smoothing_factor=0.5, learning_rate=1e-9, num_train_epochs=1))
     (evaluation,) = (row for row in results["history"] if "eval_loss" in row)
     assert evaluation["eval_loss"] == pytest.approx(evaluation["eval_nll"], rel=1e-5)  # all rows are one batch
     model, tokenizer = language_models.load_language_model(str(gpt2))
     train = prompts.encode(tokenizer, [(r["context"], r["completion"]) for r in read_jsonl(meals / "train.jsonl")], 99, "x")
-    batch = prompts.Collator(0)(train)
+    batch = prompts.collator(tokenizer)(train)
     with torch.no_grad():
         logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits
     mean = float(plain_losses(logits, batch["labels"], 0.5).sum() / (batch["labels"] != IGNORED).sum())
@@ -161,8 +161,8 @@ def test_perplexity_counts_every_token_once(lengths: list[int], batch_size: int)
 
 
 def test_a_run_is_judged_alike_however_its_rows_are_batched(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    values: dict[str, Any] = {"learning_rate": 1e-9, "epochs": 0.2}
-    found = [run(tmp_path / str(n), options(gpt2, meals, eval_batch_size=n, **values))["metrics"] for n in (3, 64)]
+    values: dict[str, Any] = {"learning_rate": 1e-9, "num_train_epochs": 0.2}
+    found = [run(tmp_path / str(n), options(gpt2, meals, per_device_eval_batch_size=n, **values))["metrics"] for n in (3, 64)]
     assert found[1]["perplexity"] == pytest.approx(found[0]["perplexity"], rel=1e-5)
     assert found[1]["nll"] == pytest.approx(found[0]["nll"], rel=1e-5)
 

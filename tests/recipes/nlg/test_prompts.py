@@ -1,5 +1,6 @@
 """Inputs and texts as tokens: the paper's rule, written out with the tokenizer's own encoding."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ def test_the_tokens_that_end_a_text(bytewise: Any, beginning: Any) -> None:
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.integers(0, 339))
 def test_rows_are_padded_on_the_right(bytewise: Any, pairs: list[tuple[str, str]], pad: int) -> None:
     rows = prompts.encode(bytewise, pairs, 999, "x")
-    batch = prompts.Collator(pad)(rows)
+    tokenizer = copy.deepcopy(bytewise)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    batch = prompts.collator(tokenizer)(rows)
     longest = max(len(row["input_ids"]) for row in rows)
     assert {(tuple(tensor.shape), tensor.dtype) for tensor in batch.values()} == {((len(rows), longest), torch.int64)}
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}

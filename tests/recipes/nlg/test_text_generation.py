@@ -21,14 +21,16 @@ from loralib.errors import AttachError, ConfigError, DataError, RunError, Target
 from loralib.recipes import run_folder, seeds
 from loralib.recipes.nlg import generator, text_generation
 from loralib.recipes.options import TrainOptions
+from loralib.recipes.plan import Plan
 from loralib.recipes.run import Interrupted
-from loralib.train.trainer import last_whole_checkpoint
+from loralib.train.checkpoints import last_whole_checkpoint
+from loralib.train.measure import count_parameters
 from models import close, same_bits
 from peers import data, library
 from recipes.nlg.conftest import options, read_jsonl, run, write_jsonl
 from recipes.nlu.test_text_classification import InterruptAt, check_same_outcome
 
-SHARP = {"lora_dropout": 0.1, "base_dropout": 0.1, "label_smoothing": 0.1}
+SHARP = {"lora_dropout": 0.1, "base_dropout": 0.1, "label_smoothing_factor": 0.1}
 
 
 def rows(path: Path) -> list[tuple[str, str]]:
@@ -47,6 +49,10 @@ def plain_nll(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> t
             total -= float(logits[i - 1].log_softmax(-1)[token])
             count += 1
     return total, count
+
+
+def planned_run(chosen: TrainOptions) -> Plan:
+    return text_generation.plan(chosen, text_generation.read_rows(chosen))
 
 
 def plain_perplexity(model: Any, tokenizer: Any, path: Path) -> float:
@@ -88,7 +94,7 @@ def test_a_lora_run_learns_and_writes_what_it_says(lora_run: Path, gpt2: Path, m
     assert results["metrics"]["perplexity"] == results["value"] == pytest.approx(math.exp(results["metrics"]["nll"]))
     assert results["parameters"] == {"trained": 1024, "lora": 2 * 2 * 2 * 32 * 4, "total": results["parameters"]["total"]}
     assert (results["train_rows"], results["eval_rows"], results["test_rows"], results["steps"]) == (34, 8, 8, 3 * 5)
-    assert {path.name for path in lora_run.iterdir()} == run_folder._PARTS - {
+    assert {path.name for path in lora_run.iterdir()} == run_folder.PARTS - {
         run_folder.MODEL,
         run_folder.SUBMISSION,
         run_folder.GENERATED,
@@ -120,7 +126,7 @@ def test_the_adapter_loads_by_peft_and_merged_by_plain_transformers(lora_run: Pa
 
 
 def test_of_gpt2_the_slices_of_query_and_value_are_trained(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    model = text_generation.plan(options(gpt2, meals), tmp_path).model
+    model = planned_run(options(gpt2, meals)).model
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     attention = [f"transformer.h.{i}.attn.c_attn" for i in range(2)]
     assert trained == {f"{name}.lora_{factor}" for name in attention for factor in "AB"}
@@ -132,19 +138,19 @@ def test_of_gpt2_the_slices_of_query_and_value_are_trained(gpt2: Path, meals: Pa
 
 @pytest.mark.parametrize(("words", "trained"), [("key", 512), ("output,mlp", 2 * 4 * ((32 + 32) + 2 * (32 + 128)))])
 def test_other_layers_are_adapted_when_asked_for(gpt2: Path, meals: Path, tmp_path: Path, words: str, trained: int) -> None:
-    assert text_generation.plan(options(gpt2, meals, layers=words), tmp_path).parameters["trained"] == trained
+    assert count_parameters(planned_run(options(gpt2, meals, layers=words)).model)["trained"] == trained
 
 
 def test_layers_can_be_named(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    planned = text_generation.plan(options(gpt2, meals, target_modules="c_attn", use_rslora=True), tmp_path)
+    planned = planned_run(options(gpt2, meals, target_modules="c_attn", use_rslora=True))
     layer = planned.model.get_submodule("transformer.h.0.attn.c_attn")
     assert (type(layer.update), layer.scaling) == (lora.LoRAUpdate, 16.0)
-    assert planned.parameters["trained"] == 2 * 4 * (32 + 96)
+    assert count_parameters(planned.model)["trained"] == 2 * 4 * (32 + 96)
 
 
 @pytest.mark.parametrize("method", ["last-layers", "full"])
 def test_the_other_methods_train_what_they_say(gpt2: Path, meals: Path, tmp_path: Path, method: str) -> None:
-    results = run(tmp_path / "run", options(gpt2, meals, method=method, epochs=1, learning_rate=1e-2))
+    results = run(tmp_path / "run", options(gpt2, meals, method=method, num_train_epochs=1, learning_rate=1e-2))
     block = 12 * 32 * 32 + 13 * 32
     assert results["parameters"]["lora"] == 0
     assert results["parameters"]["trained"] == (2 * block if method == "last-layers" else results["parameters"]["total"])
@@ -160,7 +166,7 @@ def test_the_other_methods_train_what_they_say(gpt2: Path, meals: Path, tmp_path
 
 
 def test_the_epoch_of_the_lowest_perplexity_is_kept_and_patience_stops(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    results = run(tmp_path / "run", options(gpt2, meals, epochs=20, patience=1, learning_rate=0.5, warmup_ratio=0.5))
+    results = run(tmp_path / "run", options(gpt2, meals, num_train_epochs=20, patience=1, learning_rate=0.5, warmup_ratio=0.5))
     evaluations = [row for row in results["history"] if "eval_loss" in row]
     found = [row["eval_perplexity"] for row in evaluations]
     assert 1 < len(evaluations) < 20
@@ -178,7 +184,7 @@ def test_the_last_epoch_is_kept_when_asked_for(gpt2: Path, meals: Path, tmp_path
 
 
 def test_nll_may_choose_the_epoch(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    results = run(tmp_path / "run", options(gpt2, meals, metric="nll", epochs=1))
+    results = run(tmp_path / "run", options(gpt2, meals, metric_for_best_model="nll", num_train_epochs=1))
     assert (results["metric"], results["value"]) == ("nll", results["metrics"]["nll"])
 
 
@@ -186,7 +192,7 @@ def test_a_pretrained_llama_learns_restaurants(llama: Path, tmp_path: Path) -> N
     for name, part, count in (("train", "lora_nlg_train.txt", 64), ("dev", "lora_nlg_valid.txt", 16)):
         lines = data("e2e", part).read_text(encoding="utf-8").splitlines()[: 40 * count : 40]
         write_jsonl(tmp_path / f"{name}.jsonl", [tuple(line.split("||")) for line in lines])  # type: ignore[misc]
-    chosen = options(llama, tmp_path, max_length=256, epochs=1, learning_rate=1e-2)
+    chosen = options(llama, tmp_path, max_length=256, num_train_epochs=1, learning_rate=1e-2)
     results = run(tmp_path / "run", chosen)
     assert results["parameters"]["trained"] == 5 * 4 * (64 + 64 + 64 + 32)
     before = plain_perplexity(*pretrained(llama), tmp_path / "dev.jsonl")
@@ -226,7 +232,9 @@ def test_an_interrupted_run_resumes_bit_for_bit(gpt2: Path, meals: Path, tmp_pat
 def test_a_resumed_run_that_keeps_the_last_epoch_and_scales_by_a_root_is_the_same(
     gpt2: Path, meals: Path, tmp_path: Path
 ) -> None:
-    chosen = options(gpt2, meals, best_epoch=False, use_rslora=True, lora_alpha=7.0, epochs=2, gradient_accumulation=2)
+    chosen = options(
+        gpt2, meals, best_epoch=False, use_rslora=True, lora_alpha=7.0, num_train_epochs=2, gradient_accumulation_steps=2
+    )
     run(tmp_path / "straight", chosen)
     interrupted(tmp_path / "run", chosen, 7)
     run(tmp_path / "run", chosen, resume=True)
@@ -237,7 +245,7 @@ def test_a_resumed_run_that_keeps_the_last_epoch_and_scales_by_a_root_is_the_sam
 def test_what_the_adapter_says_does_not_depend_on_which_epoch_was_kept(
     gpt2: Path, meals: Path, tmp_path: Path, best_epoch: bool
 ) -> None:
-    run(tmp_path / "run", options(gpt2, meals, epochs=1, use_rslora=True, lora_alpha=7.0, best_epoch=best_epoch))
+    run(tmp_path / "run", options(gpt2, meals, num_train_epochs=1, use_rslora=True, lora_alpha=7.0, best_epoch=best_epoch))
     for update in lora.load(tmp_path / "run" / run_folder.ADAPTER).layers.values():
         assert update.lora_alpha == 7 * math.sqrt(2)
 
@@ -246,21 +254,21 @@ def test_what_the_adapter_says_does_not_depend_on_which_epoch_was_kept(
 
 
 def test_a_run_may_start_from_the_factors_of_another(gpt2: Path, meals: Path, tmp_path: Path, lora_run: Path) -> None:
-    planned = text_generation.plan(options(gpt2, meals, init_adapter=str(lora_run)), tmp_path)
+    planned = planned_run(options(gpt2, meals, init_adapter=str(lora_run)))
     stored = lora.load(lora_run / run_folder.ADAPTER)
     for name, expected in stored.layers.items():
         plain = planned.model.get_submodule(name).update.plain()
         assert same_bits(plain.A, expected.A)
         assert same_bits(plain.B, expected.B)
-    results = run(tmp_path / "run", options(gpt2, meals, init_adapter=str(lora_run), learning_rate=1e-9, epochs=0.3))
+    results = run(tmp_path / "run", options(gpt2, meals, init_adapter=str(lora_run), learning_rate=1e-9, num_train_epochs=0.3))
     assert results["value"] == pytest.approx(json.loads((lora_run / run_folder.METRICS).read_text())["value"], rel=1e-4)
 
 
 def test_a_run_that_scales_by_a_root_may_start_another(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    chosen = options(gpt2, meals, use_rslora=True, lora_alpha=7.0, epochs=1)
+    chosen = options(gpt2, meals, use_rslora=True, lora_alpha=7.0, num_train_epochs=1)
     run(tmp_path / "first", chosen)
     again = options(gpt2, meals, use_rslora=True, lora_alpha=7.0, init_adapter=str(tmp_path / "first"))
-    layer = text_generation.plan(again, tmp_path).model.get_submodule("transformer.h.0.attn.c_attn")
+    layer = planned_run(again).model.get_submodule("transformer.h.0.attn.c_attn")
     stored = lora.load(tmp_path / "first" / run_folder.ADAPTER).layers["transformer.h.0.attn.c_attn"]
     assert same_bits(layer.update.plain().B, stored.B)
 
@@ -359,11 +367,11 @@ def test_a_task_trains_on_its_own_splits(gpt2: Path, restaurants: Path) -> None:
         ({"test_data": "none.jsonl"}, DataError, "none.jsonl does not exist"),
         ({"context_column": "contxt"}, DataError, "no field 'contxt'"),
         ({"target_modules": "q_proj"}, TargetError, "'q_proj' matches no layer of GPT2LMHeadModel"),
-        ({"metric": "bleu"}, ConfigError, "metric='bleu': must be one of perplexity, nll"),
+        ({"metric_for_best_model": "bleu"}, ConfigError, "metric_for_best_model='bleu': must be one of perplexity, nll"),
         ({"max_length": 129}, ConfigError, "max_length=129: the model takes at most 128 tokens"),
         ({"max_length": None}, ConfigError, "max_length=512: the model takes at most 128 tokens"),
         ({"max_length": 8}, DataError, r"train.jsonl: the input 'name : .* alone has \d+ tokens of 8"),
-        ({"gradient_accumulation": 3}, ConfigError, "batch_size=8 cannot be split evenly"),
+        ({"gradient_accumulation_steps": 3}, ConfigError, "batch_size=8 cannot be split evenly"),
         ({"init_adapter": "nowhere"}, lora.FormatError, "nowhere"),
     ],
 )
@@ -400,7 +408,7 @@ def test_what_only_classifying_takes_is_refused(gpt2: Path, meals: Path, values:
 
 
 @pytest.mark.parametrize(
-    "values", [{"label_smoothing": 0.1}, {"base_dropout": 0.0}, {"context_column": "a"}, {"completion_column": "a"}]
+    "values", [{"label_smoothing_factor": 0.1}, {"base_dropout": 0.0}, {"context_column": "a"}, {"completion_column": "a"}]
 )
 @pytest.mark.parametrize("problem", [{"data": "d.tsv"}, {"data": "d.tsv", "problem": "regression"}, {"task": "mnli"}])
 def test_what_only_generating_takes_is_refused(values: dict[str, Any], problem: dict[str, Any]) -> None:
@@ -418,7 +426,7 @@ def test_a_task_says_by_itself_where_its_texts_are(values: dict[str, Any]) -> No
         TrainOptions(model="m", task="e2e", **values)
 
 
-@pytest.mark.parametrize("name", ["label_smoothing", "base_dropout"])
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "base_dropout"])
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan])
 def test_shares_are_in_range(gpt2: Path, meals: Path, name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name}="):
@@ -431,8 +439,8 @@ def test_what_is_not_said_is_usual_for_generating(method: str, rate: float) -> N
         TrainOptions(model="m", task="dart", method=method),  # type: ignore[arg-type]
         TrainOptions(model="m", data="d.jsonl", problem="generation", method=method),  # type: ignore[arg-type]
     ):
-        assert (chosen.generates, chosen.length, chosen.peak_learning_rate) == (True, 512, rate)
-    assert not TrainOptions(model="m", data="d.jsonl").generates
+        assert (chosen.kind, chosen.length, chosen.peak_learning_rate) == ("generation", 512, rate)
+    assert TrainOptions(model="m", data="d.jsonl").kind == "classification"
 
 
 # --- several seeds --------------------------------------------------------------------------------------------------
@@ -444,16 +452,16 @@ def test_the_best_seed_has_the_lowest_perplexity(tmp_path: Path) -> None:
             (tmp_path / f"seed-{seed}").mkdir(exist_ok=True)
             (tmp_path / f"seed-{seed}" / run_folder.METRICS).write_text(json.dumps({"metric": metric, "value": value}))
         assert seeds.best_of(tmp_path) == tmp_path / f"seed-{best}"
-    assert run_folder.seeds(tmp_path) == [tmp_path]  # no folder of seeds yet
+    assert run_folder.runs_of(tmp_path) == [tmp_path]  # no folder of seeds yet
     (tmp_path / run_folder.SEEDS).touch()
-    assert [run.name for run in run_folder.seeds(tmp_path)] == ["seed-3", "seed-7", "seed-11"]
+    assert [run.name for run in run_folder.runs_of(tmp_path)] == ["seed-3", "seed-7", "seed-11"]
     (tmp_path / "seed-3" / run_folder.SEEDS).touch()
     with pytest.raises(RunError, match=r"no seed in .* is finished; go on with: loralib train --output .* --resume"):
-        run_folder.seeds(tmp_path / "seed-3")
+        run_folder.runs_of(tmp_path / "seed-3")
 
 
 def test_two_processes_learn_what_one_learns(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    chosen = options(gpt2, meals, epochs=1, max_train_rows=32, base_dropout=0.0, label_smoothing=0.1)
+    chosen = options(gpt2, meals, num_train_epochs=1, max_train_rows=32, base_dropout=0.0, label_smoothing_factor=0.1)
     alone = run(tmp_path / "alone", chosen)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(chosen.to_dict() | {"output": str(tmp_path / "both")}))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

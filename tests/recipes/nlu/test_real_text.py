@@ -19,7 +19,7 @@ def accuracy(method: str, learning_rate: float, folder: Path) -> float:
         max_train_rows=1500,
         max_eval_rows=400,
         max_length=64,
-        epochs=1,
+        num_train_epochs=1,
         batch_size=16,
         method=method,
         learning_rate=learning_rate,

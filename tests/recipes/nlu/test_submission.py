@@ -83,7 +83,7 @@ def test_a_file_of_no_submission_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def wnli_run(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wnli") / "run"
-    options = TrainOptions(model=str(encoder), task="wnli", data_dir=str(data("glue")), epochs=1, max_train_rows=32)
+    options = TrainOptions(model=str(encoder), task="wnli", data_dir=str(data("glue")), num_train_epochs=1, max_train_rows=32)
     train(options, folder, console=Console(file=io.StringIO()))
     return folder
 
@@ -118,7 +118,7 @@ def test_words_that_contradict_are_refused(
 
 
 def test_a_run_of_no_glue_task_has_no_test_set(encoder: Path, reviews: Path, tmp_path: Path, capsys: Any) -> None:
-    options = TrainOptions(model=str(encoder), data=str(reviews / "train.tsv"), epochs=1, max_train_rows=32)
+    options = TrainOptions(model=str(encoder), data=str(reviews / "train.tsv"), num_train_epochs=1, max_train_rows=32)
     train(options, tmp_path / "run", console=Console(file=io.StringIO()))
     assert main(["predict", str(tmp_path / "run"), "--split", "test"]) == 2
     assert "not on a GLUE task, and has no test set to predict" in capsys.readouterr().err

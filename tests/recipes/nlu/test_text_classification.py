@@ -21,7 +21,7 @@ from loralib.recipes import run_folder
 from loralib.recipes.nlu import encoders, predictor, text_classification
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import Interrupted, train
-from loralib.train.trainer import last_whole_checkpoint
+from loralib.train.checkpoints import last_whole_checkpoint
 from models import close
 from peers import library
 from recipes.conftest import sentence
@@ -36,11 +36,11 @@ def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
         "eval_data": str(reviews / "test.tsv"),
         "batch_size": 16,
         "learning_rate": 1e-2,
-        "epochs": 4,
+        "num_train_epochs": 4,
     }
     if values.get("method", "lora") == "lora":
         common |= {"r": 4, "target_modules": "all-linear"}
-    return TrainOptions(**common | values)
+    return TrainOptions.of(common | values)
 
 
 def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_a_lora_run_learns_and_writes_what_it_says(lora_run: Path) -> None:
     attention, feed_forward, pooler = 4 * (32 + 32), 2 * (32 + 48), 32 + 32
     assert results["parameters"]["lora"] == 4 * (2 * (attention + feed_forward) + pooler)
     assert results["parameters"]["trained"] == results["parameters"]["lora"] + 2 * 32 + 2
-    assert {path.name for path in lora_run.iterdir()} == run_folder._PARTS - {
+    assert {path.name for path in lora_run.iterdir()} == run_folder.PARTS - {
         run_folder.MODEL,
         run_folder.SUBMISSION,
         run_folder.GENERATED,
@@ -125,7 +125,7 @@ def test_a_finished_run_predicts_and_evaluates_as_it_was_measured(lora_run: Path
 
 @pytest.mark.parametrize("method", ["last-layers", "full"])
 def test_the_other_methods_train_what_they_say(encoder: Path, reviews: Path, tmp_path: Path, method: str) -> None:
-    chosen = options(encoder, reviews, method=method, epochs=1, learning_rate=1e-3)
+    chosen = options(encoder, reviews, method=method, num_train_epochs=1, learning_rate=1e-3)
     results = run(tmp_path / "run", chosen)
     counts = results["parameters"]
     assert counts["lora"] == 0
@@ -140,7 +140,7 @@ def test_the_other_methods_train_what_they_say(encoder: Path, reviews: Path, tmp
 
 
 def test_regression_scores_numbers(encoder: Path, reviews: Path, tmp_path: Path) -> None:
-    chosen = options(encoder, reviews, problem="regression", label_column="score", epochs=8, learning_rate=1e-2)
+    chosen = options(encoder, reviews, problem="regression", label_column="score", num_train_epochs=8, learning_rate=1e-2)
     results = run(tmp_path / "run", chosen)
     assert results["metric"] == "pearson"
     assert results["value"] > 0.8
@@ -149,8 +149,27 @@ def test_regression_scores_numbers(encoder: Path, reviews: Path, tmp_path: Path)
     assert float(good) > float(bad)
 
 
+def test_whatever_lora_config_can_say_is_trained_and_opened_again(encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    own = {"bias": "lora_only", "rank_pattern": {"query": 2}, "exclude_modules": "layer.0.attention.self.value"}
+    named = {"target_modules": "query,value", "modules_to_save": "pooler.dense"}
+    results = run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1, **own, **named))
+    stored = lora.load(tmp_path / "run" / run_folder.ADAPTER)
+    attention = "bert.encoder.layer.{}.attention.self.{}"
+    assert {name: update.r for name, update in stored.layers.items()} == {
+        attention.format(0, "query"): 2,
+        attention.format(1, "query"): 2,
+        attention.format(1, "value"): 4,
+    }
+    biases = {f"{name}.bias" for name in stored.layers}
+    heads = {f"{part}.{leaf}" for part in ("classifier", "bert.pooler.dense") for leaf in ("weight", "bias")}
+    assert set(stored.tensors) == biases | heads
+    opened = predictor.open_run(tmp_path / "run")
+    rows = predictor.read_rows(opened.options, str(reviews / "test.tsv"), {})
+    assert opened.evaluate(rows)["accuracy"] == pytest.approx(results["value"])
+
+
 def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path, tmp_path: Path) -> None:
-    chosen = options(encoder, reviews, epochs=20, patience=1)
+    chosen = options(encoder, reviews, num_train_epochs=20, patience=1)
     results = run(tmp_path / "run", chosen)
     evaluations = [row for row in results["history"] if "eval_loss" in row]
     assert len(evaluations) < 20
@@ -164,7 +183,9 @@ def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path,
 def test_rows_kept_for_the_end_are_scored_once_with_the_epoch_that_was_kept(
     encoder: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    chosen = options(encoder, reviews, eval_data=None, eval_fraction=0.25, test_data=str(reviews / "test.tsv"), epochs=3)
+    chosen = options(
+        encoder, reviews, eval_data=None, eval_fraction=0.25, test_data=str(reviews / "test.tsv"), num_train_epochs=3
+    )
     results = run(tmp_path / "run", replace(chosen, group_by_length=True, device_batch_size=8))
     assert (results["train_rows"], results["eval_rows"], results["test_rows"]) == (144, 48, 48)
     assert results["steps"] == 3 * 9
@@ -172,12 +193,12 @@ def test_rows_kept_for_the_end_are_scored_once_with_the_epoch_that_was_kept(
     rows = predictor.read_rows(opened.options, str(reviews / "test.tsv"), {})
     assert opened.evaluate(rows) == pytest.approx(results["test"])
     assert all("test" not in row for row in results["history"])
-    assert "test" not in run(tmp_path / "other", replace(chosen, test_data=None, epochs=1))
+    assert "test" not in run(tmp_path / "other", replace(chosen, test_data=None, num_train_epochs=1))
 
 
 def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_path: Path) -> None:
-    chosen = options(encoder, reviews, head_dropout=0.5, attention_dropout=0.25, train_head="classifier", epochs=1)
-    planned = text_classification.plan(chosen, tmp_path)
+    chosen = options(encoder, reviews, head_dropout=0.5, attention_dropout=0.25, train_head="classifier", num_train_epochs=1)
+    planned = text_classification.plan(chosen, text_classification.read_rows(chosen))
     assert planned.model.dropout.p == 0.5
     assert planned.model.bert.encoder.layer[0].attention.self.dropout.p == 0.25
     assert planned.model.classifier.weight.requires_grad
@@ -185,8 +206,8 @@ def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_pat
 
 def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, problem="regression", label_column="score")
-    planned = text_classification.plan(chosen, tmp_path)
-    mean = sum(map(float, planned.data.train.labels)) / len(planned.data.train)
+    planned = text_classification.plan(chosen, text_classification.read_rows(chosen))
+    mean = sum(map(float, planned.data[0].labels)) / len(planned.data[0])
     assert planned.model.classifier.bias.item() == pytest.approx(mean)
 
 
@@ -206,7 +227,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
 
 @pytest.mark.parametrize("step", [5, 17])
 def test_a_run_that_groups_by_length_resumes_bit_for_bit(encoder: Path, reviews: Path, tmp_path: Path, step: int) -> None:
-    chosen = options(encoder, reviews, group_by_length=True, epochs=2)
+    chosen = options(encoder, reviews, group_by_length=True, num_train_epochs=2)
     run(tmp_path / "straight", chosen)
     with pytest.raises(Interrupted):
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
@@ -234,7 +255,7 @@ def check_same_outcome(folder: Path, other: Path) -> None:
 def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
     encoder: Path, reviews: Path, tmp_path: Path, step: int
 ) -> None:
-    chosen = options(encoder, reviews, best_epoch=False, save_steps=100, epochs=2)
+    chosen = options(encoder, reviews, best_epoch=False, save_steps=100, num_train_epochs=2)
     with pytest.raises(Interrupted) as interrupted:
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
     assert interrupted.value.checkpoint is not None
@@ -244,7 +265,7 @@ def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
 
 
 def test_a_resumed_run_is_as_patient_as_it_was(encoder: Path, reviews: Path, tmp_path: Path) -> None:
-    chosen = options(encoder, reviews, epochs=12, patience=2, learning_rate=1e-9)
+    chosen = options(encoder, reviews, num_train_epochs=12, patience=2, learning_rate=1e-9)
     run(tmp_path / "straight", chosen)
     with pytest.raises(Interrupted):
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(27)])
@@ -275,7 +296,7 @@ def test_data_that_changed_its_classes_is_not_resumed(encoder: Path, reviews: Pa
 def test_a_head_that_the_checkpoint_brings_along_is_kept_only_for_the_same_labels(
     encoder: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    run(tmp_path / "run", options(encoder, reviews, method="full", learning_rate=1e-3, epochs=1))
+    run(tmp_path / "run", options(encoder, reviews, method="full", learning_rate=1e-3, num_train_epochs=1))
     tuned = str(tmp_path / "run" / run_folder.MODEL)
     stored = AutoModelForSequenceClassification.from_pretrained(tuned).classifier.weight
     for labels, kept in ((["blame", "praise"], True), (["praise", "blame"], False), (["no", "yes"], False)):
@@ -290,7 +311,7 @@ def test_pairs_are_trained_on_and_asked_for(encoder: Path, tmp_path: Path) -> No
         lines.append(f"{sentence(rng, first)}\t{sentence(rng, second)}\t{'yes' if first == second else 'no'}")
     (tmp_path / "pairs.tsv").write_text("\n".join(lines))
     columns = {"text_column": "a", "text_pair_column": "b", "label_column": "same"}
-    run(tmp_path / "run", TrainOptions(model=str(encoder), data=str(tmp_path / "pairs.tsv"), epochs=1, **columns))
+    run(tmp_path / "run", TrainOptions(model=str(encoder), data=str(tmp_path / "pairs.tsv"), num_train_epochs=1, **columns))
     opened = predictor.open_run(tmp_path / "run")
     assert opened.predict(["fine"], ["good"])[0][0] in ("yes", "no")
     with pytest.raises(DataError, match="takes pairs"):
@@ -352,21 +373,21 @@ def test_a_second_interrupt_ends_at_once_and_leaves_no_half_written_folder(
 
 def test_the_signal_handlers_are_given_back(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    run(tmp_path / "run", options(encoder, reviews, epochs=1))
+    run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
     before = (lora_run / run_folder.METRICS).read_bytes()
-    with pytest.raises(RunError, match="add --resume to continue the run in it, or --overwrite"):
+    with pytest.raises(RunError, match="add --resume to go on with it, or --overwrite"):
         run(lora_run, options(encoder, reviews))
     with pytest.raises(RunError, match="finished"):
         run(lora_run, options(encoder, reviews), resume=True)
     with pytest.raises(RunError, match="no run to resume"):
         run(tmp_path / "new", options(encoder, reviews), resume=True)
     assert (lora_run / run_folder.METRICS).read_bytes() == before
-    run(tmp_path / "run", options(encoder, reviews, epochs=1, method="full"))
-    run(tmp_path / "run", options(encoder, reviews, epochs=1), overwrite=True)
+    run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1, method="full"))
+    run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1), overwrite=True)
     assert not (tmp_path / "run" / run_folder.MODEL).exists()
 
 
@@ -379,9 +400,9 @@ def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: 
         ({"label_column": "lable"}, DataError, "no column 'lable'.*Nearest: label"),
         ({"problem": "regression"}, DataError, "no number"),
         ({"target_modules": "qeury,value"}, TargetError, "'qeury' matches no layer.*query \\(2 layers\\)"),
-        ({"metric": "pearson"}, ConfigError, "must be one of accuracy"),
+        ({"metric_for_best_model": "pearson"}, ConfigError, "must be one of accuracy"),
         ({"data": "imdb", "eval_data": None}, DataError, "hub data set 'imdb'"),
-        ({"gradient_accumulation": 5}, ConfigError, "batch_size=16"),
+        ({"gradient_accumulation_steps": 5}, ConfigError, "batch_size=16"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_written(
@@ -415,7 +436,7 @@ def test_frozen_products_by_onednn_learn_as_well(encoder: Path, reviews: Path, t
     taken: list[int] = []
     inner = ops.onednn.product
     monkeypatch.setattr(ops.onednn, "product", lambda *args: taken.append(1) or inner(*args))
-    plain, routed = (run(tmp_path / str(on), options(encoder, reviews, onednn=on, epochs=1)) for on in (False, True))
+    plain, routed = (run(tmp_path / str(on), options(encoder, reviews, onednn=on, num_train_epochs=1)) for on in (False, True))
     assert taken
     assert routed["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-3)
 

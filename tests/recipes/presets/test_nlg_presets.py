@@ -49,7 +49,7 @@ PRESETS = ["paper", "scripts"]
 
 
 def options(preset: str, task: str, model: str, **given: Any) -> TrainOptions:
-    return TrainOptions(**presets.resolve(preset, task, model).updated({"task": task, "model": model} | given))
+    return TrainOptions.of(presets.resolve(preset, task, model).updated({"task": task, "model": model} | given))
 
 
 def said(words: str, name: str) -> float:
@@ -67,12 +67,12 @@ def test_there_is_a_recipe_for_every_preset_and_task() -> None:
 @pytest.mark.parametrize("column", TABLE_11, ids=lambda column: column["task"])
 def test_every_number_of_the_paper_is_the_printed_one(column: dict[str, str], model: str) -> None:
     chosen = options("paper", column["task"], model)
-    assert (chosen.batch_size, chosen.epochs, chosen.warmup_steps) == tuple(
+    assert (chosen.batch_size, chosen.num_train_epochs, chosen.warmup_steps) == tuple(
         int(SHARED[name]) for name in ("Batch Size", "# Epoch", "Warmup Steps")
     )
     assert chosen.peak_learning_rate == float(SHARED["Learning Rate"])
-    assert (chosen.method, chosen.roles, chosen.r, chosen.lora_alpha) == ("lora", ["query", "value"], 4, 32.0)
-    assert (chosen.weight_decay, chosen.lora_dropout, chosen.label_smoothing) == tuple(
+    assert (chosen.method, chosen.roles, chosen.lora.r, chosen.lora.lora_alpha) == ("lora", ["query", "value"], 4, 32.0)
+    assert (chosen.weight_decay, chosen.lora.lora_dropout, chosen.label_smoothing_factor) == tuple(
         float(column[name]) for name in ("Weight Decay", "Dropout Prob", "Label Smooth")
     )
     decoding = DECODING["paper"][column["task"]]
@@ -90,14 +90,14 @@ def test_every_number_of_the_scripts_is_the_published_one(task: str, model: str)
         ("clip", chosen.max_grad_norm),
         ("lr", chosen.peak_learning_rate),
         ("warmup_step", chosen.warmup_steps),
-        ("max_epoch", chosen.epochs),
-        ("lora_dim", chosen.r),
-        ("lora_alpha", chosen.lora_alpha),
+        ("max_epoch", chosen.num_train_epochs),
+        ("lora_dim", chosen.lora.r),
+        ("lora_alpha", chosen.lora.lora_alpha),
         ("random_seed", chosen.seed),
     ):
         assert value == said(TRAINING, name)
     if task == "e2e":
-        assert (chosen.weight_decay, chosen.lora_dropout, chosen.label_smoothing) == tuple(
+        assert (chosen.weight_decay, chosen.lora.lora_dropout, chosen.label_smoothing_factor) == tuple(
             said(TRAINING, name) for name in ("weight_decay", "lora_dropout", "label_smooth")
         )
     assert (chosen.base_dropout, chosen.adam_epsilon) == (0.0, 1e-6)
@@ -143,7 +143,7 @@ def test_transformers_takes_the_arguments_and_keeps_the_betas_of_the_scripts(tmp
 
 @pytest.mark.parametrize("model", ["gpt2-medium", "openai-community/gpt2-large", "/models/GPT2-Medium/"])
 def test_a_model_is_known_by_the_last_part_of_its_name(model: str) -> None:
-    assert options("paper", "e2e", model).r == 4
+    assert options("paper", "e2e", model).lora.r == 4
 
 
 def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_what_there_is_no_recipe_for_is_refused(preset: str, task: str, model: s
 def test_the_users_own_words_take_the_place_of_the_recipes() -> None:
     assert options("paper", "e2e", MEDIUM, warmup_ratio=0.2).warmup_steps is None
     assert options("paper", "e2e", MEDIUM, target_modules="c_attn").layers is None
-    chosen = options("scripts", "e2e", MEDIUM, seed=1, label_smoothing=0.0, max_length=64)
-    assert (chosen.seed, chosen.label_smoothing, chosen.length, chosen.epochs) == (1, 0.0, 64, 5.0)
+    chosen = options("scripts", "e2e", MEDIUM, seed=1, label_smoothing_factor=0.0, max_length=64)
+    assert (chosen.seed, chosen.label_smoothing_factor, chosen.length, chosen.num_train_epochs) == (1, 0.0, 64, 5.0)
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_a_dry_run_prints_the_exact_arguments_and_touches_nothing(
     assert told["per_device_train_batch_size"] * told["gradient_accumulation_steps"] * stage["devices"] == 8
     assert (told["warmup_steps"], told["adam_epsilon"], told["max_grad_norm"]) == (500, 1e-6, 0.0)
     assert (chosen["base_dropout"], chosen["max_length"], chosen["layers"]) == (0.0, 512, "query,value")
-    assert chosen["label_smoothing"] == (0.0 if task == "dart" else 0.1)
+    assert chosen["label_smoothing_factor"] == (0.0 if task == "dart" else 0.1)
 
 
 def test_a_dry_run_of_data_of_ones_own_is_told_to_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,10 +46,9 @@ def decode(
     batch_size: int = 16,
     told: Callable[[dict[int, str]], None] = lambda texts: None,
 ) -> list[str]:
-    """The text of each of the `contexts`, in their order.
+    """The text of each of the `contexts`; those of similar length are decoded together, the longest first.
 
-    Inputs of similar length are decoded together, `batch_size` at once, the longest first. told: hears of the texts of each
-    batch, by position. Raises `DataError` for an input that leaves no room for its text.
+    told: hears of the texts of each batch, by position.
     """
     check_room(model, tokenizer, contexts, decoding.max_new_tokens)
     prompt = [prompts.prompt_ids(tokenizer, context) for context in contexts]

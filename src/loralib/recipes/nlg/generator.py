@@ -13,29 +13,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ... import formats
 from ...errors import RunError
 from ...storage.atomic import write_atomically
-from ...surgery.attach import attach
-from ...surgery.merge import merge
 from .. import run_folder
-from ..options import TrainOptions
+from ..finished import FinishedRun
 from ..presets.nlg import Decoding
 from . import decoding, language_models
 from .examples import GenerationData
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run, ready to use."""
+class Run(FinishedRun):
+    """A finished run that generates text."""
 
-    folder: Path
-    options: TrainOptions
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    kinds = ("generation",)
+
+    @staticmethod
+    def load(name: str, labels: list[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The language model `name`, whole."""
+        return language_models.load_language_model(name)
 
     def generate(self, contexts: Sequence[str], how: Decoding, batch_size: int = 16) -> list[str]:
         """The text of each context. Raises `DataError` for an input that leaves no room for its text."""
@@ -101,10 +98,7 @@ class Partial:
         return {}
 
     def read(self) -> dict[int, str]:
-        """The texts that are there, by position; a last line that was not written to its end is cut off.
-
-        Raises `RunError` when they were decoded from other inputs, by another training or in another way.
-        """
+        """The texts that are there, by position; a last line that was not written to its end is cut off."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         try:
@@ -134,33 +128,11 @@ class Partial:
 def write(path: Path, data: GenerationData, predictions: Sequence[str]) -> None:
     """Write `path`, and the predictions alone to a `.txt` file beside it."""
     rows = [
-        {
-            "context": example.context,
-            "prediction": prediction,
-            "references": list(example.references),
-            "category": example.category,
-        }
-        for example, prediction in zip(data.examples, predictions, strict=True)
+        {"context": one.context, "prediction": text, "references": list(one.references), "category": one.category}
+        for one, text in zip(data.examples, predictions, strict=True)
     ]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     write_atomically(path.with_suffix(".txt"), "".join(f"{text}\n" for text in predictions).encode())
 
 
-def open_run(folder: Path) -> Run:
-    """The model that the run in `folder` trained, in evaluation mode (LoRA merged), on the GPU where there is one.
-
-    Raises `RunError` when the folder holds no finished run, or one that does not generate text, or the base model cannot be had
-    whole; `FormatError` and `AttachError` when its adapter is damaged.
-    """
-    options, _ = run_folder.read_options(folder)
-    if not options.generates:
-        raise RunError(f"the run in {folder} generates no text; use loralib predict or loralib evaluate.")
-    saved = run_folder.trained_part(folder, options)
-    if options.method == "lora":
-        model, tokenizer = language_models.load_language_model(options.model or "")
-        attach(model, formats.load(saved))
-        merge(model)
-    else:
-        model, tokenizer = language_models.load_language_model(str(saved))
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    return Run(folder, options, model.train(False).to(device), tokenizer)
+open_run = Run.open

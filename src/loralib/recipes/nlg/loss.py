@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from .prompts import IGNORED
 
-METRICS = ("perplexity", "nll")
-
 
 def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """The loss of each token, 0 where there is none to predict, in at least float32.

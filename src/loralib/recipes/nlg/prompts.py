@@ -8,12 +8,9 @@ cut at its end.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from ...errors import DataError
 
@@ -36,10 +33,7 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[
 def encode(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], length: int, source: str
 ) -> list[dict[str, Any]]:
-    """A row for each pair of context and completion: `input_ids` and `labels`, which are `IGNORED` on the context.
-
-    Raises `DataError` when a context leaves no room for its completion in `length` tokens.
-    """
+    """A row for each pair of context and completion: `input_ids` and `labels`, which are `IGNORED` on the context."""
     rows = []
     for context, completion in pairs:
         prompt = prompt_ids(tokenizer, context)
@@ -66,22 +60,6 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return next(iter(text.lstrip().splitlines()), "").rstrip()
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Rows padded on the right to the longest of them, as tensors of shape (rows, tokens)."""
-
-    pad_token_id: int
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """One batch of `encode`'s rows."""
-        longest = max(len(row["input_ids"]) for row in rows)
-
-        def padded(name: str, filler: int) -> Tensor:
-            return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
-
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        return {
-            "input_ids": padded("input_ids", self.pad_token_id),
-            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-            "labels": padded("labels", IGNORED),
-        }
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
+    """Makes a batch of `encode`'s rows: tensors of shape (rows, tokens), padded as the tokenizer pads."""
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)

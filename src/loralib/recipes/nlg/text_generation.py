@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
 from ...errors import ConfigError, DataError
-from ...train import measure
-from .. import injection, records, training
+from .. import lora_setup, model_loader, records, training
 from ..options import HELD_OUT, TrainOptions
-from ..task import Plan, Sources
+from ..plan import Plan
 from . import language_models, loss, prompts
 from .examples import GenerationData
 from .jsonl import read_jsonl
@@ -24,7 +21,7 @@ from .tasks import read_split
 def prepare(model: PreTrainedModel, options: TrainOptions) -> None:
     """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        injection.inject(model, options)
+        lora_setup.inject(model, options)
     elif options.method == "last-layers":
         language_models.freeze_all_but_last_blocks(model)
 
@@ -74,42 +71,35 @@ def read_rows(options: TrainOptions) -> list[Rows]:
     return [Rows(data.source, records.sample(data.pairs(), n, options.seed)) for data, n in read if data]
 
 
-def plan(options: TrainOptions, folder: Path) -> Plan:
-    """Read the data, load the model and prepare both. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
-    parts = read_rows(options)
-    training.check_metric(options, loss.METRICS)
+def plan(options: TrainOptions, data: Sequence[Rows]) -> Plan:
+    """Load the language model and prepare it, with the rows as it takes them."""
     if training.replicas() > 1:
         raise ConfigError(
             f"this process sees {training.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
             "--nproc-per-node N -m loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
-    training.arguments(options, folder, len(parts[0]))
-    transformers.set_seed(options.seed)
     model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout)
-    language_models.check_length(model, options.length)
+    model_loader.check_length(model.config, options.length)
     prepare(model, options)
     return Plan(
         model=model,
         tokenizer=tokenizer,
         labels=None,
-        data=Sources(parts[0], parts[1], parts[2] if len(parts) > 2 else None),
-        datasets=[prompts.encode(tokenizer, part.pairs, options.length, part.source) for part in parts],
-        collator=prompts.Collator(int(tokenizer.pad_token_id)),
-        judge=_judge,
-        metrics=loss.METRICS,
+        data=data,
+        datasets=[prompts.encode(tokenizer, part.pairs, options.length, part.source) for part in data],
         task_type="CAUSAL_LM",
-        parameters=measure.count_parameters(model),
         trainer={
-            "compute_loss_func": loss.training_loss(model, options.label_smoothing),
-            "preprocess_logits_for_metrics": lambda output, labels: loss.row_losses(_logits(output), labels),
+            "data_collator": prompts.collator(tokenizer),
+            "compute_metrics": _judge,
+            "compute_loss_func": loss.training_loss(model, options.label_smoothing_factor),
+            "preprocess_logits_for_metrics": _losses,
         },
     )
 
 
-def _logits(output: Any) -> Tensor:
-    """Of what Trainer keeps of a model's output, the logits; it may also keep the cache."""
-    logits: Tensor = output[0] if isinstance(output, tuple) else output
-    return logits
+def _losses(output: Any, labels: Tensor) -> Tensor:
+    logits = output[0] if isinstance(output, tuple) else output  # Trainer may also keep the cache
+    return loss.row_losses(logits, labels)
 
 
 def _judge(output: EvalPrediction) -> dict[str, float]:

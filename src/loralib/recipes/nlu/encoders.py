@@ -3,21 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...architectures import ATTENTION_DROPOUT, COUNT_FROM_PADDING, HEAD_DROPOUT
-from ...errors import ConfigError, RunError
+from ...errors import ConfigError
+from .. import model_loader
 
 
 @dataclass(frozen=True)
@@ -59,40 +50,26 @@ def load_encoder(
     head_dropout: float | None = None,
     attention_dropout: float | None = None,
 ) -> Encoder:
-    """The pretrained encoder `name` with a new head: one output a label, or a single one (regression) for None.
+    """The pretrained encoder `name` with a head: one output a label, or a single one (regression) for None.
 
-    head_dropout, attention_dropout: before the classifier, and on attention weights; None means as the model's config says.
     A head that the checkpoint brings along is kept only when it was trained for the same labels in the same order.
-    Raises `RunError` when the model cannot be had, offline included, and `ConfigError` when it knows no such dropout.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the new head is no news
-    transformers_logging.disable_progress_bar()
-    try:
-        stored = AutoConfig.from_pretrained(name)
-        config = AutoConfig.from_pretrained(name, **outputs(labels))
-        set_dropouts(config, head_dropout=head_dropout, attention_dropout=attention_dropout)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(
-            f"model {name!r} cannot be loaded; give a local folder, or a name on the Hugging Face hub and a network. ({reason})"
-        ) from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    loaded = model_loader.load(
+        AutoModelForSequenceClassification,
+        name,
+        "an encoder",
+        outputs(labels),
+        lambda config: set_dropouts(config, head_dropout=head_dropout, attention_dropout=attention_dropout),
+        ignore_mismatched_sizes=True,
+    )
+    model, stored = loaded.model, loaded.stored
     if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    missing = info["missing_keys"]
+        model.config.pad_token_id = loaded.tokenizer.pad_token_id
     classifies = any("SequenceClassification" in architecture for architecture in stored.architectures or [])
     fits = _labels_of(stored) == labels
-    encoder = Encoder(model, tokenizer, _head(model, missing), drawn=not (classifies and fits))
+    encoder = Encoder(model, loaded.tokenizer, _head(model, loaded.missing), drawn=not (classifies and fits))
     if classifies and not fits:
-        _renew_head(encoder, missing)
+        _renew_head(encoder, loaded.missing)
     return encoder
 
 
@@ -108,15 +85,11 @@ def set_dropouts(
 ) -> None:
     """Set the dropout before the classifier and that on attention weights, by whatever name the config knows them; None
     leaves one as it is. Raises `ConfigError` when the model has none."""
-    kind = config.model_type
     for option, names, value in (
         ("head_dropout", HEAD_DROPOUT, head_dropout),
         ("attention_dropout", ATTENTION_DROPOUT, attention_dropout),
     ):
-        if value is not None:
-            if kind not in names:
-                raise ConfigError(f"{option}={value:g}: a {kind} model is not known to have such a dropout; leave it out.")
-            setattr(config, names[kind], value)
+        model_loader.set_dropout(config, option, value, [names[config.model_type]] if config.model_type in names else [])
 
 
 def _renew_head(encoder: Encoder, missing: set[str]) -> None:
@@ -131,12 +104,10 @@ def _renew_head(encoder: Encoder, missing: set[str]) -> None:
 
 def check_length(encoder: Encoder, max_length: int, pairs: bool) -> None:
     """`ConfigError` when the model has no positions for inputs of `max_length` tokens, or no text would be left of them."""
-    config, tokenizer = encoder.model.config, encoder.tokenizer
-    positions = getattr(config, "max_position_embeddings", None)
-    offset = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
-    if positions and positions > 0 and max_length > positions - offset:
-        raise ConfigError(f"max_length={max_length}: the model takes at most {positions - offset} tokens.")
-    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    config = encoder.model.config
+    reserved = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
+    model_loader.check_length(config, max_length, reserved)
+    special = encoder.tokenizer.num_special_tokens_to_add(pair=pairs)
     if max_length <= special:
         raise ConfigError(f"max_length={max_length}: {special} tokens are the tokenizer's own, so no text would be left.")
 

@@ -1,44 +1,34 @@
 """A finished run, used: its model again, for scoring labelled text and for classifying new text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ... import formats
-from ...errors import DataError, RunError
-from ...surgery.attach import attach
-from ...surgery.merge import merge
-from .. import records, run_folder
+from ...errors import DataError
+from .. import records
+from ..finished import FinishedRun
 from ..options import TrainOptions
 from . import encoders, labelling, metrics, readers
 from .glue import read_glue, read_glue_file
 from .readers import TextData
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run, ready to use."""
+class Run(FinishedRun):
+    """A finished run that classifies or scores text."""
 
-    options: TrainOptions
-    labels: list[str] | None
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    kinds = ("classification", "regression")
+
+    @staticmethod
+    def load(name: str, labels: list[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The encoder `name`, with a head for `labels`."""
+        encoder = encoders.load_encoder(name, labels)
+        return encoder.model, encoder.tokenizer
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression.
-
-        Raises `DataError` when there is no text, or second texts are missing or superfluous.
-        """
+        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression."""
         if not texts:
             raise DataError("there is no text.")
         if self.options.takes_pairs != (pairs is not None):
@@ -47,7 +37,7 @@ class Run:
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts)} texts but {len(pairs)} second texts; give one for each.")
         outputs = []
-        size = self.options.eval_batch_size
+        size = self.options.per_device_eval_batch_size
         for start in range(0, len(texts), size):
             part = slice(start, start + size)
             second = list(pairs[part]) if pairs else None
@@ -77,36 +67,7 @@ class Run:
         return [(self.labels[i], p) for i, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
 
 
-def check_kind(folder: Path, options: TrainOptions) -> None:
-    """`RunError` when the run in `folder` generates text."""
-    if options.generates:
-        raise RunError(f"the run in {folder} generates text; use loralib generate and loralib score.")
-
-
-def open_run(folder: Path) -> Run:
-    """The model that the run in `folder` trained, in evaluation mode (LoRA merged), on the GPU where there is one.
-
-    Raises `RunError` when the folder holds no finished run, or one that generates text, or the base model cannot be had,
-    `FormatError` and `AttachError` when its adapter is damaged.
-    """
-    options, labels = run_folder.read_options(folder)
-    check_kind(folder, options)
-    saved = run_folder.trained_part(folder, options)
-    if options.method == "lora":
-        encoder = encoders.load_encoder(options.model or "", labels)
-        model, tokenizer = encoder.model, encoder.tokenizer
-        attach(model, formats.load(saved))
-        merge(model)
-    else:
-        model, tokenizer = _load_saved(saved)
-    return Run(options, labels, model.train(False).to(torch.accelerator.current_accelerator() or "cpu"), tokenizer)
-
-
-def _load_saved(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"the model in {folder} cannot be loaded ({error}); train again.") from None
+open_run = Run.open
 
 
 def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | None]) -> TextData:

@@ -1,23 +1,27 @@
 """Fine-tuning an encoder to classify or score text: what of it is trained, and how it is judged."""
 
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import transformers
 from transformers import DataCollatorWithPadding, EvalPrediction
 
-from ...train import measure
-from .. import injection, training
+from .. import lora_setup
 from ..options import TrainOptions
-from ..task import Plan, Sources
+from ..plan import Plan
 from . import encoders, inputs, labelling, metrics
+from .readers import TextData
+
+
+def read_rows(options: TrainOptions) -> list[TextData]:
+    """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled as asked."""
+    return [part for part in inputs.read_data(options) if part]
 
 
 def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
     """Inject, freeze and start as the options ask for."""
     if options.method == "lora":
-        injection.inject(encoder.model, options, encoder.head)
+        lora_setup.inject(encoder.model, options, encoder.head)
     elif options.method == "last-layers":
         encoder.model.requires_grad_(False)
         for name in encoder.head:
@@ -26,30 +30,23 @@ def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
         encoders.freeze_all_but_last(encoder)
 
 
-def plan(options: TrainOptions, folder: Path) -> Plan:
-    """Read the data, load the model and prepare both. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
-    data = inputs.read_data(options)
-    labels = inputs.classes(options, data.train)
-    training.check_metric(options, metrics.CLASSIFICATION if labels else metrics.REGRESSION)
-    training.arguments(options, folder, len(data.train))
-    transformers.set_seed(options.seed)
+def plan(options: TrainOptions, data: Sequence[TextData]) -> Plan:
+    """Load the encoder and prepare it, with the rows as it takes them."""
+    labels = inputs.classes(options, data[0])
     dropouts = {"head_dropout": options.head_dropout, "attention_dropout": options.attention_dropout}
     encoder = encoders.load_encoder(options.model or "", labels, **dropouts)
     encoders.check_length(encoder, options.length, options.takes_pairs)
     if labels is None:
-        encoders.center(encoder, statistics.fmean(labelling.scores(data.train)))
+        encoders.center(encoder, statistics.fmean(labelling.scores(data[0])))
     prepare(encoder, options)
     return Plan(
         model=encoder.model,
         tokenizer=encoder.tokenizer,
         labels=labels,
-        data=Sources(*data),
-        datasets=[inputs.encode(part, labels, encoder.tokenizer, options.length) for part in data if part],
-        collator=DataCollatorWithPadding(encoder.tokenizer),
-        judge=_judge,
-        metrics=(*metrics.CLASSIFICATION, *metrics.REGRESSION),
+        data=data,
+        datasets=[inputs.encode(part, labels, encoder.tokenizer, options.length) for part in data],
         task_type="SEQ_CLS",
-        parameters=measure.count_parameters(encoder.model),
+        trainer={"data_collator": DataCollatorWithPadding(encoder.tokenizer), "compute_metrics": _judge},
     )
 
 

@@ -21,7 +21,7 @@ def resolve(preset: str, task: str | None, model: str | None) -> Preset:
 
     >>> resolve("paper", "mrpc", "FacebookAI/roberta-base").values["learning_rate"]
     0.0004
-    >>> resolve("paper", "e2e", "gpt2-medium").values["label_smoothing"]
+    >>> resolve("paper", "e2e", "gpt2-medium").values["label_smoothing_factor"]
     0.1
     """
     if preset not in get_args(PresetName):

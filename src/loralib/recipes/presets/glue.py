@@ -46,20 +46,20 @@ TABLES: Mapping[tuple[PresetName, str], Mapping[str, Mapping[str, Any]]] = Mappi
         _ROBERTA | {"lora_alpha": 8.0, "max_length": 512},
         #                MNLI  SST-2 MRPC  CoLA  QNLI  QQP   RTE   STS-B
         batch_size=     (16,   16,   16,   32,   32,   16,   32,   16),
-        epochs=         _EPOCHS_BASE,
+        num_train_epochs=_EPOCHS_BASE,
         learning_rate=  _RATES_BASE,
     ),
     ("paper", LARGE): _columns(
         _ROBERTA | {"lora_alpha": 16.0},
         batch_size=     (4,    4,    4,    4,    4,    4,    8,    8),
-        epochs=         (10,   10,   20,   20,   10,   20,   20,   30),
+        num_train_epochs=(10,   10,   20,   20,   10,   20,   20,   30),
         learning_rate=  (3e-4, 4e-4, 3e-4, 2e-4, 2e-4, 3e-4, 4e-4, 2e-4),
         max_length=     (128,  128,  512,  128,  512,  512,  512,  512),
     ),
     ("paper", XXL): _columns(
         {"r": 8, "lora_alpha": 8.0, "warmup_ratio": 0.1},
         batch_size=     (8,    8,    32,   4,    6,    8,    4,    4),
-        epochs=         (5,    16,   30,   10,   8,    11,   11,   10),
+        num_train_epochs=(5,    16,   30,   10,   8,    11,   11,   10),
         learning_rate=  (1e-4, 6e-5, 2e-4, 1e-4, 1e-4, 1e-4, 2e-4, 2e-4),
         weight_decay=   _DECAY_XXL,
         head_dropout=   _DROPOUT_XXL,
@@ -69,14 +69,14 @@ TABLES: Mapping[tuple[PresetName, str], Mapping[str, Mapping[str, Any]]] = Mappi
         _ROBERTA | {"lora_alpha": 16.0, "max_length": 512},
         batch_size=     (128,  128,  128,  64,   256,  128,  256,  128),
         device_batch_size=(16, 16,   16,   32,   32,   16,   32,   16),
-        epochs=         _EPOCHS_BASE,
+        num_train_epochs=_EPOCHS_BASE,
         learning_rate=  _RATES_BASE,
     ),
     ("scripts", LARGE): _columns(
         _ROBERTA | {"lora_alpha": 16.0},
         batch_size=     (32,   64,   32,   32,   32,   32,   64,   32),
         device_batch_size=(4,  8,    4,    4,    4,    4,    8,    4),
-        epochs=         (10,   10,   20,   20,   10,   20,   20,   10),
+        num_train_epochs=(10,   10,   20,   20,   10,   20,   20,   10),
         learning_rate=  (3e-4, 4e-4, 3e-4, 3e-4, 2e-4, 3e-4, 4e-4, 3e-4),
         max_length=     (128,  512,  512,  128,  512,  512,  512,  128),
     ),
@@ -84,7 +84,7 @@ TABLES: Mapping[tuple[PresetName, str], Mapping[str, Mapping[str, Any]]] = Mappi
         {"r": 16, "lora_alpha": 32.0, "fp16": True},
         batch_size=     (64,   64,   256,  32,   48,   64,   32,   32),
         device_batch_size=(8,  8,    32,   4,    6,    8,    4,    4),
-        epochs=         (5,    16,   30,   10,   8,    11,   11,   10),
+        num_train_epochs=(5,    16,   30,   10,   8,    11,   11,   10),
         learning_rate=  (1e-4, 6e-5, 2e-4, 1.3e-4, 1e-4, 1e-4, 2.6e-4, 2e-4),
         warmup_steps=   (1000, 1000, None, 100,  500,  10000, 50,  100),
         warmup_ratio=   (None, None, 0.1,  None, None, None, None, None),
@@ -113,6 +113,6 @@ def resolve(preset: PresetName, task: str, model: str | None) -> Preset:
         raise no_family(preset, model, (BASE, LARGE, XXL))
     values: dict[str, Any] = {"task": task, "method": "lora", **TABLES[preset, family][task]}
     if task in _ACCURACY:
-        values["metric"] = "accuracy"
+        values["metric_for_best_model"] = "accuracy"
     start = "mnli" if task in FROM_MNLI else None
     return Preset(MappingProxyType(values), SEEDS, "median", start, REPORTED[family][task])

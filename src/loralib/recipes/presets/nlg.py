@@ -30,16 +30,16 @@ _TRAINING: dict[str, Any] = {
     "layers": "query,value",
     "base_dropout": 0.0,
     "learning_rate": 2e-4,
-    "epochs": 5.0,
+    "num_train_epochs": 5.0,
     "batch_size": 8,
-    "eval_batch_size": 16,
+    "per_device_eval_batch_size": 16,
     "warmup_steps": 500,
     "adam_epsilon": 1e-6,
     "max_grad_norm": 0.0,
     "max_length": 512,
 }
-_REGULARISED = {"weight_decay": 0.01, "lora_dropout": 0.1, "label_smoothing": 0.1}
-_PLAIN = {"weight_decay": 0.0, "lora_dropout": 0.0, "label_smoothing": 0.0}
+_REGULARISED = {"weight_decay": 0.01, "lora_dropout": 0.1, "label_smoothing_factor": 0.1}
+_PLAIN = {"weight_decay": 0.0, "lora_dropout": 0.0, "label_smoothing_factor": 0.0}
 
 _PAPER = {"e2e": _TRAINING | _REGULARISED, "webnlg": _TRAINING | _REGULARISED, "dart": _TRAINING | _PLAIN}
 

@@ -12,7 +12,7 @@ PresetName = Literal["paper", "scripts"]
 _YIELDS = {  # what the user says on the left takes the place of the preset's on the right
     "warmup_ratio": "warmup_steps",
     "warmup_steps": "warmup_ratio",
-    "gradient_accumulation": "device_batch_size",
+    "gradient_accumulation_steps": "device_batch_size",
     "bf16": "fp16",
     "target_modules": "layers",
 }
@@ -40,10 +40,7 @@ class Preset:
 
 
 def family_of(model: str, shapes: Mapping[tuple[str, int, int], str]) -> str | None:
-    """Which of the paper's models `model` is, by the last part of its name or, for a local folder, by its config.
-
-    shapes: from (model type, width, layers) to the names.
-    """
+    """Which of the paper's models, named by (model type, width, layers) in `shapes`, `model` is: by its name or its config."""
     name = model.rstrip("/").rpartition("/")[2].lower()
     if name in shapes.values():
         return name

@@ -10,16 +10,17 @@ from rich.console import Console
 
 import loralib as lora
 from loralib.errors import AttachError, FormatError
-from loralib.recipes import run_folder, start
+from loralib.recipes import run_folder
 from loralib.recipes.nlu import encoders, text_classification
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import train
+from loralib.surgery.load_factors import load_factors
 from peers import data
 
 
 def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
-    common: dict[str, Any] = {"model": str(encoder), "data": str(reviews / "train.tsv"), "r": 4, "epochs": 1}
-    return TrainOptions(**common | values)
+    common: dict[str, Any] = {"model": str(encoder), "data": str(reviews / "train.tsv"), "r": 4, "num_train_epochs": 1}
+    return TrainOptions.of(common | values)
 
 
 def run(folder: Path, chosen: TrainOptions) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def test_factors_that_do_not_fit_leave_the_model_as_it_was(encoder: Path, review
     model = prepared(encoder, options(encoder, reviews, layers="query,key,value"), ["a", "b"]).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(AttachError):
-        start.load_factors(model, first)
+        load_factors(model, first / run_folder.ADAPTER)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -116,7 +117,7 @@ def test_the_published_mnli_checkpoint_is_a_start_for_a_task_of_two_classes(tmp_
     model = RobertaForSequenceClassification(config)
     lora.inject(model, lora.LoRAConfig(r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=["classifier"]))
     head = model.classifier.out_proj.weight.clone()
-    start.load_factors(model, published)
+    load_factors(model, published)
     stored = torch.load(published, weights_only=True, map_location="cpu")
     for name, update in lora.extract(model).layers.items():
         assert torch.equal(update.B, stored[f"{name}.lora_B"])

@@ -1,7 +1,4 @@
-"""Starting from the LoRA factors that another run learned, as the paper's MRPC, RTE and STS-B start from MNLI's.
-
-Only the factors are taken over: a head was trained for the other task's labels.
-"""
+"""`load_factors`: a model starts from the LoRA factors of an adapter, without the tensors trained with them (a head)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,19 +11,18 @@ from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError, FormatError
 from ..layers import AdaptedLayer
 from ..storage.pickled import read_state_dict
-from ..surgery.survey import Survey
-from . import run_folder
+from .survey import Survey
 
 
 def load_factors(model: nn.Module, path: str | Path) -> None:
-    """Load the factors at `path` into the layers that `model` was injected with, all or none.
+    """Load the factors of the adapter at `path` into the layers that `model` was injected with, all or none.
 
-    path: the folder of a run or of an adapter, or a file of loralib 0.1, which does not say its lora_alpha: that of the model
-    is taken. Raises `FormatError` when there is no adapter at `path`, and `AttachError`, listing everything, when its layers,
-    shapes or scaling are not the model's. The model is then unchanged.
+    A file of loralib 0.1 does not say its lora_alpha: that of the model is taken. Raises `FormatError` when there is no adapter
+    at `path`, and `AttachError`, listing everything, when its layers, shapes or scaling are not the model's; the model is then
+    unchanged.
     """
     layers = Survey(model).adapted
-    found = read_factors(Path(path), layers)
+    found = _read_legacy(Path(path), layers) if Path(path).is_file() else formats.load(path).layers
     updates = {name: layers[name].own_form(update) if name in layers else update for name, update in found.items()}
     problems = [f"{name}: in the adapter, not in this run" for name in updates if name not in layers]
     problems += [f"{name}: in this run, not in the adapter" for name in layers if name not in updates]
@@ -41,14 +37,6 @@ def load_factors(model: nn.Module, path: str | Path) -> None:
         )
     for name, layer in layers.items():
         layer.load_update(updates[name])
-
-
-def read_factors(path: Path, layers: Mapping[str, AdaptedLayer]) -> Mapping[str, LoRAUpdate]:
-    """The updates at `path` by layer name. `layers` tell what a file of loralib 0.1 does not: the kind and the scaling."""
-    if path.is_file():
-        return _read_legacy(path, layers)
-    adapter = path / run_folder.ADAPTER
-    return formats.load(adapter if adapter.is_dir() else path).layers
 
 
 def _read_legacy(path: Path, layers: Mapping[str, AdaptedLayer]) -> dict[str, LoRAUpdate]:

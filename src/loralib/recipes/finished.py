@@ -1,0 +1,55 @@
+"""A finished run, opened: its model again, ready to be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import formats
+from ..errors import RunError
+from ..surgery.attach import attach
+from ..surgery.merge import merge
+from . import run_folder
+from .options import TrainOptions
+from .task import Problem
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run of one of the `kinds` of task, with its model in evaluation mode."""
+
+    kinds: ClassVar[tuple[Problem, ...]] = ()
+
+    folder: Path
+    options: TrainOptions
+    labels: list[str] | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @staticmethod
+    def load(name: str, labels: list[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model `name` and its tokenizer, with a head for `labels` where there is one."""
+        raise NotImplementedError
+
+    @classmethod
+    def options_of(cls, folder: Path) -> tuple[TrainOptions, list[str] | None]:
+        """The options of the run in `folder` and its labels. Raises `RunError` when it is of another kind, or not there."""
+        options, labels = run_folder.read_options(folder)
+        if options.kind not in cls.kinds:
+            raise RunError(f"the run in {folder} {options.task_kind.usage}.")
+        return options, labels
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The model that the run in `folder` trained, LoRA merged, on the GPU where there is one."""
+        options, labels = cls.options_of(folder)
+        saved = run_folder.trained_part(folder, options)
+        is_lora = options.method == "lora"
+        model, tokenizer = cls.load(str(options.model) if is_lora else str(saved), labels)
+        if is_lora:
+            attach(model, formats.load(saved))
+            merge(model)
+        device: Any = torch.accelerator.current_accelerator() or torch.device("cpu")
+        return cls(folder, options, labels, model.train(False).to(device), tokenizer)

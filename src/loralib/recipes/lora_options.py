@@ -1,0 +1,52 @@
+"""LoRA's own options of a run: a `LoRAConfig` with the defaults of the command line, from plain values and back."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..config import ALL_LINEAR, LoRAConfig
+from ..errors import ConfigError
+
+USUAL = LoRAConfig(r=8, lora_alpha=16.0, target_modules=())
+NAMES = tuple(option.name for option in fields(LoRAConfig))
+HELP = {
+    "r": "LoRA rank",
+    "lora_alpha": "LoRA scaling numerator: the update is scaled by lora_alpha / r",
+    "lora_dropout": "dropout on the input of the LoRA update",
+    "target_modules": "layers to adapt: names (query,value), a regular expression, or all-linear (default: as --layers says)",
+    "exclude_modules": "layers to skip: names, or a regular expression",
+    "modules_to_save": "modules trained in full with LoRA, besides the head: names",
+    "bias": "biases that are trained: none, those of adapted layers, or all",
+    "rank_pattern": "ranks of layers that differ: {name or regular expression: r}",
+    "alpha_pattern": "the same for lora_alpha",
+    "use_rslora": "scale the update by lora_alpha / sqrt(r)",
+    "fan_in_fan_out": "say that the layers store their weight as (in, out); never needed",
+    "enable_lora": "slices of fused layers that get an update, with --target-modules: [true, false, true]",
+    "slice_widths": "widths of those slices where they differ: {name or regular expression: widths}",
+}
+_JOINED = ("target_modules", "exclude_modules", "modules_to_save")
+
+
+def words(joined: str) -> list[str]:
+    """The words of a list that is joined by commas."""
+    return [word.strip() for word in joined.split(",") if word.strip()]
+
+
+def _names(value: Any) -> Any:
+    """Names that are joined by commas as a list; anything else as it is."""
+    joined = isinstance(value, str) and value != ALL_LINEAR and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)*,?\s*", value)
+    return words(value) if joined else value
+
+
+def read(values: Mapping[str, Any]) -> LoRAConfig:
+    """LoRA's options; `target_modules` of None means the layers that the run's own option `layers` names."""
+    given = USUAL.to_dict() | {name: _names(value) if name in _JOINED else value for name, value in values.items()}
+    if "target_modules" in values and given["target_modules"] in ("", [], ()):
+        raise ConfigError(f"target_modules={values['target_modules']!r}: must name layers.")
+    return LoRAConfig(**given | {"target_modules": given["target_modules"] or ()})
+
+
+def plain(config: LoRAConfig) -> dict[str, Any]:
+    """The options by name, as `read` takes them and YAML can hold them."""
+    return config.to_dict() | {"target_modules": config.to_dict()["target_modules"] or None}

@@ -1,0 +1,71 @@
+"""Loading pretrained models with their tokenizers, quietly and in float32."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import ConfigError, RunError
+from ..train.quiet import quiet_transformers
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as it was loaded, with its tokenizer, which can pad.
+
+    stored: the config that its checkpoint has. missing: the names of weights that the checkpoint lacks, drawn at random.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stored: PretrainedConfig
+    missing: set[str]
+
+
+@quiet_transformers()
+def load(
+    kind: Any, name: str, title: str, outputs: Mapping[str, Any], configure: Callable[[PretrainedConfig], None], **how: Any
+) -> Loaded:
+    """The pretrained model `name` of the class `kind`, in float32.
+
+    title: what a message calls such a model. outputs: fields of its config. configure: sets more of them. how: more for
+    `from_pretrained`. Raises `RunError` when the model cannot be had, offline included.
+    """
+    try:
+        stored, config = AutoConfig.from_pretrained(name), AutoConfig.from_pretrained(name, **outputs)
+        configure(config)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, info = kind.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True, **how)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"model {name!r} cannot be loaded as {title}; give a local folder, or a name on the Hugging Face hub and a "
+            f"network. ({reason})"
+        ) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked in training and decoding
+    return Loaded(model, tokenizer, stored, set(info["missing_keys"]))
+
+
+def set_dropout(
+    config: PretrainedConfig, option: str, value: float | None, names: Collection[str], what: str = "such a dropout"
+) -> None:
+    """Set the dropouts that the config calls `names`; None leaves them as they are. `ConfigError` when it has none."""
+    if value is None:
+        return
+    if not names:
+        raise ConfigError(f"{option}={value:g}: a {config.model_type} model is not known to have {what}; leave it out.")
+    for name in names:
+        setattr(config, name, value)
+
+
+def check_length(config: PretrainedConfig, length: int, reserved: int = 0) -> None:
+    """`ConfigError` when the model has no positions for `length` tokens. reserved: positions that no token gets."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and positions > 0 and length > positions - reserved:
+        raise ConfigError(f"max_length={length}: the model takes at most {positions - reserved} tokens.")

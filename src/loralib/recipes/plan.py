@@ -1,0 +1,55 @@
+"""All that a run needs, found good before anything is written: what each kind of task prepares, and `run` carries out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from .options import TrainOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Rows(Protocol):
+    """Rows of data, and where they come from, for messages."""
+
+    @property
+    def source(self) -> str: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model, ready to be trained, with its data and the means to judge it.
+
+    labels: the names of the classes; None where there are none. data: the rows to train on, those to evaluate on after every
+    epoch and, where there are some, those to score once, at the end. datasets: the same as the model takes them. task_type:
+    what PEFT calls the task. trainer: further arguments of transformers' Trainer, such as the metrics.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    labels: list[str] | None
+    data: Sequence[Rows]
+    datasets: Sequence[list[dict[str, Any]]]
+    task_type: str
+    trainer: Mapping[str, Any]
+
+
+class Implementation(Protocol):
+    """The module that carries out a kind of task."""
+
+    def read_rows(self, options: TrainOptions) -> Sequence[Rows]:
+        """The rows of a run, as in `Plan.data`. Raises `DataError` when they cannot be had."""
+        ...
+
+    def plan(self, options: TrainOptions, data: Sequence[Any]) -> Plan:
+        """Load the model and prepare it for the rows `data`. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
+        ...
+
+
+def implementation(options: TrainOptions) -> Implementation:
+    """The module that carries out the task of a run; it is imported here, with torch and transformers."""
+    return cast(Implementation, import_module(f".{options.task_kind.module}", __package__))
