@@ -48,6 +48,8 @@ def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
     from ..recipes import run_folder
     from ..recipes.nlu import predictor, submission
     from ..recipes.nlu.glue import read_glue_inputs
+    from ..recipes.nlu.inputs import texts
+    from ..recipes.records import source
 
     options, _ = run_folder.read_options(run)
     if not options.task:
@@ -61,8 +63,8 @@ def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
     inputs = {name: read_glue_inputs(options.task, file.split, where) for name, file in files.items()}
     opened = predictor.open_run(run)
     for name, rows in inputs.items():
-        predictions = [prediction for prediction, _ in opened.predict(rows.texts, rows.pairs)]
-        print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {rows.source}.")
+        predictions = [prediction for prediction, _ in opened.predict(*texts(rows))]
+        print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {source(rows)}.")
     return 0
 
 

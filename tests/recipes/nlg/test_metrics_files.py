@@ -88,10 +88,10 @@ def test_the_papers_e2e_file_and_the_published_one_have_the_same_rows() -> None:
         ("a.tsv", "a\tb\nc\n", "has 1 field, expected 2"),
         ("a.jsonl", "\n", "is empty"),
         ("a.jsonl", "[]\n", "is not a JSON object"),
-        ("a.jsonl", lines({"text": "a"}), "has no 'prediction'; it has 'text'"),
-        ("a.jsonl", lines({"prediction": 1}), "has a 'prediction' that is no text"),
-        ("a.jsonl", lines({"prediction": "a", "references": ["b"]}, {"prediction": "a"}), "line 2 has no 'references'"),
-        ("a.jsonl", lines({"prediction": "a", "references": [1]}), "line 1 has no 'references' that is a list"),
+        ("a.jsonl", lines({"text": "a"}), "has no field 'prediction'; it has 'text'"),
+        ("a.jsonl", lines({"prediction": 1}), "line 1: 'prediction' is 1, not text"),
+        ("a.jsonl", lines({"prediction": "a", "references": ["b"]}, {"prediction": "a"}), "line 2 has no field 'references'"),
+        ("a.jsonl", lines({"prediction": "a", "references": [1]}), "line 1: 'references', item 1 is 1, not text"),
     ],
 )
 def test_wrong_predictions_are_told_in_a_sentence(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -106,7 +106,7 @@ def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
         ([two, three], "has 3 lines and .* 2"),
         ([two, table], "is no text file; give it alone"),
         ([written(tmp_path, "a.pdf", "a")], "is no file of references"),
-        ([table], "is of columns 'x', 'y'; expected mr and ref"),
+        ([table], "has no column 'mr'; it has 'x', 'y'.* Expected mr and ref"),
         ([bars], "line 2 has no two vertical bars"),
         ([tmp_path / "nope.txt"], "does not exist"),
     ]:

@@ -6,55 +6,48 @@ whatever their source, but for empty ones: the test set has one, for which the s
 categories.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError
-from .documents import KINDS, ending, field, of_kind, read_json, records
-from .examples import GenerationData, collected
-from .triples import Entry, Triple, checked, examples, xml_entries
+from ..records import ending, source
+from .documents import KINDS, SUFFIXES, checked, read_json
+from .examples import collected
+from .triples import Entry, examples, xml_entries
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ENTRY = {"tripleset": [[str]], "annotations": [{"source": str, "text": str}]}
 
 
-def read_dart(path: str | Path) -> GenerationData:
+def read_dart(path: str | Path) -> "Dataset":
     """The triplesets of a `.json` or `.xml` file (or `.gz` of one), in order.
 
-    Equal ones stay apart, as in the published references; `GenerationData.merged` makes them one. Raises `DataError` when the
-    file does not exist, is not JSON or XML, or has an entry that lacks a part.
+    Equal ones stay apart, as in the published references; `examples.grouped` makes them one. Raises `DataError` when the file
+    does not exist, is not JSON or XML, or has an entry that lacks a part.
     """
     path = Path(path)
-    kind = ending(path, ("json", "xml"), KINDS)
-    return _data(str(path), xml_entries(path) if kind == "xml" else _json_entries(path))
+    if ending(path, SUFFIXES, KINDS) == ".xml":
+        return _data(str(path), xml_entries(path))
+    return _data(str(path), _entries(f"{path}, entry", checked(str(path), read_json(path), list)))
 
 
-def from_table(source: str, table: Any) -> GenerationData:
+def from_table(table: "Dataset") -> "Dataset":
     """The triplesets of a table of the hub, with columns `tripleset` and `annotations`. Errors as `read_dart`."""
-    return _data(source, (_entry(f"{source}, row {number}", row) for number, row in enumerate(table, 1)))
+    return _data(source(table), _entries(f"{source(table)}, row", table))
 
 
-def _data(source: str, entries: Iterable[Entry]) -> GenerationData:
-    return collected(source, examples(_lower_cased(entry) for entry in entries))
+def _data(source: str, entries: Iterable[Entry]) -> "Dataset":
+    return collected(source, examples(entry._replace(triples=_lower_cased(entry.triples)) for entry in entries))
 
 
-def _lower_cased(entry: Entry) -> Entry:
-    return replace(entry, triples=tuple((subject, prop.lower(), value) for subject, prop, value in entry.triples))
+def _entries(where: str, items: Iterable[Any]) -> Iterable[Entry]:
+    for number, item in enumerate(items, 1):
+        entry = checked(f"{where} {number}", item, ENTRY)
+        texts = [(text["source"], text["text"]) for text in entry["annotations"]]
+        yield Entry(f"{where} {number}", None, entry["tripleset"], texts)
 
 
-def _json_entries(path: Path) -> Iterator[Entry]:
-    for number, item in enumerate(of_kind(str(path), read_json(path), list), 1):
-        yield _entry(f"{path}, entry {number}", item)
-
-
-def _entry(where: str, item: object) -> Entry:
-    triples = tuple(_triple(where, triple) for triple in field(where, item, "tripleset", list))
-    annotations = records(f"{where}: 'annotations'", field(where, item, "annotations", object))
-    texts = tuple((field(where, text, "source", str), field(where, text, "text", str)) for text in annotations)
-    return checked(Entry(where, None, triples, texts))
-
-
-def _triple(where: str, triple: object) -> Triple:
-    parts = [of_kind(f"{where}: a part of a triple", part, str) for part in of_kind(f"{where}: a triple", triple, list)]
-    if len(parts) != 3:
-        raise DataError(f"{where} has a triple of {len(parts)} parts, expected subject, property and object.")
-    return parts[0], parts[1], parts[2]
+def _lower_cased(triples: Iterable[Any]) -> list[Any]:
+    return [[*triple[:1], *(part.lower() for part in triple[1:2]), *triple[2:]] for triple in triples]

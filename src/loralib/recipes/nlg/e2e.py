@@ -11,14 +11,18 @@ are equal. A model should be trained on and scored with one form.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ..records import delimited_records, opened
-from .documents import ending, of_kind
-from .examples import GenerationData, grouped
+from ..records import Record, ending, numbered_lines, read_records, read_text, source
+from .documents import checked
+from .examples import Example, collected, example, grouped
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # The attributes as published, in their order there, by the names that the LoRA paper's files give them.
 ATTRIBUTES: Mapping[str, str] = MappingProxyType(
@@ -39,25 +43,38 @@ KINDS = ".txt or .csv file (or .gz of one)"
 _ATTRIBUTE = re.compile(r"([^\[\],]+)\[([^\[\]]*)\](?:, *(?!$)|$)")
 
 
-def read_e2e(path: str | Path) -> GenerationData:
+def read_e2e(path: str | Path) -> "Dataset":
     """The inputs of a file with all their texts, in order of first appearance; rows of equal inputs need not be neighbours.
 
     Raises `DataError` when it does not exist, is neither `.txt` nor `.csv` (nor `.gz` of one), or has a row of another form.
     """
     path = Path(path)
-    kind = ending(path, ("txt", "csv"), KINDS)
-    with opened(path, KINDS) as file:
-        return grouped(str(path), _bar_rows(path, file) if kind == "txt" else _csv_rows(path, file))
+    if ending(path, (".txt", ".csv"), KINDS) == ".txt":
+        rows = (_whole(*row) for row in bar_rows(path, KINDS))
+    else:
+        rows = (_row(where, row["mr"], row["ref"]) for where, row in published_rows(path, KINDS))
+    return collected(str(path), grouped(rows))
 
 
-def from_columns(source: str, meanings: Iterable[object], texts: Iterable[object]) -> GenerationData:
-    """The published form as columns, which the hub has. Raises `DataError` for a row that is not as above.
+def from_table(table: "Dataset") -> "Dataset":
+    """The published form as a table of the hub. Raises `DataError` for a row that is not as above."""
+    columns = zip(table["meaning_representation"][:], table["human_reference"][:], strict=True)
+    rows = (_row(f"{source(table)}, row {i}", *row) for i, row in enumerate(columns, 1))
+    return collected(source(table), grouped(rows))
 
-    >>> from_columns("x", ["name[Aromi], priceRange[£20-25]"], ["Aromi costs £20-25."]).contexts
-    ['name : Aromi | price : £ 20 - 25']
-    """
-    rows = enumerate(zip(meanings, texts, strict=True), 1)
-    return grouped(source, (_row(f"{source}, row {i}", meaning, text) for i, (meaning, text) in rows))
+
+def bar_rows(path: Path, kinds: str) -> Iterator[tuple[str, str, str]]:
+    """The place, the input and the text of each line `input||text`. Raises `DataError` for a line of another form."""
+    for where, line in numbered_lines(path, read_text(path, kinds)):
+        context, bars, text = line.partition("||")
+        if not bars:
+            raise DataError(f"{where} has no two vertical bars; write input||text, one text a line.")
+        yield where, context.strip(), text.strip()
+
+
+def published_rows(path: Path, kinds: str) -> list[Record]:
+    """The rows of a `.csv` file as published."""
+    return read_records(path, ("mr", "ref"), kinds=kinds, remedy="Expected mr and ref, as in the published files.")
 
 
 def linearised(meaning: str) -> str:
@@ -85,34 +102,15 @@ def _valued(attribute: str, value: str) -> str:
     return re.sub(r" *([£-]) *", r" \1 ", value).strip() if attribute == "priceRange" else value
 
 
-def _bar_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        context, bars, text = line.partition("||")
-        if not bars:
-            raise DataError(f"{path}, line {number} has no two vertical bars; write input||text, one text a line.")
-        yield _whole(f"{path}, line {number}", context, text)
-
-
-def _csv_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for where, row in delimited_records(path, file, (), raw=False):
-        for column in ("mr", "ref"):
-            if column not in row:
-                raise DataError(f"{where} has no column {column!r}; expected mr and ref, as in the published files.")
-        yield _row(where, row["mr"], row["ref"])
-
-
-def _row(where: str, meaning: object, text: object) -> tuple[str, str]:
+def _row(where: str, meaning: object, text: object) -> Example:
     try:
-        context = linearised(of_kind("its meaning representation", meaning, str).strip())
+        context = linearised(checked("its meaning representation", meaning, str).strip())
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    return _whole(where, context, of_kind(f"{where}: its text", text, str))
+    return _whole(where, context, checked(f"{where}: its text", text, str).strip())
 
 
-def _whole(where: str, context: str, text: str) -> tuple[str, str]:
-    context, text = context.strip(), text.strip()
+def _whole(where: str, context: str, text: str) -> Example:
     if not context or not text:
         raise DataError(f"{where} has no {'text' if context else 'input'}; give it one, or remove the row.")
-    return context, text
+    return example(context, [text])

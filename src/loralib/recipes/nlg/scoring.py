@@ -12,34 +12,37 @@
 These are the units in which the paper prints them. METEOR is there only where its program is (`metrics.meteor`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
+from sacrebleu.metrics.bleu import BLEUScore
+
 from ...errors import ConfigError, DataError
-from .metrics.bleu import MultiBleu, mteval, multi_bleu
-from .metrics.chrf import chrf
+from .metrics.by_sacrebleu import cased_bleu, chrf, corpus_ter, mteval, multi_bleu, row_ters
 from .metrics.cider import cider
 from .metrics.meteor import find_jar, meteor
 from .metrics.nist import nist
+from .metrics.paper import FIGURES, TASKS
 from .metrics.rouge import rouge_l
-from .metrics.rows import check, given
-from .metrics.ter import corpus_ter, row_ters
+from .metrics.rows import References, check, given
 from .metrics.tokens import tokenised, treebank_words
 
-TASKS = ("e2e", "webnlg", "dart", "any")
 CATEGORIES = ("unseen", "seen")
 MOST_REFERENCES = 6
+METRICS: Mapping[str, Mapping[str, Callable[[Sequence[str], References], float]]] = {
+    "e2e": {"bleu": mteval, "nist": nist, "rouge_l": rouge_l, "cider": cider},
+    "any": {"bleu": cased_bleu, "chrf": chrf, "rouge_l": rouge_l, "ter": corpus_ter},
+}
 
 T = TypeVar("T")
-Rows = Sequence[int]
 
 
 def score(
     task: str,
     predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
+    references: References,
     categories: Sequence[str | None] | None = None,
     meteor_jar: Path | None = None,
 ) -> dict[str, float]:
@@ -57,45 +60,33 @@ def score(
         raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}; choose one.")
     check(predictions, references)
     jar = find_jar(meteor_jar)
-    if task == "e2e":
-        return _e2e(predictions, references, jar)
-    if task == "any":
-        return _any(predictions, references, jar)
-    return _tokenised(task, predictions, references, categories, jar)
+    if task not in METRICS:
+        return _tokenised(task, predictions, references, categories, jar)
+    found = {name: metric(predictions, references) for name, metric in METRICS[task].items()}
+    if jar and task == "e2e":
+        found["meteor"] = 100 * meteor(*_without_punctuation(predictions, references), jar)
+    elif jar:
+        found["meteor"] = meteor(predictions, references, jar)
+    return {name: found[name] for name in (*FIGURES[task], *found) if name in found}
 
 
-def _e2e(predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path | None) -> dict[str, float]:
-    found = {"bleu": mteval(predictions, references), "nist": nist(predictions, references)}
-    if jar:
-        words = [_without_punctuation(text) for text in predictions]
-        found["meteor"] = 100 * meteor(words, [[_without_punctuation(text) for text in row] for row in references], jar)
-    return found | {"rouge_l": rouge_l(predictions, references), "cider": cider(predictions, references)}
+def _without_punctuation(predictions: Sequence[str], references: References) -> tuple[list[str], list[list[str]]]:
+    def plain(texts: Sequence[str]) -> list[str]:
+        return [" ".join(treebank_words(text)) for text in texts]
 
-
-def _without_punctuation(text: str) -> str:
-    return " ".join(treebank_words(text))
-
-
-def _any(predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path | None) -> dict[str, float]:
-    found = {
-        "bleu": mteval(predictions, references, lowercase=False),
-        "chrf": chrf(predictions, references),
-        "rouge_l": rouge_l(predictions, references),
-        "ter": corpus_ter(predictions, references),
-    }
-    return found | ({"meteor": meteor(predictions, references, jar)} if jar else {})
+    return plain(predictions), [plain(row) for row in references]
 
 
 def _tokenised(
     task: str,
     predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
+    references: References,
     categories: Sequence[str | None] | None,
     jar: Path | None,
 ) -> dict[str, float]:
+    found = {name: bleu.score for name, bleu in multi_bleus(task, predictions, references, categories).items()}
     texts, targets = prepared(task, predictions, references)
     parts = _parts(task, len(texts), categories)
-    found = {f"bleu{part}": multi_bleu(_of(rows, texts), _of(rows, targets)).score for part, rows in parts.items()}
     if jar:
         found |= {f"meteor{part}": meteor(_of(rows, texts), _of(rows, targets), jar) for part, rows in parts.items()}
     ters = row_ters(texts, targets)  # slow, and a row's is the same in every part
@@ -103,35 +94,27 @@ def _tokenised(
 
 
 def multi_bleus(
-    task: str,
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    categories: Sequence[str | None] | None = None,
-) -> dict[str, MultiBleu]:
-    """What multi-bleu.perl prints for WebNLG or DART, by the names that `score` gives BLEU; errors as there.
-
-    >>> print(multi_bleus("dart", ["The Mill is a pub."], [["The Mill is a pub."]])["bleu"])
-    BLEU = 100.00, 100.0/100.0/100.0/100.0 (BP=1.000, ratio=1.000, hyp_len=6, ref_len=6)
-    """
+    task: str, predictions: Sequence[str], references: References, categories: Sequence[str | None] | None = None
+) -> dict[str, BLEUScore]:
+    """multi-bleu.perl's score for WebNLG or DART, by the names that `score` gives BLEU; errors as there."""
     texts, targets = prepared(task, predictions, references)
     parts = _parts(task, len(texts), categories)
     return {f"bleu{part}": multi_bleu(_of(rows, texts), _of(rows, targets)) for part, rows in parts.items()}
 
 
-def prepared(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+def prepared(task: str, predictions: Sequence[str], references: References) -> tuple[list[str], list[list[str]]]:
     """Predictions and references as WebNLG's scripts want them: tokenised, and no more than six references in a row.
 
     >>> prepared("webnlg", ["It is in Málaga."], [["In Málaga."]])
     (['it is in malaga .'], [['in malaga .']])
     """
     check(predictions, references)
-    plain = task == "webnlg"
     taken = [row if len(row) <= MOST_REFERENCES else given(row)[:MOST_REFERENCES] for row in references]
-    targets = [[tokenised(text, plain) for text in row] for row in taken]
-    return [tokenised(text, plain) for text in predictions], targets
+    texts, *targets = ([tokenised(text, plain=task == "webnlg") for text in row] for row in (predictions, *taken))
+    return texts, targets
 
 
-def _parts(task: str, rows: int, categories: Sequence[str | None] | None) -> dict[str, Rows]:
+def _parts(task: str, rows: int, categories: Sequence[str | None] | None) -> dict[str, Sequence[int]]:
     """The rows of each part, by what the names of its metrics end in."""
     if task != "webnlg":
         return {"": range(rows)}
@@ -146,5 +129,5 @@ def _parts(task: str, rows: int, categories: Sequence[str | None] | None) -> dic
     return {name: found for name, found in parts.items() if found} | {"_all": range(rows)}
 
 
-def _of(rows: Rows, values: Sequence[T]) -> list[T]:
+def _of(rows: Sequence[int], values: Sequence[T]) -> list[T]:
     return [values[i] for i in rows]

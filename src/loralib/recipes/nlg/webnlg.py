@@ -6,17 +6,21 @@ triples, keeps only texts that the data remark on as "good", and so leaves out e
 its category is one of the training data's ten, else "unseen".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from .documents import KINDS, ending, field, of_kind, read_json, records
-from .examples import GenerationData, collected
-from .triples import Entry, checked, examples, parsed_triple, xml_entries
+from ..records import ending, source
+from .documents import KINDS, SUFFIXES, checked, read_json
+from .examples import collected
+from .triples import Entry, examples, xml_entries
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SEEN_CATEGORIES = frozenset(
-    {
+    [
         "Airport",
         "Astronaut",
         "Building",
@@ -27,36 +31,42 @@ SEEN_CATEGORIES = frozenset(
         "SportsTeam",
         "University",
         "WrittenWork",
-    }
+    ]
 )
+ENTRY = {
+    "category": str,
+    "modifiedtripleset": [{"subject": str, "property": str, "object": str}],
+    "lexicalisations": [{"comment": str, "lex": str}],
+}
+ROW = {"category": str, "modified_triple_sets": [{"mtriple_set": [str]}], "lex": [{"comment": str, "text": str}]}
 
 
-def read_webnlg(path: str | Path, *, only_good: bool = True) -> GenerationData:
+def read_webnlg(path: str | Path, *, only_good: bool = True) -> "Dataset":
     """The entries of a `.json` or `.xml` file (or `.gz` of one), or of all `.xml` files below a folder in order of their paths.
 
     only_good: whether to leave out texts that the data do not call good, as the paper does. Equal inputs of several entries
-    stay apart; `GenerationData.merged` makes them one. Raises `DataError` when the file does not exist, is not JSON or XML, or
-    has an entry that lacks a part.
+    stay apart; `examples.grouped` makes them one. Raises `DataError` when the file does not exist, is not JSON or XML, or has an
+    entry that lacks a part.
     """
     path = Path(path)
     return _data(str(path), _folder(path) if path.is_dir() else _entries(path), only_good)
 
 
-def from_table(source: str, table: Any, *, only_good: bool = True) -> GenerationData:
+def from_table(table: "Dataset") -> "Dataset":
     """The entries of a table of the hub, with columns `modified_triple_sets`, `lex` and `category`.
 
     The hub's test split holds the whole test set twice over, without texts and with them, and its unseen part once more; the
     whole set with texts is taken, by the column `test_category`. Raises `DataError` for a row that lacks a part.
     """
-    return _data(source, _table_entries(source, table), only_good)
+    return _data(source(table), _table_entries(table))
 
 
-def _data(source: str, entries: Iterator[Entry], only_good: bool) -> GenerationData:
+def _data(source: str, entries: Iterable[Entry], only_good: bool = True) -> "Dataset":
     return collected(source, examples(entries, lambda remark: remark == "good" or not only_good, _part))
 
 
-def _part(entry: Entry) -> str:
-    return "seen" if entry.category in SEEN_CATEGORIES else "unseen"
+def _part(category: str | None) -> str:
+    return "seen" if category in SEEN_CATEGORIES else "unseen"
 
 
 def _folder(path: Path) -> Iterator[Entry]:
@@ -68,47 +78,34 @@ def _folder(path: Path) -> Iterator[Entry]:
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    return _categorised(xml_entries(path)) if ending(path, ("json", "xml"), KINDS) == "xml" else _json_entries(path)
-
-
-def _categorised(entries: Iterator[Entry]) -> Iterator[Entry]:
-    for entry in entries:
+    if ending(path, SUFFIXES, KINDS) == ".json":
+        yield from _json_entries(path)
+        return
+    for entry in xml_entries(path):
         if entry.category is None:
             raise DataError(f"{entry.where} has no attribute 'category', which says whether it is seen; give it one.")
         yield entry
 
 
 def _json_entries(path: Path) -> Iterator[Entry]:
-    for number, item in enumerate(field(str(path), read_json(path), "entries", list), 1):
+    for number, item in enumerate(checked(str(path), read_json(path), {"entries": list})["entries"], 1):
         where = f"{path}, entry {number}"
-        numbered = of_kind(where, item, dict)
+        numbered = checked(where, item, dict)
         if len(numbered) != 1:
             raise DataError(f"{where} has {len(numbered)} fields, expected one: its number, with the entry as its value.")
-        yield _json_entry(where, next(iter(numbered.values())))
+        entry = checked(where, next(iter(numbered.values())), ENTRY)
+        triples = [tuple(triple.values()) for triple in entry["modifiedtripleset"]]
+        yield Entry(where, entry["category"], triples, [(text["comment"], text["lex"]) for text in entry["lexicalisations"]])
 
 
-def _json_entry(where: str, entry: object) -> Entry:
-    triples = []
-    for triple in field(where, entry, "modifiedtripleset", list):
-        parts = [field(f"{where}, modifiedtripleset", triple, part, str) for part in ("subject", "property", "object")]
-        triples.append((parts[0], parts[1], parts[2]))
-    texts = [
-        (field(f"{where}, lexicalisations", text, "comment", str), field(f"{where}, lexicalisations", text, "lex", str))
-        for text in field(where, entry, "lexicalisations", list)
-    ]
-    return checked(Entry(where, field(where, entry, "category", str), tuple(triples), tuple(texts)))
-
-
-def _table_entries(source: str, table: Any) -> Iterator[Entry]:
-    for number, row in enumerate(table, 1):
-        if row.get("test_category") not in (None, "", "testdata_with_lex"):
+def _table_entries(table: "Dataset") -> Iterator[Entry]:
+    for number, item in enumerate(table, 1):
+        if item.get("test_category") not in (None, "", "testdata_with_lex"):
             continue
-        where = f"{source}, row {number}"
-        sets = records(f"{where}: 'modified_triple_sets'", field(where, row, "modified_triple_sets", object))
+        where = f"{source(table)}, row {number}"
+        row = checked(where, item, ROW)
+        sets = row["modified_triple_sets"]
         if len(sets) != 1:
             raise DataError(f"{where} has {len(sets)} modified_triple_sets, expected one.")
-        written = field(where, sets[0], "mtriple_set", list)
-        triples = tuple(parsed_triple(where, of_kind(where, triple, str)) for triple in written)
-        lex = records(f"{where}: 'lex'", field(where, row, "lex", object))
-        texts = tuple((field(where, text, "comment", str), field(where, text, "text", str)) for text in lex)
-        yield checked(Entry(where, field(where, row, "category", str), triples, texts))
+        triples = [triple.split(" | ") for triple in sets[0]["mtriple_set"]]
+        yield Entry(where, row["category"], triples, [(text["comment"], text["text"]) for text in row["lex"]])

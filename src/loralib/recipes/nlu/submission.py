@@ -5,7 +5,6 @@ index   prediction
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,6 @@ class File:
     task: str
     split: str
     rows: int
-
-    @property
-    def labels(self) -> Mapping[str, str] | None:
-        """What the file calls each class, by its name; None for numbers."""
-        task = TASKS[self.task]
-        return None if task.labels is None else dict(zip(task.labels, task.written or task.labels, strict=True))
 
 
 FILES: Mapping[str, File] = MappingProxyType(
@@ -74,7 +67,7 @@ def write(folder: Path, name: str, predictions: Sequence[str | float]) -> Path:
 
 
 def _written(file: File, value: str | float) -> str:
-    labels = file.labels
+    labels = TASKS[file.task].classes
     if labels is None:
         if isinstance(value, str) or not math.isfinite(value):
             raise DataError(f"{value!r} is no number, which predictions of {file.task} are.")
@@ -82,29 +75,3 @@ def _written(file: File, value: str | float) -> str:
     if value not in labels:
         raise DataError(f"{value!r} is none of the classes of {file.task}: {', '.join(labels)}.")
     return labels[str(value)]
-
-
-def check(path: Path) -> None:
-    """`DataError` that says what is wrong with one file of a submission: its name, its first line, its rows, a prediction."""
-    file = FILES.get(path.stem)
-    if file is None or path.suffix != ".tsv":
-        raise DataError(f"{path.name} is no file of a submission; those are {', '.join(f'{name}.tsv' for name in FILES)}.")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; predict the test set of {file.task} first.")
-    header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if header != HEADER:
-        raise DataError(f"{path} begins with {header!r:.60}; expected {HEADER!r}.")
-    if len(lines) != file.rows:
-        raise DataError(f"{path} has {len(lines):,} predictions; the test set has {file.rows:,} rows.")
-    for i, line in enumerate(lines):
-        number, _, prediction = line.partition("\t")
-        if number != str(i):
-            raise DataError(f"{path}, line {i + 2}, is numbered {number!r:.20}; expected {i}.")
-        if not _is_taken(file, prediction):
-            raise DataError(f"{path}, line {i + 2}, predicts {prediction!r:.60}, which {file.task} does not know.")
-
-
-def _is_taken(file: File, prediction: str) -> bool:
-    if file.labels is not None:
-        return prediction in file.labels.values()
-    return bool(re.fullmatch(r"[0-9]+(\.[0-9]+)?", prediction)) and 0 <= float(prediction) <= 5

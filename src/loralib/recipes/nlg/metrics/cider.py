@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from .nist import ngrams
-from .rows import References, check, given
+from .rows import References, in_words
 from .tokens import treebank_words
 
 ORDERS = range(1, 5)
@@ -32,10 +32,9 @@ def cider(predictions: Sequence[str], references: References) -> float:
     >>> round(cider(said, [[text] for text in said]), 6)
     10.0
     """
-    check(predictions, references)
-    targets = [[treebank_words(text) for text in given(row)] for row in references]
+    hypotheses, targets = in_words(predictions, references, treebank_words)
     rarity = _Rarity(targets)
-    return fmean(_row(treebank_words(text), row, rarity) for text, row in zip(predictions, targets, strict=True))
+    return fmean(_row(words, row, rarity) for words, row in zip(hypotheses, targets, strict=True))
 
 
 class _Rarity:

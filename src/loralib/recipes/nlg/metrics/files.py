@@ -17,16 +17,22 @@ Each may be gzipped (`.gz`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ....errors import DataError
-from ...records import delimited_records, json_records, listed, opened
+from ...records import Record, ending, read_records, read_text
+from ..documents import checked
+from ..e2e import bar_rows, published_rows
+from ..examples import Example, example, grouped
 
-LINES = ("txt", "lex", "")
+LINES = (".txt", ".lex", "")
 PREDICTIONS = "file of predictions: .txt, .lex, .tsv, .csv or .jsonl"
 REFERENCES = "file of references: .txt, .lex, .csv or .jsonl"
+
+REFS = {"references": [str]}
 
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -36,14 +42,14 @@ class ReferenceRows:
     """References of each row; and, where they are known, the row's category and input. `source` names them in messages."""
 
     source: str
-    texts: list[tuple[str, ...]]
-    categories: list[str | None] | None = None
-    contexts: list[str] | None = None
+    texts: Sequence[Sequence[str]]
+    categories: Sequence[str | None] | None = None
+    contexts: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions, and what their file says besides; `source` names it in messages."""
+    """Predictions, and what else their file says; `source` names it in messages."""
 
     source: str
     texts: list[str]
@@ -54,14 +60,14 @@ class Predictions:
 def read_predictions(path: str | Path) -> Predictions:
     """The predictions of a file. Raises `DataError` when it does not exist or is of no form above."""
     path = Path(path)
-    kind = _kind(path)
+    kind = ending(path, (*LINES, ".tsv", ".csv", ".jsonl"), f"{PREDICTIONS} (or .gz of one)")
     if kind in LINES:
         return Predictions(str(path), _lines(path, PREDICTIONS))
-    if kind == "jsonl":
-        return _json_predictions(path)
-    if kind in ("tsv", "csv"):
-        return _columns(path, raw=kind == "tsv")
-    raise DataError(f"{path} is no {PREDICTIONS} (or .gz of one); convert it to one.")
+    records = _some(path, read_records(path, kinds=PREDICTIONS), "a prediction")
+    if kind != ".jsonl":
+        return _of_columns(path, records, raw=kind == ".tsv")
+    references = _of_json(path, records) if any("references" in row for _, row in records) else None
+    return Predictions(str(path), _field(records, "prediction"), references, _contexts(records))
 
 
 def read_references(paths: Sequence[str | Path]) -> ReferenceRows:
@@ -70,130 +76,68 @@ def read_references(paths: Sequence[str | Path]) -> ReferenceRows:
     Raises `DataError` when one does not exist or is of no form above, or when they do not fit each other.
     """
     files = [Path(path) for path in paths]
-    if len(files) == 1 and _kind(files[0]) == "csv":
-        return _grouped(files[0], _csv_pairs(files[0]))
-    if len(files) == 1 and _kind(files[0]) == "jsonl":
-        return _json_references(files[0])
-    for file in files:
-        if _kind(file) not in LINES:
-            several = len(files) > 1 and _kind(file) in ("csv", "jsonl")
-            wanted = "text file; give it alone, or text files only" if several else f"{REFERENCES}; convert it to one"
-            raise DataError(f"{file} is no {wanted}.")
+    kinds = [ending(file, (*LINES, ".csv", ".jsonl"), REFERENCES) for file in files]
+    first, kind = files[0], kinds[0]
+    if len(files) > 1:
+        for file in (file for file, kind in zip(files, kinds, strict=True) if kind not in LINES):
+            raise DataError(f"{file} is no text file; give it alone, or text files only.")
+    if kind == ".jsonl":
+        return _of_json(first, _some(first, read_records(first, kinds=REFERENCES), "references"))
+    if kind == ".csv":
+        return _by_input(first, (example(row["mr"], [row["ref"]]) for _, row in published_rows(first, REFERENCES)))
     columns = [_lines(file, REFERENCES) for file in files]
-    if len(files) == 1 and any("||" in line for line in columns[0][:1]):
-        return _grouped(files[0], _bar_pairs(files[0], columns[0]))
+    if len(files) == 1 and "||" in columns[0][0]:
+        return _by_input(first, (example(context, [text]) for _, context, text in bar_rows(first, REFERENCES)))
     for file, column in zip(files, columns, strict=True):
         if len(column) != len(columns[0]):
             raise DataError(
-                f"{file} has {len(column):,} lines and {files[0]} {len(columns[0]):,}; each must have a line an input."
+                f"{file} has {len(column):,} lines and {first} {len(columns[0]):,}; each must have a line an input."
             )
-    return ReferenceRows(", ".join(map(str, files)), [tuple(row) for row in zip(*columns, strict=True)])
-
-
-def _kind(path: Path) -> str:
-    return path.name.lower().removesuffix(".gz").rpartition(".")[2] if "." in path.name.removesuffix(".gz") else ""
+    return ReferenceRows(", ".join(map(str, files)), list(zip(*columns, strict=True)))
 
 
 def _lines(path: Path, kinds: str) -> list[str]:
-    with opened(path, kinds) as file:
-        text = file.read()
     # Only these end a line: what else Python takes for an end of line occurs within the texts.
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    if lines == [""]:
-        raise DataError(f"{path} is empty; give a {kinds}.")
-    return lines
+    lines = read_text(path, kinds).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return _some(path, lines if lines != [""] else [], "a text")
 
 
-def _columns(path: Path, raw: bool) -> Predictions:
-    with opened(path, PREDICTIONS) as file:
-        records = [row for _, row in delimited_records(path, file, (), raw=raw)]
-    if not records:
-        raise DataError(f"{path} has no row below its line of column names; give one a prediction.")
-    names = {_unquoted(name).strip().lower() if raw else name.strip().lower(): name for name in records[0]}
-    chosen = names.get("output") or names.get("prediction") or list(names.values())[-1]
-    texts, inputs = _column(records, chosen, raw), names.get("mr")
-    return Predictions(str(path), texts, contexts=_column(records, inputs, raw) if inputs and inputs != chosen else None)
-
-
-def _column(records: Sequence[Mapping[str, object]], name: str, raw: bool) -> list[str]:
-    return [_unquoted(str(row[name])) if raw else str(row[name]) for row in records]
-
-
-def _unquoted(field: str) -> str:
-    whole = _QUOTED.fullmatch(field)
-    return whole[1].replace('""', '"') if whole else field
-
-
-def _json_predictions(path: Path) -> Predictions:
-    with opened(path, PREDICTIONS) as file:
-        rows = list(json_records(path, file, ()))
+def _some(path: Path, rows: list[Any], what: str) -> list[Any]:
     if not rows:
-        raise DataError(f"{path} is empty; give an object with 'prediction' a line.")
-    texts = [_text(where, row, "prediction") for where, row in rows]
-    contexts = [_text(where, row, "context") for where, row in rows] if "context" in rows[0][1] else None
-    if not any("references" in row for _, row in rows):
-        return Predictions(str(path), texts, contexts=contexts)
-    return Predictions(str(path), texts, _reference_rows(path, rows), contexts)
+        raise DataError(f"{path} is empty or has no row below its column names; give it {what} a line.")
+    return rows
 
 
-def _json_references(path: Path) -> ReferenceRows:
-    with opened(path, REFERENCES) as file:
-        rows = list(json_records(path, file, ()))
-    if not rows:
-        raise DataError(f"{path} is empty; give an object with 'references' a line.")
-    return _reference_rows(path, rows)
+def _of_columns(path: Path, records: Sequence[Record], raw: bool) -> Predictions:
+    def plain(field: str) -> str:
+        whole = _QUOTED.fullmatch(field) if raw else None
+        return whole[1].replace('""', '"') if whole else field
+
+    names = {plain(name).strip().lower(): name for name in records[0][1]}
+    chosen, inputs = names.get("output") or names.get("prediction") or list(names.values())[-1], names.get("mr")
+    texts = [plain(row[chosen]) for _, row in records]
+    contexts = [plain(row[inputs]) for _, row in records] if inputs and inputs != chosen else None
+    return Predictions(str(path), texts, contexts=contexts)
 
 
-def _reference_rows(path: Path, rows: Sequence[tuple[str, Mapping[str, object]]]) -> ReferenceRows:
-    categories = [None if row.get("category") is None else _text(where, row, "category") for where, row in rows]
-    return ReferenceRows(
-        str(path),
-        [_texts(where, row) for where, row in rows],
-        categories if any(categories) else None,
-        [_text(where, row, "context") for where, row in rows] if "context" in rows[0][1] else None,
-    )
+def _of_json(path: Path, records: Sequence[Record]) -> ReferenceRows:
+    texts = [
+        checked(where, {**row, "references": [row["references"]]} if isinstance(row.get("references"), str) else row, REFS)
+        for where, row in records
+    ]
+    categories = [None if row.get("category") is None else _field([(where, row)], "category")[0] for where, row in records]
+    found = [tuple(row["references"]) for row in texts]
+    return ReferenceRows(str(path), found, categories if any(categories) else None, _contexts(records))
 
 
-def _text(where: str, row: Mapping[str, object], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        problem = f"has no {name!r}; it has {listed(list(row))}" if name not in row else f"has a {name!r} that is no text"
-        raise DataError(f"{where} {problem}: write {{{name!r}: a text}}.")
-    return value
+def _field(records: Sequence[Record], name: str) -> list[str]:
+    return [checked(where, row, {name: str})[name] for where, row in records]
 
 
-def _texts(where: str, row: Mapping[str, object]) -> tuple[str, ...]:
-    value = row.get("references")
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where} has no 'references' that is a list of texts; every row needs one, or none has it.")
-    return tuple(texts)
+def _contexts(records: Sequence[Record]) -> list[str] | None:
+    return _field(records, "context") if "context" in records[0][1] else None
 
 
-def _csv_pairs(path: Path) -> list[tuple[str, str]]:
-    with opened(path, REFERENCES) as file:
-        records = list(delimited_records(path, file, (), raw=False))
-    for where, row in records[:1]:
-        if not {"mr", "ref"} <= set(row):
-            raise DataError(f"{where} is of columns {listed(list(row))}; expected mr and ref.")
-    return [(str(row["mr"]), str(row["ref"])) for _, row in records]
-
-
-def _bar_pairs(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        context, bars, text = line.partition("||")
-        if not bars and line.strip():
-            raise DataError(f"{path}, line {number} has no two vertical bars, which line 1 has; write input||text in all.")
-        if bars:
-            pairs.append((context.strip(), text.strip()))
-    return pairs
-
-
-def _grouped(path: Path, pairs: Sequence[tuple[str, str]]) -> ReferenceRows:
-    if not pairs:
-        raise DataError(f"{path} has no references; give at least one.")
-    found: dict[str, list[str]] = {}
-    for context, text in pairs:
-        found.setdefault(context, []).append(text)
-    return ReferenceRows(str(path), [tuple(texts) for texts in found.values()], contexts=list(found))
+def _by_input(path: Path, rows: Iterable[Example]) -> ReferenceRows:
+    found = _some(path, grouped(rows), "references")
+    return ReferenceRows(str(path), [tuple(row["references"]) for row in found], contexts=[row["context"] for row in found])

@@ -24,19 +24,15 @@ def find_jar(asked: Path | None = None) -> Path | None:
 
     Raises `ConfigError` when it was asked for, in either way, and it or `java` is missing.
     """
+    java, source = shutil.which("java"), "--meteor-jar" if asked else VARIABLE
     named = asked or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
-    if named is not None:
-        return _usable(named, "--meteor-jar" if asked else VARIABLE)
-    installed = _installed_jar()
-    return installed if installed and shutil.which("java") else None
-
-
-def _usable(jar: Path, source: str) -> Path:
-    if not jar.is_file():
-        raise ConfigError(f"{source} names {jar}, which is no file; give the path of meteor-1.5.jar.")
-    if not shutil.which("java"):
+    if named is None:
+        return _installed_jar() if java else None
+    if not named.is_file():
+        raise ConfigError(f"{source} names {named}, which is no file; give the path of meteor-1.5.jar.")
+    if not java:
         raise ConfigError(f"METEOR needs java, which is not on the PATH; install a Java runtime, or leave {source} out.")
-    return jar
+    return named
 
 
 def _installed_jar() -> Path | None:

@@ -11,14 +11,12 @@ takes the match of the best single reference instead, n by n, and so has another
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from .rows import References, check, given
+from .rows import References, Words, in_words
 from .tokens import mteval_words
 
 ORDERS = range(1, 6)
-
-Words = Sequence[str]
 
 
 def nist(predictions: Sequence[str], references: References) -> float:
@@ -27,12 +25,10 @@ def nist(predictions: Sequence[str], references: References) -> float:
     >>> round(nist(["the mill is a pub ."], [["the mill is a cheap pub .", "a pub is the mill ."]]), 3)
     3.65
     """
-    check(predictions, references)
-    hypotheses = [mteval_words(text) for text in predictions]
-    targets = [[mteval_words(text) for text in given(row)] for row in references]
-    weights = _information(targets)
-    shares = [_weighted_share(hypotheses, targets, n, weights) for n in ORDERS]
-    return sum(shares) * _penalty(sum(map(len, hypotheses)), _mean_length(targets) * len(targets))
+    hypotheses, targets = in_words(predictions, references, mteval_words)
+    info = _information(targets)
+    gain = sum(_gain(hypotheses, targets, n, info) for n in ORDERS)
+    return gain * _penalty(sum(map(len, hypotheses)), _mean_length(targets) * len(targets))
 
 
 def ngrams(words: Words, n: int) -> Counter[tuple[str, ...]]:
@@ -53,15 +49,15 @@ def _information(targets: Sequence[Sequence[Words]]) -> dict[tuple[str, ...], fl
     return {ngram: math.log2(counts[ngram[:-1]] / count) for ngram, count in counts.items() if ngram}
 
 
-def _weighted_share(
-    hypotheses: Sequence[Words], targets: Sequence[Sequence[Words]], n: int, weights: dict[tuple[str, ...], float]
+def _gain(
+    hypotheses: Sequence[Words], targets: Sequence[Sequence[Words]], n: int, info: Mapping[tuple[str, ...], float]
 ) -> float:
     gained, predicted = 0.0, 0
     for words, row in zip(hypotheses, targets, strict=True):
         found, allowed = ngrams(words, n), Counter[tuple[str, ...]]()
         for target in row:
             allowed |= ngrams(target, n)
-        gained += sum(weights[ngram] * count for ngram, count in (found & allowed).items())
+        gained += sum(info[ngram] * count for ngram, count in (found & allowed).items())
         predicted += found.total()
     return gained / predicted if predicted else 0.0
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ....errors import DataError
+from ...records import source
+from ..examples import Example, grouped
 from ..tasks import TASKS, read_split
 from .files import Predictions, ReferenceRows, read_references
 
@@ -26,15 +28,14 @@ def of_task(task: str, data_dir: Path) -> list[ReferenceRows]:
     if task == "e2e" and official:
         return [read_references(official[:1])]
     data = read_split(task, "test", data_dir)
-    return [
-        ReferenceRows(
-            found.source,
-            [example.references for example in found.examples],
-            [example.category for example in found.examples] if any(e.category for e in found.examples) else None,
-            found.contexts,
-        )
-        for found in (data, data.merged())
-    ]
+    rows: list[Example] = data.to_list()
+    return [_of_rows(source(data), found) for found in (rows, grouped(rows))]
+
+
+def _of_rows(source: str, rows: Sequence[Example]) -> ReferenceRows:
+    categories = [row["category"] for row in rows]
+    texts, contexts = [row["references"] for row in rows], [row["context"] for row in rows]
+    return ReferenceRows(source, texts, categories if any(categories) else None, contexts)
 
 
 def matched(predictions: Predictions, offered: Sequence[ReferenceRows]) -> ReferenceRows:
@@ -65,10 +66,5 @@ def _ordered(predictions: Predictions, references: ReferenceRows) -> ReferenceRo
             f"{known[first]!r:.80} ({references.source}); bring the predictions into their order."
         )
     order = [places[context] for context in asked]
-    categories = references.categories
-    return ReferenceRows(
-        references.source,
-        [references.texts[i] for i in order],
-        categories and [categories[i] for i in order],
-        asked,
-    )
+    categories = references.categories and [references.categories[i] for i in order]
+    return ReferenceRows(references.source, [references.texts[i] for i in order], categories, asked)

@@ -10,7 +10,7 @@ implementations take the best F of one reference, or another β; their numbers d
 from collections.abc import Sequence
 from statistics import fmean
 
-from .rows import References, check, given
+from .rows import References, in_words
 from .tokens import treebank_words
 
 BETA = 1.2
@@ -24,9 +24,7 @@ def rouge_l(predictions: Sequence[str], references: References) -> float:
     >>> rouge_l(["The Mill is a pub."], [["The Mill is a pub, and cheap.", "A pub."]])
     100.0
     """
-    check(predictions, references)
-    rows = zip(predictions, references, strict=True)
-    return 100 * fmean(_f(treebank_words(text), [treebank_words(target) for target in given(row)]) for text, row in rows)
+    return 100 * fmean(map(_f, *in_words(predictions, references, treebank_words)))
 
 
 def _f(words: Sequence[str], targets: Sequence[Sequence[str]]) -> float:

@@ -2,22 +2,20 @@
 
 A row is one input: one prediction, and at least one reference. Rows need not have equally many. A blank reference is none:
 files that stand side by side hold blank lines where an input has fewer references than another. (Two scripts do count it:
-see `bleu.multi_bleu` and `ter.row_ters`.)
+see `multi_bleu` and `row_ters`.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from ....errors import DataError
 
 References = Sequence[Sequence[str]]
+Words = Sequence[str]
 
 
 def check(predictions: Sequence[str], references: References) -> None:
-    """`DataError` when there are no rows, not as many predictions as rows of references, or a row without a reference.
-
-    >>> check(["A pub."], [["It is a pub.", ""]])
-    """
+    """`DataError` when there are no rows, not as many predictions as rows of references, or a row without a reference."""
     if len(predictions) != len(references):
         raise DataError(
             f"there are {len(predictions):,} predictions and {len(references):,} rows of references; give one an input."
@@ -40,8 +38,16 @@ def given(row: Sequence[str]) -> list[str]:
     return [text for text in row if text.strip()]
 
 
+def in_words(
+    predictions: Sequence[str], references: References, words: Callable[[str], list[str]]
+) -> tuple[list[Words], list[list[Words]]]:
+    """The checked rows in words: predictions, and the references that are not blank."""
+    check(predictions, references)
+    return [words(text) for text in predictions], [[words(text) for text in given(row)] for row in references]
+
+
 def files(references: References, repeat: bool = False) -> list[list[str]]:
-    """The references as files that stand side by side have them: all first ones, all second ones, and so on.
+    """The references as files side by side: all first ones, all second ones, and so on.
 
     Rows that have fewer are filled with blank ones, or, with `repeat`, with their first.
 
@@ -53,7 +59,7 @@ def files(references: References, repeat: bool = False) -> list[list[str]]:
 
 
 def streams(references: References) -> list[list[str]]:
-    """The references as sacrebleu takes them: a list of first references, one of second references, and so on.
+    """The references as files, with None for blank ones, as sacrebleu takes them.
 
     >>> streams([["a"], ["b", "", "c"]])
     [['a', 'b'], [None, 'c']]
