@@ -128,7 +128,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
 
 
 def _data(parsed: Any, options: "TrainOptions") -> "Dataset":
-    from ..recipes.nlg.jsonl import read_jsonl
+    from ..recipes.nlg.examples import read_jsonl
     from ..recipes.nlg.tasks import read_split
 
     if parsed.data:

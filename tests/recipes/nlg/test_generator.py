@@ -14,8 +14,7 @@ import loralib as lora
 from loralib.errors import AttachError, DataError, FormatError, RunError
 from loralib.recipes import run_folder
 from loralib.recipes.nlg import decoding, generator, language_models
-from loralib.recipes.nlg.examples import collected, example
-from loralib.recipes.nlg.jsonl import read_jsonl
+from loralib.recipes.nlg.examples import collected, example, read_jsonl
 from loralib.recipes.nlu import predictor as finished_understanding
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import Decoding

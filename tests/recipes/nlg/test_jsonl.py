@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.examples import example
-from loralib.recipes.nlg.jsonl import read_jsonl
+from loralib.recipes.nlg.examples import example, read_jsonl
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -21,7 +21,7 @@ def tgen() -> tuple[list[str], list[tuple[str, ...]]]:
     predictions = read_predictions(data("e2e", "system_outputs", "tgen.tsv"))
     references = read_references([data("e2e", "testset_w_refs.csv")])
     assert predictions.contexts == references.contexts
-    return predictions.texts, references.texts
+    return predictions.predictions, references.references
 
 
 @pytest.mark.parametrize(

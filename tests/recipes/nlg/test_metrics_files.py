@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.metrics import pairing
-from loralib.recipes.nlg.metrics.files import Predictions, ReferenceRows, read_predictions, read_references
+from loralib.recipes.nlg.metrics.files import Rows, matched, of_task, read_predictions, read_references
 from peers import data
 
 
@@ -41,7 +40,7 @@ def lines(*rows: object) -> str:
     ],
 )
 def test_predictions(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
-    assert read_predictions(written(tmp_path, name, text)).texts == expected
+    assert read_predictions(written(tmp_path, name, text)).predictions == expected
 
 
 def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
@@ -51,14 +50,13 @@ def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
     ]
     found = read_predictions(written(tmp_path, "a.jsonl", lines(*rows)))
     assert found.contexts == ["x", "y"]
-    assert found.references is not None
-    assert found.references.texts == [("b", "c"), ("e",)]
-    assert found.references.categories == ["seen", None]
+    assert found.references == [["b", "c"], ["e"]]
+    assert found.categories == ["seen", None]
 
 
 def test_references_side_by_side(tmp_path: Path) -> None:
     files = [written(tmp_path, "a.lex", "a\nb\n"), written(tmp_path, "b.lex", "c\n\n")]
-    assert read_references(files).texts == [("a", "c"), ("b", "")]
+    assert read_references(files).references == [("a", "c"), ("b", "")]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +69,12 @@ def test_references_side_by_side(tmp_path: Path) -> None:
 )
 def test_references_by_input(tmp_path: Path, name: str, text: str) -> None:
     found = read_references([written(tmp_path, name, text)])
-    assert (found.texts, found.contexts) == ([("a", "c"), ("b",)], ["x, 1", "y"])
+    assert (found.references, found.contexts) == ([["a", "c"], ["b"]], ["x, 1", "y"])
 
 
 def test_the_papers_e2e_file_and_the_published_one_have_the_same_rows() -> None:
     ours, published = (read_references([data("e2e", name)]) for name in ("lora_nlg_test.txt", "testset_w_refs.csv"))
-    assert [len(row) for row in ours.texts] == [len(row) for row in published.texts]
+    assert [len(row) for row in ours.references or ()] == [len(row) for row in published.references or ()]
 
 
 @pytest.mark.parametrize(
@@ -115,23 +113,23 @@ def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_predictions_and_references_are_paired_by_input_where_both_say_it() -> None:
-    rows = ReferenceRows("r", [("a",), ("b",)], ["seen", "unseen"], ["x", "y"])
-    turned = pairing.matched(Predictions("p", ["B", "A"], contexts=["y", "x"]), [rows])
-    assert (turned.texts, turned.categories) == ([("b",), ("a",)], ["unseen", "seen"])
+    rows = Rows("r", None, [("a",), ("b",)], ["seen", "unseen"], ["x", "y"])
+    turned = matched(Rows("p", ["B", "A"], contexts=["y", "x"]), [rows])
+    assert (turned.references, turned.categories) == ([("b",), ("a",)], ["unseen", "seen"])
     for contexts in (None, ["x", "y"], ["in another", "form"]):
-        assert pairing.matched(Predictions("p", ["A", "B"], contexts=contexts), [rows]) == rows
+        assert matched(Rows("p", ["A", "B"], contexts=contexts), [rows]) == rows
     with pytest.raises(DataError, match="row 2, answers 'z', but the references are those of 'y'"):
-        pairing.matched(Predictions("p", ["A", "B"], contexts=["x", "z"]), [rows])
+        matched(Rows("p", ["A", "B"], contexts=["x", "z"]), [rows])
     with pytest.raises(DataError, match="p has 1 predictions, but r has references for 2 inputs"):
-        pairing.matched(Predictions("p", ["A"]), [rows])
+        matched(Rows("p", ["A"]), [rows])
 
 
 def test_a_tasks_own_test_set_is_found() -> None:
     folder = data()
-    (e2e,) = pairing.of_task("e2e", folder)
+    (e2e,) = of_task("e2e", folder)
     assert e2e.source.endswith("testset_w_refs.csv")
-    webnlg, _ = pairing.of_task("webnlg", folder)
+    webnlg, _ = of_task("webnlg", folder)
     assert webnlg.categories is not None
-    assert (len(webnlg.texts), webnlg.categories.count("seen")) == (1862, 971)
+    assert (len(webnlg.references or ()), webnlg.categories.count("seen")) == (1862, 971)
     with pytest.raises(DataError, match="the task 'any' has no test set of its own"):
-        pairing.of_task("any", folder)
+        of_task("any", folder)

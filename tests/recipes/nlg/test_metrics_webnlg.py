@@ -4,12 +4,11 @@ import re
 
 import pytest
 
-from loralib.recipes.nlg.dart import read_dart
 from loralib.recipes.nlg.metrics.by_sacrebleu import multi_bleu, perl_line
 from loralib.recipes.nlg.metrics.files import read_predictions, read_references
 from loralib.recipes.nlg.metrics.tokens import tokenised
 from loralib.recipes.nlg.scoring import multi_bleus
-from loralib.recipes.nlg.webnlg import read_webnlg
+from loralib.recipes.nlg.triples import read_dart, read_webnlg
 from peers import data
 
 TEAMS = ("Baseline", "UPF-TALN")
@@ -19,7 +18,7 @@ TRACKS = {"all": "all", "old": "seen", "new": "unseen"}
 def of_team(team: str, track: str) -> tuple[list[str], list[tuple[str, ...]]]:
     outputs = data("webnlg", "system_outputs")
     gold = [outputs / "references" / f"gold-{track}-cat-reference{i}.lex" for i in range(3)]
-    return read_predictions(outputs / "teams" / f"{team}_{track}-cat.txt").texts, read_references(gold).texts
+    return read_predictions(outputs / "teams" / f"{team}_{track}-cat.txt").predictions, read_references(gold).references
 
 
 def printed(team: str, track: str) -> str:
@@ -44,8 +43,8 @@ def test_so_it_is_from_all_rows_with_their_categories() -> None:
 
 
 def test_bart_large_has_its_score_on_darts_leaderboard() -> None:
-    references = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).texts
-    found = multi_bleus("dart", read_predictions(data("dart", "bart-large_dart.txt")).texts, references)
+    references = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).references
+    found = multi_bleus("dart", read_predictions(data("dart", "bart-large_dart.txt")).predictions, references)
     assert round(found["bleu"].score, 2) == 48.56
 
 
@@ -66,7 +65,7 @@ def test_webnlgs_reference_files_are_the_tokenised_texts_of_its_data() -> None:
 
 def test_darts_reference_files_are_the_tokenised_texts_of_its_data() -> None:
     texts = read_dart(data("dart", "dart-v1.1.1-full-test.xml"))["references"]
-    rows = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).texts
+    rows = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).references
     ours = [{tokenised(text) for text in row} for row in texts]
     hits = [text.strip() in texts for row, texts in zip(rows, ours, strict=True) for text in row if text.strip()]
     assert len(hits) > 11_000

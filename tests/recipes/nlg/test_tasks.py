@@ -9,11 +9,10 @@ import pytest
 
 from loralib.errors import DataError
 from loralib.recipes.nlg import tasks
-from loralib.recipes.nlg.dart import read_dart
 from loralib.recipes.nlg.e2e import read_e2e
 from loralib.recipes.nlg.examples import example
 from loralib.recipes.nlg.tasks import TASKS, read_split
-from loralib.recipes.nlg.webnlg import read_webnlg
+from loralib.recipes.nlg.triples import read_dart, read_webnlg
 from peers import data
 from recipes.conftest import same
 from recipes.nlg.conftest import texts_of

@@ -48,9 +48,12 @@ def checked(where: str, value: Any, shape: Any) -> Any:
     >>> checked("a.json", {"cities": {"name": ["Aarhus", "Bonn"]}}, {"cities": [{"name": str}]})
     {'cities': [{'name': 'Aarhus'}, {'name': 'Bonn'}]}
     """
-    if isinstance(shape, list) and isinstance(value, dict) and isinstance(shape[0], dict):
-        value = _rows(where, checked(where, value, {name: [inner] for name, inner in shape[0].items()}))
     kind: Any = shape if isinstance(shape, type) else type(shape)
+    if kind is list and isinstance(value, dict) and isinstance(shape[0], dict):
+        columns = checked(where, value, {name: [inner] for name, inner in shape[0].items()})
+        if len({len(column) for column in columns.values()}) > 1:
+            raise DataError(f"{where} has lists of different lengths; fetch the data again.")
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if not isinstance(value, kind):
         # Never the repr of a list or an object, which can be as long and as deep as the file.
         shown = _NAMES.get(type(value)) if isinstance(value, list | dict) else f"{value!r:.60}"
@@ -58,12 +61,6 @@ def checked(where: str, value: Any, shape: Any) -> Any:
     if isinstance(shape, list):
         return [checked(f"{where}, item {i}", item, shape[0]) for i, item in enumerate(value, 1)]
     if isinstance(shape, dict):
-        check_names(where, shape, [str(name) for name in value], "field", "Fetch or write it again.")
+        check_names(where, shape, list(value), "field", "Fetch or write it again.")
         return {name: checked(f"{where}: {name!r}", value[name], inner) for name, inner in shape.items()}
     return value
-
-
-def _rows(where: str, columns: Any) -> list[dict[str, Any]]:
-    if len({len(column) for column in columns.values()}) > 1:
-        raise DataError(f"{where} has lists of different lengths; fetch the data again.")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

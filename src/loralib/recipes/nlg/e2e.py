@@ -7,7 +7,7 @@ Two forms are read, and give the same inputs:
 
 Texts stay as they are, but for space at their ends, and so differ between the two: in `.txt` they are tokenised, with spaces
 around punctuation (`At the riverside , there is a pub .`), in `.csv` they are as people wrote them. Without their spaces they
-are equal. A model should be trained on and scored with one form.
+are equal. A model should be trained on and scored with one form. Rows of equal inputs need not be neighbours.
 """
 
 import re
@@ -37,17 +37,13 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "near": "near",
     }
 )
-
 KINDS = ".txt or .csv file (or .gz of one)"
 
 _ATTRIBUTE = re.compile(r"([^\[\],]+)\[([^\[\]]*)\](?:, *(?!$)|$)")
 
 
 def read_e2e(path: str | Path) -> "Dataset":
-    """The inputs of a file with all their texts, in order of first appearance; rows of equal inputs need not be neighbours.
-
-    Raises `DataError` when it does not exist, is neither `.txt` nor `.csv` (nor `.gz` of one), or has a row of another form.
-    """
+    """The inputs of a file with all their texts. Raises `DataError` when it does not exist or has a row of another form."""
     path = Path(path)
     if ending(path, (".txt", ".csv"), KINDS) == ".txt":
         rows = (_whole(*row) for row in bar_rows(path, KINDS))
@@ -57,7 +53,7 @@ def read_e2e(path: str | Path) -> "Dataset":
 
 
 def from_table(table: "Dataset") -> "Dataset":
-    """The published form as a table of the hub. Raises `DataError` for a row that is not as above."""
+    """The published form as a table of the hub. Raises `DataError` for a row of another form."""
     columns = zip(table["meaning_representation"][:], table["human_reference"][:], strict=True)
     rows = (_row(f"{source(table)}, row {i}", *row) for i, row in enumerate(columns, 1))
     return collected(source(table), grouped(rows))
@@ -89,17 +85,14 @@ def linearised(meaning: str) -> str:
     found = list(_ATTRIBUTE.finditer(meaning))
     if not found or "".join(match[0] for match in found) != meaning:
         raise DataError(f"{meaning!r:.100} is no meaning representation; write name[…], eatType[…] and so on.")
-    return " | ".join(f"{_named(match[1])} : {_valued(match[1], match[2])}" for match in found)
+    return " | ".join(_named(match[1], match[2]) for match in found)
 
 
-def _named(attribute: str) -> str:
+def _named(attribute: str, value: str) -> str:
     if attribute not in ATTRIBUTES:
         raise DataError(f"{attribute!r:.60} is no attribute of E2E; it has {', '.join(ATTRIBUTES)}.")
-    return ATTRIBUTES[attribute]
-
-
-def _valued(attribute: str, value: str) -> str:
-    return re.sub(r" *([£-]) *", r" \1 ", value).strip() if attribute == "priceRange" else value
+    value = re.sub(r" *([£-]) *", r" \1 ", value).strip() if attribute == "priceRange" else value
+    return f"{ATTRIBUTES[attribute]} : {value}"
 
 
 def _row(where: str, meaning: object, text: object) -> Example:

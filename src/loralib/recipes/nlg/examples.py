@@ -7,13 +7,18 @@ What a model is trained on is one row per text; what it is scored on is one outp
 Nothing here is cut, lower-cased or tokenised, and no special token is added.
 """
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from .. import records
+from ...errors import DataError
+from ..records import dataset, ending, read_records, source
+from .documents import checked
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+KINDS = ".jsonl file (or .gz of one)"
 
 
 class Example(TypedDict):
@@ -30,12 +35,8 @@ def example(context: str, references: Iterable[str], category: str | None = None
 
 
 def collected(source: str, examples: Iterable[Example]) -> "Dataset":
-    """The examples as data. Raises `DataError` when there are none.
-
-    >>> len(collected("x", [example("a", ["One."])]))
-    1
-    """
-    return records.dataset(source, examples, "input with a text; give data with at least one")
+    """The examples as data. Raises `DataError` when there are none."""
+    return dataset(source, examples, "input with a text; give data with at least one")
 
 
 def grouped(examples: Iterable[Example]) -> list[Example]:
@@ -58,5 +59,36 @@ def pairs(data: "Dataset") -> "Dataset":
     >>> pairs(collected("x", [example("a : 1", ["One.", "It is one."])]))["completion"][:]
     ['One.', 'It is one.']
     """
-    rows = [{"context": row["context"], "completion": text} for row in data.to_list() for text in row["references"]]
-    return records.dataset(records.source(data), rows, "text")
+    rows = ({"context": row["context"], "completion": text} for row in data.to_list() for text in row["references"])
+    return dataset(source(data), rows, "text")
+
+
+def read_jsonl(
+    path: str | Path, context: str = "context", completion: str = "completion", category: str | None = None
+) -> "Dataset":
+    """Data of your own: a JSON object a line of a `.jsonl` file (or `.gz` of one), equal inputs made one.
+
+    context, completion: the fields of the input and of its text (a string) or texts (a list of strings). category: the field of
+    the category, a string or null; by default "category", which may be missing. Texts are kept as they are. Raises `DataError`
+    when the file does not exist, or has a line that is not such an object.
+    """
+    path = Path(path)
+    ending(path, (".jsonl",), KINDS)
+    records = read_records(path, [context, completion, *([category] if category else [])], kinds=KINDS)
+    rows = [_example(where, row, context, completion, category or "category") for where, row in records]
+    return collected(str(path), grouped(rows))
+
+
+def _example(where: str, row: Mapping[str, Any], context: str, completion: str, category: str) -> Example:
+    texts = row[completion] if isinstance(row[completion], list) else [row[completion]]
+    if not texts:
+        raise DataError(f"{where}: {completion!r} is an empty list; give at least one text.")
+    label = None if row.get(category) is None else _filled(where, category, row[category])
+    return example(_filled(where, context, row[context]), [_filled(where, completion, text) for text in texts], label)
+
+
+def _filled(where: str, name: str, value: object) -> str:
+    text: str = checked(f"{where}: {name!r}", value, str)
+    if not text.strip():
+        raise DataError(f"{where}: {name!r} is empty; give it a text, or remove the line.")
+    return text

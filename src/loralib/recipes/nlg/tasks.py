@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import DataError
 from ..records import check_names, load_table, source
-from . import dart, e2e, webnlg
+from . import e2e, triples
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,9 +21,8 @@ class GenerationTask:
     """One task.
 
     title: its name, for messages. folders: where its files may lie below a data folder, as well as in it. train, dev, test:
-    their names by split, the preferred first; each may also be a `.gz`. origin: where to get them. read: reads one. hub, config:
-    its name on the hub, whose branch `TABLES` is read. columns: what it has there. development: what the hub calls the split
-    "dev". read_table: reads a table of the hub.
+    the names of its files, the preferred first; each may also be a `.gz`. origin: where to get them. hub, config, columns: its
+    name on the hub, whose branch `TABLES` is read, and what it has there. development: what the hub calls the split "dev".
     """
 
     title: str
@@ -62,12 +61,12 @@ TASKS: Mapping[str, GenerationTask] = MappingProxyType(
             dev=("dev.json", "dev.xml", "dev"),
             test=("test.json", "test.xml", "testdata_with_lex.xml", "test/testdata_with_lex.xml"),
             origin="gitlab.com/shimorina/webnlg-dataset, folder webnlg_challenge_2017",
-            read=webnlg.read_webnlg,
+            read=triples.read_webnlg,
             hub="webnlg-challenge/web_nlg",
             config="webnlg_challenge_2017",
             columns=("modified_triple_sets", "lex", "category"),
             development="dev",
-            read_table=webnlg.from_table,
+            read_table=triples.webnlg_from_table,
         ),
         "dart": GenerationTask(
             title="DART 1.1.1",
@@ -76,10 +75,10 @@ TASKS: Mapping[str, GenerationTask] = MappingProxyType(
             dev=("dart-v1.1.1-full-dev.json", "dart-v1.1.1-full-dev.xml"),
             test=("dart-v1.1.1-full-test.json", "dart-v1.1.1-full-test.xml"),
             origin="github.com/Yale-LILY/dart, folder data/v1.1.1",
-            read=dart.read_dart,
+            read=triples.read_dart,
             hub="Yale-LILY/dart",
             columns=("tripleset", "annotations"),
-            read_table=dart.from_table,
+            read_table=triples.dart_from_table,
         ),
     }
 )

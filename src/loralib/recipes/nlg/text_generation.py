@@ -12,8 +12,7 @@ from .. import lora_setup, model_loader, records, sources, training
 from ..options import TrainOptions
 from ..plan import Plan
 from . import language_models, loss, prompts
-from .examples import pairs
-from .jsonl import read_jsonl
+from .examples import pairs, read_jsonl
 from .tasks import read_split
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.dart import read_dart
 from loralib.recipes.nlg.examples import collected, example, grouped
+from loralib.recipes.nlg.triples import read_dart
 from peers import data
 from recipes.nlg.conftest import pairs_of, texts_of
 

@@ -14,7 +14,7 @@ import pytest
 
 from loralib.errors import DataError
 from loralib.recipes.nlg.examples import example, grouped
-from loralib.recipes.nlg.webnlg import SEEN_CATEGORIES, read_webnlg
+from loralib.recipes.nlg.triples import SEEN_CATEGORIES, read_webnlg
 from peers import data
 from recipes.nlg.conftest import pairs_of, texts_of
 
