@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.metrics import by_sacrebleu, cider, nist, rouge
+from loralib.recipes.nlg.metrics import by_sacrebleu, of_e2e
 from loralib.recipes.nlg.metrics.files import read_predictions, read_references
 from loralib.recipes.nlg.metrics.rows import References
 from loralib.recipes.nlg.metrics.tokens import mteval_words, tokenised, treebank_words
@@ -35,9 +35,9 @@ def mean_ter(predictions: Sequence[str], references: References) -> float:
 METRICS: dict[str, Metric] = {
     "mteval": by_sacrebleu.mteval,
     "multi_bleu": multi,
-    "nist": nist.nist,
-    "rouge_l": rouge.rouge_l,
-    "cider": cider.cider,
+    "nist": of_e2e.nist,
+    "rouge_l": of_e2e.rouge_l,
+    "cider": of_e2e.cider,
     "chrf": by_sacrebleu.chrf,
     "ter": by_sacrebleu.corpus_ter,
     "row_ters": mean_ter,
@@ -62,7 +62,7 @@ def test_a_perfect_prediction_is_as_good_as_any(rows: list[Row]) -> None:
     firsts = [row[0] for row in references]
     single = [[text] for text in firsts]
     assert by_sacrebleu.corpus_ter(firsts, single) == mean_ter(firsts, single) == 0
-    for metric in (multi, rouge.rouge_l, cider.cider, by_sacrebleu.chrf):
+    for metric in (multi, of_e2e.rouge_l, of_e2e.cider, by_sacrebleu.chrf):
         assert metric(firsts, single) >= metric(predictions, single) - 1e-9
 
 
@@ -122,9 +122,9 @@ def slow_multi_bleu(predictions: Sequence[str], references: References) -> float
         hyp_len += len(words)
         ref_len += min((abs(len(target) - len(words)), len(target)) for target in targets)[1]
         for n in range(1, 5):
-            for ngram, count in nist.ngrams(words, n).items():
+            for ngram, count in of_e2e.ngrams(words, n).items():
                 total[n - 1] += count
-                matched[n - 1] += min(count, max(nist.ngrams(target, n)[ngram] for target in targets))
+                matched[n - 1] += min(count, max(of_e2e.ngrams(target, n)[ngram] for target in targets))
     if not all(matched):
         return 0.0
     penalty = min(1.0, math.exp(1 - ref_len / hyp_len))
@@ -150,23 +150,23 @@ def test_short_rows_have_no_blank_reference() -> None:
 
 def test_nist_of_a_case_by_hand() -> None:
     predictions, references = ["a b"], [["a b", "a c"]]  # counts: a 2, b 1, c 1 of 4 words; "a b" 1, "a c" 1
-    assert nist.nist(predictions, references) == pytest.approx((1 + 2) / 2 + 1)  # info: a 1, b 2; "a b" log2(2 / 1)
+    assert of_e2e.nist(predictions, references) == pytest.approx((1 + 2) / 2 + 1)  # info: a 1, b 2; "a b" log2(2 / 1)
     half = math.exp(math.log(0.5) / math.log(1.5) ** 2 * math.log(2) ** 2)
-    assert nist.nist(["a"], references) == pytest.approx(1 * half)
+    assert of_e2e.nist(["a"], references) == pytest.approx(1 * half)
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))
 def test_the_longest_common_subsequence_is_the_longest(a: list[str], b: list[str]) -> None:
     subsequences = [{c for n in range(len(x) + 1) for c in itertools.combinations(x, n)} for x in (a, b)]
-    assert rouge.longest_common_subsequence(a, b) == max(map(len, subsequences[0] & subsequences[1]))
+    assert of_e2e.longest_common_subsequence(a, b) == max(map(len, subsequences[0] & subsequences[1]))
 
 
 def test_rouge_l_takes_the_best_precision_and_the_best_recall_apart() -> None:
     row = ["a b c d", "a"]  # of "a b": precision 1 and recall 1/2 of the first, precision 1/2 and recall 1 of the second
-    assert rouge.rouge_l(["a b"], [row]) == pytest.approx(100)
+    assert of_e2e.rouge_l(["a b"], [row]) == pytest.approx(100)
     precision, recall = 2 / 3, 1 / 2
     expected = 100 * (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
-    assert rouge.rouge_l(["a b x"], [["a b c d"]]) == pytest.approx(expected)
+    assert of_e2e.rouge_l(["a b x"], [["a b c d"]]) == pytest.approx(expected)
 
 
 def slow_cider(predictions: Sequence[str], references: References) -> float:
@@ -179,11 +179,11 @@ def slow_cider(predictions: Sequence[str], references: References) -> float:
         for target in row:
             delta = max(0, len(words) - 1) - max(0, len(target) - 1)
             for n in range(1, 5):
-                known = sorted({*nist.ngrams(words, n), *nist.ngrams(target, n)})
-                having = [sum(any(g in nist.ngrams(text, n) for text in other) for other in targets) for g in known]
+                known = sorted({*of_e2e.ngrams(words, n), *of_e2e.ngrams(target, n)})
+                having = [sum(any(g in of_e2e.ngrams(text, n) for text in other) for other in targets) for g in known]
                 idf = [math.log(len(targets)) - math.log(max(1, count)) for count in having]
-                h = [nist.ngrams(words, n)[g] * w for g, w in zip(known, idf, strict=True)]
-                r = [nist.ngrams(target, n)[g] * w for g, w in zip(known, idf, strict=True)]
+                h = [of_e2e.ngrams(words, n)[g] * w for g, w in zip(known, idf, strict=True)]
+                r = [of_e2e.ngrams(target, n)[g] * w for g, w in zip(known, idf, strict=True)]
                 norm = math.sqrt(sum(x * x for x in h)) * math.sqrt(sum(x * x for x in r))
                 dot = sum(min(x, y) * y for x, y in zip(h, r, strict=True))
                 values.append(dot / norm * math.exp(-(delta**2) / 72) if norm else 0.0)
@@ -193,7 +193,7 @@ def slow_cider(predictions: Sequence[str], references: References) -> float:
 
 @given(ROWS)
 def test_cider_follows_the_formula(rows: list[Row]) -> None:
-    assert cider.cider(*parted(rows)) == pytest.approx(slow_cider(*parted(rows)), abs=1e-9)
+    assert of_e2e.cider(*parted(rows)) == pytest.approx(slow_cider(*parted(rows)), abs=1e-9)
 
 
 # --- TER and chrF ---------------------------------------------------------------------------------------------------

@@ -21,11 +21,9 @@ from sacrebleu.metrics.bleu import BLEUScore
 
 from ...errors import ConfigError, DataError
 from .metrics.by_sacrebleu import cased_bleu, chrf, corpus_ter, mteval, multi_bleu, row_ters
-from .metrics.cider import cider
 from .metrics.meteor import find_jar, meteor
-from .metrics.nist import nist
+from .metrics.of_e2e import cider, nist, rouge_l
 from .metrics.paper import FIGURES, TASKS
-from .metrics.rouge import rouge_l
 from .metrics.rows import References, check, given
 from .metrics.tokens import tokenised, treebank_words
 
@@ -37,13 +35,14 @@ METRICS: Mapping[str, Mapping[str, Callable[[Sequence[str], References], float]]
 }
 
 T = TypeVar("T")
+Categories = Sequence[str | None] | None
 
 
 def score(
     task: str,
     predictions: Sequence[str],
     references: References,
-    categories: Sequence[str | None] | None = None,
+    categories: Categories = None,
     meteor_jar: Path | None = None,
 ) -> dict[str, float]:
     """The metrics of a task by name: of one prediction for each row of references, blank ones being none.
@@ -61,28 +60,17 @@ def score(
     check(predictions, references)
     jar = find_jar(meteor_jar)
     if task not in METRICS:
-        return _tokenised(task, predictions, references, categories, jar)
+        return _in_parts(task, predictions, references, categories, jar)
     found = {name: metric(predictions, references) for name, metric in METRICS[task].items()}
     if jar and task == "e2e":
-        found["meteor"] = 100 * meteor(*_without_punctuation(predictions, references), jar)
+        found["meteor"] = 100 * meteor(*_each(_without_punctuation, predictions, references), jar)
     elif jar:
         found["meteor"] = meteor(predictions, references, jar)
     return {name: found[name] for name in (*FIGURES[task], *found) if name in found}
 
 
-def _without_punctuation(predictions: Sequence[str], references: References) -> tuple[list[str], list[list[str]]]:
-    def plain(texts: Sequence[str]) -> list[str]:
-        return [" ".join(treebank_words(text)) for text in texts]
-
-    return plain(predictions), [plain(row) for row in references]
-
-
-def _tokenised(
-    task: str,
-    predictions: Sequence[str],
-    references: References,
-    categories: Sequence[str | None] | None,
-    jar: Path | None,
+def _in_parts(
+    task: str, predictions: Sequence[str], references: References, categories: Categories, jar: Path | None
 ) -> dict[str, float]:
     found = {name: bleu.score for name, bleu in multi_bleus(task, predictions, references, categories).items()}
     texts, targets = prepared(task, predictions, references)
@@ -94,7 +82,7 @@ def _tokenised(
 
 
 def multi_bleus(
-    task: str, predictions: Sequence[str], references: References, categories: Sequence[str | None] | None = None
+    task: str, predictions: Sequence[str], references: References, categories: Categories = None
 ) -> dict[str, BLEUScore]:
     """multi-bleu.perl's score for WebNLG or DART, by the names that `score` gives BLEU; errors as there."""
     texts, targets = prepared(task, predictions, references)
@@ -110,11 +98,20 @@ def prepared(task: str, predictions: Sequence[str], references: References) -> t
     """
     check(predictions, references)
     taken = [row if len(row) <= MOST_REFERENCES else given(row)[:MOST_REFERENCES] for row in references]
-    texts, *targets = ([tokenised(text, plain=task == "webnlg") for text in row] for row in (predictions, *taken))
-    return texts, targets
+    return _each(lambda text: tokenised(text, plain=task == "webnlg"), predictions, taken)
 
 
-def _parts(task: str, rows: int, categories: Sequence[str | None] | None) -> dict[str, Sequence[int]]:
+def _without_punctuation(text: str) -> str:
+    return " ".join(treebank_words(text))
+
+
+def _each(
+    change: Callable[[str], str], predictions: Sequence[str], references: References
+) -> tuple[list[str], list[list[str]]]:
+    return [change(text) for text in predictions], [[change(text) for text in row] for row in references]
+
+
+def _parts(task: str, rows: int, categories: Categories) -> dict[str, Sequence[int]]:
     """The rows of each part, by what the names of its metrics end in."""
     if task != "webnlg":
         return {"": range(rows)}

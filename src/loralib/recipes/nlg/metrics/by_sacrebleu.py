@@ -1,23 +1,20 @@
 """BLEU, chrF and TER of a whole corpus, by sacrebleu. BLEU and chrF are in hundredths, TER is a share of 1.
 
-BLEU (Papineni et al. 2002), BP · exp(Σ_{n≤4} log p_n / 4) with BP = min(1, exp(1 − ref_len / hyp_len)), as two scripts compute
-it; ref_len is the sum of the lengths of the references that are closest in length (the shorter of two that are equally close):
+BLEU = BP · exp(Σ_{n≤4} log p_n / 4), BP = min(1, exp(1 − ref_len / hyp_len)) (Papineni et al. 2002), as two scripts compute it;
+ref_len is the sum of the lengths of the references that are closest in length (the shorter of two that are equally close):
 
-- `mteval`: E2E's, over the words of mteval-v13a. What sacrebleu does by default is the same but for case: mteval folds it.
-  An order without a match is smoothed.
+- `mteval`: E2E's, over the words of mteval-v13a, which folds case; sacrebleu's default, `cased_bleu`, does not. An order without
+  a match is smoothed.
 - `multi_bleu`: the WebNLG challenge's and DART's, over words between spaces, by Moses' multi-bleu.perl. Without smoothing, and
-  with a trait that sacrebleu does not share: a blank line in a file of references, which stands for a missing reference, is a
-  reference of length 0. A prediction of two words is then closer in length to it than to a reference of five, and the brevity
-  penalty is milder. On the challenge's Baseline, whose predictions are often short, that is 33.24 instead of 32.39; on
-  BART-large's outputs for DART, 48.56 instead of 47.59.
+  with a trait of its own: a blank line in a file of references, which stands for a missing reference, is a reference of length
+  0. A prediction of two words is closer in length to it than to a reference of five, and the brevity penalty is milder: 33.24
+  instead of 32.39 on the challenge's Baseline, 48.56 instead of 47.59 on BART-large's outputs for DART.
 
-chrF (Popović 2015): the F-score (β = 2) of runs of up to 6 letters; case counts, spaces do not; not chrF++, which adds words. Of
-several references a row takes the best, and the first of those that are equally good: since their lengths count, the order of
-references can matter where a prediction shares nothing with any of them.
+chrF (Popović 2015): the F-score (β = 2) of runs of up to 6 letters; case counts, spaces do not; not chrF++, which adds words.
+Of references that are equally good a row takes the first, whose length then counts.
 
-TER (Snover et al. 2006): the edits that make a prediction its reference, as a share of the reference's words; case is folded.
-Edits are words put in, left out or changed, and runs of words moved; their number is sacrebleu's, whose search is that of
-tercom. Lower is better, and 1 is as bad as saying nothing. There are two ways to take many rows together:
+TER (Snover et al. 2006): the words put in, left out, changed or moved to make a prediction its reference, as a share of the
+reference's words; case is folded. Lower is better, and 1 is as bad as saying nothing. sacrebleu's search is that of tercom.
 
 - `corpus_ter`: all edits over all words, the words of a row being the mean of its references: sacrebleu's and tercom's.
 - the mean of `row_ters`, the least TER of any reference of each row: the LoRA paper's, from WebNLG's GenerationEval. As there,

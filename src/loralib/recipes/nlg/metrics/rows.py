@@ -1,8 +1,8 @@
 """Predictions and their references, row by row: what every metric here takes, and checks first.
 
 A row is one input: one prediction, and at least one reference. Rows need not have equally many. A blank reference is none:
-files that stand side by side hold blank lines where an input has fewer references than another. (Two scripts do count it:
-see `multi_bleu` and `row_ters`.)
+files side by side hold blank lines where an input has fewer references than another. (Two scripts do count it: see `multi_bleu`
+and `row_ters`.)
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,8 @@ Words = Sequence[str]
 def check(predictions: Sequence[str], references: References) -> None:
     """`DataError` when there are no rows, not as many predictions as rows of references, or a row without a reference."""
     if len(predictions) != len(references):
-        raise DataError(
-            f"there are {len(predictions):,} predictions and {len(references):,} rows of references; give one an input."
-        )
+        found = f"there are {len(predictions):,} predictions and {len(references):,} rows of references"
+        raise DataError(f"{found}; give one an input.")
     if not predictions:
         raise DataError("there are no predictions; give at least one.")
     for number, row in enumerate(references, 1):
@@ -30,11 +29,7 @@ def check(predictions: Sequence[str], references: References) -> None:
 
 
 def given(row: Sequence[str]) -> list[str]:
-    """The references of a row that are not blank.
-
-    >>> given(["a pub .", "", " "])
-    ['a pub .']
-    """
+    """The references of a row that are not blank."""
     return [text for text in row if text.strip()]
 
 
@@ -47,9 +42,7 @@ def in_words(
 
 
 def files(references: References, repeat: bool = False) -> list[list[str]]:
-    """The references as files side by side: all first ones, all second ones, and so on.
-
-    Rows that have fewer are filled with blank ones, or, with `repeat`, with their first.
+    """The references as files side by side; rows that have fewer are filled with blank ones or, with `repeat`, their first.
 
     >>> files([["a"], ["b", "c"]]), files([["a"], ["b", "c"]], repeat=True)
     ([['a', 'b'], ['', 'c']], [['a', 'b'], ['a', 'c']])
@@ -59,10 +52,9 @@ def files(references: References, repeat: bool = False) -> list[list[str]]:
 
 
 def streams(references: References) -> list[list[str]]:
-    """The references as files, with None for blank ones, as sacrebleu takes them.
+    """The references as files, with None for blank ones, as sacrebleu takes them although its annotations leave it out.
 
     >>> streams([["a"], ["b", "", "c"]])
     [['a', 'b'], [None, 'c']]
     """
-    # None is no reference to sacrebleu, although its annotations leave it out.
     return [[cast(str, text or None) for text in file] for file in files([given(row) for row in references])]
