@@ -1,9 +1,8 @@
 """Rows of data: files from elsewhere (`.tsv`, `.csv`, `.jsonl`, or `.gz` of one), tables of the hub, and rows in memory.
 
 A `.tsv` file is raw: tabs separate fields, quotes are text. A `.csv` file follows RFC 4180. A `.jsonl` file has one JSON object
-a line. Columns are found by name in the first line (or in the objects); blank lines are passed over. What is wrong with a file
-is a `DataError` that names the file and the line. In memory rows are a `datasets.Dataset`, made here so that it knows the name
-of its source for messages.
+a line. Blank lines are passed over. What is wrong with a file is a `DataError` that names the file and the line. In memory rows
+are a `datasets.Dataset`, whose description is what messages call them.
 """
 
 import csv
@@ -13,7 +12,6 @@ import json
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +73,8 @@ def read_records(
 ) -> list[Record]:
     """The rows of a `.tsv`, `.csv` or `.jsonl` file, which must have the `columns`.
 
-    kinds, remedy: what messages say was expected, and what to do about a missing column. header: the names of a delimited
-    file's columns, where its first line does not have them. malformed: gets what is wrong with lines of another number of
-    fields, which is otherwise an error.
+    header: the names of a delimited file's columns, where its first line does not have them. malformed: gets what is wrong with
+    lines of another number of fields, which is otherwise an error.
     """
     kind, text = ending(path), read_text(path, kinds)
     if kind == ".jsonl":
@@ -150,7 +147,7 @@ def _json_records(path: Path, text: str) -> Iterator[Record]:
 
 
 def check_names(where: str, wanted: Iterable[str], present: Sequence[str], what: str = "column", remedy: str = RENAME) -> None:
-    """`DataError` when a name is not among those present, or is there twice."""
+    """`DataError` when a name is not present, or is there twice."""
     for name in wanted:
         if name not in present:
             nearest = nearest_of(name, present)
@@ -169,11 +166,8 @@ def listed(names: Sequence[str], most: int = 8, width: int = 60) -> str:
     return (", ".join(shown) or "none") + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-# --- in memory --------------------------------------------------------------------------------------------------------
-
-
 def dataset(source: str, rows: Iterable[Mapping[str, Any]], nothing: str) -> "Dataset":
-    """The rows in memory. source: what messages call them. Raises `DataError` when there are none; nothing: what is missing."""
+    """The rows in memory. Raises `DataError`, that there are no `nothing`, when there are none."""
     from datasets import Dataset, DatasetInfo
 
     rows = list(rows)
@@ -196,10 +190,9 @@ def sample(data: "Dataset", n: int | None, seed: int) -> "Dataset":
 
 
 def split(data: "Dataset", fraction: float, seed: int, by: str | None = None) -> tuple["Dataset", "Dataset"]:
-    """Two disjoint parts, the second with about `fraction` of the rows, drawn at random.
+    """Two disjoint parts, the second with about `fraction` of the rows, drawn at random; `DataError` when one would be empty.
 
-    by: a column; rows that are equal in it stay together, in the order of the data, and `fraction` is of its values. Raises
-    `DataError` when a part would be empty.
+    by: a column; rows that are equal in it stay together, in the order of the data, and `fraction` is of its values.
     """
     keys = list(range(len(data)) if by is None else dict.fromkeys(data[by][:]))
     random.Random(seed).shuffle(keys)
@@ -217,9 +210,6 @@ def split(data: "Dataset", fraction: float, seed: int, by: str | None = None) ->
     return train, held_out
 
 
-# --- the hub ----------------------------------------------------------------------------------------------------------
-
-
 def load_table(name: str, config: str | None, split: str, remedy: str, revision: str | None = None) -> "Dataset":
     """One split of a data set on the Hugging Face hub; `DataError`, with the `remedy`, if it cannot be had."""
     import datasets
@@ -227,24 +217,15 @@ def load_table(name: str, config: str | None, split: str, remedy: str, revision:
     from huggingface_hub.errors import HfHubHTTPError
 
     where = f"hub data set {name!r}" + (f" ({config})" if config else "") + f", split {split!r}"
-    try:
-        with _no_progress_bars():
-            table = datasets.load_dataset(name, config, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise DataError(f"{where} cannot be loaded ({reason}); {remedy}.") from None
-    table.info.description = where
-    return table
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    import datasets
-
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        yield
+        table = datasets.load_dataset(name, config, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise DataError(f"{where} cannot be loaded ({reason}); {remedy}.") from None
     finally:
         if not silent:
             datasets.enable_progress_bars()
+    table.info.description = where
+    return table

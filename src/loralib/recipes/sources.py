@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def read(options: TrainOptions, read_task: "Read", read_own: "Read") -> "list[Dataset | None]":
     """All rows to train on, to evaluate on (None: a part of those to train on) and to score at the end (None: there are none).
 
-    read_task: reads a task's split from a folder or the hub. read_own: reads what an option names: a file, or a split of a data
-    set on the hub. Raises `DataError` when they cannot be had.
+    read_task: reads a task's split from a folder or the hub. read_own: reads what an option names.
     """
     if options.task:
         train, evaluation = (read_task(options.task, part, options.data_dir) for part in ("train", "dev"))

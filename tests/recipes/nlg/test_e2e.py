@@ -125,8 +125,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_column_of_no_texts_is_refused() -> None:
     columns = ("meaning_representation", "human_reference")
     for message, *rows in [
-        ("x, row 2: its text is None, not text", ("name[A]", "b"), ("name[B]", None)),
-        ("x, row 1: its meaning representation is 5, not text", (5, "b")),
+        ("x, row 2: 'human_reference' is None, not text", ("name[A]", "b"), ("name[B]", None)),
+        ("x, row 1: 'meaning_representation' is 5, not text", (5, "b")),
     ]:
         table = dataset("x", [dict(zip(columns, row, strict=True)) for row in rows], "rows")
         with pytest.raises(DataError, match=message):

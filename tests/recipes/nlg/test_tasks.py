@@ -212,7 +212,11 @@ def test_dart_from_the_hub(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("e2e", [{"meaning_representation": "name[A]"}], "split 'test' has no column 'human_reference'; it has 'meaning_rep"),
+        (
+            "e2e",
+            [{"meaning_representation": "name[A]"}],
+            "split 'test', row 1 has no field 'human_reference'; it has 'meaning_rep",
+        ),
         ("e2e", [{"meaning_representation": "A", "human_reference": "b"}], "split 'test', row 1: 'A' is no meaning"),
         ("dart", [{"tripleset": [["a", "b"]], "annotations": []}], r"split 'test', row 1: 'a \| b' is no triple"),
         (

@@ -40,15 +40,15 @@ def test_one_class_is_refused() -> None:
 
 def test_a_label_that_training_did_not_have_is_refused() -> None:
     with pytest.raises(DataError, match="'c', which is none of 'a', 'b'"):
-        labelling.class_ids(labelled("x", ["a"], ["c"]), ["a", "b"])
+        labelling.targets(labelled("x", ["a"], ["c"]), ["a", "b"])
     with pytest.raises(DataError, match=r"'c', which is none of '0', .*'7' and 2 more"):
-        labelling.class_ids(labelled("x", ["a"], ["c"]), [str(i) for i in range(10)])
+        labelling.targets(labelled("x", ["a"], ["c"]), [str(i) for i in range(10)])
 
 
 @pytest.mark.parametrize("label", ["x", "", "nan", "inf"])
 def test_a_label_that_is_no_number_is_refused_for_regression(label: str) -> None:
     with pytest.raises(DataError, match=f"x: the label '{label}' of the text 'b' is no number"):
-        labelling.scores(labelled("x", ["a", "b"], ["1.5", label]))
+        labelling.targets(labelled("x", ["a", "b"], ["1.5", label]), None)
 
 
 def test_targets_are_positions_of_classes_or_numbers() -> None:

@@ -1,7 +1,7 @@
 """Whole JSON and XML documents from strangers, and the shapes that their values must have.
 
 A `.gz` of one is read too. An XML document with a DOCTYPE is refused, so that no entity is ever declared or expanded, and
-nothing outside the file is read. What a document means is for the readers of the data sets to know.
+nothing outside the file is read. What is wrong is a `DataError`.
 """
 
 import json
@@ -19,7 +19,7 @@ _NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises `DataError` when it is not JSON."""
+    """The value of a JSON file."""
     text = read_text(path, KINDS)
     try:
         return json.loads(text)
@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_xml(path: Path) -> ET.Element:
-    """The root of an XML file. Raises `DataError` when it is not well-formed or has a DOCTYPE."""
+    """The root of an XML file."""
     text = read_text(path, KINDS)
     # Outside comments and CDATA these characters can only open a DOCTYPE, so a plain search lets none through.
     if "<!DOCTYPE" in text:
@@ -42,8 +42,7 @@ def read_xml(path: Path) -> ET.Element:
 def checked(where: str, value: Any, shape: Any) -> Any:
     """The value, when it has the shape: `str`, `[shape]` for a list of such, `{name: shape, …}` for an object with such fields.
 
-    A list of objects may also be an object of lists, as tables of the hub have it. Raises `DataError` that says which part of
-    the value has another shape.
+    A list of objects may also be an object of lists, as tables of the hub have it.
 
     >>> checked("a.json", {"cities": {"name": ["Aarhus", "Bonn"]}}, {"cities": [{"name": str}]})
     {'cities': [{'name': 'Aarhus'}, {'name': 'Bonn'}]}

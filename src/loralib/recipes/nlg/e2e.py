@@ -11,9 +11,8 @@ are equal. A model should be trained on and scored with one form. Rows of equal 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
@@ -25,18 +24,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # The attributes as published, in their order there, by the names that the LoRA paper's files give them.
-ATTRIBUTES: Mapping[str, str] = MappingProxyType(
-    {
-        "name": "name",
-        "eatType": "Type",
-        "food": "food",
-        "priceRange": "price",
-        "customer rating": "customer rating",
-        "area": "area",
-        "familyFriendly": "family friendly",
-        "near": "near",
-    }
-)
+_PUBLISHED = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
+_RENAMED = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
+ATTRIBUTES = {name: _RENAMED.get(name, name) for name in _PUBLISHED}
 KINDS = ".txt or .csv file (or .gz of one)"
 
 _ATTRIBUTE = re.compile(r"([^\[\],]+)\[([^\[\]]*)\](?:, *(?!$)|$)")
@@ -54,8 +44,9 @@ def read_e2e(path: str | Path) -> "Dataset":
 
 def from_table(table: "Dataset") -> "Dataset":
     """The published form as a table of the hub. Raises `DataError` for a row of another form."""
-    columns = zip(table["meaning_representation"][:], table["human_reference"][:], strict=True)
-    rows = (_row(f"{source(table)}, row {i}", *row) for i, row in enumerate(columns, 1))
+    shape = {"meaning_representation": str, "human_reference": str}
+    places = ((f"{source(table)}, row {i}", row) for i, row in enumerate(table.to_list(), 1))
+    rows = (_row(where, *checked(where, row, shape).values()) for where, row in places)
     return collected(source(table), grouped(rows))
 
 
@@ -74,10 +65,9 @@ def published_rows(path: Path, kinds: str) -> list[Record]:
 
 
 def linearised(meaning: str) -> str:
-    """A meaning representation as published, in the form of the LoRA paper's files.
+    """A meaning representation as published in the form of the LoRA paper's files, where prices are tokenised.
 
-    Attributes keep their order and take their names there; prices are tokenised as there, other values are equal. Raises
-    `DataError` when it is not as published or has another attribute.
+    Raises `DataError` when it is not as published or has another attribute.
 
     >>> linearised("name[The Mill], eatType[pub], priceRange[less than £20], familyFriendly[yes]")
     'name : The Mill | Type : pub | price : less than £ 20 | family friendly : yes'
@@ -95,12 +85,12 @@ def _named(attribute: str, value: str) -> str:
     return f"{ATTRIBUTES[attribute]} : {value}"
 
 
-def _row(where: str, meaning: object, text: object) -> Example:
+def _row(where: str, meaning: str, text: str) -> Example:
     try:
-        context = linearised(checked("its meaning representation", meaning, str).strip())
+        context = linearised(meaning.strip())
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    return _whole(where, context, checked(f"{where}: its text", text, str).strip())
+    return _whole(where, context, text.strip())
 
 
 def _whole(where: str, context: str, text: str) -> Example:

@@ -40,9 +40,9 @@ def collected(source: str, examples: Iterable[Example]) -> "Dataset":
 
 
 def grouped(examples: Iterable[Example]) -> list[Example]:
-    """The examples with equal inputs made one, which has the texts of all of them in order; it stands where the first stood.
+    """The examples with equal inputs of one category made one, which has all their texts and stands where the first stood.
 
-    The scripts of the LoRA paper score so. Inputs of different categories stay apart.
+    The scripts of the LoRA paper score so.
 
     >>> [row["references"] for row in grouped([example("a", ["One."]), example("b", ["Two."]), example("a", ["1."])])]
     [['One.', '1.'], ['Two.']]
@@ -68,9 +68,8 @@ def read_jsonl(
 ) -> "Dataset":
     """Data of your own: a JSON object a line of a `.jsonl` file (or `.gz` of one), equal inputs made one.
 
-    context, completion: the fields of the input and of its text (a string) or texts (a list of strings). category: the field of
-    the category, a string or null; by default "category", which may be missing. Texts are kept as they are. Raises `DataError`
-    when the file does not exist, or has a line that is not such an object.
+    context, completion: the fields of the input and of its text or list of texts. category: the field of the category, a string
+    or null; by default "category", which may be missing. Raises `DataError` for what cannot serve.
     """
     path = Path(path)
     ending(path, (".jsonl",), KINDS)

@@ -5,8 +5,7 @@
 - `webnlg`, `dart`: as WebNLG's scripts, over tokenised text in lower case (for WebNLG without accents), which is made of text
   that is not: BLEU of multi-bleu in hundredths; METEOR, and TER as the LoRA paper takes it, as shares of 1. No more than the
   first six references of a row are taken, as the paper does. WebNLG's are for all rows, and the seen and the unseen apart.
-  Blank references count as those scripts count them, which makes the published figures of systems whose references are files
-  of lines; the paper's files have none, and neither have references that come from the data.
+  Blank references, which only files of lines have, count as those scripts count them.
 - `any`: sacrebleu's BLEU (case counts) and chrF, and ROUGE-L, in hundredths; METEOR and sacrebleu's TER as shares of 1.
 
 These are the units in which the paper prints them. METEOR is there only where its program is (`metrics.meteor`).
@@ -47,10 +46,9 @@ def score(
 ) -> dict[str, float]:
     """The metrics of a task by name: of one prediction for each row of references, blank ones being none.
 
-    categories: "seen" or "unseen" for each row, which WebNLG's metrics end in (`bleu_seen`, `bleu_unseen`, `bleu_all`); without
-    them only those for all rows are there. meteor_jar: where METEOR's program is; otherwise the environment variable METEOR_JAR
-    says, or an installed `pycocoevalcap`, and METEOR is left out when none does. Raises `ConfigError` for an unknown task or
-    when METEOR was asked for and cannot be had, and `DataError` for rows that do not fit.
+    categories: "seen" or "unseen" for each row, which WebNLG's metrics end in (`bleu_seen`, `bleu_unseen`, `bleu_all`).
+    meteor_jar: METEOR's program, if not where `metrics.meteor` looks for it; METEOR is left out when it is nowhere. Raises
+    `ConfigError` for an unknown task or a program that is missing, and `DataError` for rows that do not fit.
 
     >>> round(score("any", ["The Mill is a pub."], [["The Mill is a pub.", "A pub is The Mill."]])["bleu"], 2)
     100.0

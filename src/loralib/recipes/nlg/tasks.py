@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ..records import check_names, load_table, source
+from ..records import load_table
 from . import e2e, triples
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ class GenerationTask:
     """One task.
 
     title: its name, for messages. folders: where its files may lie below a data folder, as well as in it. train, dev, test:
-    the names of its files, the preferred first; each may also be a `.gz`. origin: where to get them. hub, config, columns: its
-    name on the hub, whose branch `TABLES` is read, and what it has there. development: what the hub calls the split "dev".
+    the names of its files, the preferred first; each may also be a `.gz`. origin: where to get them. hub, config: its name on
+    the hub, whose branch `TABLES` is read. development: what the hub calls the split "dev".
     """
 
     title: str
@@ -34,7 +34,6 @@ class GenerationTask:
     read: "Callable[[Path], Dataset]"
     hub: str
     config: str | None = None
-    columns: tuple[str, ...]
     development: str = "validation"
     read_table: "Callable[[Dataset], Dataset]"
 
@@ -51,7 +50,6 @@ TASKS: Mapping[str, GenerationTask] = MappingProxyType(
             origin="github.com/tuetschek/e2e-dataset",
             read=e2e.read_e2e,
             hub="tuetschek/e2e_nlg",
-            columns=("meaning_representation", "human_reference"),
             read_table=e2e.from_table,
         ),
         "webnlg": GenerationTask(
@@ -64,7 +62,6 @@ TASKS: Mapping[str, GenerationTask] = MappingProxyType(
             read=triples.read_webnlg,
             hub="webnlg-challenge/web_nlg",
             config="webnlg_challenge_2017",
-            columns=("modified_triple_sets", "lex", "category"),
             development="dev",
             read_table=triples.webnlg_from_table,
         ),
@@ -77,7 +74,6 @@ TASKS: Mapping[str, GenerationTask] = MappingProxyType(
             origin="github.com/Yale-LILY/dart, folder data/v1.1.1",
             read=triples.read_dart,
             hub="Yale-LILY/dart",
-            columns=("tripleset", "annotations"),
             read_table=triples.dart_from_table,
         ),
     }
@@ -85,10 +81,7 @@ TASKS: Mapping[str, GenerationTask] = MappingProxyType(
 
 
 def read_split(name: str, split: str, data_dir: str | Path | None = None) -> "Dataset":
-    """A split of a task, "train", "dev" or "test", from the files in or below `data_dir`, or from the hub when it is None.
-
-    Raises `DataError` for an unknown task or split, or data that cannot be had or read.
-    """
+    """A split, "train", "dev" or "test", from the files in or below `data_dir`, or from the hub; `DataError` without it."""
     if name not in TASKS:
         raise DataError(f"task {name!r} is none of the data-to-text tasks: {', '.join(TASKS)}.")
     if split not in SPLITS:
@@ -97,7 +90,8 @@ def read_split(name: str, split: str, data_dir: str | Path | None = None) -> "Da
     names = " or ".join(file if "." in file else f"a folder {file} of .xml files" for file in files)
     wanted = f"a folder that holds, itself or in a folder {task.folders[0]}, {names} (from {task.origin})"
     if data_dir is None:
-        return _from_hub(task, task.development if split == "dev" else split, wanted)
+        hub_split, remedy = task.development if split == "dev" else split, f"get a network, or give --data-dir, {wanted}"
+        return task.read_table(load_table(task.hub, task.config, hub_split, remedy, TABLES))
     if not Path(data_dir).is_dir():
         raise DataError(
             f"{data_dir} {'is a file' if Path(data_dir).exists() else 'does not exist'}; give --data-dir, a folder."
@@ -113,9 +107,3 @@ def read_split(name: str, split: str, data_dir: str | Path | None = None) -> "Da
 def _serves(path: Path) -> bool:
     # Names without an ending stand for folders; many folders are called "train", but only WebNLG's hold XML.
     return path.is_file() if "." in path.name else next(path.rglob("*.xml"), None) is not None
-
-
-def _from_hub(task: GenerationTask, split: str, wanted: str) -> "Dataset":
-    table = load_table(task.hub, task.config, split, f"get a network, or give --data-dir, {wanted}", TABLES)
-    check_names(source(table), task.columns, table.column_names, remedy="Give --data-dir instead.")
-    return task.read_table(table)

@@ -69,12 +69,9 @@ def read_webnlg(path: str | Path, *, only_good: bool = True) -> "Dataset":
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.lower().removesuffix(".gz").endswith(".xml"))
-        if not files:
-            raise DataError(
-                f"{path} has no .xml file in it; give the folder of the challenge's files, or a .json or .xml file."
-            )
-    entries = (entry for file in files for entry in _entries(file, _webnlg_entries))
-    return _webnlg(str(path), entries, only_good)
+    if not files:
+        raise DataError(f"{path} has no .xml file in it; give the folder of the challenge's files, or a .json or .xml file.")
+    return _webnlg(str(path), (entry for file in files for entry in _entries(file, _webnlg_entries)), only_good)
 
 
 def read_dart(path: str | Path) -> "Dataset":
@@ -83,11 +80,8 @@ def read_dart(path: str | Path) -> "Dataset":
 
 
 def webnlg_from_table(table: "Dataset") -> "Dataset":
-    """The entries of a table of the hub.
-
-    The hub's test split holds the whole test set twice over, without texts and with them, and its unseen part once more; the
-    whole set with texts is taken, by the column `test_category`.
-    """
+    """The entries of a table of the hub, whose test split holds the whole test set twice over, without texts and with them,
+    and its unseen part once more; the whole set with texts is taken, by the column `test_category`."""
     return _webnlg(source(table), _table_entries(table))
 
 
@@ -97,13 +91,13 @@ def dart_from_table(table: "Dataset") -> "Dataset":
 
 
 def _webnlg(source: str, entries: Iterable[Entry], only_good: bool = True) -> "Dataset":
-    def with_category(entry: Entry) -> Example:
+    def kept(entry: Entry) -> Example:
         if entry.category is None:
             raise DataError(f"{entry.where} has no attribute 'category', which says whether it is seen; give it one.")
         texts = [text for remark, text in entry.texts if remark == "good" or not only_good]
         return _example(entry, texts, "seen" if entry.category in SEEN_CATEGORIES else "unseen")
 
-    return _data(source, map(with_category, entries))
+    return collected(source, (row for row in map(kept, entries) if row["references"]))
 
 
 def _dart(source: str, entries: Iterable[Entry]) -> "Dataset":
@@ -111,21 +105,15 @@ def _dart(source: str, entries: Iterable[Entry]) -> "Dataset":
         triples = [[part.lower() if i == 1 else part for i, part in enumerate(triple)] for triple in entry.triples]
         return _example(entry._replace(triples=triples), [text for _, text in entry.texts])
 
-    return _data(source, map(lower_cased, entries))
+    return collected(source, (row for row in map(lower_cased, entries) if row["references"]))
 
 
 def _example(entry: Entry, texts: Iterable[str], category: str | None = None) -> Example:
     if not entry.triples:
         raise DataError(f"{entry.where} has no triples; give it at least one.")
-    for triple in entry.triples:
-        if len(triple) != 3:
-            written = " | ".join(triple)
-            raise DataError(f"{entry.where}: {written!r:.80} is no triple; write it as subject | property | object.")
-    return example(" | ".join(map(" : ".join, entry.triples)), [text for text in texts if text.strip()], category)
-
-
-def _data(source: str, examples: Iterable[Example]) -> "Dataset":
-    return collected(source, (row for row in examples if row["references"]))
+    for written in (" | ".join(triple) for triple in entry.triples if len(triple) != 3):
+        raise DataError(f"{entry.where}: {written!r:.80} is no triple; write it as subject | property | object.")
+    return example(" | ".join(map(" : ".join, entry.triples)), filter(str.strip, texts), category)
 
 
 def _entries(path: Path, of_json: Callable[[str, Any, str], Iterable[Entry]]) -> Iterable[Entry]:

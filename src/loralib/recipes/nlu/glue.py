@@ -18,14 +18,12 @@ _MOST_MALFORMED = 1e-3
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One task, in the original distribution and on the hub.
+    """One task: the folder of its files, and their columns (no pair where there is one text).
 
-    folder: where its files lie. text, label: their columns. pair: the column of the second text; None where there is one text.
-    metric: by which it is scored. labels: the names of the classes, in order; None for regression. written: those names as the
-    files write them, where they differ. parts: the development and test sets, where there are several. header: the columns of
-    files that do not name them. index: the column that numbers the rows of a test file. malformed: whether the published files
-    are known to hold lines with too few fields, which are passed over. hub: columns of text and pair on the hub, where they
-    differ.
+    metric: by which it is scored. labels: the names of the classes, in order; None for regression. written: what the files call
+    them, where it differs. parts: the development and test sets, where there are several. header: the columns of files that do
+    not name them. index: the column that numbers the rows of a test file. malformed: whether the published files are known to
+    hold lines with too few fields, which are passed over. hub: columns of text and pair on the hub, where they differ.
     """
 
     folder: str
@@ -71,11 +69,8 @@ DIAGNOSTIC = GlueTask("diagnostic", *_PAIR, "label", "matthews", _NLI, hub=_PREM
 
 
 def read_glue(name: str, split: str, data_dir: str | Path | None = None) -> "Dataset":
-    """A labelled split of a task, "train" or "dev" (of MNLI also "dev_matched", the same, and "dev_mismatched"), from the
-    original files below `data_dir`, or from the hub when it is None.
-
-    Raises `DataError` for an unknown task or split, or data that cannot be had.
-    """
+    """A labelled split, "train" or "dev" (of MNLI also "dev_matched", the same, and "dev_mismatched"), from the original files
+    below `data_dir`, or from the hub. Raises `DataError` for an unknown task or split, or data that cannot be had."""
     task = _task(name)
     file = _file_of(name, split, ("train", "dev"))
     if data_dir is not None:
@@ -84,10 +79,7 @@ def read_glue(name: str, split: str, data_dir: str | Path | None = None) -> "Dat
 
 
 def read_glue_file(name: str, path: str | Path) -> "Dataset":
-    """The rows of a task's file in the form of the original distribution, its labels by their names.
-
-    Raises `DataError` for an unknown task, a file that is not there or a label that the task does not have.
-    """
+    """The rows of a task's file in the form of the original distribution, its labels by their names; `DataError` for others."""
     task = _task(name)
     most = _MOST_MALFORMED if task.malformed else 0.0
     data = read_file(path, task.text, task.label, task.pair, header=task.header, most_malformed=most)
@@ -102,11 +94,7 @@ def read_glue_file(name: str, path: str | Path) -> "Dataset":
 
 def read_glue_inputs(name: str, split: str = "test", data_dir: str | Path | None = None) -> "Dataset":
     """The texts of a test set, which GLUE publishes without labels but with numbers, the column `id`: "test" (of MNLI
-    "test_matched", the same, and "test_mismatched"; also "diagnostic", the set that GLUE calls AX), from the original files or
-    from the hub.
-
-    Raises `DataError` for an unknown task or split, or data that cannot be had.
-    """
+    "test_matched", the same, and "test_mismatched"; also "diagnostic", which GLUE calls AX). Errors as `read_glue`."""
     task = _task(name)
     if name == "mnli" and split == "diagnostic":
         task, file, config, hub_split = DIAGNOSTIC, split, "ax", "test"
@@ -127,7 +115,7 @@ def _read_hub(task: GlueTask, config: str, split: str, label: str, file: str) ->
 
 
 def _file_of(name: str, split: str, known: Sequence[str]) -> str:
-    """The name of the split's file, without its ending, which is also the hub's name for it but for "validation"."""
+    """The name of the split's file, without its ending; the hub's is the same but for "validation"."""
     parts = TASKS[name].parts
     names = {base: f"{base}_{parts[0]}" if parts and base != "train" else base for base in known}
     names |= {f"{base}_{part}": f"{base}_{part}" for base in known if base != "train" for part in parts}

@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 
 
 def read_data(options: TrainOptions) -> "list[Dataset]":
-    """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled as asked.
-
-    Labels are as the model learns them; the classes are those of all the training data, whatever part is used. Raises
-    `DataError` when the rows cannot be had or the labels do not serve.
-    """
+    """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled, with labels as a model
+    learns them. The classes are those of all training data, whatever part is used. Raises `DataError` for what cannot serve."""
 
     def read_own(option: str, name: str, split: str | None) -> "Dataset":
         columns = (options.text_column, options.label_column, options.text_pair_column)

@@ -13,18 +13,13 @@ if TYPE_CHECKING:
 
 
 def label_names(data: "Dataset") -> list[str]:
-    """The classes of the data in order: whole numbers by value, then text.
-
-    Raises `DataError` when there are fewer than two, or so many that they cannot be classes.
-    """
+    """The classes in order: whole numbers by value, then text; `DataError` when they are fewer than two, or too many."""
     names, rows = list(dict.fromkeys(data["label"][:])), len(data)
     if len(names) < 2:
         raise DataError(f"{source(data)}: all {rows} rows have the label {listed(names)}; classification needs two classes.")
     if len(names) > max(50, rows / 2):
-        raise DataError(
-            f"{source(data)} has {len(names)} labels in {rows} rows: the label column looks like text or a number: "
-            "use --label-column or --problem regression."
-        )
+        problem = f"{source(data)} has {len(names)} labels in {rows} rows: the label column looks like text or a number"
+        raise DataError(f"{problem}: use --label-column or --problem regression.")
     return sorted(names, key=_class_order)
 
 
@@ -32,38 +27,30 @@ def _class_order(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if re.fullmatch(r"-?[0-9]{1,18}", name) else (1, 0, name)
 
 
-def class_ids(data: "Dataset", names: Sequence[str]) -> list[int]:
-    """The label of each row as a position in `names`; `DataError` for a label that is none of them."""
-    ids, labels = {name: i for i, name in enumerate(names)}, data["label"][:]
-    for label in labels:
-        if label not in ids:
-            raise DataError(f"{source(data)} has the label {listed([label])}, which is none of {listed(names)}.")
-    return [ids[label] for label in labels]
-
-
-def scores(data: "Dataset") -> list[float]:
-    """The label of each row as a number; `DataError` naming the first that is none."""
-    values = [_number(label) for label in data["label"][:]]
-    for i, value in enumerate(values):
-        if not math.isfinite(value):
-            label, text = data[i]["label"], data[i]["text"]
-            raise DataError(
-                f"{source(data)}: the label {listed([label])} of the text {listed([text])} is no number, "
-                "and regression needs numbers."
-            )
-    return values
-
-
-def _number(label: str) -> float:
-    try:
-        return float(label)
-    except ValueError:
-        return math.nan
-
-
 def targets(data: "Dataset", labels: Sequence[str] | None) -> list[float] | list[int]:
-    """What a model learns for each row: the position of its class in `labels`, or its number where there are no classes."""
-    return scores(data) if labels is None else class_ids(data, labels)
+    """What a model learns for each row: the position of its class in `labels`, or its number where there are no classes.
+
+    Raises `DataError` for a label that is neither.
+    """
+    given = data["label"][:]
+    if labels is None:
+        return [_number(data, label, i) for i, label in enumerate(given)]
+    ids = {name: i for i, name in enumerate(labels)}
+    for label in given:
+        if label not in ids:
+            raise DataError(f"{source(data)} has the label {listed([label])}, which is none of {listed(labels)}.")
+    return [ids[label] for label in given]
+
+
+def _number(data: "Dataset", label: str, row: int) -> float:
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        where = f"{source(data)}: the label {listed([label])} of the text {listed([data[row]['text']])}"
+        raise DataError(f"{where} is no number, and regression needs numbers.")
+    return value
 
 
 def learnable(data: "Dataset", labels: Sequence[str] | None) -> "Dataset":

@@ -25,11 +25,10 @@ def read_file(
     header: Sequence[str] = (),
     most_malformed: float = 0.0,
 ) -> "Dataset":
-    """The rows of a local file; `text`, `label` and `pair` are names of its columns.
+    """The rows of a local file; `text`, `label` and `pair` are names of its columns. Raises `DataError` where it cannot serve.
 
-    header: the names of a `.tsv` file's columns, where its first line does not have them. most_malformed: what share of its lines
-    may have a wrong number of fields; they are passed over and counted in the data's source. Raises `DataError` when the file
-    does not exist, is of no known kind, is empty, cannot be decoded, lacks a column or has a row without a label.
+    header: the names of a `.tsv` file's columns, where its first line does not have them. most_malformed: what share of its
+    lines may have a wrong number of fields; they are passed over and counted in the data's source.
     """
     path = Path(path)
     if header and ending(path) != ".tsv":
@@ -46,10 +45,7 @@ def read_file(
 def read_hub(
     name: str, config: str | None, split: str, text: str, label: str, pair: str | None = None, remedy: str = HUB_REMEDY
 ) -> "Dataset":
-    """One split of a data set on the Hugging Face hub; labels take their class names where they have some.
-
-    Raises `DataError` when it cannot be had (offline included), lacks a column or has a row without a label.
-    """
+    """One split of a data set on the hub, labels by their class names where they have some. Errors as `read_file`."""
     table, columns = load_table(name, config, split, remedy), [text, label, *([pair] if pair else [])]
     check_names(source(table), columns, table.column_names)
     names = getattr(table.features[label], "names", ())

@@ -44,19 +44,14 @@ FILES: Mapping[str, File] = MappingProxyType(
 
 
 def files_of(task: str) -> dict[str, File]:
-    """The files that answer a task, by name.
-
-    >>> list(files_of("mnli"))
-    ['MNLI-m', 'MNLI-mm', 'AX']
-    """
+    """The files that answer a task, by name."""
     return {name: file for name, file in FILES.items() if file.task == task}
 
 
 def write(folder: Path, name: str, predictions: Sequence[str | float]) -> Path:
-    """Write FOLDER/<name>.tsv: the class, or the number, that was predicted for each row of the test set, in its order.
+    """Write FOLDER/<name>.tsv, what was predicted for each row of the test set, whole or not at all; returns its path.
 
-    Numbers (STS-B) are brought into [0, 5]. The file appears whole or not at all; its path is returned.
-    Raises `DataError` for a prediction that the task does not know.
+    Numbers (STS-B) are brought into [0, 5]. Raises `DataError` for a prediction that the task does not know.
     """
     written = [_written(FILES[name], value) for value in predictions]
     lines = [HEADER, *(f"{i}\t{value}" for i, value in enumerate(written))]

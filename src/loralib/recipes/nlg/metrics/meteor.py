@@ -27,18 +27,14 @@ def find_jar(asked: Path | None = None) -> Path | None:
     java, source = shutil.which("java"), "--meteor-jar" if asked else VARIABLE
     named = asked or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if named is None:
-        return _installed_jar() if java else None
+        package = find_spec("pycocoevalcap") if java else None
+        places = [Path(place, "meteor", "meteor-1.5.jar") for place in (package and package.submodule_search_locations) or ()]
+        return next((place for place in places if place.is_file()), None)
     if not named.is_file():
         raise ConfigError(f"{source} names {named}, which is no file; give the path of meteor-1.5.jar.")
     if not java:
         raise ConfigError(f"METEOR needs java, which is not on the PATH; install a Java runtime, or leave {source} out.")
     return named
-
-
-def _installed_jar() -> Path | None:
-    found = find_spec("pycocoevalcap")
-    places = [Path(place, "meteor", "meteor-1.5.jar") for place in (found and found.submodule_search_locations) or ()]
-    return next((place for place in places if place.is_file()), None)
 
 
 def meteor(predictions: Sequence[str], references: References, jar: Path) -> float:

@@ -21,7 +21,7 @@ cos' takes no more of an n-gram from the prediction than the reference has; d is
 of the COCO caption evaluation. The weights come from the references that are scored, so figures of different sets of rows
 cannot be compared, and a single row, where nothing is rare, scores 0.
 
-NIST is over the words of mteval-v13a, the others over those of the Penn Treebank. All raise `DataError` for rows that do not fit.
+NIST is over the words of mteval-v13a, the others over those of the Penn Treebank. Rows that do not fit are a `DataError`.
 """
 
 import math
