@@ -45,8 +45,8 @@ def run(words: Sequence[str]) -> int:
     results, notes = [], []
     for file in _files(parsed.predictions):
         found = read_predictions(file)
-        references, texts = _references(parsed, found), found.predictions or ()
-        rows = (parsed.task, texts, references.references or (), references.categories)
+        references, texts = _references(parsed, found), found.column("prediction") or ()
+        rows = (parsed.task, texts, references.column("references") or (), references.column("category"))
         with Console(stderr=True).status(f"Scoring {len(texts):,} predictions of {file} …"):
             metrics = scoring.score(*rows, parsed.meteor_jar)
             bleus = scoring.multi_bleus(*rows) if parsed.task in ("webnlg", "dart") else {}
@@ -129,7 +129,7 @@ def _references(parsed: Any, predictions: "Rows") -> "Rows":
         return matched(predictions, [read_references(parsed.references)])
     if parsed.data_dir:
         return matched(predictions, of_task(parsed.task, parsed.data_dir))
-    if predictions.references is None:
+    if predictions.column("references") is None:
         raise ConfigError(f"{predictions.source} has no references in it; give --references, or --data-dir.")
     return predictions
 

@@ -20,8 +20,8 @@ Metric = Callable[[Sequence[str], References], float]
 def tgen() -> tuple[list[str], list[tuple[str, ...]]]:
     predictions = read_predictions(data("e2e", "system_outputs", "tgen.tsv"))
     references = read_references([data("e2e", "testset_w_refs.csv")])
-    assert predictions.contexts == references.contexts
-    return predictions.predictions, references.references
+    assert predictions.column("context") == references.column("context")
+    return predictions.column("prediction"), references.column("references")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def lines(*rows: object) -> str:
     ],
 )
 def test_predictions(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
-    assert read_predictions(written(tmp_path, name, text)).predictions == expected
+    assert read_predictions(written(tmp_path, name, text)).column("prediction") == expected
 
 
 def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
@@ -49,14 +49,14 @@ def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
         {"context": "y", "prediction": "d", "references": "e", "category": None},
     ]
     found = read_predictions(written(tmp_path, "a.jsonl", lines(*rows)))
-    assert found.contexts == ["x", "y"]
-    assert found.references == [["b", "c"], ["e"]]
-    assert found.categories == ["seen", None]
+    assert found.column("context") == ["x", "y"]
+    assert found.column("references") == [["b", "c"], ["e"]]
+    assert found.column("category") == ["seen", None]
 
 
 def test_references_side_by_side(tmp_path: Path) -> None:
     files = [written(tmp_path, "a.lex", "a\nb\n"), written(tmp_path, "b.lex", "c\n\n")]
-    assert read_references(files).references == [("a", "c"), ("b", "")]
+    assert read_references(files).column("references") == [("a", "c"), ("b", "")]
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_references_side_by_side(tmp_path: Path) -> None:
 )
 def test_references_by_input(tmp_path: Path, name: str, text: str) -> None:
     found = read_references([written(tmp_path, name, text)])
-    assert (found.references, found.contexts) == ([["a", "c"], ["b"]], ["x, 1", "y"])
+    assert (found.column("references"), found.column("context")) == ([["a", "c"], ["b"]], ["x, 1", "y"])
 
 
 def test_the_papers_e2e_file_and_the_published_one_have_the_same_rows() -> None:
     ours, published = (read_references([data("e2e", name)]) for name in ("lora_nlg_test.txt", "testset_w_refs.csv"))
-    assert [len(row) for row in ours.references or ()] == [len(row) for row in published.references or ()]
+    assert [len(row) for row in ours.column("references") or ()] == [len(row) for row in published.column("references") or ()]
 
 
 @pytest.mark.parametrize(
@@ -113,15 +113,18 @@ def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_predictions_and_references_are_paired_by_input_where_both_say_it() -> None:
-    rows = Rows("r", None, [("a",), ("b",)], ["seen", "unseen"], ["x", "y"])
-    turned = matched(Rows("p", ["B", "A"], contexts=["y", "x"]), [rows])
-    assert (turned.references, turned.categories) == ([("b",), ("a",)], ["unseen", "seen"])
-    for contexts in (None, ["x", "y"], ["in another", "form"]):
-        assert matched(Rows("p", ["A", "B"], contexts=contexts), [rows]) == rows
+    rows = Rows("r", [{"context": "x", "references": ["a"]}, {"context": "y", "references": ["b"], "category": "unseen"}])
+
+    def said(*inputs: str | None) -> Rows:
+        return Rows("p", [{"prediction": "A", "context": context} for context in inputs])
+
+    assert matched(said("y", "x"), [rows]).rows == rows.rows[::-1]
+    for contexts in ((None, None), ("x", "y"), ("in another", "form")):
+        assert matched(said(*contexts), [rows]) == rows
     with pytest.raises(DataError, match="row 2, answers 'z', but the references are those of 'y'"):
-        matched(Rows("p", ["A", "B"], contexts=["x", "z"]), [rows])
+        matched(said("x", "z"), [rows])
     with pytest.raises(DataError, match="p has 1 predictions, but r has references for 2 inputs"):
-        matched(Rows("p", ["A"]), [rows])
+        matched(said(None), [rows])
 
 
 def test_a_tasks_own_test_set_is_found() -> None:
@@ -129,7 +132,8 @@ def test_a_tasks_own_test_set_is_found() -> None:
     (e2e,) = of_task("e2e", folder)
     assert e2e.source.endswith("testset_w_refs.csv")
     webnlg, _ = of_task("webnlg", folder)
-    assert webnlg.categories is not None
-    assert (len(webnlg.references or ()), webnlg.categories.count("seen")) == (1862, 971)
+    categories = webnlg.column("category")
+    assert categories is not None
+    assert (len(webnlg.rows), categories.count("seen")) == (1862, 971)
     with pytest.raises(DataError, match="the task 'any' has no test set of its own"):
         of_task("any", folder)

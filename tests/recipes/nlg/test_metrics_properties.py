@@ -226,8 +226,8 @@ def test_a_rows_ter_is_the_least_on_real_text() -> None:
     """Leaving out references that cannot be the nearest changes nothing."""
     outputs = data("webnlg", "system_outputs")
     gold = [outputs / "references" / f"gold-new-cat-reference{i}.lex" for i in range(3)]
-    predictions = read_predictions(outputs / "teams" / "UPF-TALN_new-cat.txt").predictions[:150]
-    references = [[text for text in row if text] for row in read_references(gold).references[:150]]
+    predictions = read_predictions(outputs / "teams" / "UPF-TALN_new-cat.txt").column("prediction")[:150]
+    references = [[text for text in row if text] for row in read_references(gold).column("references")[:150]]
     metric = sacrebleu.TER()
     for text, row, found in zip(predictions, references, by_sacrebleu.row_ters(predictions, references), strict=True):
         assert found == min(metric.sentence_score(text, [target]).score / 100 for target in row)

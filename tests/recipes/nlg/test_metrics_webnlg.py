@@ -18,7 +18,9 @@ TRACKS = {"all": "all", "old": "seen", "new": "unseen"}
 def of_team(team: str, track: str) -> tuple[list[str], list[tuple[str, ...]]]:
     outputs = data("webnlg", "system_outputs")
     gold = [outputs / "references" / f"gold-{track}-cat-reference{i}.lex" for i in range(3)]
-    return read_predictions(outputs / "teams" / f"{team}_{track}-cat.txt").predictions, read_references(gold).references
+    return read_predictions(outputs / "teams" / f"{team}_{track}-cat.txt").column("prediction"), read_references(gold).column(
+        "references"
+    )
 
 
 def printed(team: str, track: str) -> str:
@@ -43,8 +45,8 @@ def test_so_it_is_from_all_rows_with_their_categories() -> None:
 
 
 def test_bart_large_has_its_score_on_darts_leaderboard() -> None:
-    references = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).references
-    found = multi_bleus("dart", read_predictions(data("dart", "bart-large_dart.txt")).predictions, references)
+    references = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).column("references")
+    found = multi_bleus("dart", read_predictions(data("dart", "bart-large_dart.txt")).column("prediction"), references)
     assert round(found["bleu"].score, 2) == 48.56
 
 
@@ -65,7 +67,7 @@ def test_webnlgs_reference_files_are_the_tokenised_texts_of_its_data() -> None:
 
 def test_darts_reference_files_are_the_tokenised_texts_of_its_data() -> None:
     texts = read_dart(data("dart", "dart-v1.1.1-full-test.xml"))["references"]
-    rows = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).references
+    rows = read_references([data("dart", f"reference{i}.lex") for i in range(3)]).column("references")
     ours = [{tokenised(text) for text in row} for row in texts]
     hits = [text.strip() in texts for row, texts in zip(rows, ours, strict=True) for text in row if text.strip()]
     assert len(hits) > 11_000

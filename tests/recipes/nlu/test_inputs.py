@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlu import inputs, labelling, readers
+from loralib.recipes.nlu import inputs, readers
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.records import source
 from recipes.conftest import labelled
@@ -87,7 +87,7 @@ def test_rows_are_encoded_with_their_targets(folder: Path) -> None:
 
     data = labelled("x", ["a", "bcd"], ["2", "1"])
     encode: Any = inputs.encode
-    classes, numbers = (labelling.learnable(data, labels) for labels in (["1", "2"], None))
+    classes, numbers = (inputs.learnable(data, labels) for labels in (["1", "2"], None))
     assert encode(classes, tokenizer, 8) == [{"input_ids": [1], "label": 1}, {"input_ids": [3], "label": 0}]
     assert encode(numbers, tokenizer, 8)[0]["label"] == 2.0
 

@@ -12,7 +12,7 @@ from ...errors import DataError
 from .. import records
 from ..finished import FinishedRun
 from ..options import TrainOptions
-from . import encoders, inputs, labelling, metrics, readers
+from . import encoders, inputs, metrics, readers
 from .glue import read_glue, read_glue_file
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Run(FinishedRun):
 
     def evaluate(self, data: "Dataset") -> dict[str, float]:
         """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
-        expected = np.asarray(labelling.targets(data, self.labels), dtype=np.float64)
+        expected = np.asarray(inputs.targets(data, self.labels), dtype=np.float64)
         return metrics.of_logits(self.logits(*inputs.texts(data)).double().numpy(), expected)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str | float, float | None]]:

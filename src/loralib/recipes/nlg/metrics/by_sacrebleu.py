@@ -1,6 +1,6 @@
 """BLEU, chrF and TER of a whole corpus, by sacrebleu. BLEU and chrF are in hundredths, TER is a share of 1.
 
-BLEU = BP · exp(Σ_{n≤4} log p_n / 4), BP = min(1, exp(1 − ref_len / hyp_len)) (Papineni et al. 2002), as two scripts do;
+BLEU = BP · exp(Σ_{n≤4} log p_n / 4), BP = min(1, exp(1 − ref_len / hyp_len)) (Papineni et al. 2002), in two ways;
 ref_len is the sum of the lengths of the references that are closest in length (the shorter of two that are equally close):
 
 - `mteval`: E2E's, over the words of mteval-v13a, which folds case; sacrebleu's default, `cased_bleu`, does not. An order without

@@ -19,8 +19,8 @@ in the same form, they are paired by them, whatever their order. What does not e
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,24 @@ LINES = (".txt", ".lex", "")
 PREDICTIONS = "file of predictions: .txt, .lex, .tsv, .csv or .jsonl"
 REFERENCES = "file of references: .txt, .lex, .csv or .jsonl"
 OFFICIAL_E2E = "testset_w_refs.csv"
+FIELDS = {"references": [str], "context": str}
 
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of each row: a prediction, references, the category, the input. `source` names it in messages."""
+    """What is known of each row: `prediction`, `references`, `category`, `context`. `source` names them in messages."""
 
     source: str
-    predictions: Sequence[str] | None = None
-    references: Sequence[Sequence[str]] | None = None
-    categories: Sequence[str | None] | None = None
-    contexts: Sequence[str] | None = None
+    rows: Sequence[Row]
+
+    def column(self, name: str) -> list[Any] | None:
+        """One of these of every row; None when no row has it."""
+        values = [row.get(name) for row in self.rows]
+        return values if any(value is not None for value in values) else None
 
 
 def read_predictions(path: str | Path) -> Rows:
@@ -55,12 +60,11 @@ def read_predictions(path: str | Path) -> Rows:
     path = Path(path)
     kind = ending(path, (*LINES, ".tsv", ".csv", ".jsonl"), f"{PREDICTIONS} (or .gz of one)")
     if kind in LINES:
-        return Rows(str(path), _lines(path, PREDICTIONS))
+        return Rows(str(path), [{"prediction": line} for line in _lines(path, PREDICTIONS)])
     records = _some(path, read_records(path, kinds=PREDICTIONS))
-    if kind != ".jsonl":
-        return _of_columns(path, records, raw=kind == ".tsv")
-    found = _references(path, records) if any("references" in row for _, row in records) else Rows(str(path))
-    return replace(found, predictions=_field(records, "prediction"), contexts=_contexts(records))
+    if kind == ".jsonl":
+        return Rows(str(path), _of_json(records, {"prediction": str}))
+    return Rows(str(path), _of_columns([row for _, row in records], raw=kind == ".tsv"))
 
 
 def read_references(paths: Sequence[str | Path]) -> Rows:
@@ -71,7 +75,7 @@ def read_references(paths: Sequence[str | Path]) -> Rows:
     if others and alone:
         raise DataError(f"{alone[0]} is no text file; give it alone, or text files only.")
     if kind == ".jsonl":
-        return _references(first, _some(first, read_records(first, kinds=REFERENCES)))
+        return Rows(str(first), _of_json(_some(first, read_records(first, kinds=REFERENCES)), {"references": [str]}))
     if kind == ".csv":
         return _by_input(first, (example(row["mr"], [row["ref"]]) for _, row in published_rows(first, REFERENCES)))
     columns = [_lines(file, REFERENCES) for file in files]
@@ -79,10 +83,9 @@ def read_references(paths: Sequence[str | Path]) -> Rows:
         return _by_input(first, (example(context, [text]) for _, context, text in bar_rows(first, REFERENCES)))
     for file, column in zip(files, columns, strict=True):
         if len(column) != len(columns[0]):
-            raise DataError(
-                f"{file} has {len(column):,} lines and {first} {len(columns[0]):,}; each must have a line an input."
-            )
-    return Rows(", ".join(map(str, files)), references=list(zip(*columns, strict=True)))
+            counts = f"{file} has {len(column):,} lines and {first} {len(columns[0]):,}"
+            raise DataError(f"{counts}; each must have a line an input.")
+    return Rows(", ".join(map(str, files)), [{"references": row} for row in zip(*columns, strict=True)])
 
 
 def _lines(path: Path, kinds: str) -> list[str]:
@@ -97,42 +100,31 @@ def _some(path: Path, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def _of_columns(path: Path, records: Sequence[Record], raw: bool) -> Rows:
+def _of_columns(rows: Sequence[Row], raw: bool) -> list[Row]:
     def plain(field: str) -> str:
         whole = _QUOTED.fullmatch(field) if raw else None
         return whole[1].replace('""', '"') if whole else field
 
-    names = {plain(name).strip().lower(): name for name in records[0][1]}
-    chosen, inputs = names.get("output") or names.get("prediction") or list(names.values())[-1], names.get("mr")
-    contexts = [plain(row[inputs]) for _, row in records] if inputs and inputs != chosen else None
-    return Rows(str(path), [plain(row[chosen]) for _, row in records], contexts=contexts)
+    names = {plain(name).strip().lower(): name for name in rows[0]}
+    chosen = {"prediction": names.get("output") or names.get("prediction") or list(names.values())[-1]}
+    if names.get("mr", chosen["prediction"]) != chosen["prediction"]:
+        chosen["context"] = names["mr"]
+    return [{name: plain(row[column]) for name, column in chosen.items()} for row in rows]
 
 
-def _references(path: Path, records: Sequence[Record]) -> Rows:
-    def listed(row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"references": [row["references"]]} if isinstance(row.get("references"), str) else row
-
-    texts = [checked(where, listed(dict(row)), {"references": [str]})["references"] for where, row in records]
-    categories = [None if row.get("category") is None else _field([(where, row)], "category")[0] for where, row in records]
-    return Rows(str(path), None, texts, categories if any(categories) else None, _contexts(records))
-
-
-def _field(records: Sequence[Record], name: str) -> list[str]:
-    return [checked(where, row, {name: str})[name] for where, row in records]
-
-
-def _contexts(records: Sequence[Record]) -> list[str] | None:
-    return _field(records, "context") if "context" in records[0][1] else None
+def _of_json(records: Sequence[Record], needed: Row) -> list[Row]:
+    present = set[str]().union(*(row for _, row in records))
+    shape = {**needed, **{name: kind for name, kind in FIELDS.items() if name in present}}
+    rows = []
+    for where, row in records:
+        alone = {"references": [row["references"]]} if isinstance(row.get("references"), str) else {}
+        category = {} if row.get("category") is None else {"category": str}
+        rows.append(checked(where, {**row, **alone}, {**shape, **category}))
+    return rows
 
 
 def _by_input(path: Path, rows: Iterable[Example]) -> Rows:
-    return _of_examples(str(path), _some(path, grouped(rows)))
-
-
-def _of_examples(source: str, rows: Sequence[Example]) -> Rows:
-    references, contexts = [row["references"] for row in rows], [row["context"] for row in rows]
-    categories = [row["category"] for row in rows]
-    return Rows(source, None, references, categories if any(categories) else None, contexts)
+    return Rows(str(path), _some(path, grouped(rows)))
 
 
 def of_task(task: str, data_dir: Path) -> list[Rows]:
@@ -147,32 +139,25 @@ def of_task(task: str, data_dir: Path) -> list[Rows]:
         return [read_references(official[:1])]
     data = read_split(task, "test", data_dir)
     rows: list[Example] = data.to_list()
-    return [_of_examples(source(data), found) for found in (rows, grouped(rows))]
+    return [Rows(source(data), found) for found in (rows, grouped(rows))]
 
 
 def matched(predictions: Rows, offered: Sequence[Rows]) -> Rows:
     """The first of the references offered that has as many rows as there are predictions, in the order of the predictions."""
-    counts = [len(rows.references or ()) for rows in offered]
-    n = len(predictions.predictions or ())
-    if n not in counts:
-        known = " or ".join(f"{count:,}" for count in dict.fromkeys(counts))
-        raise DataError(
-            f"{predictions.source} has {n:,} predictions, but {offered[0].source} has references for {known} inputs; "
-            "give one prediction an input."
-        )
-    found = offered[counts.index(n)]
-    asked, known_inputs = predictions.contexts, found.contexts
-    if asked is None or known_inputs is None or asked == known_inputs or not set(asked) & set(known_inputs):
+    n = len(predictions.rows)
+    found = next((rows for rows in offered if len(rows.rows) == n), None)
+    if found is None:
+        counts = " or ".join(f"{count:,}" for count in dict.fromkeys(len(rows.rows) for rows in offered))
+        has = f"{predictions.source} has {n:,} predictions, but {offered[0].source} has references for {counts} inputs"
+        raise DataError(f"{has}; give one prediction an input.")
+    asked, known = predictions.column("context"), found.column("context")
+    if asked is None or known is None or asked == known or not set(asked) & set(known):
         return found
-    places = {context: i for i, context in enumerate(known_inputs)}
-    if len(places) < n or sorted(asked) != sorted(known_inputs):
-        row, (answered, expected) = next(
-            (i, pair) for i, pair in enumerate(zip(asked, known_inputs, strict=True), 1) if pair[0] != pair[1]
+    by_input = dict(zip(known, found.rows, strict=True))
+    if len(by_input) < n or sorted(asked) != sorted(known):
+        row, answered, expected = next(
+            (i, *pair) for i, pair in enumerate(zip(asked, known, strict=True), 1) if len({*pair}) > 1
         )
-        raise DataError(
-            f"{predictions.source}, row {row}, answers {answered!r:.80}, but the references are those of {expected!r:.80} "
-            f"({found.source}); bring the predictions into their order."
-        )
-    order = [places[context] for context in asked]
-    categories = found.categories and [found.categories[i] for i in order]
-    return replace(found, references=[(found.references or ())[i] for i in order], categories=categories, contexts=asked)
+        problem = f"{predictions.source}, row {row}, answers {answered!r:.80}, but the references are those of {expected!r:.80}"
+        raise DataError(f"{problem} ({found.source}); bring the predictions into their order.")
+    return Rows(found.source, [by_input[context] for context in asked])
