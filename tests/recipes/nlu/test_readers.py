@@ -55,6 +55,21 @@ def test_a_gzipped_jsonl_file_gives_its_objects(rows: list[tuple[str, str]], tmp
     assert columns(readers.read_file(path, "text", "label")) == rows
 
 
+def test_a_csv_field_may_be_long_and_the_limit_of_csv_is_as_before(tmp_path: Path) -> None:
+    long, before = "x" * 200_000, csv.field_size_limit()
+    path = write(tmp_path / "a.csv", f"text,label\n{long},1\n")
+    assert columns(readers.read_file(path, "text", "label")) == [(long, "1")]
+    with pytest.raises(DataError, match="check its quotes"):
+        readers.read_file(write(path, 'text,label\n"a'), "text", "label")
+    assert csv.field_size_limit() == before
+
+
+def test_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "\\ud800", "label": 1}\n')
+    with pytest.raises(DataError, match="has text that is not Unicode"):
+        readers.read_file(path, "text", "label")
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "\ufefftext\tlabel\nhi\t1\n")
     assert columns(readers.read_file(path, "text", "label")) == [("hi", "1")]

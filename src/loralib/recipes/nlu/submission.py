@@ -6,7 +6,6 @@ index   prediction
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,35 +16,27 @@ from .glue import TASKS
 HEADER = "index\tprediction"
 
 
-@dataclass(frozen=True)
-class File:
-    """One file of a submission: the task and the split that it answers, and how many rows that has."""
-
-    task: str
-    split: str
-    rows: int
-
-
-FILES: Mapping[str, File] = MappingProxyType(
+# The files of a submission, each with the task and the split that it answers.
+FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "CoLA": File("cola", "test", 1_063),
-        "SST-2": File("sst2", "test", 1_821),
-        "MRPC": File("mrpc", "test", 1_725),
-        "STS-B": File("stsb", "test", 1_379),
-        "QQP": File("qqp", "test", 390_965),
-        "MNLI-m": File("mnli", "test_matched", 9_796),
-        "MNLI-mm": File("mnli", "test_mismatched", 9_847),
-        "QNLI": File("qnli", "test", 5_463),
-        "RTE": File("rte", "test", 3_000),
-        "WNLI": File("wnli", "test", 146),
-        "AX": File("mnli", "diagnostic", 1_104),
+        "CoLA": ("cola", "test"),
+        "SST-2": ("sst2", "test"),
+        "MRPC": ("mrpc", "test"),
+        "STS-B": ("stsb", "test"),
+        "QQP": ("qqp", "test"),
+        "MNLI-m": ("mnli", "test_matched"),
+        "MNLI-mm": ("mnli", "test_mismatched"),
+        "QNLI": ("qnli", "test"),
+        "RTE": ("rte", "test"),
+        "WNLI": ("wnli", "test"),
+        "AX": ("mnli", "diagnostic"),
     }
 )
 
 
-def files_of(task: str) -> dict[str, File]:
-    """The files that answer a task, by name."""
-    return {name: file for name, file in FILES.items() if file.task == task}
+def splits_of(task: str) -> dict[str, str]:
+    """The files that answer a task, each with its split."""
+    return {name: split for name, (answered, split) in FILES.items() if answered == task}
 
 
 def write(folder: Path, name: str, predictions: Sequence[str | float]) -> Path:
@@ -53,7 +44,7 @@ def write(folder: Path, name: str, predictions: Sequence[str | float]) -> Path:
 
     Numbers (STS-B) are brought into [0, 5]. Raises `DataError` for a prediction that the task does not know.
     """
-    written = [_written(FILES[name], value) for value in predictions]
+    written = [_written(FILES[name][0], value) for value in predictions]
     lines = [HEADER, *(f"{i}\t{value}" for i, value in enumerate(written))]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.tsv"
@@ -61,12 +52,12 @@ def write(folder: Path, name: str, predictions: Sequence[str | float]) -> Path:
     return path
 
 
-def _written(file: File, value: str | float) -> str:
-    labels = TASKS[file.task].classes
+def _written(task: str, value: str | float) -> str:
+    labels = TASKS[task].classes
     if labels is None:
         if isinstance(value, str) or not math.isfinite(value):
-            raise DataError(f"{value!r} is no number, which predictions of {file.task} are.")
+            raise DataError(f"{value!r} is no number, which predictions of {task} are.")
         return f"{min(5.0, max(0.0, value)):.3f}"
     if value not in labels:
-        raise DataError(f"{value!r} is none of the classes of {file.task}: {', '.join(labels)}.")
+        raise DataError(f"{value!r} is none of the classes of {task}: {', '.join(labels)}.")
     return labels[str(value)]
