@@ -57,26 +57,28 @@ def score(
         raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}; choose one.")
     check(predictions, references)
     jar = find_jar(meteor_jar)
-    if task not in METRICS:
-        return _in_parts(task, predictions, references, categories, jar)
-    found = {name: metric(predictions, references) for name, metric in METRICS[task].items()}
-    if jar and task == "e2e":
-        found["meteor"] = 100 * meteor(*_each(_without_punctuation, predictions, references), jar)
-    elif jar:
-        found["meteor"] = meteor(predictions, references, jar)
+    if task in METRICS:
+        found = {name: metric(predictions, references) for name, metric in METRICS[task].items()}
+        if jar and task == "e2e":
+            found["meteor"] = 100 * meteor(*_each(_without_punctuation, predictions, references), jar)
+        elif jar:
+            found["meteor"] = meteor(predictions, references, jar)
+    else:
+        found = _in_parts(task, predictions, references, categories, jar)
     return {name: found[name] for name in (*FIGURES[task], *found) if name in found}
 
 
 def _in_parts(
     task: str, predictions: Sequence[str], references: References, categories: Categories, jar: Path | None
 ) -> dict[str, float]:
-    found = {name: bleu.score for name, bleu in multi_bleus(task, predictions, references, categories).items()}
     texts, targets = prepared(task, predictions, references)
-    parts = _parts(task, len(texts), categories)
-    if jar:
-        found |= {f"meteor{part}": meteor(_of(rows, texts), _of(rows, targets), jar) for part, rows in parts.items()}
-    ters = row_ters(texts, targets)  # slow, and a row's is the same in every part
-    return found | {f"ter{part}": fmean(_of(rows, ters)) for part, rows in parts.items()}
+    parts, ters = _parts(task, len(texts), categories), row_ters(texts, targets)  # slow, and a row's is the same in every part
+    found: dict[str, float] = {}
+    for part, rows in parts.items():
+        those = _of(rows, texts), _of(rows, targets)
+        found |= {f"bleu{part}": multi_bleu(*those).score, f"ter{part}": fmean(_of(rows, ters))}
+        found |= {f"meteor{part}": meteor(*those, jar)} if jar else {}
+    return found
 
 
 def multi_bleus(
