@@ -93,7 +93,8 @@ def _number(data: "Dataset", label: str, row: int) -> float:
 
 def learnable(data: "Dataset", labels: Sequence[str] | None) -> "Dataset":
     """The data with labels as a model learns them: a `ClassLabel` of the classes `labels`, or numbers where there are none."""
-    from datasets import ClassLabel, Value
+    from datasets import ClassLabel, Dataset, DatasetInfo, Features, Value
 
-    feature = ClassLabel(names=list(labels)) if labels else Value("float64")
-    return data.remove_columns("label").add_column("label", targets(data, labels), feature=feature)
+    kinds = Features(data.features | {"label": ClassLabel(names=list(labels)) if labels else Value("float64")})
+    columns = data.to_dict() | {"label": targets(data, labels)}
+    return Dataset.from_dict(columns, info=DatasetInfo(description=source(data), features=kinds))
