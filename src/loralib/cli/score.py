@@ -1,4 +1,4 @@
-"""`loralib score`: how close generated text comes to what people wrote, beside the LoRA paper's figures."""
+"""`loralib score`: how close generated text comes to what people wrote, with the LoRA paper's figures."""
 
 import json
 import statistics

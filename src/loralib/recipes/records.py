@@ -13,7 +13,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DataError
 from ..patterns import nearest_of
@@ -25,6 +25,7 @@ SUFFIXES = (".tsv", ".csv", ".jsonl")
 KINDS = ".tsv, .csv or .jsonl file (or .gz of one)"
 RENAME = "Rename one, or name the right one with an option --…-column."
 
+T = TypeVar("T")
 Record = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its values by column
 
 
@@ -91,11 +92,15 @@ def read_records(
     return list(_delimited(path, rows, names, rule, kind == ".tsv", malformed))
 
 
+def numbered(where: str, rows: Iterable[T]) -> Iterator[tuple[str, T]]:
+    """The rows, each with its place for messages."""
+    return ((f"{where} {number}", row) for number, row in enumerate(rows, 1))
+
+
 def numbered_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
     """The lines that are not blank, each with its place for messages."""
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        if line.strip():
-            yield f"{path}, line {number}", line.removesuffix("\n")
+    lines = numbered(f"{path}, line", io.StringIO(text, newline=None))
+    return ((where, line.removesuffix("\n")) for where, line in lines if line.strip())
 
 
 def _tsv_rows(text: str) -> list[tuple[int, list[str]]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ..records import Record, ending, numbered_lines, read_records, read_text, source
+from ..records import Record, ending, numbered, numbered_lines, read_records, read_text, source
 from .documents import checked
 from .examples import Example, collected, example, grouped
 
@@ -45,7 +45,7 @@ def read_e2e(path: str | Path) -> "Dataset":
 def from_table(table: "Dataset") -> "Dataset":
     """The published form as a table of the hub. Raises `DataError` for a row of another form."""
     shape = {"meaning_representation": str, "human_reference": str}
-    places = ((f"{source(table)}, row {i}", row) for i, row in enumerate(table.to_list(), 1))
+    places = numbered(f"{source(table)}, row", table.to_list())
     rows = (_row(where, *checked(where, row, shape).values()) for where, row in places)
     return collected(source(table), grouped(rows))
 

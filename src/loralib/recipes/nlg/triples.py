@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import DataError
-from ..records import ending, source
+from ..records import ending, numbered, source
 from .documents import KINDS, SUFFIXES, checked, read_json, read_xml
 from .examples import Example, collected, example
 
@@ -116,9 +116,9 @@ def _example(entry: Entry, texts: Iterable[str], category: str | None = None) ->
     return example(" | ".join(map(" : ".join, entry.triples)), filter(str.strip, texts), category)
 
 
-def _entries(path: Path, of_json: Callable[[str, Any, str], Iterable[Entry]]) -> Iterable[Entry]:
+def _entries(path: Path, of_json: Callable[[str, Any], Iterable[Entry]]) -> Iterable[Entry]:
     xml = ending(path, SUFFIXES, KINDS) == ".xml"
-    return _xml_entries(path) if xml else of_json(str(path), read_json(path), "entry")
+    return _xml_entries(path) if xml else of_json(str(path), read_json(path))
 
 
 def _xml_entries(path: Path) -> Iterator[Entry]:
@@ -126,8 +126,8 @@ def _xml_entries(path: Path) -> Iterator[Entry]:
     entries = root.find("entries")
     if root.tag != "benchmark" or entries is None:
         raise DataError(f"{path} begins with <{root.tag:.40}>; expected <benchmark> with <entries>, as WebNLG has it.")
-    for number, element in enumerate(entries.findall("entry"), 1):
-        where, sets = f"{path}, entry {number}", element.findall("modifiedtripleset")
+    for where, element in numbered(f"{path}, entry", entries.findall("entry")):
+        sets = element.findall("modifiedtripleset")
         if len(sets) != 1:
             raise DataError(f"{where} has {len(sets)} elements <modifiedtripleset>, expected one.")
         triples = [(triple.text or "").split(" | ") for triple in sets[0].findall("mtriple")]
@@ -135,21 +135,19 @@ def _xml_entries(path: Path) -> Iterator[Entry]:
         yield Entry(where, element.get("category"), triples, texts)
 
 
-def _webnlg_entries(source: str, document: Any, what: str) -> Iterator[Entry]:
-    for number, item in enumerate(checked(source, document, {"entries": list})["entries"], 1):
-        where = f"{source}, {what} {number}"
-        numbered = checked(where, item, dict)
-        if len(numbered) != 1:
-            raise DataError(f"{where} has {len(numbered)} fields, expected one: its number, with the entry as its value.")
-        category, triples, texts = checked(where, next(iter(numbered.values())), WEBNLG_ENTRY).values()
+def _webnlg_entries(source: str, document: Any) -> Iterator[Entry]:
+    for where, item in numbered(f"{source}, entry", checked(source, document, {"entries": list})["entries"]):
+        fields = checked(where, item, dict)
+        if len(fields) != 1:
+            raise DataError(f"{where} has {len(fields)} fields, expected one: its number, with the entry as its value.")
+        category, triples, texts = checked(where, next(iter(fields.values())), WEBNLG_ENTRY).values()
         yield Entry(where, category, [[*triple.values()] for triple in triples], [[*text.values()] for text in texts])
 
 
 def _table_entries(table: "Dataset") -> Iterator[Entry]:
-    for number, item in enumerate(table.to_list(), 1):
+    for where, item in numbered(f"{source(table)}, row", table.to_list()):
         if item.get("test_category") not in (None, "", "testdata_with_lex"):
             continue
-        where = f"{source(table)}, row {number}"
         category, sets, texts = checked(where, item, WEBNLG_ROW).values()
         if len(sets) != 1:
             raise DataError(f"{where} has {len(sets)} modified_triple_sets, expected one.")
@@ -157,8 +155,7 @@ def _table_entries(table: "Dataset") -> Iterator[Entry]:
         yield Entry(where, category, triples, [[*text.values()] for text in texts])
 
 
-def _dart_entries(source: str, items: Any, what: str) -> Iterator[Entry]:
-    for number, item in enumerate(checked(source, items, list), 1):
-        where = f"{source}, {what} {number}"
+def _dart_entries(source: str, items: Any, what: str = "entry") -> Iterator[Entry]:
+    for where, item in numbered(f"{source}, {what}", checked(source, items, list)):
         triples, texts = checked(where, item, DART_ENTRY).values()
         yield Entry(where, None, triples, [[*text.values()] for text in texts])

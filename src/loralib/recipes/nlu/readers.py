@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ..records import Record, check_names, dataset, ending, load_table, read_records, source
+from ..records import Record, check_names, dataset, ending, load_table, numbered, read_records, source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,8 +52,7 @@ def read_hub(
     rows = table.select_columns(list(dict.fromkeys(columns))).to_list()
     for row in rows if names else ():
         row[label] = names[row[label]] if row[label] is not None and row[label] >= 0 else row[label]
-    places = (f"{source(table)}, row {i}" for i in range(1, len(rows) + 1))
-    return _labelled(source(table), zip(places, rows, strict=True), text, label, pair)
+    return _labelled(source(table), numbered(f"{source(table)}, row", rows), text, label, pair)
 
 
 def _labelled(source: str, records: Iterable[Record], text: str, label: str, pair: str | None) -> "Dataset":
