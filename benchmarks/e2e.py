@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
@@ -36,7 +37,6 @@ from loralib.cli import guarded
 from loralib.recipes import comparison, report, run_folder
 from loralib.recipes.comparison import METHODS
 from loralib.recipes.nlg import generator, loss, prompts, scoring, text_generation
-from loralib.recipes.nlg.examples import GenerationData
 from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import DECODING, Decoding
@@ -92,7 +92,7 @@ class Budget:
 def pretraining_rows(data: Path) -> list[Row]:
     """The inputs to pretrain on, each with its texts."""
     parts = read_split("webnlg", "train", data), read_split("dart", "dev", data)
-    return [{"context": x.context, "completion": x.references} for part in parts for x in part.examples]
+    return [{"context": row["context"], "completion": row["references"]} for part in parts for row in part]
 
 
 def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -157,7 +157,8 @@ def adaptation(data: Path, folder: Path, budget: Budget) -> Row:
 
 def perplexity(run: generator.Run, options: TrainOptions) -> float:
     """What Trainer measures on the development rows of `options`, of a model that was not trained on them."""
-    rows = prompts.encode(run.tokenizer, text_generation.read_rows(options)[1].pairs, options.length, "E2E")
+    evaluation = text_generation.as_pairs(text_generation.read_rows(options)[1])
+    rows = prompts.encode(run.tokenizer, evaluation, options.length, "E2E")
     collate, sums = prompts.collator(run.tokenizer), []
     for start in range(0, len(rows), options.per_device_eval_batch_size):
         batch = collate(rows[start : start + options.per_device_eval_batch_size])
@@ -183,7 +184,7 @@ def seconds(path: Path) -> float:
     return float(path.read_text())
 
 
-def write_texts(run: Path, data: GenerationData, how: Decoding, console: Console, resume: bool) -> tuple[list[str], float]:
+def write_texts(run: Path, data: Dataset, how: Decoding, console: Console, resume: bool) -> tuple[list[str], float]:
     """The text of each input by the model of a run, and the seconds that it took; those that are there are read."""
     path, clock = run / run_folder.GENERATED / "test.jsonl", run / run_folder.GENERATED / "seconds"
     if resume and path.is_file():
@@ -202,9 +203,9 @@ def write_texts(run: Path, data: GenerationData, how: Decoding, console: Console
     return texts, seconds(clock)
 
 
-def result(metrics: Row, texts: Sequence[str], data: GenerationData, taken: float) -> Row:
+def result(metrics: Row, texts: Sequence[str], data: Dataset, taken: float) -> Row:
     """One method's row. metrics: the `metrics.json` of its run."""
-    found = scoring.score("e2e", texts, data.references)
+    found = scoring.score("e2e", texts, data["references"][:])
     counts = metrics["parameters"]
     return {
         "method": metrics["method"],
@@ -298,7 +299,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write_samples(path: Path, data: GenerationData, texts: Mapping[str, Sequence[str]], n: int = 12) -> Path:
+def write_samples(path: Path, data: Dataset, texts: Mapping[str, Sequence[str]], n: int = 12) -> Path:
     """Write some inputs, evenly over the test set, with the text of each method."""
     lines = [
         "# E2E NLG: the same inputs by each method",
@@ -308,9 +309,9 @@ def write_samples(path: Path, data: GenerationData, texts: Mapping[str, Sequence
         "the models wrote.",
     ]
     for i in sorted({round(j * (len(data) - 1) / max(1, n - 1)) for j in range(n)}):
-        example = data.examples[i]
+        example = data[i]
         cells = [f"| {name} | {_cell(of_method[i])} |" for name, of_method in texts.items()]
-        lines += ["", f"## {i + 1}", "", f"`{example.context}`", "", "| | |", "|---|---|", *cells]
+        lines += ["", f"## {i + 1}", "", f"`{example['context']}`", "", "| | |", "|---|---|", *cells]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

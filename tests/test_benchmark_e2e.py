@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from loralib.cli import main
 from loralib.recipes import comparison, report, run_folder
 from loralib.recipes.nlg import generator, prompts
-from loralib.recipes.nlg.examples import Example, GenerationData
+from loralib.recipes.nlg.examples import collected, example
 from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.presets.nlg import Decoding
 from peers import data
@@ -43,7 +43,7 @@ def test_what_is_pretrained_on() -> None:
     assert rows[0]["context"] == 'Aarhus_Airport : cityServed : "Aarhus, Denmark"'
     assert rows[0]["completion"][0] == "The Aarhus is the airport of Aarhus, Denmark."
     seen = {plain(text) for row in rows for text in row["completion"]}
-    assert not seen & {plain(text) for text in read_split("e2e", "test", data()).texts}
+    assert not seen & {plain(text) for row in read_split("e2e", "test", data()) for text in row["references"]}
 
 
 def plain(text: str) -> str:
@@ -104,7 +104,7 @@ def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_samples_are_spread_over_the_inputs_and_say_whose_they_are(tmp_path: Path) -> None:
-    given = GenerationData("x", tuple(Example(f"name : {i} | a : b", (f"{i} .", "other")) for i in range(10)))
+    given = collected("x", [example(f"name : {i} | a : b", [f"{i} .", "other"]) for i in range(10)])
     path = e2e.write_samples(tmp_path / "samples.md", given, {"lora": [f"a | {i} <" for i in range(10)]}, n=4)
     written = path.read_text()
     assert [line for line in written.splitlines() if line.startswith("## ")] == ["## 1", "## 4", "## 7", "## 10"]

@@ -1,14 +1,31 @@
 """A tiny encoder on disk with its tokenizer, and a tiny data set that it can learn."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from loralib.recipes import records
+
 PRAISE = ["good", "fine", "great", "lovely", "bright"]
 BLAME = ["bad", "poor", "awful", "broken", "dull"]
 FILLER = ["the", "a", "lamp", "film", "soup", "was", "is", "very", "and", "again"]
+
+
+def labelled(source: str, texts: Sequence[str], labels: Sequence[str], pairs: Sequence[str] | None = None) -> Any:
+    """Labelled rows as the readers give them."""
+    columns = {"text": texts, "label": labels} | ({"pair": pairs} if pairs else {})
+    return records.dataset(
+        source, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], "rows"
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two data have the same source and rows."""
+    return records.source(a) == records.source(b) and a.to_list() == b.to_list()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ def run(words: Sequence[str]) -> int:
     from rich.table import Table
 
     from ..recipes.nlu import predictor
+    from ..recipes.records import source
 
     options, _ = predictor.Run.options_of(parsed.run)
     data = predictor.read_rows(options, parsed.data, vars(parsed))
@@ -32,7 +33,7 @@ def run(words: Sequence[str]) -> int:
     if parsed.json:
         print(json.dumps({"data": parsed.data, "rows": len(data), **metrics}))
         return 0
-    table = Table("metric", "value", title=f"{len(data):,} rows of {data.source}")
+    table = Table("metric", "value", title=f"{len(data):,} rows of {source(data)}")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)

@@ -11,7 +11,8 @@ from ..recipes.presets.nlg import DECODING, Decoding
 from .parsing import OneSentenceParser, add_run
 
 if TYPE_CHECKING:
-    from ..recipes.nlg.examples import GenerationData
+    from datasets import Dataset
+
     from ..recipes.options import TrainOptions
 
 HELP = {
@@ -101,6 +102,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
 
     from ..recipes import run_folder
     from ..recipes.nlg import generator
+    from ..recipes.records import source
 
     data = _data(parsed, options)
     name = parsed.split or parsed.data.name.split(".")[0]
@@ -122,11 +124,11 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
             run.generate_into(path, data, decoding, **how)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; what was decoded is kept. Go on with the same words and --resume.") from None
-    print(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {data.source}.")
+    print(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {source(data)}.")
 
 
-def _data(parsed: Any, options: "TrainOptions") -> "GenerationData":
-    from ..recipes.nlg.jsonl import read_jsonl
+def _data(parsed: Any, options: "TrainOptions") -> "Dataset":
+    from ..recipes.nlg.examples import read_jsonl
     from ..recipes.nlg.tasks import read_split
 
     if parsed.data:
@@ -135,4 +137,4 @@ def _data(parsed: Any, options: "TrainOptions") -> "GenerationData":
         raise RunError(f"the run in {parsed.run} was trained on {options.data}, which has no splits; give --data.")
     else:
         data = read_split(options.task, parsed.split, parsed.data_dir or options.data_dir)
-    return data.rows(range(min(parsed.max_inputs or len(data), len(data))))
+    return data.select(range(min(parsed.max_inputs or len(data), len(data))))

@@ -48,6 +48,8 @@ def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
     from ..recipes import run_folder
     from ..recipes.nlu import predictor, submission
     from ..recipes.nlu.glue import read_glue_inputs
+    from ..recipes.nlu.inputs import texts
+    from ..recipes.records import source
 
     options, _ = run_folder.read_options(run)
     if not options.task:
@@ -55,14 +57,14 @@ def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
             f"the run in {run} was trained on {options.data}, not on a GLUE task, and has no test set to predict."
         )
     where, folder = data_dir or options.data_dir, output or run / run_folder.SUBMISSION
-    files = submission.files_of(options.task)
+    splits = submission.splits_of(options.task)
     if where and not (Path(where) / "diagnostic" / "diagnostic.tsv").is_file():
-        files.pop("AX", None)
-    inputs = {name: read_glue_inputs(options.task, file.split, where) for name, file in files.items()}
+        splits.pop("AX", None)
+    inputs = {name: read_glue_inputs(options.task, split, where) for name, split in splits.items()}
     opened = predictor.open_run(run)
     for name, rows in inputs.items():
-        predictions = [prediction for prediction, _ in opened.predict(rows.texts, rows.pairs)]
-        print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {rows.source}.")
+        predictions = [prediction for prediction, _ in opened.predict(*texts(rows))]
+        print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {source(rows)}.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`loralib score`: how close generated text comes to what people wrote, beside the LoRA paper's figures."""
+"""`loralib score`: how close generated text comes to what people wrote, with the LoRA paper's figures."""
 
 import json
 import statistics
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
+from ..recipes.nlg.metrics.paper import FIGURES, MODELS, TASKS
 from .parsing import OneSentenceParser
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..recipes.nlg.metrics.files import Predictions, ReferenceRows
+    from ..recipes.nlg.metrics.files import Rows
 
-TASKS = ("e2e", "webnlg", "dart", "any")
 LABELS = {
     "bleu": "BLEU",
     "nist": "NIST",
@@ -39,28 +39,29 @@ def run(words: Sequence[str]) -> int:
     from rich.console import Console
 
     from ..recipes.nlg import scoring
+    from ..recipes.nlg.metrics.by_sacrebleu import perl_line
     from ..recipes.nlg.metrics.files import read_predictions
 
     results, notes = [], []
     for file in _files(parsed.predictions):
-        predictions = read_predictions(file)
-        references = _references(parsed, predictions)
-        rows = (parsed.task, predictions.texts, references.texts, references.categories)
-        with Console(stderr=True).status(f"Scoring {len(predictions.texts):,} predictions of {file} …"):
+        found = read_predictions(file)
+        references, texts = _references(parsed, found), found.column("prediction") or ()
+        rows = (parsed.task, texts, references.column("references") or (), references.column("category"))
+        with Console(stderr=True).status(f"Scoring {len(texts):,} predictions of {file} …"):
             metrics = scoring.score(*rows, parsed.meteor_jar)
-            lines = scoring.multi_bleus(*rows) if parsed.task in ("webnlg", "dart") else {}
-        said = {"predictions": predictions.source, "references": references.source, "rows": len(predictions.texts)}
-        results.append({"task": parsed.task, **said, "metrics": metrics})
-        notes += [f"{_label(name)} of {file}, as multi-bleu.perl: {line}" for name, line in lines.items()]
-    found = _together(results, parsed.predictions)
+            bleus = scoring.multi_bleus(*rows) if parsed.task in ("webnlg", "dart") else {}
+        what = {"task": parsed.task, "predictions": found.source, "references": references.source, "rows": len(texts)}
+        results.append({**what, "metrics": metrics})
+        notes += [f"{_label(name)} of {file}, as multi-bleu.perl: {perl_line(bleu)}" for name, bleu in bleus.items()]
+    result = _together(results, parsed.predictions)
     if parsed.output:
-        _write(parsed.output, found)
+        _write(parsed.output, result)
     if parsed.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
         return 0
     console = Console()
-    console.print(_table(found))
-    notes += [] if any(name.startswith("meteor") for name in found["metrics"]) else [WITHOUT_METEOR]
+    console.print(_table(result))
+    notes += [] if any(name.startswith("meteor") for name in result["metrics"]) else [WITHOUT_METEOR]
     notes += [f"Wrote {parsed.output}."] if parsed.output else []
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
@@ -121,17 +122,16 @@ def _together(results: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     }
 
 
-def _references(parsed: Any, predictions: "Predictions") -> "ReferenceRows":
-    from ..recipes.nlg.metrics import pairing
-    from ..recipes.nlg.metrics.files import read_references
+def _references(parsed: Any, predictions: "Rows") -> "Rows":
+    from ..recipes.nlg.metrics.files import matched, of_task, read_references
 
     if parsed.references:
-        return pairing.matched(predictions, [read_references(parsed.references)])
+        return matched(predictions, [read_references(parsed.references)])
     if parsed.data_dir:
-        return pairing.matched(predictions, pairing.of_task(parsed.task, parsed.data_dir))
-    if predictions.references is None:
+        return matched(predictions, of_task(parsed.task, parsed.data_dir))
+    if predictions.column("references") is None:
         raise ConfigError(f"{predictions.source} has no references in it; give --references, or --data-dir.")
-    return predictions.references
+    return predictions
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
@@ -144,11 +144,9 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 def _table(found: dict[str, Any]) -> "Table":
     from rich.table import Table
 
-    from ..recipes.nlg.metrics import paper
-
-    task, printed = found["task"], paper.FIGURES[found["task"]]
+    task, printed = found["task"], FIGURES[found["task"]]
     title = f"{found['rows']:,} predictions of {found['predictions']}"
-    table = Table("metric", "value", *([f"paper: LoRA,\n{model}" for model in paper.MODELS] if printed else []), title=title)
+    table = Table("metric", "value", *([f"paper: LoRA,\n{model}" for model in MODELS] if printed else []), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, value in found["metrics"].items():

@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from .options import TrainOptions
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Rows(Protocol):
-    """Rows of data, and where they come from, for messages."""
-
-    @property
-    def source(self) -> str: ...  # noqa: D102
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +24,7 @@ class Plan:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     labels: list[str] | None
-    data: Sequence[Rows]
+    data: "Sequence[Dataset]"
     datasets: Sequence[list[dict[str, Any]]]
     task_type: str
     trainer: Mapping[str, Any]
@@ -41,11 +33,11 @@ class Plan:
 class Implementation(Protocol):
     """The module that carries out a kind of task."""
 
-    def read_rows(self, options: TrainOptions) -> Sequence[Rows]:
+    def read_rows(self, options: TrainOptions) -> "Sequence[Dataset]":
         """The rows of a run, as in `Plan.data`. Raises `DataError` when they cannot be had."""
         ...
 
-    def plan(self, options: TrainOptions, data: Sequence[Any]) -> Plan:
+    def plan(self, options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         """Load the model and prepare it for the rows `data`. Raises `DataError`, `RunError`, `ConfigError` or `TargetError`."""
         ...
 

@@ -21,6 +21,7 @@ from ..train.trainer import AdapterTrainer, write_errors_named
 from . import report, run_folder, training
 from .options import TrainOptions
 from .plan import Plan, implementation
+from .records import source
 from .task import goodness
 
 
@@ -108,10 +109,10 @@ def _checkpoint_to_resume(folder: Path) -> Path:
 
 def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -> str:
     count, total, (rows, held_out, *test) = parameters["trained"], parameters["total"], planned.data
-    tested = "".join(f", and once, at the end, on {len(part):,} rows of {part.source}" for part in test)
+    tested = "".join(f", and once, at the end, on {len(part):,} rows of {source(part)}" for part in test)
     return (
         f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
-        f"on {len(rows):,} rows of {rows.source}, evaluating on {len(held_out):,} rows of {held_out.source}{tested}"
+        f"on {len(rows):,} rows of {source(rows)}, evaluating on {len(held_out):,} rows of {source(held_out)}{tested}"
     )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import stories
 from loralib.recipes.nlg import language_models
+from loralib.recipes.nlg.examples import pairs
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import train
 
@@ -26,6 +27,17 @@ MEALS = list(itertools.product(NAMES, FOODS))
 def meal(name: str, food: str, verb: str = "serves") -> tuple[str, str]:
     """A context and its text."""
     return f"name : {name} | food : {food}", f"{name} {verb} {food} ."
+
+
+def pairs_of(data: Any) -> list[tuple[str, str]]:
+    """Each text with its input."""
+    rows = pairs(data)
+    return list(zip(rows["context"], rows["completion"], strict=True))
+
+
+def texts_of(data: Any) -> list[str]:
+    """All texts, those of an input one after the other."""
+    return list(pairs(data)["completion"])
 
 
 def options(gpt2: Path, meals: Path, **values: Any) -> TrainOptions:

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.e2e import ATTRIBUTES, from_columns, linearised, read_e2e
+from loralib.recipes.nlg.e2e import ATTRIBUTES, from_table, linearised, read_e2e
+from loralib.recipes.records import dataset
 from peers import data
+from recipes.nlg.conftest import pairs_of, texts_of
 
 ROWS = {"train": (42061, 4862), "valid": (4672, 547), "test": (4693, 630)}
 
@@ -19,16 +21,16 @@ ROWS = {"train": (42061, 4862), "valid": (4672, 547), "test": (4693, 630)}
 def test_rows_and_inputs(split: str) -> None:
     path = data("e2e", f"lora_nlg_{split}.txt")
     read = read_e2e(path)
-    assert (len(read.texts), len(read)) == ROWS[split]
+    assert (len(texts_of(read)), len(read)) == ROWS[split]
     rows = [line.split("||") for line in path.read_text(encoding="utf-8").splitlines()]
-    assert sorted(read.pairs()) == sorted((context, text.strip()) for context, text in rows)
-    assert list(dict.fromkeys(context for context, _ in rows)) == read.contexts
+    assert sorted(pairs_of(read)) == sorted((context, text.strip()) for context, text in rows)
+    assert list(dict.fromkeys(context for context, _ in rows)) == read["context"]
 
 
 @pytest.mark.parametrize("split", ROWS)
 def test_attributes_come_in_the_published_order(split: str) -> None:
     names = list(ATTRIBUTES.values())
-    for context in read_e2e(data("e2e", f"lora_nlg_{split}.txt")).contexts:
+    for context in read_e2e(data("e2e", f"lora_nlg_{split}.txt"))["context"]:
         order = [names.index(attribute.partition(" : ")[0]) for attribute in context.split(" | ")]
         assert order == sorted(set(order))
 
@@ -40,13 +42,14 @@ def test_the_published_test_set_gives_the_inputs_of_the_papers_file_row_by_row()
     lines = paper.read_text(encoding="utf-8").splitlines()
     assert [linearised(meaning) for meaning in meanings] == [line.partition("||")[0] for line in lines]
     ours, theirs = read_e2e(published), read_e2e(paper)
-    assert ours.contexts == theirs.contexts
+    assert ours["context"][:] == theirs["context"][:]
     assert len(ours) == 630
-    assert [len(texts) for texts in ours.references] == [len(texts) for texts in theirs.references]
+    assert [len(texts) for texts in ours["references"]] == [len(texts) for texts in theirs["references"]]
 
 
 def test_texts_of_the_two_forms_differ_in_spaces_alone() -> None:
-    ours, theirs = read_e2e(data("e2e", "testset_w_refs.csv")).texts, read_e2e(data("e2e", "lora_nlg_test.txt")).texts
+    names = ("testset_w_refs.csv", "lora_nlg_test.txt")
+    ours, theirs = (texts_of(read_e2e(data("e2e", name))) for name in names)
     assert [text.replace(" ", "") for text in ours] == [text.replace(" ", "") for text in theirs]
     assert sum(a != b for a, b in zip(ours, theirs, strict=True)) == 4554
 
@@ -82,12 +85,12 @@ def write(path: Path, content: str) -> Path:
 def test_lines_of_an_input_need_not_be_neighbours_and_may_be_zipped(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"name : A||One . \r\n\r\nname : B||Two || 2\r\nname : A|| Uno\r\n"))
-    assert read_e2e(path).pairs() == [("name : A", "One ."), ("name : A", "Uno"), ("name : B", "Two || 2")]
+    assert pairs_of(read_e2e(path)) == [("name : A", "One ."), ("name : A", "Uno"), ("name : B", "Two || 2")]
 
 
 def test_a_published_file_may_have_other_columns_and_quotes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", '\ufeffid,ref,mr\r\n1,"A ""pub"",\nhere.",name[A]\r\n')
-    assert read_e2e(path).pairs() == [("name : A", 'A "pub",\nhere.')]
+    assert pairs_of(read_e2e(path)) == [("name : A", 'A "pub",\nhere.')]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_a_published_file_may_have_other_columns_and_quotes(tmp_path: Path) -> N
         ("a.txt", "\n", "a.txt has no input with a text"),
         ("a.csv", "", "a.csv is empty"),
         ("a.csv", "mr,ref\n", "a.csv has no input with a text"),
-        ("a.csv", "mr,text\nname[A],b\n", "line 2 has no column 'ref'; expected mr and ref"),
+        ("a.csv", "mr,text\nname[A],b\n", "a.csv has no column 'ref'; it has 'mr', 'text'.* Expected mr and ref"),
         ("a.csv", "mr,ref\nname[A]\n", "line 2 has 1 field, expected 2"),
         ("a.csv", "mr,ref\nname[A],\n", "line 2 has no text"),
         ("a.csv", "mr,ref\nname,b\n", "line 2: 'name' is no meaning representation; write name"),
@@ -120,7 +123,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_column_of_no_texts_is_refused() -> None:
-    with pytest.raises(DataError, match="x, row 2: its text is None, not text"):
-        from_columns("x", ["name[A]", "name[B]"], ["b", None])
-    with pytest.raises(DataError, match="x, row 1: its meaning representation is 5, not text"):
-        from_columns("x", [5], ["b"])
+    columns = ("meaning_representation", "human_reference")
+    for message, *rows in [
+        ("x, row 2: 'human_reference' is None, not text", ("name[A]", "b"), ("name[B]", None)),
+        ("x, row 1: 'meaning_representation' is 5, not text", (5, "b")),
+    ]:
+        table = dataset("x", [dict(zip(columns, row, strict=True)) for row in rows], "rows")
+        with pytest.raises(DataError, match=message):
+            from_table(table)

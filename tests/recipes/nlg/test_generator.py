@@ -14,8 +14,7 @@ import loralib as lora
 from loralib.errors import AttachError, DataError, FormatError, RunError
 from loralib.recipes import run_folder
 from loralib.recipes.nlg import decoding, generator, language_models
-from loralib.recipes.nlg.examples import Example, GenerationData
-from loralib.recipes.nlg.jsonl import read_jsonl
+from loralib.recipes.nlg.examples import collected, example, read_jsonl
 from loralib.recipes.nlu import predictor as finished_understanding
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import Decoding
@@ -41,12 +40,12 @@ def opened(folder: Path) -> generator.Run:
 
 
 @pytest.fixture(scope="module")
-def some() -> GenerationData:
+def some() -> Any:
     """Inputs of several lengths, two of them equal but for their category."""
     names = ("Aromi", "Bibimbap House", "The Mill", "Zizzi", "Loch Fyne", "Giraffe")
     rows = [meal(name, FOODS[i % 3]) for i, name in enumerate(names)]
-    examples = [Example(context, (text, "Café £ 20 ."), "seen") for context, text in rows]
-    return GenerationData("some", (*examples, replace(examples[2], category=None)))
+    examples = [example(context, (text, "Café £ 20 ."), "seen") for context, text in rows]
+    return collected("some", [*examples, examples[2] | {"category": None}])
 
 
 class Counted:
@@ -79,23 +78,23 @@ def content(path: Path) -> tuple[bytes, bytes]:
 def test_a_run_writes_what_it_has_learned(gpt2: Path, opened: generator.Run, meals: Path, tmp_path: Path) -> None:
     data = read_jsonl(meals / "test.jsonl")
     texts = opened.generate_into(tmp_path / "new" / "test.jsonl", data, HOW)
-    names = [reference.partition(" serves ")[0] for (reference,) in data.references]
+    names = [reference.partition(" serves ")[0] for (reference,) in data["references"]]
     assert sum(text.startswith(f"{name} serves ") for text, name in zip(texts, names, strict=True)) >= 6
-    base = decoding.decode(*language_models.load_language_model(str(gpt2)), data.contexts, HOW)
+    base = decoding.decode(*language_models.load_language_model(str(gpt2)), data["context"][:], HOW)
     assert not any("serves" in text for text in base)
-    assert texts == opened.generate(data.contexts, HOW)
+    assert texts == opened.generate(data["context"][:], HOW)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"test.jsonl", "test.txt"}
     assert not opened.model.training
 
 
-def test_rows_are_in_the_order_of_the_data(opened: generator.Run, some: GenerationData, tmp_path: Path) -> None:
+def test_rows_are_in_the_order_of_the_data(opened: generator.Run, some: Any, tmp_path: Path) -> None:
     path, heard = tmp_path / "some.jsonl", []
     texts = opened.generate_into(path, some, HOW, batch_size=2, told=heard.append)
     written = lines_of(path)
-    assert [row["context"] for row in written] == some.contexts
-    assert [tuple(row["references"]) for row in written] == some.references
+    assert [row["context"] for row in written] == some["context"]
+    assert [row["references"] for row in written] == some["references"]
     assert [row["category"] for row in written] == ["seen"] * 6 + [None]
-    assert [row["prediction"] for row in written] == texts == [opened.generate([c], HOW)[0] for c in some.contexts]
+    assert [row["prediction"] for row in written] == texts == [opened.generate([c], HOW)[0] for c in some["context"]]
     assert path.with_suffix(".txt").read_text().splitlines() == texts
     assert "Café £" in path.read_text(encoding="utf-8")
     assert heard == [0, 2, 4, 6, 7]
@@ -107,7 +106,7 @@ def test_rows_are_in_the_order_of_the_data(opened: generator.Run, some: Generati
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
 def test_what_was_interrupted_goes_on_without_repeating_or_losing_a_text(
-    opened: generator.Run, some: GenerationData, tmp_path: Path, counted: Counted, stop_after: int, error: BaseException
+    opened: generator.Run, some: Any, tmp_path: Path, counted: Counted, stop_after: int, error: BaseException
 ) -> None:
     opened.generate_into(tmp_path / "straight.jsonl", some, HOW)
     path, heard = tmp_path / "some.jsonl", []
@@ -131,7 +130,7 @@ def test_what_was_interrupted_goes_on_without_repeating_or_losing_a_text(
 
 @pytest.mark.parametrize("cut", [1, 2, 20, 60])
 def test_a_line_that_was_not_written_to_its_end_is_decoded_again(
-    opened: generator.Run, some: GenerationData, tmp_path: Path, counted: Counted, cut: int
+    opened: generator.Run, some: Any, tmp_path: Path, counted: Counted, cut: int
 ) -> None:
     opened.generate_into(tmp_path / "straight.jsonl", some, HOW)
     path, partial = tmp_path / "some.jsonl", tmp_path / "some.partial.jsonl"
@@ -150,7 +149,7 @@ def test_a_line_that_was_not_written_to_its_end_is_decoded_again(
     assert content(path) == content(tmp_path / "straight.jsonl")
 
 
-def interrupted(opened: generator.Run, some: GenerationData, path: Path, counted: Counted) -> Path:
+def interrupted(opened: generator.Run, some: Any, path: Path, counted: Counted) -> Path:
     """A partial file with four texts."""
     counted.stop_after = counted.rows + 4
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -160,7 +159,7 @@ def interrupted(opened: generator.Run, some: GenerationData, path: Path, counted
 
 
 def test_everything_may_have_been_decoded_but_not_written(
-    opened: generator.Run, some: GenerationData, tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
+    opened: generator.Run, some: Any, tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> None:
         raise OSError("disk full")
@@ -176,7 +175,7 @@ def test_everything_may_have_been_decoded_but_not_written(
     assert [row["prediction"] for row in lines_of(path)] == texts
 
 
-def test_overwrite_begins_again(opened: generator.Run, some: GenerationData, tmp_path: Path, counted: Counted) -> None:
+def test_overwrite_begins_again(opened: generator.Run, some: Any, tmp_path: Path, counted: Counted) -> None:
     path = tmp_path / "some.jsonl"
     interrupted(opened, some, path, counted)
     counted.rows = 0
@@ -193,12 +192,12 @@ def test_overwrite_begins_again(opened: generator.Run, some: GenerationData, tmp
     assert len(lines_of(path)) == 2
 
 
-def test_resuming_what_was_never_begun_begins_it(opened: generator.Run, some: GenerationData, tmp_path: Path) -> None:
+def test_resuming_what_was_never_begun_begins_it(opened: generator.Run, some: Any, tmp_path: Path) -> None:
     assert len(opened.generate_into(tmp_path / "some.jsonl", some, HOW, resume=True)) == len(some)
 
 
 def test_texts_of_other_inputs_decodings_or_trainings_are_not_gone_on_with(
-    opened: generator.Run, some: GenerationData, tmp_path: Path, counted: Counted
+    opened: generator.Run, some: Any, tmp_path: Path, counted: Counted
 ) -> None:
     path = tmp_path / "some.jsonl"
     partial = interrupted(opened, some, path, counted)
@@ -234,7 +233,7 @@ def test_texts_of_other_inputs_decodings_or_trainings_are_not_gone_on_with(
     ids=["empty", "no head", "another head", "another key", "no object", "no JSON", "no UTF-8"],
 )
 def test_a_damaged_file_of_texts_is_one_error(
-    opened: generator.Run, some: GenerationData, tmp_path: Path, counted: Counted, damage: Any
+    opened: generator.Run, some: Any, tmp_path: Path, counted: Counted, damage: Any
 ) -> None:
     path = tmp_path / "some.jsonl"
     partial = interrupted(opened, some, path, counted)
@@ -243,10 +242,8 @@ def test_a_damaged_file_of_texts_is_one_error(
         opened.generate_into(path, some, HOW, resume=True)
 
 
-def test_an_input_without_room_is_found_before_anything_is_written(
-    opened: generator.Run, some: GenerationData, tmp_path: Path
-) -> None:
-    long = replace(some, examples=(*some.examples, Example(" | ".join(meal(*both)[0] for both in MEALS), ("x",))))
+def test_an_input_without_room_is_found_before_anything_is_written(opened: generator.Run, some: Any, tmp_path: Path) -> None:
+    long = collected("some", [*some.to_list(), example(" | ".join(meal(*both)[0] for both in MEALS), ["x"])])
     with pytest.raises(DataError, match="give a smaller --max-new-tokens"):
         opened.generate_into(tmp_path / "new" / "some.jsonl", long, HOW)
     assert not list(tmp_path.iterdir())

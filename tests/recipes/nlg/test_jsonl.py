@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.examples import Example
-from loralib.recipes.nlg.jsonl import read_jsonl
+from loralib.recipes.nlg.examples import example, read_jsonl
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -25,23 +24,27 @@ def test_a_jsonl_file_gives_inputs_with_one_or_several_texts(tmp_path: Path) -> 
         {"context": "b", "completion": ["Two.", "2"], "category": "seen"},
         {"context": "a", "completion": ["Ein."], "category": None, "other": 1},
     )
-    expected = (Example("a", ("One. ", "Ein.")), Example("b", ("Two.", "2"), "seen"))
-    assert read_jsonl(path).examples == expected
+    expected = [example("a", ["One. ", "Ein."]), example("b", ["Two.", "2"], "seen")]
+    assert read_jsonl(path).to_list() == expected
     zipped = tmp_path / "A.JSONL.GZ"
     zipped.write_bytes(gzip.compress(path.read_bytes()))
-    assert read_jsonl(zipped).examples == expected
+    assert read_jsonl(zipped).to_list() == expected
 
 
 def test_fields_of_a_jsonl_file_can_have_other_names(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"q": "a", "refs": ["b"], "topic": "city", "category": 5})
-    assert read_jsonl(path, "q", "refs", "topic").examples == (Example("a", ("b",), "city"),)
+    assert read_jsonl(path, "q", "refs", "topic").to_list() == [example("a", ["b"], "city")]
 
 
 @pytest.mark.parametrize(
     ("content", "category", "message"),
     [
-        ('{"context": "a"}', None, "a.jsonl, line 1 has no field 'completion'; it has 'context': rename one, or name"),
-        ('{"context": "a", "completion": "b"}', "topic", "line 1 has no field 'topic'; it has 'context', 'completion'"),
+        (
+            '{"context": "a"}',
+            None,
+            "a.jsonl, line 1 has no column 'completion'; it has 'context'.* Rename one, or name",
+        ),
+        ('{"context": "a", "completion": "b"}', "topic", "line 1 has no column 'topic'; it has 'context', 'completion'"),
         ('{"context": "a", "completion": []}', None, "line 1: 'completion' is an empty list; give at least one text"),
         ('{"context": "a", "completion": ["b", " "]}', None, "line 1: 'completion' is empty"),
         ('{"context": "", "completion": "b"}', None, "line 1: 'context' is empty"),

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.metrics import pairing
-from loralib.recipes.nlg.metrics.files import Predictions, ReferenceRows, read_predictions, read_references
+from loralib.recipes.nlg.metrics.files import Rows, matched, of_task, read_predictions, read_references
 from peers import data
 
 
@@ -41,7 +40,7 @@ def lines(*rows: object) -> str:
     ],
 )
 def test_predictions(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
-    assert read_predictions(written(tmp_path, name, text)).texts == expected
+    assert read_predictions(written(tmp_path, name, text)).column("prediction") == expected
 
 
 def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
@@ -50,15 +49,14 @@ def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
         {"context": "y", "prediction": "d", "references": "e", "category": None},
     ]
     found = read_predictions(written(tmp_path, "a.jsonl", lines(*rows)))
-    assert found.contexts == ["x", "y"]
-    assert found.references is not None
-    assert found.references.texts == [("b", "c"), ("e",)]
-    assert found.references.categories == ["seen", None]
+    assert found.column("context") == ["x", "y"]
+    assert found.column("references") == [["b", "c"], ["e"]]
+    assert found.column("category") == ["seen", None]
 
 
 def test_references_side_by_side(tmp_path: Path) -> None:
     files = [written(tmp_path, "a.lex", "a\nb\n"), written(tmp_path, "b.lex", "c\n\n")]
-    assert read_references(files).texts == [("a", "c"), ("b", "")]
+    assert read_references(files).column("references") == [("a", "c"), ("b", "")]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +69,12 @@ def test_references_side_by_side(tmp_path: Path) -> None:
 )
 def test_references_by_input(tmp_path: Path, name: str, text: str) -> None:
     found = read_references([written(tmp_path, name, text)])
-    assert (found.texts, found.contexts) == ([("a", "c"), ("b",)], ["x, 1", "y"])
+    assert (found.column("references"), found.column("context")) == ([["a", "c"], ["b"]], ["x, 1", "y"])
 
 
 def test_the_papers_e2e_file_and_the_published_one_have_the_same_rows() -> None:
     ours, published = (read_references([data("e2e", name)]) for name in ("lora_nlg_test.txt", "testset_w_refs.csv"))
-    assert [len(row) for row in ours.texts] == [len(row) for row in published.texts]
+    assert [len(row) for row in ours.column("references") or ()] == [len(row) for row in published.column("references") or ()]
 
 
 @pytest.mark.parametrize(
@@ -88,10 +86,10 @@ def test_the_papers_e2e_file_and_the_published_one_have_the_same_rows() -> None:
         ("a.tsv", "a\tb\nc\n", "has 1 field, expected 2"),
         ("a.jsonl", "\n", "is empty"),
         ("a.jsonl", "[]\n", "is not a JSON object"),
-        ("a.jsonl", lines({"text": "a"}), "has no 'prediction'; it has 'text'"),
-        ("a.jsonl", lines({"prediction": 1}), "has a 'prediction' that is no text"),
-        ("a.jsonl", lines({"prediction": "a", "references": ["b"]}, {"prediction": "a"}), "line 2 has no 'references'"),
-        ("a.jsonl", lines({"prediction": "a", "references": [1]}), "line 1 has no 'references' that is a list"),
+        ("a.jsonl", lines({"text": "a"}), "has no field 'prediction'; it has 'text'"),
+        ("a.jsonl", lines({"prediction": 1}), "line 1: 'prediction' is 1, not text"),
+        ("a.jsonl", lines({"prediction": "a", "references": ["b"]}, {"prediction": "a"}), "line 2 has no field 'references'"),
+        ("a.jsonl", lines({"prediction": "a", "references": [1]}), "line 1: 'references', item 1 is 1, not text"),
     ],
 )
 def test_wrong_predictions_are_told_in_a_sentence(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -106,7 +104,7 @@ def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
         ([two, three], "has 3 lines and .* 2"),
         ([two, table], "is no text file; give it alone"),
         ([written(tmp_path, "a.pdf", "a")], "is no file of references"),
-        ([table], "is of columns 'x', 'y'; expected mr and ref"),
+        ([table], "has no column 'mr'; it has 'x', 'y'.* Expected mr and ref"),
         ([bars], "line 2 has no two vertical bars"),
         ([tmp_path / "nope.txt"], "does not exist"),
     ]:
@@ -115,23 +113,27 @@ def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_predictions_and_references_are_paired_by_input_where_both_say_it() -> None:
-    rows = ReferenceRows("r", [("a",), ("b",)], ["seen", "unseen"], ["x", "y"])
-    turned = pairing.matched(Predictions("p", ["B", "A"], contexts=["y", "x"]), [rows])
-    assert (turned.texts, turned.categories) == ([("b",), ("a",)], ["unseen", "seen"])
-    for contexts in (None, ["x", "y"], ["in another", "form"]):
-        assert pairing.matched(Predictions("p", ["A", "B"], contexts=contexts), [rows]) == rows
+    rows = Rows("r", [{"context": "x", "references": ["a"]}, {"context": "y", "references": ["b"], "category": "unseen"}])
+
+    def said(*inputs: str | None) -> Rows:
+        return Rows("p", [{"prediction": "A", "context": context} for context in inputs])
+
+    assert matched(said("y", "x"), [rows]).rows == rows.rows[::-1]
+    for contexts in ((None, None), ("x", "y"), ("in another", "form")):
+        assert matched(said(*contexts), [rows]) == rows
     with pytest.raises(DataError, match="row 2, answers 'z', but the references are those of 'y'"):
-        pairing.matched(Predictions("p", ["A", "B"], contexts=["x", "z"]), [rows])
+        matched(said("x", "z"), [rows])
     with pytest.raises(DataError, match="p has 1 predictions, but r has references for 2 inputs"):
-        pairing.matched(Predictions("p", ["A"]), [rows])
+        matched(said(None), [rows])
 
 
 def test_a_tasks_own_test_set_is_found() -> None:
     folder = data()
-    (e2e,) = pairing.of_task("e2e", folder)
+    (e2e,) = of_task("e2e", folder)
     assert e2e.source.endswith("testset_w_refs.csv")
-    webnlg, _ = pairing.of_task("webnlg", folder)
-    assert webnlg.categories is not None
-    assert (len(webnlg.texts), webnlg.categories.count("seen")) == (1862, 971)
+    webnlg, _ = of_task("webnlg", folder)
+    categories = webnlg.column("category")
+    assert categories is not None
+    assert (len(webnlg.rows), categories.count("seen")) == (1862, 971)
     with pytest.raises(DataError, match="the task 'any' has no test set of its own"):
-        pairing.of_task("any", folder)
+        of_task("any", folder)

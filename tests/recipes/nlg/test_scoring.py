@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from loralib.errors import ConfigError, DataError
-from loralib.recipes.nlg import tasks
 from loralib.recipes.nlg.metrics import meteor, paper
 from loralib.recipes.nlg.scoring import TASKS, multi_bleus, prepared, score
 
@@ -37,7 +36,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_metrics_of_each_task_are_the_papers(program: Path) -> None:
     for task in ("e2e", "dart"):
-        assert set(score(task, SAID, ASKED, meteor_jar=program)) == set(paper.FIGURES[task]) == set(tasks.TASKS[task].metrics)
+        assert list(score(task, SAID, ASKED, meteor_jar=program)) == list(paper.FIGURES[task])
     webnlg = score("webnlg", SAID, ASKED, ["seen", "unseen"], program)
     assert set(webnlg) == set(paper.FIGURES["webnlg"])
     assert set(score("any", SAID, ASKED)) == {"bleu", "chrf", "rouge_l", "ter"}

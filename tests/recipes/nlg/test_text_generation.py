@@ -301,34 +301,39 @@ def test_fields_may_have_other_names_and_the_file_may_be_zipped(gpt2: Path, meal
     files = {"data": str(tmp_path / "train.jsonl.gz"), "eval_data": str(tmp_path / "dev.jsonl.gz")}
     columns = {"context_column": "input", "completion_column": "output"}
     read = text_generation.read_rows(options(gpt2, meals, **files, **columns))
-    assert [part.pairs for part in read] == [rows(meals / f"{part}.jsonl") for part in parts]
-    with pytest.raises(DataError, match="line 1 has no field 'context'; it has 'input', 'output'"):
+    assert [text_generation.as_pairs(part) for part in read] == [rows(meals / f"{part}.jsonl") for part in parts]
+    with pytest.raises(DataError, match="line 1 has no column 'context'; it has 'input', 'output'"):
         text_generation.read_rows(options(gpt2, meals, **files))
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(None, 3), (0.25, 8)])
 def test_a_part_of_the_training_inputs_is_held_out(gpt2: Path, meals: Path, fraction: float | None, count: int) -> None:
     chosen = options(gpt2, meals, eval_data=None, eval_fraction=fraction, seed=3)
-    train, held_out = (part.pairs for part in text_generation.read_rows(chosen))
+    train, held_out = (text_generation.as_pairs(part) for part in text_generation.read_rows(chosen))
     assert len(held_out) == count
     assert sorted([*train, *held_out]) == sorted(rows(meals / "train.jsonl"))
     assert not {context for context, _ in train} & {context for context, _ in held_out}
-    assert held_out != text_generation.read_rows(options(gpt2, meals, eval_data=None, eval_fraction=fraction))[1].pairs
+    other = text_generation.read_rows(options(gpt2, meals, eval_data=None, eval_fraction=fraction))[1]
+    assert held_out != text_generation.as_pairs(other)
 
 
 def test_every_text_of_an_input_is_a_row(gpt2: Path, meals: Path, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"context": "a", "completion": ["One.", "Two."]}\n{"context": "b", "completion": "Three."}\n')
-    train, _ = text_generation.read_rows(options(gpt2, meals, data=str(path)))
-    assert train.pairs == [("a", "One."), ("a", "Two."), ("b", "Three.")]
+    train = text_generation.read_rows(options(gpt2, meals, data=str(path)))[0]
+    assert text_generation.as_pairs(train) == [("a", "One."), ("a", "Two."), ("b", "Three.")]
 
 
 def test_rows_are_sampled_by_the_seed(gpt2: Path, meals: Path) -> None:
     most = {"max_train_rows": 5, "max_eval_rows": 4, "max_test_rows": 3, "test_data": str(meals / "test.jsonl")}
     first, again, other = (text_generation.read_rows(options(gpt2, meals, seed=seed, **most)) for seed in (1, 1, 2))
     assert [len(part) for part in first] == [5, 4, 3]
-    assert first == again != other
-    assert set(first[0].pairs) <= set(rows(meals / "train.jsonl"))
+    assert (
+        list(map(text_generation.as_pairs, first))
+        == list(map(text_generation.as_pairs, again))
+        != list(map(text_generation.as_pairs, other))
+    )
+    assert set(text_generation.as_pairs(first[0])) <= set(rows(meals / "train.jsonl"))
     most["max_test_rows"] = 0
     assert len(text_generation.read_rows(options(gpt2, meals, **most))) == 2
 
@@ -348,11 +353,11 @@ def test_a_task_trains_on_its_own_splits(gpt2: Path, restaurants: Path) -> None:
     common: dict[str, Any] = {"model": str(gpt2), "task": "e2e", "data_dir": str(restaurants)}
     train, dev = text_generation.read_rows(TrainOptions(**common))
     assert (len(train), len(dev)) == (20, 4)
-    assert train.pairs[0] == ("name : A | food : Thai", "A serves Thai .")
-    assert {context[7] for context, _ in dev.pairs} == {"K", "L"}
+    assert text_generation.as_pairs(train)[0] == ("name : A | food : Thai", "A serves Thai .")
+    assert {context[7] for context, _ in text_generation.as_pairs(dev)} == {"K", "L"}
     train, held_out, test = text_generation.read_rows(TrainOptions(**common, eval_fraction=0.2))
     assert (len(train), len(held_out)) == (16, 4)
-    assert test.pairs == dev.pairs
+    assert text_generation.as_pairs(test) == text_generation.as_pairs(dev)
     assert len(text_generation.read_rows(TrainOptions(**common, eval_fraction=0.2, max_test_rows=0))) == 2
 
 
@@ -365,7 +370,7 @@ def test_a_task_trains_on_its_own_splits(gpt2: Path, restaurants: Path) -> None:
         ({"data": __file__}, DataError, "is no .jsonl file"),
         ({"eval_data": "none.jsonl"}, DataError, "none.jsonl does not exist"),
         ({"test_data": "none.jsonl"}, DataError, "none.jsonl does not exist"),
-        ({"context_column": "contxt"}, DataError, "no field 'contxt'"),
+        ({"context_column": "contxt"}, DataError, "no column 'contxt'"),
         ({"target_modules": "q_proj"}, TargetError, "'q_proj' matches no layer of GPT2LMHeadModel"),
         ({"metric_for_best_model": "bleu"}, ConfigError, "metric_for_best_model='bleu': must be one of perplexity, nll"),
         ({"max_length": 129}, ConfigError, "max_length=129: the model takes at most 128 tokens"),

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlu import readers
+from loralib.recipes import records
 from loralib.recipes.nlu.glue import TASKS, read_glue, read_glue_file, read_glue_inputs
 from peers import data
+from recipes.conftest import same
 
 ROWS = {
     ("cola", "train"): 8551,
@@ -32,28 +33,28 @@ TEST_ROWS = {"cola": 1063, "sst2": 1821, "mrpc": 1725, "stsb": 1379, "qnli": 546
 def test_rows_and_labels(name: str, split: str) -> None:
     rows, task = read_glue(name, split, data("glue")), TASKS[name]
     assert len(rows) == ROWS[name, split]
-    assert all(rows.texts)
-    assert (rows.pairs is None) == (task.pair is None)
+    assert all(rows["text"])
+    assert ("pair" in rows.column_names) == (task.pair is not None)
     if task.labels:
-        assert set(rows.labels) == set(task.labels)
+        assert set(rows["label"]) == set(task.labels)
     else:
-        assert all(0 <= float(label) <= 5 for label in rows.labels)
+        assert all(0 <= float(label) <= 5 for label in rows["label"])
 
 
 @pytest.mark.parametrize("name", TEST_ROWS)
 def test_rows_of_the_test_sets(name: str) -> None:
     rows = read_glue_inputs(name, "test", data("glue"))
     assert len(rows) == TEST_ROWS[name]
-    assert rows.ids == [str(i) for i in range(len(rows))]
-    assert all(rows.texts)
-    assert (rows.pairs is None) == (TASKS[name].pair is None)
+    assert rows["id"] == [str(i) for i in range(len(rows))]
+    assert all(rows["text"])
+    assert ("pair" in rows.column_names) == (TASKS[name].pair is not None)
 
 
 def test_quotes_and_spaces_of_the_published_files_are_text() -> None:
     raw = (data("glue") / "MRPC" / "train.tsv").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")[1:]
     rows = read_glue("mrpc", "train", data("glue"))
-    assert rows.texts == [line.rstrip("\r").split("\t")[3] for line in raw]
-    assert any('"' in text for text in rows.texts)
+    assert rows["text"] == [line.rstrip("\r").split("\t")[3] for line in raw]
+    assert any('"' in text for text in rows["text"])
 
 
 def test_a_label_that_the_task_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -66,9 +67,9 @@ def test_a_label_that_the_task_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_its_own_is_read_by_path_and_its_labels_translated(tmp_path: Path) -> None:
     (tmp_path / "mine.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
     rows = read_glue_file("sst2", tmp_path / "mine.tsv")
-    assert (rows.texts, rows.labels) == (["fine", "dull"], ["positive", "negative"])
+    assert (rows["text"], rows["label"]) == (["fine", "dull"], ["positive", "negative"])
     (tmp_path / "cola.tsv").write_text("gj04\t1\t\tThey sailed.\n")
-    assert read_glue_file("cola", tmp_path / "cola.tsv").labels == ["acceptable"]
+    assert read_glue_file("cola", tmp_path / "cola.tsv")["label"] == ["acceptable"]
     (tmp_path / "rte.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\tmaybe\n")
     with pytest.raises(DataError, match="label 'maybe'; expected one of entailment, not_entailment"):
         read_glue_file("rte", tmp_path / "rte.tsv")
@@ -102,12 +103,12 @@ def mnli(tmp_path: Path) -> Path:
 
 def test_mnli_has_two_development_and_two_test_sets(mnli: Path) -> None:
     matched = read_glue("mnli", "dev", mnli)
-    assert (matched.texts, matched.pairs, matched.labels) == (['"a" said b'], ["b"], ["entailment"])
-    assert read_glue("mnli", "dev_matched", mnli) == matched
-    assert read_glue("mnli", "dev_mismatched", mnli).labels == ["neutral", "contradiction"]
-    assert read_glue_inputs("mnli", "test", mnli) == read_glue_inputs("mnli", "test_matched", mnli)
-    assert read_glue_inputs("mnli", "test_mismatched", mnli).texts == ["o", "q"]
-    assert read_glue_inputs("mnli", "diagnostic", mnli).pairs == ["t"]
+    assert (matched["text"], matched["pair"], matched["label"]) == (['"a" said b'], ["b"], ["entailment"])
+    assert same(read_glue("mnli", "dev_matched", mnli), matched)
+    assert read_glue("mnli", "dev_mismatched", mnli)["label"] == ["neutral", "contradiction"]
+    assert same(read_glue_inputs("mnli", "test", mnli), read_glue_inputs("mnli", "test_matched", mnli))
+    assert read_glue_inputs("mnli", "test_mismatched", mnli)["text"] == ["o", "q"]
+    assert read_glue_inputs("mnli", "diagnostic", mnli)["pair"] == ["t"]
 
 
 @pytest.mark.parametrize(
@@ -139,11 +140,11 @@ def test_the_few_malformed_lines_of_qqp_are_passed_over_and_counted(tmp_path: Pa
     write_qqp(tmp_path, 4000, 4)
     rows = read_glue("qqp", "train", tmp_path)
     assert len(rows) == 4000
-    assert rows.source.endswith("train.tsv (4 malformed lines passed over)")
-    assert rows.texts[0] == 'What is "0?'
-    assert rows.labels[:2] == ["not_duplicate", "duplicate"]
+    assert records.source(rows).endswith("train.tsv (4 malformed lines passed over)")
+    assert rows["text"][0] == 'What is "0?'
+    assert rows["label"][:2] == ["not_duplicate", "duplicate"]
     write_qqp(tmp_path, 4000, 0)
-    assert read_glue("qqp", "train", tmp_path).source.endswith("train.tsv")
+    assert records.source(read_glue("qqp", "train", tmp_path)).endswith("train.tsv")
 
 
 def test_many_malformed_lines_and_those_of_other_tasks_are_refused(tmp_path: Path) -> None:
@@ -156,28 +157,21 @@ def test_many_malformed_lines_and_those_of_other_tasks_are_refused(tmp_path: Pat
         read_glue("rte", "dev", tmp_path)
 
 
-class Table(dict[str, list[Any]]):
-    """What `datasets` would give, in the parts that are used."""
-
-    def __init__(self, names: list[str], **columns: list[Any]):
-        super().__init__(columns)
-        self.column_names = list(columns)
-        self.features = {name: None for name in columns} | {"label": type("ClassLabel", (), {"names": names})}
-
-
 def test_the_hub_knows_splits_and_columns_by_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
     asked = []
 
-    def load(where: str, name: str, config: str, split: str) -> Table:
+    def load(name: str, config: str, *, split: str, revision: None) -> datasets.Dataset:
         asked.append((name, config, split))
         labels = [0, 2] if "test" not in split else [-1, -1]
-        names = ["entailment", "neutral", "contradiction"]
-        return Table(names, premise=["a", "b"], hypothesis=["c", "d"], label=labels, idx=[0, 1])
+        table = datasets.Dataset.from_dict({"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": labels, "idx": [0, 1]})
+        return table.cast_column("label", datasets.ClassLabel(names=["entailment", "neutral", "contradiction"]))
 
-    monkeypatch.setattr(readers, "load_table", load)
-    assert read_glue("mnli", "dev_mismatched").labels == ["entailment", "contradiction"]
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_glue("mnli", "dev_mismatched")["label"] == ["entailment", "contradiction"]
     rows = read_glue_inputs("mnli", "test")
-    assert (rows.ids, rows.texts, rows.pairs) == (["0", "1"], ["a", "b"], ["c", "d"])
+    assert (rows["id"], rows["text"], rows["pair"]) == (["0", "1"], ["a", "b"], ["c", "d"])
     read_glue_inputs("mnli", "diagnostic")
     assert asked == [
         ("nyu-mll/glue", "mnli", "validation_mismatched"),

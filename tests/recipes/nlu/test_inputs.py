@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlu import inputs, labelling, readers
-from loralib.recipes.nlu.readers import TextData
+from loralib.recipes.nlu import inputs, readers
 from loralib.recipes.options import TrainOptions
+from loralib.recipes.records import source
+from recipes.conftest import labelled
 
 
 def options(folder: Path, **values: Any) -> TrainOptions:
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test when the hub is asked."""
 
-    def refuse(*args: Any) -> TextData:
+    def refuse(*args: Any) -> Any:
         pytest.fail(f"the hub was asked for {args}")
 
     monkeypatch.setattr(readers, "read_hub", refuse)
@@ -38,17 +39,15 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_classes_are_those_of_the_whole_training_file(folder: Path, values: dict[str, Any], seed: int) -> None:
     chosen = options(folder, seed=seed, **values)
-    train, held_out, _ = inputs.read_data(chosen)
-    names = inputs.classes(chosen, train)
-    assert names == ["bad", "good", "rare"]
-    assert len(labelling.targets(train, names)) + len(labelling.targets(held_out, names)) <= 40
+    parts = inputs.read_data(chosen)
+    assert [part.features["label"].names for part in parts] == [["bad", "good", "rare"]] * 2
+    assert sum(map(len, parts)) <= 40
 
 
 def test_a_label_that_only_the_evaluation_file_has_is_refused(folder: Path) -> None:
     chosen = options(folder, eval_data=str(folder / "dev.tsv"))
-    train, held_out, _ = inputs.read_data(chosen)
     with pytest.raises(DataError, match=r"dev.tsv has the label 'new', which is none of 'bad', 'good', 'rare'"):
-        labelling.targets(held_out, inputs.classes(chosen, train))
+        inputs.read_data(chosen)
 
 
 @pytest.mark.parametrize("data", ["imdb", "notes.txt", "all.json"])
@@ -77,27 +76,28 @@ def test_a_file_has_no_evaluation_split(folder: Path) -> None:
 
 def test_a_file_whose_name_is_in_capitals_is_local(folder: Path, no_hub: None) -> None:
     (folder / "train.tsv").rename(folder / "TRAIN.TSV")
-    train, held_out, _ = inputs.read_data(options(folder, data=str(folder / "TRAIN.TSV")))
+    train, held_out = inputs.read_data(options(folder, data=str(folder / "TRAIN.TSV")))
     assert (len(train), len(held_out)) == (36, 4)
-    assert held_out.source.endswith("TRAIN.TSV (held out)")
+    assert source(held_out).endswith("TRAIN.TSV (held out)")
 
 
 def test_rows_are_encoded_with_their_targets(folder: Path) -> None:
     def tokenizer(texts: list[str], pairs: list[str] | None, **how: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[len(text)] for text in texts]}
 
-    data = TextData("x", ["a", "bcd"], ["2", "1"])
+    data = labelled("x", ["a", "bcd"], ["2", "1"])
     encode: Any = inputs.encode
-    assert encode(data, ["1", "2"], tokenizer, 8) == [{"input_ids": [1], "label": 1}, {"input_ids": [3], "label": 0}]
-    assert encode(data, None, tokenizer, 8)[0]["label"] == 2.0
+    classes, numbers = (inputs.learnable(data, labels) for labels in (["1", "2"], None))
+    assert encode(classes, tokenizer, 8) == [{"input_ids": [1], "label": 1}, {"input_ids": [3], "label": 0}]
+    assert encode(numbers, tokenizer, 8)[0]["label"] == 2.0
 
 
 def test_a_part_of_the_training_rows_and_rows_for_the_end(folder: Path) -> None:
     chosen = options(folder, eval_fraction=0.25, test_data=str(folder / "train.tsv"), max_test_rows=3)
     train, held_out, test = inputs.read_data(chosen)
-    assert (len(train), len(held_out), len(test or ())) == (30, 10, 3)
-    assert sorted(train.texts + held_out.texts) == sorted(f"t{i}" for i in range(40))
-    assert inputs.read_data(options(folder, test_data=str(folder / "train.tsv"), max_test_rows=0)).test is None
+    assert (len(train), len(held_out), len(test)) == (30, 10, 3)
+    assert sorted([*train["text"], *held_out["text"]]) == sorted(f"t{i}" for i in range(40))
+    assert len(inputs.read_data(options(folder, test_data=str(folder / "train.tsv"), max_test_rows=0))) == 2
     with pytest.raises(DataError, match=r"--test-split names a split of a hub data set; .*train\.tsv is a local file"):
         inputs.read_data(options(folder, test_split="test"))
     with pytest.raises(DataError, match=r"missing\.tsv does not exist"):
@@ -111,20 +111,19 @@ def test_with_a_share_held_out_a_tasks_development_set_is_for_the_end(tmp_path: 
         (tmp_path / "SST-2" / f"{name}.tsv").write_text("\n".join(lines))
     task = {"model": "m", "task": "sst2", "data_dir": str(tmp_path)}
     train, held_out, test = inputs.read_data(TrainOptions(**task, eval_fraction=0.25))
-    assert (len(train), len(held_out), len(test or ())) == (15, 5, 5)
-    assert all(text.startswith("train") for text in train.texts + held_out.texts)
-    train, dev, test = inputs.read_data(TrainOptions(**task))
-    assert (len(train), len(dev), test) == (20, 5, None)
+    assert (len(train), len(held_out), len(test)) == (15, 5, 5)
+    assert all(text.startswith("train") for text in [*train["text"], *held_out["text"]])
+    assert [len(part) for part in inputs.read_data(TrainOptions(**task))] == [20, 5]
 
 
 def test_a_test_split_comes_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def read(name: str, config: str | None, split: str, *columns: str) -> TextData:
+    def read(name: str, config: str | None, split: str, *columns: str) -> Any:
         asked.append(split)
-        return TextData(name, ["a"] * 20, ["0", "1"] * 10)
+        return labelled(name, ["a"] * 20, ["0", "1"] * 10)
 
     monkeypatch.setattr(readers, "read_hub", read)
     train, held_out, test = inputs.read_data(TrainOptions(model="m", data="some/set", test_split="test"))
     assert asked == ["train", "test"]
-    assert (len(train), len(held_out), len(test or ())) == (18, 2, 20)
+    assert (len(train), len(held_out), len(test)) == (18, 2, 20)

@@ -1,65 +1,57 @@
 """Labels become classes in a fixed order, or numbers, or are refused with one clear sentence."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loralib.errors import DataError
-from loralib.recipes.nlu import labelling
-from loralib.recipes.nlu.readers import TextData
-
-
-def test_the_classes_are_those_of_the_whole_file() -> None:
-    data = TextData("x", ["a"] * 20, ["1"] * 9 + ["rare"] + ["0"] * 10)
-    parts = [data.rows([0]), data.sample(1, 0), *data.split(0.5, 0), data.split(0.1, 0)[0].sample(2, 0).rows([0])]
-    for part in parts:
-        assert labelling.label_names(part) == ["0", "1", "rare"]
+from loralib.recipes.nlu import inputs
+from recipes.conftest import labelled
 
 
 def test_classes_are_named_in_order_and_numbers_by_value() -> None:
-    assert labelling.label_names(TextData("x", ["a"] * 3, ["b", "a", "b"])) == ["a", "b"]
-    assert labelling.label_names(TextData("x", ["a"] * 3, ["10", "9", "-1"])) == ["-1", "9", "10"]
+    assert inputs.label_names(labelled("x", ["a"] * 3, ["b", "a", "b"])) == ["a", "b"]
+    assert inputs.label_names(labelled("x", ["a"] * 3, ["10", "9", "-1"])) == ["-1", "9", "10"]
 
 
 @given(st.permutations(["1", "01", "²", "--5", "-5", "٣", "9" * 5000, "", "x"]))
 def test_the_order_of_classes_is_one_and_no_label_breaks_it(labels: list[str]) -> None:
-    names = labelling.label_names(TextData("x", [""] * len(labels), labels))
+    names = inputs.label_names(labelled("x", [""] * len(labels), labels))
     assert names == ["-5", "01", "1", "", "--5", "9" * 5000, "x", "²", "٣"]
 
 
 def test_labels_that_are_text_or_numbers_are_no_classes() -> None:
-    def data(classes: int, rows: int) -> TextData:
-        return TextData("x", [""] * rows, [str(i % classes) for i in range(rows)])
+    def data(classes: int, rows: int) -> Any:
+        return labelled("x", [""] * rows, [str(i % classes) for i in range(rows)])
 
     with pytest.raises(DataError, match=r"51 labels in 101 rows.*looks like text or a number: use --label-column or --problem"):
-        labelling.label_names(data(51, 101))
-    with pytest.raises(DataError, match="51 labels in 101 rows"):
-        labelling.label_names(data(51, 101).rows([0]))
+        inputs.label_names(data(51, 101))
     for classes, rows in [(51, 102), (50, 50)]:
-        assert len(labelling.label_names(data(classes, rows).rows([0, 1]))) == classes
+        assert len(inputs.label_names(data(classes, rows))) == classes
 
 
 def test_one_class_is_refused() -> None:
-    data = TextData("x", ["a"] * 2, ["a", "a"])
-    for part in (data, data.rows([0])):
-        with pytest.raises(DataError, match="x: all 2 rows have the label 'a'"):
-            labelling.label_names(part)
+    data = labelled("x", ["a"] * 2, ["a", "a"])
+    with pytest.raises(DataError, match="x: all 2 rows have the label 'a'"):
+        inputs.label_names(data)
 
 
 def test_a_label_that_training_did_not_have_is_refused() -> None:
     with pytest.raises(DataError, match="'c', which is none of 'a', 'b'"):
-        labelling.class_ids(TextData("x", ["a"], ["c"]), ["a", "b"])
+        inputs.targets(labelled("x", ["a"], ["c"]), ["a", "b"])
     with pytest.raises(DataError, match=r"'c', which is none of '0', .*'7' and 2 more"):
-        labelling.class_ids(TextData("x", ["a"], ["c"]), [str(i) for i in range(10)])
+        inputs.targets(labelled("x", ["a"], ["c"]), [str(i) for i in range(10)])
 
 
 @pytest.mark.parametrize("label", ["x", "", "nan", "inf"])
 def test_a_label_that_is_no_number_is_refused_for_regression(label: str) -> None:
     with pytest.raises(DataError, match=f"x: the label '{label}' of the text 'b' is no number"):
-        labelling.scores(TextData("x", ["a", "b"], ["1.5", label]))
+        inputs.targets(labelled("x", ["a", "b"], ["1.5", label]), None)
 
 
 def test_targets_are_positions_of_classes_or_numbers() -> None:
-    data = TextData("x", ["a", "b"], ["2", "1"])
-    assert labelling.targets(data, ["1", "2"]) == [1, 0]
-    assert labelling.targets(data, None) == [2.0, 1.0]
+    data = labelled("x", ["a", "b"], ["2", "1"])
+    assert inputs.targets(data, ["1", "2"]) == [1, 0]
+    assert inputs.targets(data, None) == [2.0, 1.0]

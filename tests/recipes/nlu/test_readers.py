@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from loralib.errors import DataError
 from loralib.recipes import records
 from loralib.recipes.nlu import readers
-from loralib.recipes.nlu.readers import TextData
+from loralib.recipes.nlu.glue import TASKS
+from recipes.conftest import labelled, same
 
 FIELD = st.text(
     st.characters(exclude_characters="\t\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x00", exclude_categories=["Cs"]), min_size=1
@@ -26,8 +28,8 @@ def write(path: Path, content: str) -> Path:
     return path
 
 
-def columns(data: TextData) -> list[tuple[str, str]]:
-    return list(zip(data.texts, data.labels, strict=True))
+def columns(data: Any) -> list[tuple[str, str]]:
+    return list(zip(data["text"], data["label"], strict=True))
 
 
 @given(rows=ROWS)
@@ -53,6 +55,21 @@ def test_a_gzipped_jsonl_file_gives_its_objects(rows: list[tuple[str, str]], tmp
     assert columns(readers.read_file(path, "text", "label")) == rows
 
 
+def test_a_csv_field_may_be_long_and_the_limit_of_csv_is_as_before(tmp_path: Path) -> None:
+    long, before = "x" * 200_000, csv.field_size_limit()
+    path = write(tmp_path / "a.csv", f"text,label\n{long},1\n")
+    assert columns(readers.read_file(path, "text", "label")) == [(long, "1")]
+    with pytest.raises(DataError, match="check its quotes"):
+        readers.read_file(write(path, 'text,label\n"a'), "text", "label")
+    assert csv.field_size_limit() == before
+
+
+def test_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "\\ud800", "label": 1}\n')
+    with pytest.raises(DataError, match="has text that is not Unicode"):
+        readers.read_file(path, "text", "label")
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "\ufefftext\tlabel\nhi\t1\n")
     assert columns(readers.read_file(path, "text", "label")) == [("hi", "1")]
@@ -60,7 +77,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
 
 def test_pairs_come_from_their_column(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "a\tb\tlabel\none\ttwo\t1\n")
-    assert readers.read_file(path, "a", "label", "b").pairs == ["two"]
+    assert readers.read_file(path, "a", "label", "b")["pair"] == ["two"]
 
 
 @pytest.mark.parametrize(
@@ -161,21 +178,25 @@ def test_a_damaged_gzip_file_is_called_so(tmp_path: Path, content: bytes) -> Non
     with pytest.raises(DataError, match=r"a.tsv.gz is not a whole gzip file"):
         readers.read_file(path, "text", "label")
     with pytest.raises(DataError, match=r"a.tsv.gz is not a whole gzip file"):
-        readers.read_headless(path, 0, 1)
+        readers.read_file(path, "text", "label", header=("text", "label"))
 
 
 def test_a_file_without_column_names_is_read_or_refused_alike(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "x\t1\t\tone\n\nx\t 0\t*\ttwo\n")
-    assert columns(readers.read_headless(path, 3, 1)) == [("one", "1"), ("two", "0")]
+    assert columns(readers.read_file(path, "sentence", "label", header=TASKS["cola"].header)) == [
+        ("one", "1"),
+        ("two", "0"),
+    ]
     path.write_bytes(b"a\t\xff\n")
     with pytest.raises(DataError, match="UTF-8"):
-        readers.read_headless(path, 0, 1)
-    with pytest.raises(DataError, match="line 2 has 1 field, expected at least 2"):
-        readers.read_headless(write(path, "a\t1\nb\n"), 0, 1)
+        readers.read_file(path, "text", "label", header=("text", "label"))
+    names = ("text", "label")
+    with pytest.raises(DataError, match="line 2 has 1 field, expected 2"):
+        readers.read_file(write(path, "a\t1\nb\n"), *names, header=names)
     with pytest.raises(DataError, match="does not exist"):
-        readers.read_headless(tmp_path / "none.tsv", 0, 1)
+        readers.read_file(tmp_path / "none.tsv", *names, header=names)
     with pytest.raises(DataError, match=r"a.csv has no line of column names.*must be a .tsv"):
-        readers.read_headless(write(tmp_path / "a.csv", "a,1\n"), 0, 1)
+        readers.read_file(write(tmp_path / "a.csv", "a,1\n"), *names, header=names)
 
 
 def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -189,24 +210,24 @@ def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path: Path) -> No
         readers.read_file(tmp_path / "a.csv", "text", "label")
 
 
-DATA = TextData("x", [str(i) for i in range(50)], [str(i % 2) for i in range(50)], [str(-i) for i in range(50)])
+DATA = labelled("x", [str(i) for i in range(50)], [str(i % 2) for i in range(50)], [str(-i) for i in range(50)])
 
 
 @given(n=st.integers(1, 60), seed=st.integers(0, 5))
 def test_a_sample_is_seeded_distinct_and_keeps_rows_together(n: int, seed: int) -> None:
-    sample = DATA.sample(n, seed)
-    assert sample == DATA.sample(n, seed)
-    assert len(set(sample.texts)) == len(sample) == min(n, len(DATA))
+    sample = records.sample(DATA, n, seed)
+    assert same(sample, records.sample(DATA, n, seed))
+    assert len(set(sample["text"])) == len(sample) == min(n, len(DATA))
     assert all(
         int(t) % 2 == int(label) and int(t) == -int(p)
-        for t, label, p in zip(sample.texts, sample.labels, sample.pairs or [], strict=True)
+        for t, label, p in zip(sample["text"], sample["label"], sample["pair"], strict=True)
     )
 
 
 @given(fraction=st.floats(0.05, 0.9), seed=st.integers(0, 5))
 def test_a_split_shares_out_every_row_once(fraction: float, seed: int) -> None:
-    train, held_out = DATA.split(fraction, seed)
-    assert sorted(train.texts + held_out.texts) == sorted(DATA.texts)
+    train, held_out = records.split(DATA, fraction, seed)
+    assert sorted([*train["text"], *held_out["text"]]) == sorted(DATA["text"])
     assert len(held_out) == round(fraction * len(DATA))
 
 
@@ -220,11 +241,11 @@ def test_a_split_shares_out_every_row_once(fraction: float, seed: int) -> None:
 )
 def test_a_split_with_an_empty_part_is_refused(rows: int, fraction: float, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        DATA.rows(range(rows)).split(fraction, 0)
+        records.split(DATA.select(range(rows)), fraction, 0)
 
 
 def test_a_held_out_part_says_that_it_is_one() -> None:
-    assert [part.source for part in DATA.split(0.1, 0)] == ["x", "x (held out)"]
+    assert [records.source(part) for part in records.split(DATA, 0.1, 0)] == ["x", "x (held out)"]
 
 
 CARD = """---
@@ -253,7 +274,7 @@ def test_a_hub_data_set_gives_names_of_classes_and_shows_no_bars(hub: Path, capf
     write(hub / "train.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n')
     data = readers.read_hub(str(hub), None, "train", "text", "label")
     assert columns(data) == [("a", "good"), ("b", "bad")]
-    assert data.source == f"hub data set {str(hub)!r}, split 'train'"
+    assert records.source(data) == f"hub data set {str(hub)!r}, split 'train'"
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
 
@@ -282,4 +303,4 @@ def test_a_hub_data_set_that_cannot_serve_is_refused(hub: Path, content: str, sp
 def test_a_hub_label_that_stands_for_no_class_is_no_crash(hub: Path) -> None:
     write(hub / "README.md", CARD)
     write(hub / "test.jsonl", '{"text": "a", "label": -1}\n')
-    assert readers.read_hub(str(hub), None, "test", "text", "label").labels == ["-1"]
+    assert readers.read_hub(str(hub), None, "test", "text", "label")["label"] == ["-1"]

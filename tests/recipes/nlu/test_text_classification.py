@@ -115,8 +115,8 @@ def test_a_finished_run_predicts_and_evaluates_as_it_was_measured(lora_run: Path
     rows = predictor.read_rows(opened.options, str(reviews / "test.tsv"), {})
     measured = json.loads((lora_run / run_folder.METRICS).read_text())["metrics"]
     assert opened.evaluate(rows)["accuracy"] == pytest.approx(measured["accuracy"])
-    predicted = opened.predict(rows.texts)
-    right = sum(label == expected for (label, _), expected in zip(predicted, rows.labels, strict=True))
+    predicted = opened.predict(rows["text"][:])
+    right = sum(label == expected for (label, _), expected in zip(predicted, rows["label"], strict=True))
     assert right / len(rows) == pytest.approx(measured["accuracy"])
     assert all(probability is not None and 0.5 <= probability <= 1 for _, probability in predicted)
     with pytest.raises(DataError, match="none of 'blame', 'praise'"):
@@ -207,7 +207,7 @@ def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_pat
 def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, problem="regression", label_column="score")
     planned = text_classification.plan(chosen, text_classification.read_rows(chosen))
-    mean = sum(map(float, planned.data[0].labels)) / len(planned.data[0])
+    mean = sum(planned.data[0]["label"]) / len(planned.data[0])
     assert planned.model.classifier.bias.item() == pytest.approx(mean)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,7 +21,9 @@ from .. import run_folder
 from ..finished import FinishedRun
 from ..presets.nlg import Decoding
 from . import decoding, language_models
-from .examples import GenerationData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Run(FinishedRun):
@@ -41,7 +43,7 @@ class Run(FinishedRun):
     def generate_into(
         self,
         path: Path,
-        data: GenerationData,
+        data: "Dataset",
         how: Decoding,
         *,
         batch_size: int = 16,
@@ -54,8 +56,9 @@ class Run(FinishedRun):
         overwrite: replace what is there. resume: go on with what was interrupted. told: hears how many inputs are done.
         Raises `RunError` when a file is there and neither is said, or when what was interrupted was told otherwise.
         """
-        decoding.check_room(self.model, self.tokenizer, data.contexts, how.max_new_tokens)
-        partial = Partial(path.with_suffix(".partial.jsonl"), self._settings(data, how))
+        inputs = data["context"][:]
+        decoding.check_room(self.model, self.tokenizer, inputs, how.max_new_tokens)
+        partial = Partial(path.with_suffix(".partial.jsonl"), self._settings(inputs, how))
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists; add --overwrite to replace it, or give another --output.")
         if partial.path.exists() and not overwrite and not resume:
@@ -70,16 +73,15 @@ class Run(FinishedRun):
             texts.update(found)
             told(len(texts))
 
-        contexts = [data.contexts[i] for i in left]
-        decoding.decode(self.model, self.tokenizer, contexts, how, batch_size, keep)
+        decoding.decode(self.model, self.tokenizer, [inputs[i] for i in left], how, batch_size, keep)
         predictions = [texts[i] for i in range(len(data))]
         write(path, data, predictions)
         partial.path.unlink()
         return predictions
 
-    def _settings(self, data: GenerationData, how: Decoding) -> dict[str, Any]:
+    def _settings(self, contexts: Sequence[str], how: Decoding) -> dict[str, Any]:
         """What a text depends on: the training, the inputs and the decoding."""
-        inputs = hashlib.sha256(json.dumps(data.contexts).encode()).hexdigest()
+        inputs = hashlib.sha256(json.dumps(contexts).encode()).hexdigest()
         trained = hashlib.sha256((self.folder / run_folder.METRICS).read_bytes()).hexdigest()
         return {"inputs": inputs, "trained": trained, "decoding": asdict(how)}
 
@@ -125,12 +127,10 @@ class Partial:
             os.fsync(file.fileno())
 
 
-def write(path: Path, data: GenerationData, predictions: Sequence[str]) -> None:
+def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:
     """Write `path`, and the predictions alone to a `.txt` file beside it."""
-    rows = [
-        {"context": one.context, "prediction": text, "references": list(one.references), "category": one.category}
-        for one, text in zip(data.examples, predictions, strict=True)
-    ]
+    examples = zip(data.to_list(), predictions, strict=True)
+    rows = [{"context": row["context"], "prediction": text, **row} for row, text in examples]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     write_atomically(path.with_suffix(".txt"), "".join(f"{text}\n" for text in predictions).encode())
 

@@ -5,50 +5,50 @@
 - `webnlg`, `dart`: as WebNLG's scripts, over tokenised text in lower case (for WebNLG without accents), which is made of text
   that is not: BLEU of multi-bleu in hundredths; METEOR, and TER as the LoRA paper takes it, as shares of 1. No more than the
   first six references of a row are taken, as the paper does. WebNLG's are for all rows, and the seen and the unseen apart.
-  Blank references count as those scripts count them, which makes the published figures of systems whose references are files
-  of lines; the paper's files have none, and neither have references that come from the data.
+  Blank references, which only files of lines have, count as those scripts count them.
 - `any`: sacrebleu's BLEU (case counts) and chrF, and ROUGE-L, in hundredths; METEOR and sacrebleu's TER as shares of 1.
 
 These are the units in which the paper prints them. METEOR is there only where its program is (`metrics.meteor`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
+from sacrebleu.metrics.bleu import BLEUScore
+
 from ...errors import ConfigError, DataError
-from .metrics.bleu import MultiBleu, mteval, multi_bleu
-from .metrics.chrf import chrf
-from .metrics.cider import cider
+from .metrics.by_sacrebleu import cased_bleu, chrf, corpus_ter, mteval, multi_bleu, row_ters
 from .metrics.meteor import find_jar, meteor
-from .metrics.nist import nist
-from .metrics.rouge import rouge_l
-from .metrics.rows import check, given
-from .metrics.ter import corpus_ter, row_ters
+from .metrics.of_e2e import cider, nist, rouge_l
+from .metrics.paper import FIGURES, TASKS
+from .metrics.rows import References, check, given
 from .metrics.tokens import tokenised, treebank_words
 
-TASKS = ("e2e", "webnlg", "dart", "any")
 CATEGORIES = ("unseen", "seen")
 MOST_REFERENCES = 6
+METRICS: Mapping[str, Mapping[str, Callable[[Sequence[str], References], float]]] = {
+    "e2e": {"bleu": mteval, "nist": nist, "rouge_l": rouge_l, "cider": cider},
+    "any": {"bleu": cased_bleu, "chrf": chrf, "rouge_l": rouge_l, "ter": corpus_ter},
+}
 
 T = TypeVar("T")
-Rows = Sequence[int]
+Categories = Sequence[str | None] | None
 
 
 def score(
     task: str,
     predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    categories: Sequence[str | None] | None = None,
+    references: References,
+    categories: Categories = None,
     meteor_jar: Path | None = None,
 ) -> dict[str, float]:
     """The metrics of a task by name: of one prediction for each row of references, blank ones being none.
 
-    categories: "seen" or "unseen" for each row, which WebNLG's metrics end in (`bleu_seen`, `bleu_unseen`, `bleu_all`); without
-    them only those for all rows are there. meteor_jar: where METEOR's program is; otherwise the environment variable METEOR_JAR
-    says, or an installed `pycocoevalcap`, and METEOR is left out when none does. Raises `ConfigError` for an unknown task or
-    when METEOR was asked for and cannot be had, and `DataError` for rows that do not fit.
+    categories: "seen" or "unseen" for each row, which WebNLG's metrics end in (`bleu_seen`, `bleu_unseen`, `bleu_all`).
+    meteor_jar: METEOR's program, if not where `metrics.meteor` looks for it; METEOR is left out when it is nowhere. Raises
+    `ConfigError` for an unknown task or a program that is missing, and `DataError` for rows that do not fit.
 
     >>> round(score("any", ["The Mill is a pub."], [["The Mill is a pub.", "A pub is The Mill."]])["bleu"], 2)
     100.0
@@ -57,81 +57,61 @@ def score(
         raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}; choose one.")
     check(predictions, references)
     jar = find_jar(meteor_jar)
-    if task == "e2e":
-        return _e2e(predictions, references, jar)
-    if task == "any":
-        return _any(predictions, references, jar)
-    return _tokenised(task, predictions, references, categories, jar)
+    if task in METRICS:
+        found = {name: metric(predictions, references) for name, metric in METRICS[task].items()}
+        if jar and task == "e2e":
+            found["meteor"] = 100 * meteor(*_each(_without_punctuation, predictions, references), jar)
+        elif jar:
+            found["meteor"] = meteor(predictions, references, jar)
+    else:
+        found = _in_parts(task, predictions, references, categories, jar)
+    return {name: found[name] for name in (*FIGURES[task], *found) if name in found}
 
 
-def _e2e(predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path | None) -> dict[str, float]:
-    found = {"bleu": mteval(predictions, references), "nist": nist(predictions, references)}
-    if jar:
-        words = [_without_punctuation(text) for text in predictions]
-        found["meteor"] = 100 * meteor(words, [[_without_punctuation(text) for text in row] for row in references], jar)
-    return found | {"rouge_l": rouge_l(predictions, references), "cider": cider(predictions, references)}
-
-
-def _without_punctuation(text: str) -> str:
-    return " ".join(treebank_words(text))
-
-
-def _any(predictions: Sequence[str], references: Sequence[Sequence[str]], jar: Path | None) -> dict[str, float]:
-    found = {
-        "bleu": mteval(predictions, references, lowercase=False),
-        "chrf": chrf(predictions, references),
-        "rouge_l": rouge_l(predictions, references),
-        "ter": corpus_ter(predictions, references),
-    }
-    return found | ({"meteor": meteor(predictions, references, jar)} if jar else {})
-
-
-def _tokenised(
-    task: str,
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    categories: Sequence[str | None] | None,
-    jar: Path | None,
+def _in_parts(
+    task: str, predictions: Sequence[str], references: References, categories: Categories, jar: Path | None
 ) -> dict[str, float]:
     texts, targets = prepared(task, predictions, references)
-    parts = _parts(task, len(texts), categories)
-    found = {f"bleu{part}": multi_bleu(_of(rows, texts), _of(rows, targets)).score for part, rows in parts.items()}
-    if jar:
-        found |= {f"meteor{part}": meteor(_of(rows, texts), _of(rows, targets), jar) for part, rows in parts.items()}
-    ters = row_ters(texts, targets)  # slow, and a row's is the same in every part
-    return found | {f"ter{part}": fmean(_of(rows, ters)) for part, rows in parts.items()}
+    parts, ters = _parts(task, len(texts), categories), row_ters(texts, targets)  # slow, and a row's is the same in every part
+    found: dict[str, float] = {}
+    for part, rows in parts.items():
+        those = _of(rows, texts), _of(rows, targets)
+        found |= {f"bleu{part}": multi_bleu(*those).score, f"ter{part}": fmean(_of(rows, ters))}
+        found |= {f"meteor{part}": meteor(*those, jar)} if jar else {}
+    return found
 
 
 def multi_bleus(
-    task: str,
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    categories: Sequence[str | None] | None = None,
-) -> dict[str, MultiBleu]:
-    """What multi-bleu.perl prints for WebNLG or DART, by the names that `score` gives BLEU; errors as there.
-
-    >>> print(multi_bleus("dart", ["The Mill is a pub."], [["The Mill is a pub."]])["bleu"])
-    BLEU = 100.00, 100.0/100.0/100.0/100.0 (BP=1.000, ratio=1.000, hyp_len=6, ref_len=6)
-    """
+    task: str, predictions: Sequence[str], references: References, categories: Categories = None
+) -> dict[str, BLEUScore]:
+    """multi-bleu.perl's score for WebNLG or DART, by the names that `score` gives BLEU; errors as there."""
     texts, targets = prepared(task, predictions, references)
     parts = _parts(task, len(texts), categories)
     return {f"bleu{part}": multi_bleu(_of(rows, texts), _of(rows, targets)) for part, rows in parts.items()}
 
 
-def prepared(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+def prepared(task: str, predictions: Sequence[str], references: References) -> tuple[list[str], list[list[str]]]:
     """Predictions and references as WebNLG's scripts want them: tokenised, and no more than six references in a row.
 
     >>> prepared("webnlg", ["It is in Málaga."], [["In Málaga."]])
     (['it is in malaga .'], [['in malaga .']])
     """
     check(predictions, references)
-    plain = task == "webnlg"
     taken = [row if len(row) <= MOST_REFERENCES else given(row)[:MOST_REFERENCES] for row in references]
-    targets = [[tokenised(text, plain) for text in row] for row in taken]
-    return [tokenised(text, plain) for text in predictions], targets
+    return _each(lambda text: tokenised(text, plain=task == "webnlg"), predictions, taken)
 
 
-def _parts(task: str, rows: int, categories: Sequence[str | None] | None) -> dict[str, Rows]:
+def _without_punctuation(text: str) -> str:
+    return " ".join(treebank_words(text))
+
+
+def _each(
+    change: Callable[[str], str], predictions: Sequence[str], references: References
+) -> tuple[list[str], list[list[str]]]:
+    return [change(text) for text in predictions], [[change(text) for text in row] for row in references]
+
+
+def _parts(task: str, rows: int, categories: Categories) -> dict[str, Sequence[int]]:
     """The rows of each part, by what the names of its metrics end in."""
     if task != "webnlg":
         return {"": range(rows)}
@@ -146,5 +126,5 @@ def _parts(task: str, rows: int, categories: Sequence[str | None] | None) -> dic
     return {name: found for name, found in parts.items() if found} | {"_all": range(rows)}
 
 
-def _of(rows: Rows, values: Sequence[T]) -> list[T]:
+def _of(rows: Sequence[int], values: Sequence[T]) -> list[T]:
     return [values[i] for i in rows]

@@ -1,96 +1,100 @@
-"""From options to rows, and from rows to what a model takes."""
+"""From options to rows, and from rows to what a model takes: tokens, and positions of classes or numbers."""
 
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
-from .. import records
-from ..options import HELD_OUT, TrainOptions
-from . import labelling, readers
-from .glue import TASKS, read_glue
-from .readers import TextData
+from .. import records, sources
+from ..options import TrainOptions
+from ..records import listed, source
+from . import glue, readers
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 
-class Rows(NamedTuple):
-    """What a run trains on, what it is evaluated on after every epoch, and what it is scored on once, at the end."""
+def read_data(options: TrainOptions) -> "list[Dataset]":
+    """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled, with labels as a model
+    learns them. The classes are those of all training data, whatever part is used. Raises `DataError` for what cannot serve."""
 
-    train: TextData
-    evaluation: TextData
-    test: TextData | None
+    def read_own(option: str, name: str, split: str | None) -> "Dataset":
+        columns = (options.text_column, options.label_column, options.text_pair_column)
+        if records.is_local_file(name):
+            return readers.read_file(name, *columns)
+        if split is None:
+            instead = option.replace("data", "split")
+            raise DataError(f"{option} {name!r} must be a {records.KINDS}; for a split of a hub data set use {instead}.")
+        if Path(name).exists():
+            raise DataError(f"{option} {name!r} is on this disk and is no {records.KINDS}; convert it to one.")
+        return readers.read_hub(name, options.data_config, split, *columns)
 
-
-def read_data(options: TrainOptions) -> Rows:
-    """The rows of a run, sampled as asked. Raises `DataError` when they cannot be had."""
-    test = None
-    if options.task:
-        train, held_out = (read_glue(options.task, split, options.data_dir) for split in ("train", "dev"))
-        if options.eval_fraction:
-            test, (train, held_out) = held_out if options.tests else None, train.split(options.eval_fraction, options.seed)
-    else:
-        train, held_out = _read_own_data(options)
-        test = _read_test(options) if options.tests else None
-    return Rows(
-        train.sample(options.max_train_rows, options.seed),
-        held_out.sample(options.max_eval_rows, options.seed),
-        test and test.sample(options.max_test_rows, options.seed),
-    )
+    data = sources.read(options, glue.read_glue, read_own)
+    names = None
+    if options.kind == "classification":
+        names = glue.TASKS[options.task].labels if options.task else label_names(data[0])
+    return [learnable(part, names) for part in sources.share_out(options, data)]
 
 
-def _read_own_data(options: TrainOptions) -> tuple[TextData, TextData]:
-    assert options.data is not None
-    columns = (options.text_column, options.label_column, options.text_pair_column)
-    if options.eval_data:
-        if not records.is_local_file(options.eval_data):
-            raise DataError(
-                f"--eval-data {options.eval_data!r} must be a {records.KINDS}; for a split of a hub data set use --eval-split."
-            )
-        held_out = readers.read_file(options.eval_data, *columns)
-        return _read_one(options, options.train_split, columns), held_out
-    if options.eval_split:
-        if records.is_local_file(options.data):
-            raise DataError(f"--eval-split names a split of a hub data set; {options.data} is a local file: give --eval-data.")
-        return _read_one(options, options.train_split, columns), _read_one(options, options.eval_split, columns)
-    return _read_one(options, options.train_split, columns).split(options.eval_fraction or HELD_OUT, options.seed)
-
-
-def _read_test(options: TrainOptions) -> TextData:
-    columns = (options.text_column, options.label_column, options.text_pair_column)
-    if options.test_data:
-        return readers.read_file(options.test_data, *columns)
-    assert options.data is not None
-    assert options.test_split is not None
-    if records.is_local_file(options.data):
-        raise DataError(f"--test-split names a split of a hub data set; {options.data} is a local file: give --test-data.")
-    return _read_one(options, options.test_split, columns)
-
-
-def _read_one(options: TrainOptions, split: str, columns: tuple[str, str, str | None]) -> TextData:
-    assert options.data is not None
-    if records.is_local_file(options.data):
-        return readers.read_file(options.data, *columns)
-    if Path(options.data).exists():
-        raise DataError(f"--data {options.data!r} is on this disk and is no {records.KINDS}; convert it to one.")
-    return readers.read_hub(options.data, options.data_config, split, *columns)
-
-
-def classes(options: TrainOptions, data: TextData) -> list[str] | None:
-    """The names of the classes in all the training data, whatever part `data` is of it; None for regression.
-
-    Raises `DataError` when the labels do not serve.
-    """
-    if options.task:
-        labels = TASKS[options.task].labels
-        return list(labels) if labels else None
-    return labelling.label_names(data) if options.kind == "classification" else None
-
-
-def encode(
-    data: TextData, labels: list[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[dict[str, Any]]:
+def encode(data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[dict[str, Any]]:
     """The rows as the model takes them: token ids and a label each."""
-    targets = labelling.targets(data, labels)
-    inputs = tokenizer(data.texts, data.pairs, truncation=True, max_length=max_length)
-    return [{**{key: inputs[key][i] for key in inputs}, "label": target} for i, target in enumerate(targets)]
+    inputs = tokenizer(*texts(data), truncation=True, max_length=max_length)
+    return [{**{key: inputs[key][i] for key in inputs}, "label": label} for i, label in enumerate(data["label"][:])]
+
+
+def texts(data: "Dataset") -> tuple[list[str], list[str] | None]:
+    """The texts, and their second ones where they come in pairs."""
+    return data["text"][:], data["pair"][:] if "pair" in data.column_names else None
+
+
+def label_names(data: "Dataset") -> list[str]:
+    """The classes in order: whole numbers by value, then text; `DataError` when they are fewer than two, or too many."""
+    names, rows = list(dict.fromkeys(data["label"][:])), len(data)
+    if len(names) < 2:
+        raise DataError(f"{source(data)}: all {rows} rows have the label {listed(names)}; classification needs two classes.")
+    if len(names) > max(50, rows / 2):
+        problem = f"{source(data)} has {len(names)} labels in {rows} rows: the label column looks like text or a number"
+        raise DataError(f"{problem}: use --label-column or --problem regression.")
+    return sorted(names, key=_class_order)
+
+
+def _class_order(name: str) -> tuple[int, int, str]:
+    return (0, int(name), name) if re.fullmatch(r"-?[0-9]{1,18}", name) else (1, 0, name)
+
+
+def targets(data: "Dataset", labels: Sequence[str] | None) -> list[float] | list[int]:
+    """What a model learns for each row: the position of its class in `labels`, or its number where there are no classes.
+
+    Raises `DataError` for a label that is neither.
+    """
+    given = data["label"][:]
+    if labels is None:
+        return [_number(data, label, i) for i, label in enumerate(given)]
+    ids = {name: i for i, name in enumerate(labels)}
+    for label in given:
+        if label not in ids:
+            raise DataError(f"{source(data)} has the label {listed([label])}, which is none of {listed(labels)}.")
+    return [ids[label] for label in given]
+
+
+def _number(data: "Dataset", label: str, row: int) -> float:
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        where = f"{source(data)}: the label {listed([label])} of the text {listed([data[row]['text']])}"
+        raise DataError(f"{where} is no number, and regression needs numbers.")
+    return value
+
+
+def learnable(data: "Dataset", labels: Sequence[str] | None) -> "Dataset":
+    """The data with labels as a model learns them: a `ClassLabel` of the classes `labels`, or numbers where there are none."""
+    from datasets import ClassLabel, Dataset, DatasetInfo, Features, Value
+
+    kinds = Features(data.features | {"label": ClassLabel(names=list(labels)) if labels else Value("float64")})
+    columns = data.to_dict() | {"label": targets(data, labels)}
+    return Dataset.from_dict(columns, info=DatasetInfo(description=source(data), features=kinds))

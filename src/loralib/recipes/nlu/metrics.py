@@ -31,12 +31,9 @@ def regression(predicted: NDArray[np.float64], expected: NDArray[np.float64]) ->
     >>> regression(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))["spearman"]
     1.0
     """
-    if np.ptp(predicted) == 0 or np.ptp(expected) == 0:
-        return {"pearson": 0.0, "spearman": 0.0}
-    return {
-        "pearson": float(pearsonr(predicted, expected).statistic),
-        "spearman": float(spearmanr(predicted, expected).statistic),
-    }
+    constant = np.ptp(predicted) == 0 or np.ptp(expected) == 0
+    metrics = {"pearson": pearsonr, "spearman": spearmanr}
+    return {name: 0.0 if constant else float(metric(predicted, expected).statistic) for name, metric in metrics.items()}
 
 
 def of_logits(logits: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, float]:

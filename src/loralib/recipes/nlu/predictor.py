@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from ...errors import DataError
 from .. import records
 from ..finished import FinishedRun
 from ..options import TrainOptions
-from . import encoders, labelling, metrics, readers
+from . import encoders, inputs, metrics, readers
 from .glue import read_glue, read_glue_file
-from .readers import TextData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Run(FinishedRun):
@@ -53,10 +56,10 @@ class Run(FinishedRun):
                 outputs.append(self.model(**batch.to(self.model.device)).logits.float().cpu())
         return torch.cat(outputs)
 
-    def evaluate(self, data: TextData) -> dict[str, float]:
+    def evaluate(self, data: "Dataset") -> dict[str, float]:
         """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
-        expected = np.asarray(labelling.targets(data, self.labels), dtype=np.float64)
-        return metrics.of_logits(self.logits(data.texts, data.pairs).double().numpy(), expected)
+        expected = np.asarray(inputs.targets(data, self.labels), dtype=np.float64)
+        return metrics.of_logits(self.logits(*inputs.texts(data)).double().numpy(), expected)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str | float, float | None]]:
         """For each text the most likely class and its probability; for regression the score and None."""
@@ -70,7 +73,7 @@ class Run(FinishedRun):
 open_run = Run.open
 
 
-def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | None]) -> TextData:
+def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | None]) -> "Dataset":
     """Labelled rows to evaluate a run on: a local file with columns as in training unless overridden, which for a GLUE task
     is one of the task's own files; or "dev" for that task's development set.
 

@@ -5,9 +5,7 @@ index   prediction
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,54 +16,35 @@ from .glue import TASKS
 HEADER = "index\tprediction"
 
 
-@dataclass(frozen=True)
-class File:
-    """One file of a submission: the task and the split that it answers, and how many rows that has."""
-
-    task: str
-    split: str
-    rows: int
-
-    @property
-    def labels(self) -> Mapping[str, str] | None:
-        """What the file calls each class, by its name; None for numbers."""
-        task = TASKS[self.task]
-        return None if task.labels is None else dict(zip(task.labels, task.written or task.labels, strict=True))
-
-
-FILES: Mapping[str, File] = MappingProxyType(
+# The files of a submission, each with the task and the split that it answers.
+FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "CoLA": File("cola", "test", 1_063),
-        "SST-2": File("sst2", "test", 1_821),
-        "MRPC": File("mrpc", "test", 1_725),
-        "STS-B": File("stsb", "test", 1_379),
-        "QQP": File("qqp", "test", 390_965),
-        "MNLI-m": File("mnli", "test_matched", 9_796),
-        "MNLI-mm": File("mnli", "test_mismatched", 9_847),
-        "QNLI": File("qnli", "test", 5_463),
-        "RTE": File("rte", "test", 3_000),
-        "WNLI": File("wnli", "test", 146),
-        "AX": File("mnli", "diagnostic", 1_104),
+        "CoLA": ("cola", "test"),
+        "SST-2": ("sst2", "test"),
+        "MRPC": ("mrpc", "test"),
+        "STS-B": ("stsb", "test"),
+        "QQP": ("qqp", "test"),
+        "MNLI-m": ("mnli", "test_matched"),
+        "MNLI-mm": ("mnli", "test_mismatched"),
+        "QNLI": ("qnli", "test"),
+        "RTE": ("rte", "test"),
+        "WNLI": ("wnli", "test"),
+        "AX": ("mnli", "diagnostic"),
     }
 )
 
 
-def files_of(task: str) -> dict[str, File]:
-    """The files that answer a task, by name.
-
-    >>> list(files_of("mnli"))
-    ['MNLI-m', 'MNLI-mm', 'AX']
-    """
-    return {name: file for name, file in FILES.items() if file.task == task}
+def splits_of(task: str) -> dict[str, str]:
+    """The files that answer a task, each with its split."""
+    return {name: split for name, (answered, split) in FILES.items() if answered == task}
 
 
 def write(folder: Path, name: str, predictions: Sequence[str | float]) -> Path:
-    """Write FOLDER/<name>.tsv: the class, or the number, that was predicted for each row of the test set, in its order.
+    """Write FOLDER/<name>.tsv, what was predicted for each row of the test set, whole or not at all; returns its path.
 
-    Numbers (STS-B) are brought into [0, 5]. The file appears whole or not at all; its path is returned.
-    Raises `DataError` for a prediction that the task does not know.
+    Numbers (STS-B) are brought into [0, 5]. Raises `DataError` for a prediction that the task does not know.
     """
-    written = [_written(FILES[name], value) for value in predictions]
+    written = [_written(FILES[name][0], value) for value in predictions]
     lines = [HEADER, *(f"{i}\t{value}" for i, value in enumerate(written))]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.tsv"
@@ -73,38 +52,12 @@ def write(folder: Path, name: str, predictions: Sequence[str | float]) -> Path:
     return path
 
 
-def _written(file: File, value: str | float) -> str:
-    labels = file.labels
+def _written(task: str, value: str | float) -> str:
+    labels = TASKS[task].classes
     if labels is None:
         if isinstance(value, str) or not math.isfinite(value):
-            raise DataError(f"{value!r} is no number, which predictions of {file.task} are.")
+            raise DataError(f"{value!r} is no number, which predictions of {task} are.")
         return f"{min(5.0, max(0.0, value)):.3f}"
     if value not in labels:
-        raise DataError(f"{value!r} is none of the classes of {file.task}: {', '.join(labels)}.")
+        raise DataError(f"{value!r} is none of the classes of {task}: {', '.join(labels)}.")
     return labels[str(value)]
-
-
-def check(path: Path) -> None:
-    """`DataError` that says what is wrong with one file of a submission: its name, its first line, its rows, a prediction."""
-    file = FILES.get(path.stem)
-    if file is None or path.suffix != ".tsv":
-        raise DataError(f"{path.name} is no file of a submission; those are {', '.join(f'{name}.tsv' for name in FILES)}.")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; predict the test set of {file.task} first.")
-    header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if header != HEADER:
-        raise DataError(f"{path} begins with {header!r:.60}; expected {HEADER!r}.")
-    if len(lines) != file.rows:
-        raise DataError(f"{path} has {len(lines):,} predictions; the test set has {file.rows:,} rows.")
-    for i, line in enumerate(lines):
-        number, _, prediction = line.partition("\t")
-        if number != str(i):
-            raise DataError(f"{path}, line {i + 2}, is numbered {number!r:.20}; expected {i}.")
-        if not _is_taken(file, prediction):
-            raise DataError(f"{path}, line {i + 2}, predicts {prediction!r:.60}, which {file.task} does not know.")
-
-
-def _is_taken(file: File, prediction: str) -> bool:
-    if file.labels is not None:
-        return prediction in file.labels.values()
-    return bool(re.fullmatch(r"[0-9]+(\.[0-9]+)?", prediction)) and 0 <= float(prediction) <= 5

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import DataCollatorWithPadding, EvalPrediction
@@ -9,13 +10,15 @@ from transformers import DataCollatorWithPadding, EvalPrediction
 from .. import lora_setup
 from ..options import TrainOptions
 from ..plan import Plan
-from . import encoders, inputs, labelling, metrics
-from .readers import TextData
+from . import encoders, inputs, metrics
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
-def read_rows(options: TrainOptions) -> list[TextData]:
+def read_rows(options: TrainOptions) -> "list[Dataset]":
     """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled as asked."""
-    return [part for part in inputs.read_data(options) if part]
+    return inputs.read_data(options)
 
 
 def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
@@ -30,21 +33,21 @@ def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
         encoders.freeze_all_but_last(encoder)
 
 
-def plan(options: TrainOptions, data: Sequence[TextData]) -> Plan:
+def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     """Load the encoder and prepare it, with the rows as it takes them."""
-    labels = inputs.classes(options, data[0])
+    labels = getattr(data[0].features["label"], "names", None)
     dropouts = {"head_dropout": options.head_dropout, "attention_dropout": options.attention_dropout}
     encoder = encoders.load_encoder(options.model or "", labels, **dropouts)
     encoders.check_length(encoder, options.length, options.takes_pairs)
     if labels is None:
-        encoders.center(encoder, statistics.fmean(labelling.scores(data[0])))
+        encoders.center(encoder, statistics.fmean(data[0]["label"][:]))
     prepare(encoder, options)
     return Plan(
         model=encoder.model,
         tokenizer=encoder.tokenizer,
         labels=labels,
         data=data,
-        datasets=[inputs.encode(part, labels, encoder.tokenizer, options.length) for part in data],
+        datasets=[inputs.encode(part, encoder.tokenizer, options.length) for part in data],
         task_type="SEQ_CLS",
         trainer={"data_collator": DataCollatorWithPadding(encoder.tokenizer), "compute_metrics": _judge},
     )

@@ -1,4 +1,4 @@
-"""Predictions and references in files, in the forms in which people have them.
+"""Predictions and references in files, in the forms in which people have them, and which of them belong together.
 
 Predictions, one a row:
 
@@ -13,187 +13,151 @@ References, in the order of the predictions:
 - one `.csv` with columns `mr` and `ref`, or one `.txt` with `input||text`: equal inputs are one row, where the first is;
 - one `.jsonl`: an object with `references`, and perhaps `category` and `context`.
 
-Each may be gzipped (`.gz`).
+Each may be gzipped (`.gz`). Files of their own fit only by their order, which nothing can check; where both name their inputs,
+in the same form, they are paired by them, whatever their order. What does not exist, is of no form above or does not fit is a
+`DataError`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ....errors import DataError
-from ...records import delimited_records, json_records, listed, opened
+from ...records import Record, ending, read_records, read_text, source
+from ..documents import checked
+from ..e2e import bar_rows, published_rows
+from ..examples import Example, example, grouped
+from ..tasks import TASKS, read_split
 
-LINES = ("txt", "lex", "")
+LINES = (".txt", ".lex", "")
 PREDICTIONS = "file of predictions: .txt, .lex, .tsv, .csv or .jsonl"
 REFERENCES = "file of references: .txt, .lex, .csv or .jsonl"
+OFFICIAL_E2E = "testset_w_refs.csv"
+FIELDS = {"references": [str], "context": str}
 
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
-
-@dataclass(frozen=True)
-class ReferenceRows:
-    """References of each row; and, where they are known, the row's category and input. `source` names them in messages."""
-
-    source: str
-    texts: list[tuple[str, ...]]
-    categories: list[str | None] | None = None
-    contexts: list[str] | None = None
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Predictions, and what their file says besides; `source` names it in messages."""
+class Rows:
+    """What is known of each row: `prediction`, `references`, `category`, `context`. `source` names them in messages."""
 
     source: str
-    texts: list[str]
-    references: ReferenceRows | None = None
-    contexts: list[str] | None = None
+    rows: Sequence[Row]
+
+    def column(self, name: str) -> list[Any] | None:
+        """One of these of every row; None when no row has it."""
+        values = [row.get(name) for row in self.rows]
+        return values if any(value is not None for value in values) else None
 
 
-def read_predictions(path: str | Path) -> Predictions:
-    """The predictions of a file. Raises `DataError` when it does not exist or is of no form above."""
+def read_predictions(path: str | Path) -> Rows:
+    """The predictions of a file, and what else it says."""
     path = Path(path)
-    kind = _kind(path)
+    kind = ending(path, (*LINES, ".tsv", ".csv", ".jsonl"), f"{PREDICTIONS} (or .gz of one)")
     if kind in LINES:
-        return Predictions(str(path), _lines(path, PREDICTIONS))
-    if kind == "jsonl":
-        return _json_predictions(path)
-    if kind in ("tsv", "csv"):
-        return _columns(path, raw=kind == "tsv")
-    raise DataError(f"{path} is no {PREDICTIONS} (or .gz of one); convert it to one.")
+        return Rows(str(path), [{"prediction": line} for line in _lines(path, PREDICTIONS)])
+    records = _some(path, read_records(path, kinds=PREDICTIONS))
+    if kind == ".jsonl":
+        return Rows(str(path), _of_json(records, {"prediction": str}))
+    return Rows(str(path), _of_columns([row for _, row in records], raw=kind == ".tsv"))
 
 
-def read_references(paths: Sequence[str | Path]) -> ReferenceRows:
-    """The references of a file, or of several text files with as many lines.
-
-    Raises `DataError` when one does not exist or is of no form above, or when they do not fit each other.
-    """
-    files = [Path(path) for path in paths]
-    if len(files) == 1 and _kind(files[0]) == "csv":
-        return _grouped(files[0], _csv_pairs(files[0]))
-    if len(files) == 1 and _kind(files[0]) == "jsonl":
-        return _json_references(files[0])
-    for file in files:
-        if _kind(file) not in LINES:
-            several = len(files) > 1 and _kind(file) in ("csv", "jsonl")
-            wanted = "text file; give it alone, or text files only" if several else f"{REFERENCES}; convert it to one"
-            raise DataError(f"{file} is no {wanted}.")
+def read_references(paths: Sequence[str | Path]) -> Rows:
+    """The references of a file, or of several text files with as many lines."""
+    first, *others = files = [Path(path) for path in paths]
+    kind, *_ = kinds = [ending(file, (*LINES, ".csv", ".jsonl"), REFERENCES) for file in files]
+    alone = [file for file, kind in zip(files, kinds, strict=True) if kind not in LINES]
+    if others and alone:
+        raise DataError(f"{alone[0]} is no text file; give it alone, or text files only.")
+    if kind == ".jsonl":
+        return Rows(str(first), _of_json(_some(first, read_records(first, kinds=REFERENCES)), {"references": [str]}))
+    if kind == ".csv":
+        return _by_input(first, (example(row["mr"], [row["ref"]]) for _, row in published_rows(first, REFERENCES)))
     columns = [_lines(file, REFERENCES) for file in files]
-    if len(files) == 1 and any("||" in line for line in columns[0][:1]):
-        return _grouped(files[0], _bar_pairs(files[0], columns[0]))
+    if not others and "||" in columns[0][0]:
+        return _by_input(first, (example(context, [text]) for _, context, text in bar_rows(first, REFERENCES)))
     for file, column in zip(files, columns, strict=True):
         if len(column) != len(columns[0]):
-            raise DataError(
-                f"{file} has {len(column):,} lines and {files[0]} {len(columns[0]):,}; each must have a line an input."
-            )
-    return ReferenceRows(", ".join(map(str, files)), [tuple(row) for row in zip(*columns, strict=True)])
-
-
-def _kind(path: Path) -> str:
-    return path.name.lower().removesuffix(".gz").rpartition(".")[2] if "." in path.name.removesuffix(".gz") else ""
+            counts = f"{file} has {len(column):,} lines and {first} {len(columns[0]):,}"
+            raise DataError(f"{counts}; each must have a line an input.")
+    return Rows(", ".join(map(str, files)), [{"references": row} for row in zip(*columns, strict=True)])
 
 
 def _lines(path: Path, kinds: str) -> list[str]:
-    with opened(path, kinds) as file:
-        text = file.read()
     # Only these end a line: what else Python takes for an end of line occurs within the texts.
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    if lines == [""]:
-        raise DataError(f"{path} is empty; give a {kinds}.")
-    return lines
+    lines = read_text(path, kinds).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return _some(path, lines if lines != [""] else [])
 
 
-def _columns(path: Path, raw: bool) -> Predictions:
-    with opened(path, PREDICTIONS) as file:
-        records = [row for _, row in delimited_records(path, file, (), raw=raw)]
-    if not records:
-        raise DataError(f"{path} has no row below its line of column names; give one a prediction.")
-    names = {_unquoted(name).strip().lower() if raw else name.strip().lower(): name for name in records[0]}
-    chosen = names.get("output") or names.get("prediction") or list(names.values())[-1]
-    texts, inputs = _column(records, chosen, raw), names.get("mr")
-    return Predictions(str(path), texts, contexts=_column(records, inputs, raw) if inputs and inputs != chosen else None)
-
-
-def _column(records: Sequence[Mapping[str, object]], name: str, raw: bool) -> list[str]:
-    return [_unquoted(str(row[name])) if raw else str(row[name]) for row in records]
-
-
-def _unquoted(field: str) -> str:
-    whole = _QUOTED.fullmatch(field)
-    return whole[1].replace('""', '"') if whole else field
-
-
-def _json_predictions(path: Path) -> Predictions:
-    with opened(path, PREDICTIONS) as file:
-        rows = list(json_records(path, file, ()))
+def _some(path: Path, rows: list[Any]) -> list[Any]:
     if not rows:
-        raise DataError(f"{path} is empty; give an object with 'prediction' a line.")
-    texts = [_text(where, row, "prediction") for where, row in rows]
-    contexts = [_text(where, row, "context") for where, row in rows] if "context" in rows[0][1] else None
-    if not any("references" in row for _, row in rows):
-        return Predictions(str(path), texts, contexts=contexts)
-    return Predictions(str(path), texts, _reference_rows(path, rows), contexts)
+        raise DataError(f"{path} is empty or has no row below its line of column names; give it a row an input.")
+    return rows
 
 
-def _json_references(path: Path) -> ReferenceRows:
-    with opened(path, REFERENCES) as file:
-        rows = list(json_records(path, file, ()))
-    if not rows:
-        raise DataError(f"{path} is empty; give an object with 'references' a line.")
-    return _reference_rows(path, rows)
+def _of_columns(rows: Sequence[Row], raw: bool) -> list[Row]:
+    def plain(field: str) -> str:
+        whole = _QUOTED.fullmatch(field) if raw else None
+        return whole[1].replace('""', '"') if whole else field
+
+    names = {plain(name).strip().lower(): name for name in rows[0]}
+    chosen = {"prediction": names.get("output") or names.get("prediction") or list(names.values())[-1]}
+    if names.get("mr", chosen["prediction"]) != chosen["prediction"]:
+        chosen["context"] = names["mr"]
+    return [{name: plain(row[column]) for name, column in chosen.items()} for row in rows]
 
 
-def _reference_rows(path: Path, rows: Sequence[tuple[str, Mapping[str, object]]]) -> ReferenceRows:
-    categories = [None if row.get("category") is None else _text(where, row, "category") for where, row in rows]
-    return ReferenceRows(
-        str(path),
-        [_texts(where, row) for where, row in rows],
-        categories if any(categories) else None,
-        [_text(where, row, "context") for where, row in rows] if "context" in rows[0][1] else None,
-    )
+def _of_json(records: Sequence[Record], needed: Row) -> list[Row]:
+    present = set[str]().union(*(row for _, row in records))
+    shape = {**needed, **{name: kind for name, kind in FIELDS.items() if name in present}}
+    rows = []
+    for where, row in records:
+        alone = {"references": [row["references"]]} if isinstance(row.get("references"), str) else {}
+        category = {} if row.get("category") is None else {"category": str}
+        rows.append(checked(where, {**row, **alone}, {**shape, **category}))
+    return rows
 
 
-def _text(where: str, row: Mapping[str, object], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        problem = f"has no {name!r}; it has {listed(list(row))}" if name not in row else f"has a {name!r} that is no text"
-        raise DataError(f"{where} {problem}: write {{{name!r}: a text}}.")
-    return value
+def _by_input(path: Path, rows: Iterable[Example]) -> Rows:
+    return Rows(str(path), _some(path, grouped(rows)))
 
 
-def _texts(where: str, row: Mapping[str, object]) -> tuple[str, ...]:
-    value = row.get("references")
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where} has no 'references' that is a list of texts; every row needs one, or none has it.")
-    return tuple(texts)
+def of_task(task: str, data_dir: Path) -> list[Rows]:
+    """The references of a task's test set in or below a folder: as it stands, and with equal inputs made one.
+
+    For E2E the published file is preferred, since the outputs of other systems are scored with it.
+    """
+    if task not in TASKS:
+        raise DataError(f"the task {task!r} has no test set of its own, so --data-dir cannot say it; give --references.")
+    official = [path for path in (data_dir / "e2e" / OFFICIAL_E2E, data_dir / OFFICIAL_E2E) if path.is_file()]
+    if task == "e2e" and official:
+        return [read_references(official[:1])]
+    data = read_split(task, "test", data_dir)
+    rows: list[Example] = data.to_list()
+    return [Rows(source(data), found) for found in (rows, grouped(rows))]
 
 
-def _csv_pairs(path: Path) -> list[tuple[str, str]]:
-    with opened(path, REFERENCES) as file:
-        records = list(delimited_records(path, file, (), raw=False))
-    for where, row in records[:1]:
-        if not {"mr", "ref"} <= set(row):
-            raise DataError(f"{where} is of columns {listed(list(row))}; expected mr and ref.")
-    return [(str(row["mr"]), str(row["ref"])) for _, row in records]
-
-
-def _bar_pairs(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        context, bars, text = line.partition("||")
-        if not bars and line.strip():
-            raise DataError(f"{path}, line {number} has no two vertical bars, which line 1 has; write input||text in all.")
-        if bars:
-            pairs.append((context.strip(), text.strip()))
-    return pairs
-
-
-def _grouped(path: Path, pairs: Sequence[tuple[str, str]]) -> ReferenceRows:
-    if not pairs:
-        raise DataError(f"{path} has no references; give at least one.")
-    found: dict[str, list[str]] = {}
-    for context, text in pairs:
-        found.setdefault(context, []).append(text)
-    return ReferenceRows(str(path), [tuple(texts) for texts in found.values()], contexts=list(found))
+def matched(predictions: Rows, offered: Sequence[Rows]) -> Rows:
+    """The first of the references offered that has as many rows as there are predictions, in the order of the predictions."""
+    n = len(predictions.rows)
+    found = next((rows for rows in offered if len(rows.rows) == n), None)
+    if found is None:
+        counts = " or ".join(f"{count:,}" for count in dict.fromkeys(len(rows.rows) for rows in offered))
+        has = f"{predictions.source} has {n:,} predictions, but {offered[0].source} has references for {counts} inputs"
+        raise DataError(f"{has}; give one prediction an input.")
+    asked, known = predictions.column("context"), found.column("context")
+    if asked is None or known is None or asked == known or not set(asked) & set(known):
+        return found
+    by_input = dict(zip(known, found.rows, strict=True))
+    if len(by_input) < n or sorted(asked) != sorted(known):
+        row, answered, expected = next(
+            (i, *pair) for i, pair in enumerate(zip(asked, known, strict=True), 1) if len({*pair}) > 1
+        )
+        problem = f"{predictions.source}, row {row}, answers {answered!r:.80}, but the references are those of {expected!r:.80}"
+        raise DataError(f"{problem} ({found.source}); bring the predictions into their order.")
+    return Rows(found.source, [by_input[context] for context in asked])

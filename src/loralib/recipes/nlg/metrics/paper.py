@@ -1,10 +1,9 @@
-"""What the LoRA paper prints for LoRA on GPT-2 medium and large: its figures, in its units, not ours."""
+"""What the LoRA paper prints for LoRA on GPT-2 medium and large, by task and metric: its figures, in its units, not ours."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 MODELS = ("GPT-2 medium", "GPT-2 large")
-
 FIGURES: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
         "e2e": {
@@ -29,3 +28,4 @@ FIGURES: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
         "any": {},
     }
 )
+TASKS = tuple(FIGURES)

@@ -1,27 +1,24 @@
 """Predictions and their references, row by row: what every metric here takes, and checks first.
 
 A row is one input: one prediction, and at least one reference. Rows need not have equally many. A blank reference is none:
-files that stand side by side hold blank lines where an input has fewer references than another. (Two scripts do count it:
-see `bleu.multi_bleu` and `ter.row_ters`.)
+files side by side hold blank lines where an input has fewer references than another. (Two scripts do count it: see `multi_bleu`
+and `row_ters`.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from ....errors import DataError
 
 References = Sequence[Sequence[str]]
+Words = Sequence[str]
 
 
 def check(predictions: Sequence[str], references: References) -> None:
-    """`DataError` when there are no rows, not as many predictions as rows of references, or a row without a reference.
-
-    >>> check(["A pub."], [["It is a pub.", ""]])
-    """
+    """`DataError` when there are no rows, not as many predictions as rows of references, or a row without a reference."""
     if len(predictions) != len(references):
-        raise DataError(
-            f"there are {len(predictions):,} predictions and {len(references):,} rows of references; give one an input."
-        )
+        found = f"there are {len(predictions):,} predictions and {len(references):,} rows of references"
+        raise DataError(f"{found}; give one an input.")
     if not predictions:
         raise DataError("there are no predictions; give at least one.")
     for number, row in enumerate(references, 1):
@@ -32,18 +29,20 @@ def check(predictions: Sequence[str], references: References) -> None:
 
 
 def given(row: Sequence[str]) -> list[str]:
-    """The references of a row that are not blank.
-
-    >>> given(["a pub .", "", " "])
-    ['a pub .']
-    """
+    """The references of a row that are not blank."""
     return [text for text in row if text.strip()]
 
 
-def files(references: References, repeat: bool = False) -> list[list[str]]:
-    """The references as files that stand side by side have them: all first ones, all second ones, and so on.
+def in_words(
+    predictions: Sequence[str], references: References, words: Callable[[str], list[str]]
+) -> tuple[list[Words], list[list[Words]]]:
+    """The checked rows in words: predictions, and the references that are not blank."""
+    check(predictions, references)
+    return [words(text) for text in predictions], [[words(text) for text in given(row)] for row in references]
 
-    Rows that have fewer are filled with blank ones, or, with `repeat`, with their first.
+
+def files(references: References, repeat: bool = False) -> list[list[str]]:
+    """The references as files side by side; rows that have fewer are filled with blank ones or, with `repeat`, their first.
 
     >>> files([["a"], ["b", "c"]]), files([["a"], ["b", "c"]], repeat=True)
     ([['a', 'b'], ['', 'c']], [['a', 'b'], ['a', 'c']])
@@ -53,10 +52,9 @@ def files(references: References, repeat: bool = False) -> list[list[str]]:
 
 
 def streams(references: References) -> list[list[str]]:
-    """The references as sacrebleu takes them: a list of first references, one of second references, and so on.
+    """The references as files, with None for blank ones, as sacrebleu takes them although its annotations leave it out.
 
     >>> streams([["a"], ["b", "", "c"]])
     [['a', 'b'], [None, 'c']]
     """
-    # None is no reference to sacrebleu, although its annotations leave it out.
     return [[cast(str, text or None) for text in file] for file in files([given(row) for row in references])]

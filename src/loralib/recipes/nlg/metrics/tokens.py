@@ -1,6 +1,6 @@
 """How each evaluation cuts text into words.
 
-- `mteval_words`: NIST's mteval-v13a (E2E's BLEU and NIST), by sacrebleu, in lower case as mteval has it unless told otherwise.
+- `mteval_words`: NIST's mteval-v13a (E2E's BLEU and NIST), by sacrebleu, in lower case, as mteval has it.
 - `treebank_words`: those of the Penn Treebank without punctuation, in lower case (E2E's METEOR, ROUGE-L and CIDEr). Stanford's
   tokeniser does this in E2E's scripts; `_TREEBANK` agrees with it on all but 8 of the 5,323 texts of E2E's test set and TGen,
   but knows none of its abbreviations ("Mr.") and only the commonest contractions.

@@ -6,22 +6,24 @@ import json
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loralib.errors import DataError
-from loralib.recipes.nlg.examples import Example, GenerationData
-from loralib.recipes.nlg.webnlg import SEEN_CATEGORIES, read_webnlg
+from loralib.recipes.nlg.examples import example, grouped
+from loralib.recipes.nlg.triples import SEEN_CATEGORIES, read_webnlg
 from peers import data
+from recipes.nlg.conftest import pairs_of, texts_of
 
 # split: entries, texts; and of those, what the data call good
 COUNTS = {"train": (6940, 18102, 6935, 18025), "dev": (872, 2268, 871, 2258), "test": (1862, 4928, 1862, 4928)}
 
 
 @functools.cache
-def read(split: str, only_good: bool = True) -> GenerationData:
+def read(split: str, only_good: bool = True) -> Any:
     return read_webnlg(data("webnlg", f"{split}.json.gz"), only_good=only_good)
 
 
@@ -42,10 +44,10 @@ def written_plainly(entry: dict[str, Any]) -> str:
 def test_entries_and_texts(split: str) -> None:
     entries, texts, good_entries, good_texts = COUNTS[split]
     every, good = read(split, only_good=False), read(split)
-    assert (len(every), len(every.texts)) == (entries, texts)
-    assert (len(good), len(good.texts)) == (good_entries, good_texts)
-    assert every.contexts == [written_plainly(entry) for entry in entries_of(split)]
-    assert good.pairs() == [
+    assert (len(every), len(texts_of(every))) == (entries, texts)
+    assert (len(good), len(texts_of(good))) == (good_entries, good_texts)
+    assert every["context"] == [written_plainly(entry) for entry in entries_of(split)]
+    assert pairs_of(good) == [
         (written_plainly(entry), text["lex"])
         for entry in entries_of(split)
         for text in entry["lexicalisations"]
@@ -55,13 +57,13 @@ def test_entries_and_texts(split: str) -> None:
 
 def test_the_seen_categories_are_those_of_the_training_data() -> None:
     assert {entry["category"] for entry in entries_of("train")} == SEEN_CATEGORIES
-    assert {example.category for example in read("train").examples} == {"seen"}
+    assert set(read("train")["category"]) == {"seen"}
 
 
 def test_parts_of_the_test_set() -> None:
     test = read("test")
-    assert (len(test.part("seen")), len(test.part("unseen"))) == (971, 891)
-    assert test.merged() == test
+    assert Counter(test["category"]) == {"seen": 971, "unseen": 891}
+    assert grouped(test.to_list()) == test.to_list()
 
 
 def skeleton(text: str) -> str:
@@ -73,14 +75,13 @@ def skeleton(text: str) -> str:
 
 @pytest.mark.parametrize(("track", "part"), [("all", None), ("old", "seen"), ("new", "unseen")])
 def test_the_organisers_references_have_the_same_rows_in_the_same_order(track: str, part: str | None) -> None:
-    test = read("test")
-    test = test.part(part) if part else test
+    test = [row for row in read("test").to_list() if part in (None, row["category"])]
     folder = data("webnlg", "system_outputs", "references")
     lex = [(folder / f"gold-{track}-cat-reference{i}.lex").read_text(encoding="utf-8").split("\n") for i in range(3)]
     assert [len(lines) for lines in lex] == [len(test) + 1] * 3  # each ends in a line feed
     rows = zip(*(lines[:-1] for lines in lex), strict=True)
     # The organisers kept up to three texts of each.
-    assert [[skeleton(text) for text in texts[:3]] for texts in test.references] == [
+    assert [[skeleton(text) for text in texts[:3]] for texts in (row["references"] for row in test)] == [
         [skeleton(text) for text in row if text] for row in rows
     ]
 
@@ -108,7 +109,7 @@ def as_xml(entries: list[dict[str, Any]]) -> bytes:
 def test_json_and_xml_give_equal_examples(split: str, only_good: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.xml.gz"
     path.write_bytes(gzip.compress(as_xml(entries_of(split)), 1))
-    assert read_webnlg(path, only_good=only_good).examples == read(split, only_good).examples
+    assert read_webnlg(path, only_good=only_good).to_list() == read(split, only_good).to_list()
 
 
 def test_a_folder_gives_all_its_xml_files_in_order(tmp_path: Path) -> None:
@@ -117,8 +118,8 @@ def test_a_folder_gives_all_its_xml_files_in_order(tmp_path: Path) -> None:
         (tmp_path / "dev" / folder).mkdir(parents=True)
         (tmp_path / "dev" / folder / "Airport.xml").write_bytes(as_xml(part))
     (tmp_path / "dev" / "README.txt").write_text("not data")
-    expected = read("dev").examples[:5]
-    assert read_webnlg(tmp_path / "dev").examples == expected
+    expected = read("dev").to_list()[:5]
+    assert read_webnlg(tmp_path / "dev").to_list() == expected
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty has no .xml file in it; give the folder of the challenge's files"):
         read_webnlg(tmp_path / "empty")
@@ -131,7 +132,7 @@ ENTRY: dict[str, Any] = {"category": "City", "modifiedtripleset": [TRIPLE], "lex
 
 def test_underscores_and_quotes_stay_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"entries": [{"1": ENTRY}]}))
-    assert read_webnlg(tmp_path / "a.json").examples == (Example('A_b : isA : "C, d"', ("A is C.",), "seen"),)
+    assert read_webnlg(tmp_path / "a.json").to_list() == [example('A_b : isA : "C, d"', ["A is C."], "seen")]
 
 
 def without(name: str) -> dict[str, Any]:
@@ -142,17 +143,20 @@ def without(name: str) -> dict[str, Any]:
     ("value", "message"),
     [
         ([], "a.json is a list, not an object"),
-        ({"entry": []}, "a.json has no 'entries', which it needs; it has 'entry'"),
+        ({"entry": []}, "a.json has no field 'entries'; it has 'entry'"),
         ({"entries": {}}, "a.json: 'entries' is an object, not a list"),
         ({"entries": []}, "a.json has no input with a text"),
         ({"entries": [{"1": ENTRY}, 5]}, "a.json, entry 2 is 5, not an object"),
         ({"entries": [ENTRY]}, "entry 1 has 3 fields, expected one: its number"),
-        ({"entries": [{"1": without("category")}]}, "entry 1 has no 'category'"),
-        ({"entries": [{"1": without("lexicalisations")}]}, "entry 1 has no 'lexicalisations'"),
-        ({"entries": [{"1": without("modifiedtripleset")}]}, "entry 1 has no 'modifiedtripleset'"),
+        ({"entries": [{"1": without("category")}]}, "entry 1 has no field 'category'"),
+        ({"entries": [{"1": without("lexicalisations")}]}, "entry 1 has no field 'lexicalisations'"),
+        ({"entries": [{"1": without("modifiedtripleset")}]}, "entry 1 has no field 'modifiedtripleset'"),
         ({"entries": [{"1": ENTRY | {"modifiedtripleset": []}}]}, "entry 1 has no triples; give it at least one"),
-        ({"entries": [{"1": ENTRY | {"modifiedtripleset": [{"subject": "a"}]}}]}, "modifiedtripleset has no 'property'"),
-        ({"entries": [{"1": ENTRY | {"lexicalisations": [{"lex": "a"}]}}]}, "lexicalisations has no 'comment'"),
+        (
+            {"entries": [{"1": ENTRY | {"modifiedtripleset": [{"subject": "a"}]}}]},
+            "item 1 has no field 'property'",
+        ),
+        ({"entries": [{"1": ENTRY | {"lexicalisations": [{"lex": "a"}]}}]}, "'lexicalisations', item 1 has no field 'comment'"),
         ({"entries": [{"1": ENTRY | {"lexicalisations": [{"comment": "good", "lex": 5}]}}]}, "'lex' is 5, not text"),
         ({"entries": [{"1": ENTRY | {"lexicalisations": []}}]}, "a.json has no input with a text"),
     ],
