@@ -79,9 +79,12 @@ def test_a_weight_of_many_blocks_has_the_same_bits(threads, tmp_path, monkeypatc
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(96, 200), nn.Linear(200, 33)).bfloat16()
     adapter = adapter_on(model, ["0", "1"])
+    whole = in_memory(model, adapter)
     monkeypatch.setattr("loralib.ops.autograd.merging.ELEMENTS", 96 * 7)
     lora.merge_checkpoint(saved(model, tmp_path / "base"), adapter, tmp_path / "out", threads=threads)
-    assert same_tensors(load_file(tmp_path / "out" / "model.safetensors"), in_memory(model, adapter))
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert same_tensors(found, in_memory(model, adapter))
+    assert all(close(found[name], t) for name, t in whole.items())
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,6 +155,20 @@ def logits_of(model: nn.Module) -> Tensor:
         return model.eval()(IDS).logits
 
 
+def check_loads_as_merged(folder: Path, model: nn.Module, adapter: lora.Adapter) -> nn.Module:
+    """What transformers loads from `folder` has the bits of `model` with `adapter` merged in, and computes the same.
+
+    The logits agree up to rounding only: a loaded weight may be aligned differently in memory, and products depend on that.
+    """
+    loaded = type(model).from_pretrained(folder)
+    merged = copy.deepcopy(model)
+    lora.attach(merged, adapter)
+    lora.merge(merged, keep=False)
+    assert same_tensors(dict(loaded.state_dict()), dict(merged.state_dict()))
+    assert close(logits_of(loaded), logits_of(merged), factor=8)
+    return loaded
+
+
 @pytest.mark.parametrize("shards", ["10GB", "2KB"])
 @pytest.mark.parametrize(
     ("build", "targets"),
@@ -163,11 +180,7 @@ def test_transformers_loads_the_result_and_computes_the_same(build, targets, sha
     model.save_pretrained(tmp_path / "base", max_shard_size=shards)
     report = lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
     assert (report.files > 1) == (shards == "2KB")
-    merged = type(model).from_pretrained(tmp_path / "out")
-    attached = copy.deepcopy(model)
-    lora.attach(attached, adapter)
-    lora.merge(attached)
-    assert same_bits(logits_of(merged), logits_of(attached))
+    merged = check_loads_as_merged(tmp_path / "out", model, adapter)
     assert not close(logits_of(merged), logits_of(model), factor=1e3)
 
 
@@ -183,9 +196,7 @@ def test_a_tied_weight_is_refused_or_untied(targets, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     report = lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", tied="untie")
     assert report.untied
-    lora.attach(free, adapter)
-    lora.merge(free)
-    assert same_bits(logits_of(type(model).from_pretrained(tmp_path / "out")), logits_of(free))
+    check_loads_as_merged(tmp_path / "out", free, adapter)
 
 
 def test_tied_weights_of_a_llama_and_of_a_t5(tmp_path):
@@ -195,9 +206,7 @@ def test_tied_weights_of_a_llama_and_of_a_t5(tmp_path):
     free.load_state_dict(model.state_dict())
     adapter = adapter_on(free, ["lm_head"])
     lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", tied="untie")
-    lora.attach(free, adapter)
-    lora.merge(free)
-    assert same_bits(logits_of(type(model).from_pretrained(tmp_path / "out")), logits_of(free))
+    check_loads_as_merged(tmp_path / "out", free, adapter)
 
 
 def test_rows_of_tokens_go_to_the_embedding_and_stay_tied(tmp_path):
@@ -207,10 +216,7 @@ def test_rows_of_tokens_go_to_the_embedding_and_stay_tied(tmp_path):
     adapter = replace(adapter, rows=rows)
     model.save_pretrained(tmp_path / "base")
     lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
-    attached = copy.deepcopy(model)
-    lora.attach(attached, adapter)
-    lora.merge(attached)
-    assert same_bits(logits_of(type(model).from_pretrained(tmp_path / "out")), logits_of(attached))
+    check_loads_as_merged(tmp_path / "out", model, adapter)
 
 
 @pytest.mark.parametrize("family", ["Bert", "DistilBert", "Roberta"])
@@ -381,9 +387,7 @@ def test_a_weight_is_untied_in_the_files_of_a_base_model_too(targets, tmp_path):
     model.save_pretrained(tmp_path / "base")
     without_prefix(tmp_path / "base", "transformer.")
     lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", tied="untie")
-    lora.attach(free, adapter)
-    lora.merge(free)
-    assert same_bits(logits_of(type(model).from_pretrained(tmp_path / "out")), logits_of(free))
+    check_loads_as_merged(tmp_path / "out", free, adapter)
 
 
 @pytest.mark.parametrize("names", [["lm_head.weight"], ["transformer.wte.weight"]])
@@ -395,9 +399,7 @@ def test_a_tied_weight_that_was_trained_in_full_is_refused_or_untied(names, tmp_
         lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
     assert lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", tied="untie").untied
     free.load_state_dict(model.state_dict())
-    lora.attach(free, adapter)
-    lora.merge(free)
-    assert same_bits(logits_of(type(model).from_pretrained(tmp_path / "out")), logits_of(free))
+    check_loads_as_merged(tmp_path / "out", free, adapter)
 
 
 def test_a_tied_weight_that_was_trained_as_one_stays_tied(tmp_path):

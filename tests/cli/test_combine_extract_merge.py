@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import loralib as lora
 from hf import logits, tiny
 from loralib import ops
-from loralib.adapters.config_of import described
 from loralib.checkpoints import verify
 from loralib.cli import main
 from loralib.ops.autograd import merging

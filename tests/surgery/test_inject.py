@@ -321,8 +321,9 @@ def test_the_base_model_saves_and_reloads_what_the_state_dict_holds(merged, tmp_
     if merged:
         lora.merge(model)
     with lora.disabled(model):
-        base = logits(model)
+        base, state = logits(model), {name: bits(t) for name, t in model.state_dict().items()}
         model.save_pretrained(tmp_path)
     reloaded = type(model).from_pretrained(tmp_path, key_mapping=None).eval()
     assert bits(reloaded.bert.encoder.layer[0].attention.self.query.weight) == pristine
-    assert same_bits(logits(reloaded), base)
+    assert all(bits(t) == state[name] for name, t in reloaded.state_dict().items())
+    assert close(logits(reloaded), base, factor=8)  # loaded weights may be aligned differently, and products depend on that
