@@ -5,6 +5,7 @@ torch would read its weight directly, it must go on being called.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ class Adopted(LoRAClass, _Module):
         hook: RemovableHandle | None = vars(self).get("_stays_called")
         if hook is not None:
             hook.remove()
-        for name in own_attributes(type(self)):
+        kind: Any = type(self)
+        for name in own_attributes(kind):
             for held in (vars(self), self._parameters, self._modules):
                 held.pop(name, None)
         self.__class__ = self.base_class  # type: ignore[assignment]
@@ -73,6 +75,7 @@ class Adopted(LoRAClass, _Module):
             super().__setattr__(name, value)
 
 
+@cache
 def own_attributes(cls: type) -> tuple[str, ...]:
     """The names of all attributes that the mixins of `cls` add to an instance."""
     return tuple(dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("own_attributes", ())))
