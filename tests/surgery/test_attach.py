@@ -187,9 +187,9 @@ def test_slices_go_to_peft_and_back_any_number_of_times(mask, lora_alpha, use_rs
 def test_a_plain_adapter_that_sees_other_slices_is_refused():
     model = fused()
     for other, message in (
-        (fused(enable_lora={"0": (True, True, False)}), "0: kind LoRAUpdate in the adapter, FusedUpdate in the model"),
-        (injected(mlp(6, 15, 4), target_modules=["0"], r=4), "0: kind LoRAUpdate in the adapter, FusedUpdate in the model"),
-        (fused(enable_lora={"0": (True, False, False)}, r=3), "0: kind LoRAUpdate in the adapter, FusedUpdate in the model"),
+        (fused(enable_lora={"0": (True, True, False)}), "0: kind linear in the adapter, fused in the model"),
+        (injected(mlp(6, 15, 4), target_modules=["0"], r=4), "0: kind linear in the adapter, fused in the model"),
+        (fused(enable_lora={"0": (True, False, False)}, r=3), "0: kind linear in the adapter, fused in the model"),
         (fused(r=1), "0: rank 1 in the adapter, 2 in the model"),
         (fused(r=3), "0: rank 3 in the adapter, 2 in the model"),
     ):
