@@ -469,7 +469,7 @@ def test_the_form_of_0_1_and_the_true_rank_are_not_mixed_up():
     lora.attach(plain, adapter)
     assert same_bits(plain(x), legacy(x))
     other = adapted(nn.Conv2d(4, 6, 3))[1]
-    message = "layer: kind LegacyConvolutionUpdate in the adapter, ConvolutionUpdate in the model"
+    message = "layer: kind convolution_0_1 in the adapter, convolution in the model"
     expect_refusal(lora.AttachError, message, other, lambda: lora.attach(other, adapter))
     lora.eject(plain)
     assert not vars(plain.layer).keys() - vars(nn.Conv2d(4, 6, 3)).keys()

@@ -306,7 +306,7 @@ def adapter_of(k: int = 6, d: int = 5, **config) -> lora.Adapter:
         ),
         ({"enable_lora": [True, False, True], "r": 3}, "layer: rank 3 in the adapter, 2 in the model"),
         ({"enable_lora": [True, True]}, r"lora_B \(6, 2\) in the adapter, \(4, 2\) in the model"),
-        ({}, "kind LoRAUpdate in the adapter, FusedUpdate in the model"),
+        ({}, "kind linear in the adapter, fused in the model"),
     ],
 )
 def test_an_adapter_of_other_slices_does_not_fit(other, message):

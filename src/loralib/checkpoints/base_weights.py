@@ -96,7 +96,7 @@ def locate_in_files(adapter: Adapter, checkpoint: Checkpoint, tie: Tie | None) -
         shapes.setdefault(tie.head, shapes[tie.embedding])
     rename = renaming(checkpoint, adapter.layers, shapes)
     tensors = {name: layouts.tensor_of(rename(name), update, shapes) for name, update in adapter.layers.items()}
-    located, problems = layouts.by_updates(adapter.layers, tensors, shapes, adapter.config.fan_in_fan_out, checkpoint.config)
+    located, problems = layouts.by_updates(adapter.layers, tensors, shapes, adapter.settings.fan_in_fan_out, checkpoint.config)
     if problems:
         listed = [f"{name}: {problem}" for name, problem in problems.items()]
         more = f"; and {len(listed) - 8} more" if len(listed) > 8 else ""

@@ -48,7 +48,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
         raise AttachError(f"The adapter does not fit {type(read.model).__name__}: {shown}. Nothing was changed.")
     extra = _plan_extra(read, adapter)
     for name, update in updates.items():
-        _put_update(read, read.sites[name], update, adapter.config.lora_dropout)
+        _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
     _put_extra(read, adapter, extra)
     return list(adapter.layers)
 
@@ -63,7 +63,7 @@ def _own_form(layer: AdaptedLayer | None, update: LoRAUpdate) -> LoRAUpdate:
 def _problems(read: Survey, adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> Iterator[str]:
     """Everything that keeps `adapter`, whose `updates` are in the model's own form, from being put on the model."""
     for name, update in updates.items():
-        if problem := _update_problem(read, name, update, adapter.config.lora_dropout):
+        if problem := _update_problem(read, name, update, adapter.settings.lora_dropout):
             yield f"{name}: {problem}"
     if read.adapted:
         yield from _left_over(read, adapter)
@@ -158,9 +158,9 @@ class _Extra:
 
 
 def _plan_extra(read: Survey, adapter: Adapter) -> _Extra:
-    saved = adapter.config.modules_to_save
+    saved = adapter.settings.modules_to_save
     modules = [name for name in read.sites if any(patterns.ends_with(name, entry) for entry in saved)] if saved else []
-    named = bias_names(read, adapter.config.bias, (read.sites[name] for name in adapter.layers))
+    named = bias_names(read, adapter.settings.bias, (read.sites[name] for name in adapter.layers))
     strays = [name for name in adapter.tensors if name not in named and not within(name, modules)]
     modules += dict.fromkeys(name.rpartition(".")[0] for name in strays)
     return _Extra(tuple(modules), {name: read.tied(name) for name in adapter.rows})
@@ -169,7 +169,7 @@ def _plan_extra(read: Survey, adapter: Adapter) -> _Extra:
 def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
     """Replace tensors by copies with the adapter's values, and record it."""
     kept = record(read.model)
-    kept.bias, kept.modules = adapter.config.bias, extra.modules
+    kept.bias, kept.modules = adapter.settings.bias, extra.modules
     names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
     replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
     with torch.no_grad():

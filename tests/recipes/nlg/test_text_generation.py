@@ -279,7 +279,7 @@ def test_a_run_that_scales_by_a_root_may_start_another(gpt2: Path, meals: Path, 
         ({"lora_alpha": 16.0}, r"scaling 8 in the adapter.*, 4 in this run"),
         ({"r": 2, "lora_alpha": 16.0}, "rank 4 in the adapter, 2 in the model"),
         ({"layers": "query,value,output"}, r"attn.c_proj: in this run, not in the adapter"),
-        ({"layers": "query,key"}, "kind LoRAUpdate in the adapter, FusedUpdate in the model"),
+        ({"layers": "query,key"}, "kind linear in the adapter, fused in the model"),
     ],
 )
 def test_factors_of_another_run_that_do_not_fit_are_refused(
