@@ -36,7 +36,7 @@ LINEAR = {
     "mlp.up_proj": (INNER, WIDTH),
     "mlp.down_proj": (WIDTH, INNER),
 }
-ALLOWED = 300e6  # bytes beside one and a half times the largest tensor in float32
+ALLOWED = 300e6  # bytes, on top of one and a half times the largest tensor in float32
 
 
 def make(folder: Path, layers: int, scale: int = 1) -> None:

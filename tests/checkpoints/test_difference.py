@@ -79,7 +79,7 @@ def test_it_is_the_best_approximation_of_its_rank(r, seed):
     assert torch.isclose((found.delta() - exact).norm(), S[r:].norm(), atol=1e-9)
 
 
-def test_energy_chooses_the_smallest_rank_and_the_share_is_told():
+def test_energy_chooses_the_smallest_rank_and_the_fraction_is_reported():
     torch.manual_seed(0)
     base, tuned = mlp(9, 7), mlp(9, 7)
     S = torch.linalg.svdvals((tuned[0].weight - base[0].weight).detach().double()).square()
@@ -178,7 +178,7 @@ def test_folders_give_what_models_give(family, tmp_path):
     assert all(close(result[name], t, factor=64) for name, t in tuned.state_dict().items())
 
 
-def test_the_layout_of_gpt2_is_told_by_its_configuration(tmp_path):
+def test_the_layout_of_gpt2_comes_from_its_configuration(tmp_path):
     base = gpt2().transformer
     tuned = shaken(base)
     base.save_pretrained(tmp_path / "base")

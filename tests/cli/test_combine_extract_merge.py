@@ -55,7 +55,7 @@ def two(tmp_path):
 # --- combine --------------------------------------------------------------------------------------------------------
 
 
-def test_a_weighted_sum_is_written_and_told(two, tmp_path, capsys):
+def test_a_weighted_sum_is_written_and_reported(two, tmp_path, capsys):
     text = said(capsys, "combine", *two, "--weights", "0.75", "-0.5", "--tensors", "first", "-o", tmp_path / "out")
     assert "0.75 * PEFT folder a: 2 layers of rank 3" in text
     assert "-0.5 * one-file adapter b.safetensors" in text

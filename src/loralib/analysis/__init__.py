@@ -1,4 +1,4 @@
-"""What an adapter learned: analyses of its updates, beside the base's weights where those are needed."""
+"""What an adapter learned: analyses of its updates and, where those are needed, of the base's weights."""
 
 from .intruders import Intruder, intruder_dimensions, reduce_intruder_dimensions
 

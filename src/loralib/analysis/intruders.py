@@ -24,7 +24,13 @@ from ..errors import AlgebraError, ConfigError
 
 @dataclass(frozen=True)
 class Intruder:
-    """index: its place among the singular values of W + ΔW, from 0. similarity: its largest |cosine| with those of W."""
+    """A leading singular direction of W + ΔW that W does not have.
+
+    Attributes:
+        index: Its place among the singular values of W + ΔW, from 0.
+        singular_value: That singular value.
+        similarity: Its largest |cosine| with a direction of W.
+    """
 
     index: int
     singular_value: float
@@ -34,19 +40,31 @@ class Intruder:
 def intruder_dimensions(
     adapter: Adapter, base: Source, top_k: int = 10, epsilon: float = 0.5
 ) -> dict[str, tuple[Intruder, ...]]:
-    """The intruders among the `top_k` first singular vectors of each adapted weight, by layer.
+    """Find the intruder dimensions of each adapted weight.
 
-    base: the model, or the folder of its weights. epsilon: the similarity below which a vector is one. Raises `AlgebraError`
-    for DoRA layers, `FormatError` or `LayerError` when the base has not the adapter's layers.
+    Args:
+        adapter: The adapter.
+        base: The model that it was trained on, or the folder of its weights.
+        top_k: How many leading singular vectors of W + ΔW to look at.
+        epsilon: The similarity below which a vector is an intruder.
 
-    >>> from torch import nn
-    >>> import loralib as lora
-    >>> base = nn.Sequential(nn.Linear(8, 8))
-    >>> base[0].weight.data = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))  # nothing goes to the last outputs
-    >>> update = lora.LoRAUpdate(torch.eye(1, 8), 9 * torch.eye(8)[:, 7:], lora_alpha=1)
-    >>> [found] = intruder_dimensions(lora.Adapter(lora.LoRAConfig(r=1), {"0": update}), base)["0"]
-    >>> found.index, round(found.similarity, 1)
-    (0, 0.1)
+    Returns:
+        The intruders by layer.
+
+    Raises:
+        AlgebraError: For DoRA layers.
+        LayerError: When the model does not have the adapter's layers.
+        FormatError: When the files do not have them.
+
+    Example:
+        >>> from torch import nn
+        >>> import loralib as lora
+        >>> base = nn.Sequential(nn.Linear(8, 8))
+        >>> base[0].weight.data = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))  # nothing goes to the last outputs
+        >>> update = lora.LoRAUpdate(torch.eye(1, 8), 9 * torch.eye(8)[:, 7:], lora_alpha=1)
+        >>> [found] = intruder_dimensions(lora.Adapter(lora.LoRAConfig(r=1), {"0": update}), base)["0"]
+        >>> found.index, round(found.similarity, 1)
+        (0, 0.1)
     """
     _check(top_k, epsilon)
     return {
@@ -58,16 +76,27 @@ def intruder_dimensions(
 def reduce_intruder_dimensions(
     adapter: Adapter, base: Source, top_k: int = 10, epsilon: float = 0.5, keep: float = 0.75, r: int | None = None
 ) -> Adapter:
-    """The adapter with which every intruder of W + ΔW is `keep` times what it was, and all else as it was:
+    """Scale the intruder dimensions of each adapted weight, and nothing else: ΔW' = ΔW − (1 − keep)·Σ σᵢ·uᵢ·vᵢᵀ.
 
-        ΔW' = ΔW − (1 − keep)·Σ σᵢ·uᵢ·vᵢᵀ
+    Args:
+        adapter: The adapter.
+        base: The model that it was trained on, or the folder of its weights.
+        top_k: As in `intruder_dimensions`.
+        epsilon: As in `intruder_dimensions`.
+        keep: What every intruder is multiplied by.
+        r: The rank to bring the layers to; by default each intruder adds one.
 
-    which adds a rank for each intruder; `r` then brings the layers to that rank. The arguments and errors are those of
-    `intruder_dimensions`.
+    Returns:
+        The new adapter; `adapter` itself where there is nothing to reduce.
+
+    Raises:
+        AlgebraError: For DoRA layers.
+        LayerError: When the model does not have the adapter's layers.
+        FormatError: When the files do not have them.
     """
     _check(top_k, epsilon)
     if not math.isfinite(keep):
-        raise ConfigError(f"keep={keep!r}: must be the share of an intruder to keep, such as 0.75.")
+        raise ConfigError(f"keep={keep!r}: must be the fraction of an intruder to keep, such as 0.75.")
     layers = dict(adapter.layers)
     for name, update, W in _adapted(adapter, base):
         if intruders := [component for _, component in _found(name, update, W, top_k, epsilon)]:

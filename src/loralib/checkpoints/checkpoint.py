@@ -27,7 +27,7 @@ SAFE = ".safetensors"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies, its dtype as a code of `formats.tensor_file.DTYPES`, and its shape."""
+    """Where a tensor lies, its dtype as a code of `storage.safetensors.DTYPES`, and its shape."""
 
     file: Path
     dtype: str

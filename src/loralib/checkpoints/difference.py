@@ -27,7 +27,7 @@ from .layouts import Located
 
 @dataclass(frozen=True)
 class Found:
-    """What differs in one tensor, or a part of it: an update with the share of ‖ΔW‖² that it keeps, or the tensor in full.
+    """What differs in one tensor, or a part of it: an update with the fraction of ‖ΔW‖² that it keeps, or the tensor in full.
 
     norm: ‖ΔW‖ of the difference. done, total: tensors looked at, and in all.
     """
@@ -51,23 +51,35 @@ def difference(
     exclude_modules: str | Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Adapter:
-    """The adapter that makes `tuned` of `base`: two models, or two folders (or files) of weights, which are read lazily.
+    """Extract an adapter from the difference of two models.
 
-    r: the rank of every update. energy: the share of ‖ΔW‖² to keep, by the smallest rank that does; with both, the smaller of
-    the two. target_modules, exclude_modules: which layers may get an update, as in `LoRAConfig` (default: all that differ);
-    what differs elsewhere is taken over in full. dtype: of the factors.
+    Args:
+        tuned: The fine-tuned model, or the folder or file of its weights, which is read lazily.
+        base: The model that it was made from, likewise.
+        r: The rank of every update.
+        energy: The fraction of ‖ΔW‖²_F to keep, by the smallest rank that does; with `r`, the smaller of the two ranks.
+        target_modules: Layers that may get an update; same syntax as in `LoRAConfig`. Default: all that differ. What differs
+            elsewhere is taken over in full.
+        exclude_modules: Layers to skip; same syntax.
+        dtype: Of the factors.
 
-    Raises `ConfigError` when neither `r` nor `energy` is given, and `AlgebraError` when the two have other shapes, or do not
-    differ; `TargetError` for a pattern that matches nothing.
+    Returns:
+        The adapter that makes `tuned` of `base`.
 
-    >>> from torch import nn
-    >>> base, tuned = nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(6, 5))
-    >>> _ = tuned.load_state_dict(base.state_dict())
-    >>> with torch.no_grad():
-    ...     _ = tuned[0].weight.addr_(torch.ones(5), torch.ones(6))
-    >>> adapter = difference(tuned, base, energy=0.999)
-    >>> adapter
-    Adapter(1 layer of rank 1, 11 parameters, 0 tensors beside)
+    Raises:
+        ConfigError: When neither `r` nor `energy` is given.
+        AlgebraError: When the two have other shapes, or do not differ.
+        TargetError: For a pattern that matches nothing.
+
+    Example:
+        >>> from torch import nn
+        >>> base, tuned = nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(6, 5))
+        >>> _ = tuned.load_state_dict(base.state_dict())
+        >>> with torch.no_grad():
+        ...     _ = tuned[0].weight.addr_(torch.ones(5), torch.ones(6))
+        >>> adapter = difference(tuned, base, energy=0.999)
+        >>> adapter.layers["0"].r
+        1
     """
     found = list(
         differences(tuned, base, r, energy, target_modules=target_modules, exclude_modules=exclude_modules, dtype=dtype)
@@ -87,11 +99,11 @@ def differences(
 ) -> Iterator[Found]:
     """What `difference` is made of, one after the other, as it is computed."""
     if r is None and energy is None:
-        raise ConfigError("difference() needs a rank r, or the share of the squared norm to keep, such as energy=0.99.")
+        raise ConfigError("difference() needs a rank r, or the fraction of the squared norm to keep, such as energy=0.99.")
     if r is not None:
         check_rank(r)
     if energy is not None and not 0 < energy <= 1:
-        raise ConfigError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
+        raise ConfigError(f"energy={energy!r}: must be the fraction of the squared norm to keep, such as 0.99.")
     new = weights_of(tuned)
     old = _renamed(new, weights_of(base))
     _check_shapes(new, old)

@@ -1,4 +1,4 @@
-"""Which tensor a layer's weight is in, and how it is stored there: told by a model's modules, or by files.
+"""Which tensor a layer's weight is in, and how it is stored there: according to a model's modules, or to files.
 
 Files do not say what kind of layer a weight belongs to. An update does; without one, the shape and the name decide: a
 convolution has three to five dimensions, an embedding one of the usual names (`architectures.EMBEDDINGS`), and a weight of two

@@ -28,8 +28,17 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", "
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was merged: layers adapted, tensors changed (those trained in full included), files of weights and their bytes,
-    tensors that were added, and whether the output layer was untied from the embedding."""
+    """What `merge_checkpoint` wrote.
+
+    Attributes:
+        path: The folder.
+        layers: How many layers the adapter has.
+        tensors: How many tensors are not the base's, those trained in full included.
+        files: How many files of weights there are.
+        nbytes: How many bytes the tensors have.
+        added: The tensors that the base does not have.
+        untied: Whether the output layer was untied from the embedding.
+    """
 
     path: Path
     layers: int
@@ -52,25 +61,37 @@ def merge_checkpoint(
 ) -> MergeReport:
     """Write to the folder `output` the model at `base`, a folder or a file of weights, with `adapter` merged into it.
 
-    Every W + ΔW is computed in at least float32 and rounded once to the dtype of W, as `merge` does in a model. Tensors trained
-    in full take the places of the base's, or are added; rows of tokens replace rows. threads: default, one for each core.
-    tied: what to do when an update is for an embedding that the output layer shares, or for that layer: "refuse", or "untie",
-    which writes both and says so in `config.json`. force: replace what is at `output`. progress: called with bytes done and
-    bytes in all.
+    Every W + ΔW has the bits that `merge` gives in a model: computed in at least float32, and rounded once to the dtype of W.
+    Tensors trained in full take the places of the base's, or are added; trained token embeddings replace their rows. In memory
+    are the adapter and a few blocks of 2 MiB a thread (for DoRA and 0.1's and transposed convolutions, whole weights).
 
-    Memory: the adapter, and a few blocks of 2 MiB a thread (for DoRA and 0.1's and transposed convolutions, whole weights).
-    Raises `FormatError`, listing everything, when the adapter does not fit the checkpoint or that is quantized; `OSError` when
-    the disk is full. Nothing is then left behind, nor after Ctrl-C.
+    Args:
+        base: The model's folder, or its file of weights.
+        adapter: The adapter to merge; to merge several, `combine` them first.
+        output: The folder to write. It appears when it is complete; nothing is left behind on an error or Ctrl-C.
+        tied: When an update is for an embedding that the output layer shares, or for that layer: "refuse", or "untie", which
+            writes both and says so in `config.json`.
+        threads: Default: one for each core.
+        force: Replace what is at `output`.
+        progress: Called with bytes done and bytes in all.
 
-    >>> import tempfile, loralib as lora
-    >>> from safetensors.torch import load_file, save_file
-    >>> adapter = lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)})
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_file({"proj.weight": torch.eye(2)}, folder + "/model.safetensors")
-    ...     report = merge_checkpoint(folder + "/model.safetensors", adapter, folder + "/merged")
-    ...     load_file(folder + "/merged/model.safetensors")["proj.weight"]
-    tensor([[2., 1.],
-            [1., 2.]])
+    Returns:
+        What was written.
+
+    Raises:
+        FormatError: When the adapter does not fit the base (everything is listed), the base is quantized, or `output` exists.
+        OSError: When the disk is full.
+
+    Example:
+        >>> import tempfile, torch, loralib as lora
+        >>> from safetensors.torch import load_file, save_file
+        >>> adapter = lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"proj.weight": torch.eye(2)}, folder + "/model.safetensors")
+        ...     report = merge_checkpoint(folder + "/model.safetensors", adapter, folder + "/merged")
+        ...     load_file(folder + "/merged/model.safetensors")["proj.weight"]
+        tensor([[2., 1.],
+                [1., 2.]])
     """
     output = Path(output)
     if tied not in names(TiedWeights):

@@ -21,7 +21,7 @@ def run(words: Sequence[str]) -> int:
     """Extract; returns the exit code."""
     parsed = _parser().parse_args(words)
     if parsed.r is None and parsed.energy is None:
-        raise ConfigError("give --r, the rank of the updates, or --energy, the share of ‖ΔW‖² to keep, such as 0.99.")
+        raise ConfigError("give --r, the rank of the updates, or --energy, the fraction of ‖ΔW‖² to keep, such as 0.99.")
     files.check_output(parsed.output, parsed.format, parsed.force, [parsed.tuned, parsed.base])
 
     from ..checkpoints.difference import as_adapter, differences
@@ -53,7 +53,7 @@ def _parser() -> OneSentenceParser:
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="the tuned model's folder, or file of weights")
     parser.add_argument("base", type=Path, metavar="BASE", help="the base model's")
     parser.add_argument("--r", type=int, help="the rank of the updates")
-    parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this share of ‖ΔW‖²")
+    parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this fraction of ‖ΔW‖²")
     parser.add_argument("--target-modules", metavar="NAMES", help="which layers get updates: query,value (default: all)")
     parser.add_argument("--exclude-modules", metavar="NAMES", help="which do not; what differs there is taken over in full")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")

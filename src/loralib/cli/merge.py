@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..choices import TiedWeights, names
 from ..errors import ConfigError
 from . import FAILED, complain, files
 from .parsing import OneSentenceParser
@@ -66,21 +67,21 @@ def _parser() -> OneSentenceParser:
     parser.add_argument("--force", action="store_true", help="replace what is at OUT")
     parser.add_argument(
         "--tied",
-        choices=("refuse", "untie"),
+        choices=names(TiedWeights),
         default="refuse",
         help="when the adapter changes an embedding that the output layer shares: refuse (default), or store both",
     )
-    parser.add_argument("--check", action="store_true", help="compute a sample of it anew, in float64, and compare")
+    parser.add_argument("--check", action="store_true", help="compute a sample of it again in float64, and compare")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     files.add_reading(parser)
     return parser
 
 
-def _checked(base: Path, adapter: "Adapter", output: Path, tied: str) -> bool:
-    """Whether what was written is off by no more than rounding, which is said; else it is taken away again."""
+def _checked(base: Path, adapter: "Adapter", output: Path, tied: TiedWeights) -> bool:
+    """Whether what was written is right up to rounding; otherwise it is removed."""
     from ..checkpoints.verify import check_merged
 
-    checked = check_merged(base, adapter, output, tied="untie" if tied == "untie" else "refuse")
+    checked = check_merged(base, adapter, output, tied=tied)
     if checked.worst > 1:
         shutil.rmtree(output)
         complain(

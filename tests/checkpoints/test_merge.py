@@ -50,17 +50,13 @@ def same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("kind", every_kind)
 def test_every_kind_of_layer_becomes_what_it_becomes_in_memory(kind, dtype, tmp_path):
-    """Up to the order of a sum, which for all but linear layers is another one in memory."""
     plain, model = KINDS[kind].build()
     adapter = without_padding(plain, lora.extract(model)).to(dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     plain = plain.to(dtype)
     report = lora.merge_checkpoint(saved(plain, tmp_path / "base"), adapter, tmp_path / "out")
     assert report.layers == len(adapter.layers)
     found, expected = load_file(tmp_path / "out" / "model.safetensors"), in_memory(plain, adapter)
-    assert found.keys() == expected.keys()
-    assert all(close(found[name], t, factor=2) for name, t in expected.items())
-    if kind == "linear":
-        assert same_tensors(found, expected)
+    assert same_tensors(found, expected)
 
 
 def without_padding(plain: nn.Module, adapter: lora.Adapter) -> lora.Adapter:
