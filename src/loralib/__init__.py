@@ -14,15 +14,10 @@ if TYPE_CHECKING:
     from . import formats, layers, ops, utils
     from .adapters.adapter import Adapter
     from .adapters.combine import combine
+    from .adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
+    from .adapters.fused_update import FusedUpdate
     from .adapters.token_rows import TokenRows
-    from .adapters.updates import (
-        ConvolutionUpdate,
-        EmbeddingUpdate,
-        FusedUpdate,
-        LegacyConvolutionUpdate,
-        LoRAUpdate,
-        ProjectionUpdate,
-    )
+    from .adapters.updates import EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
     from .analysis import Intruder, intruder_dimensions, reduce_intruder_dimensions
     from .checkpoints.difference import difference
     from .checkpoints.merge import MergeReport, merge_checkpoint
@@ -99,14 +94,9 @@ _HOMES = {
     "surgery.inject": ("inject",),
     "surgery.merge": ("disabled", "merge", "merged", "unmerge"),
     "surgery.trainable": ("lora_state_dict", "mark_only_lora_as_trainable"),
-    "adapters.updates": (
-        "ConvolutionUpdate",
-        "EmbeddingUpdate",
-        "LegacyConvolutionUpdate",
-        "LoRAUpdate",
-        "FusedUpdate",
-        "ProjectionUpdate",
-    ),
+    "adapters.convolution_updates": ("ConvolutionUpdate", "LegacyConvolutionUpdate"),
+    "adapters.fused_update": ("FusedUpdate",),
+    "adapters.updates": ("EmbeddingUpdate", "LoRAUpdate", "ProjectionUpdate"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

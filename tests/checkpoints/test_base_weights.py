@@ -11,7 +11,7 @@ from torch import nn
 
 import loralib as lora
 from kinds import KINDS, every_kind
-from loralib.adapters.adapter import described
+from loralib.adapters.config_of import described
 from loralib.checkpoints.base_weights import locate, pairs, weights_of
 from models import Tied, mlp, same_bits
 from sample_adapters import tensor, updates

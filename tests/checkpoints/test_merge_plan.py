@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import loralib as lora
-from loralib.adapters.adapter import described
+from loralib.adapters.config_of import described
 from loralib.checkpoints.checkpoint import open_checkpoint
 from loralib.checkpoints.merge_plan import Plan, planned
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import loralib as lora
 from kinds import KINDS, every_kind
-from loralib.adapters.adapter import described
+from loralib.adapters.config_of import described
 from loralib.checkpoints import verify
 from models import mlp
 

@@ -7,7 +7,8 @@ from operator import itemgetter
 
 from ..config import LoRAConfig
 from ..patterns import Patterns
-from .updates import FusedUpdate, LoRAUpdate
+from .fused_update import FusedUpdate
+from .updates import LoRAUpdate
 
 SETTINGS = ("lora_dropout", "modules_to_save", "bias", "fan_in_fan_out")
 _BIASES = ("none", "lora_only", "all")

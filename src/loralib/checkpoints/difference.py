@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import patterns
 from ..adapters import low_rank
 from ..adapters.adapter import Adapter
-from ..adapters.updates import ConvolutionUpdate, LoRAUpdate
+from ..adapters.convolution_updates import ConvolutionUpdate
+from ..adapters.updates import LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError

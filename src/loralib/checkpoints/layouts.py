@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from .. import architectures
+from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
 from ..adapters.layout import Layout
-from ..adapters.updates import ConvolutionUpdate, EmbeddingUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
+from ..adapters.updates import EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
 from ..architectures import PROJECTIONS, is_embedding
 from ..layers import Projection, handler_of
 from ..surgery.module_tree import join

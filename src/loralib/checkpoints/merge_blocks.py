@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..adapters.convolution_updates import LegacyConvolutionUpdate
 from ..adapters.layout import Layout
-from ..adapters.updates import LegacyConvolutionUpdate, LoRAUpdate
+from ..adapters.updates import LoRAUpdate
 
 
 @dataclass(frozen=True)

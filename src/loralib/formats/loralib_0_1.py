@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .. import patterns
 from ..adapters.adapter import Adapter
-from ..adapters.updates import EmbeddingUpdate, FusedUpdate, LegacyConvolutionUpdate, LoRAUpdate
+from ..adapters.convolution_updates import LegacyConvolutionUpdate
+from ..adapters.fused_update import FusedUpdate
+from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from ..architectures import is_embedding
 from ..config import LoRAConfig
 from ..errors import FormatError

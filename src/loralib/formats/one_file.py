@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters import updates
+from ..adapters import convolution_updates, fused_update, updates
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate
@@ -32,9 +32,9 @@ _KINDS = {
     for kind in (
         updates.LoRAUpdate,
         updates.EmbeddingUpdate,
-        updates.ConvolutionUpdate,
-        updates.LegacyConvolutionUpdate,
-        updates.FusedUpdate,
+        convolution_updates.ConvolutionUpdate,
+        convolution_updates.LegacyConvolutionUpdate,
+        fused_update.FusedUpdate,
         updates.ProjectionUpdate,
     )
 }

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
-from ..adapters.updates import ConvolutionUpdate, FusedUpdate, LegacyConvolutionUpdate, LoRAUpdate, ProjectionUpdate
+from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
+from ..adapters.fused_update import FusedUpdate
+from ..adapters.updates import LoRAUpdate, ProjectionUpdate
 from ..errors import ConfigError, FormatError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

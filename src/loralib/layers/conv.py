@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
 from ..adapters.layout import Layout
-from ..adapters.updates import ConvolutionUpdate, LegacyConvolutionUpdate, LoRAUpdate
+from ..adapters.updates import LoRAUpdate
 from .base import AdaptedLayer
 from .linear import named_input, probability
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .. import ops
-from ..adapters.updates import FusedUpdate, LoRAUpdate
+from ..adapters.fused_update import FusedUpdate
+from ..adapters.updates import LoRAUpdate
 from ..errors import ConfigError
 from .linear import Conv1DLoRA, LinearLoRA, transposable_forward
 

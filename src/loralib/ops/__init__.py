@@ -5,15 +5,7 @@ with loralib.ops.use("reference"):
 """
 
 from .autograd.merging import add_to_block, breaks_of, row_blocks, single_threads
-from .dispatch import (
-    IMPLEMENTATIONS,
-    add_embedding_update,
-    add_linear_update,
-    add_strips,
-    lora_convolution,
-    lora_linear,
-    use,
-)
+from .dispatch import IMPLEMENTATIONS, add_embedding_update, add_linear_update, add_strips, lora_convolution, lora_linear, use
 from .reference import (
     Geometry,
     Slices,

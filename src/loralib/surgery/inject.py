@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers, patterns
-from ..adapters.updates import FusedUpdate, LoRAUpdate
+from ..adapters.fused_update import FusedUpdate
+from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from .. import layers, patterns
-from ..adapters.updates import FusedUpdate
+from ..adapters.fused_update import FusedUpdate
 from ..config import ALL_LINEAR, LoRAConfig
 from ..errors import TargetError
 from ..patterns import within
