@@ -188,7 +188,7 @@ def test_overwrite_begins_again(opened: generator.Run, some: Any, tmp_path: Path
         opened.generate_into(path, some, HOW, resume=True)
     assert content(path) == first
     assert counted.rows == len(some)
-    opened.generate_into(path, some.rows([0, 1]), Decoding(beams=1, max_new_tokens=2), overwrite=True)
+    opened.generate_into(path, some.select([0, 1]), Decoding(beams=1, max_new_tokens=2), overwrite=True)
     assert len(lines_of(path)) == 2
 
 
@@ -207,12 +207,12 @@ def test_texts_of_other_inputs_decodings_or_trainings_are_not_gone_on_with(
     results = json.loads((other / run_folder.METRICS).read_text())
     (other / run_folder.METRICS).write_text(json.dumps(results | {"train_seconds": 1.0}))
     for other_run, data, how, named in (
-        (opened, some.rows([1, 0, *range(2, 7)]), HOW, "inputs"),
-        (opened, some.rows(range(6)), HOW, "inputs"),
+        (opened, some.select([1, 0, *range(2, 7)]), HOW, "inputs"),
+        (opened, some.select(range(6)), HOW, "inputs"),
         (opened, some, replace(HOW, beams=3), "decoding"),
         (opened, some, replace(HOW, length_penalty=0.8), "decoding"),
         (replace(opened, folder=other), some, HOW, "trained"),
-        (opened, some.rows([0]), replace(HOW, beams=3), "decoding and other inputs"),
+        (opened, some.select([0]), replace(HOW, beams=3), "decoding and other inputs"),
     ):
         with pytest.raises(RunError, match=f"some.partial.jsonl was begun with other {named}; say the same, or --overwrite"):
             other_run.generate_into(path, data, how, resume=True)
