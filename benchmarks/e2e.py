@@ -236,7 +236,7 @@ def measure(data: Path, folder: Path, budget: Budget, console: Console, resume: 
     wide = TrainOptions.of({**shared, **WIDE})
     adapted[ALL_LAYERS] = comparison.train_apart(wide, folder / ALL_LAYERS, resume) | {"method": ALL_LAYERS}
     test = read_split("e2e", "test", data)
-    test = test.rows(range(min(budget.test_inputs or len(test), len(test))))
+    test = test.select(range(min(budget.test_inputs or len(test), len(test))))
     before = perplexity(generator.open_run(folder / PRETRAINED), TrainOptions.of(shared))
     rows, texts = [], {}
     for metrics in (as_unadapted(pretraining, before), *(adapted[name] for name in ADAPTED)):
