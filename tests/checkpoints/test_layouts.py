@@ -11,6 +11,7 @@ from hf import tiny
 from kinds import KINDS, every_kind
 from loralib.adapters.layout import Layout
 from loralib.checkpoints.layouts import Located, by_modules, by_names, by_updates, is_conv1d, tensor_of
+from loralib.surgery.survey import Survey
 from peers import library
 from sample_adapters import updates
 
@@ -21,7 +22,7 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def test_modules_and_names_agree_about_attention():
     model = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2), "other": nn.MultiheadAttention(4, 2, kdim=3)})
-    found = dict(by_modules(model))
+    found = dict(by_modules(Survey(model)))
     assert found == dict(by_names(shapes_of(model), {}))
     assert found["attn.v_proj"] == Located("attn.in_proj_weight", Layout(start=8, rows=4), lora.ProjectionUpdate)
     assert found["other.k_proj"] == Located("other.k_proj_weight", kind=lora.ProjectionUpdate)
@@ -31,14 +32,14 @@ def test_modules_and_names_agree_about_attention():
 @pytest.mark.parametrize("family", ["Bert", "DistilBert", "Roberta"])
 def test_modules_and_names_agree_about_models(family):
     model = tiny(family)
-    assert dict(by_modules(model)) == dict(by_names(shapes_of(model), {}))
+    assert dict(by_modules(Survey(model))) == dict(by_names(shapes_of(model), {}))
 
 
 def test_modules_and_names_agree_about_gpt2():
     t = library("transformers")
     model = t.GPT2Model(t.GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=17, n_positions=8))
     found = dict(by_names(shapes_of(model), {"model_type": "gpt2"}))
-    assert found == dict(by_modules(model))
+    assert found == dict(by_modules(Survey(model)))
     assert found["h.0.attn.c_attn"].layout == Layout(transposed=True)
     assert found["wte"].kind is lora.EmbeddingUpdate
 
@@ -50,7 +51,7 @@ def test_an_update_and_its_module_agree(kind):
     adapter, shapes = lora.extract(model), shapes_of(plain)
     tensors = {name: tensor_of(name, update, shapes) for name, update in adapter.layers.items()}
     located, problems = by_updates(adapter.layers, tensors, shapes, adapter.config.fan_in_fan_out, {})
-    expected = dict(by_modules(plain))
+    expected = dict(by_modules(Survey(plain)))
     assert not problems
     assert {name: (w.tensor, w.layout) for name, w in located.items()} == {
         name: (expected[name].tensor, expected[name].layout) for name in adapter.layers
