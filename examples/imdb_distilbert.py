@@ -61,7 +61,7 @@ def comparison(given: argparse.Namespace) -> list[str]:
         "max-train-rows": given.train_rows,
         "max-eval-rows": 1000,
         "max-length": 256,
-        "num_train_epochs": given.epochs,
+        "num-train-epochs": given.epochs,
         "batch-size": 16,
         "layers": "query,value",
         "r": 8,

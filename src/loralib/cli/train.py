@@ -60,11 +60,11 @@ def run(words: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from ..recipes import training
+    from ..train.devices import processes
     from ..train.quiet import quiet_transformers
 
     with quiet_transformers():
-        console = Console(quiet=not training.processes().is_main_process)
+        console = Console(quiet=not processes().is_main_process)
         *before, last = stages
         for stage in before:
             _prepare(stage, console)
@@ -139,16 +139,17 @@ def _best(stage: Stage) -> Path | None:
 
 
 def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
-    from ..recipes import report, training
+    from ..recipes import report
     from ..recipes import seeds as many_seeds
     from ..recipes.run import train
+    from ..train.devices import processes
 
     options, folder = stage.options, stage.folder
     if stage.single:
         results = [train(options, folder, overwrite=overwrite, resume=resume)]
     else:
         results = many_seeds.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
-    if not training.processes().is_main_process:
+    if not processes().is_main_process:
         return
     console.print(report.summary_table(results))
     if not stage.single:
@@ -170,12 +171,13 @@ def _describe(stages: Sequence[Stage]) -> int:
     import yaml
 
     from ..recipes import training
+    from ..train.devices import device_count
 
     if len(stages) > 1 and (start := _best(stages[0])):
         stages = [replace(stages[1], options=replace(stages[1].options, init_adapter=str(start)))]
     described = []
     for stage in stages:
-        options, devices = stage.options, training.devices()
+        options, devices = stage.options, device_count()
         rows = min(options.max_train_rows or math.inf, presets.training_rows(options.task) or math.inf)
         known = rows if rows < math.inf else None
         trainer = training.argument_values(options, stage.folder, int(known or options.batch_size), devices)

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 from .. import __version__, formats
 from ..errors import RunError
 from ..surgery.merge import merge
-from ..train import measure
+from ..train import devices, measure
 from ..train.checkpoints import last_whole_checkpoint
 from ..train.quiet import quiet_transformers, same_environment
 from ..train.trainer import AdapterTrainer, write_errors_named
@@ -51,7 +51,7 @@ def train(
     Everything that can be wrong with the words is found before anything is written. Raises `RunError`, `DataError`,
     `ConfigError` or `TargetError` then, `Interrupted` after Ctrl-C, and `OSError` with the path when writing fails.
     """
-    processes = training.processes()
+    processes = devices.processes()
     console = console or Console(stderr=True, quiet=not processes.is_main_process)
     if processes.is_main_process:
         run_folder.RUN.check_free(folder, overwrite, resume)

@@ -17,8 +17,9 @@ from transformers import TrainerCallback
 
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
+from ..train import devices
 from ..train.checkpoints import last_whole_checkpoint
-from . import run_folder, training
+from . import run_folder
 from .options import TrainOptions
 from .run import train
 from .task import goodness
@@ -41,7 +42,7 @@ def train_seeds(
     """
     if seeds < 1:
         raise RunError(f"--seeds {seeds}: must be positive.")
-    processes = training.processes()
+    processes = devices.processes()
     main = processes.is_main_process
     if main:
         run_folder.MANY.check_free(folder, overwrite, resume)

@@ -5,15 +5,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
-from rich.console import Console
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .. import ops
 from ..errors import ConfigError
-from ..train.callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
+from ..train.devices import device_count
+from ..train.fit import fit
 from ..train.sampling import GroupingTrainer
 from ..train.trainer import AdapterTrainer
 from . import run_folder
@@ -32,22 +30,6 @@ SAME = (
     "fp16",
     "seed",
 )
-
-
-def processes() -> accelerate.PartialState:
-    """The processes that torchrun started, on accelerators or on processors; one without it."""
-    return accelerate.PartialState(cpu=not torch.accelerator.is_available())
-
-
-def devices() -> int:
-    """How many devices share a batch."""
-    state = processes()
-    return state.num_processes if state.use_distributed else replicas()
-
-
-def replicas() -> int:
-    """How many devices this one process computes on: several where there are several GPUs and no torchrun."""
-    return 1 if processes().use_distributed else max(1, torch.cuda.device_count())
 
 
 def share_of_batch(options: TrainOptions, devices: int) -> tuple[int, int]:
@@ -106,46 +88,27 @@ def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArgumen
         raise ConfigError("onednn=True: must run on a CPU, with a build of torch that has oneDNN; leave the option out.")
     if options.fp16 and not accelerated:
         raise ConfigError("fp16=True: needs a GPU, and there is none; use --bf16 true, or say --fp16 false.")
-    values = argument_values(options, folder, rows, devices())
+    values = argument_values(options, folder, rows, device_count())
     return TrainingArguments(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
 
 
-def run_trainer(
-    options: TrainOptions,
-    folder: Path,
-    plan: Plan,
-    *,
-    checkpoint: Path | None,
-    console: Console,
-    callbacks: Sequence[TrainerCallback],
-) -> Trainer:
-    """Train, and return the Trainer. Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written."""
-    stop, bar, log = StopOnInterrupt(), ProgressBar(console, options.metric), TensorBoardLog(folder / run_folder.LOGS)
+def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequence[TrainerCallback], **how: Any) -> Trainer:
+    """Train as planned; `how` and what is raised as in `fit`."""
+    kind: type[Trainer] = GroupingTrainer
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
-    common: dict[str, Any] = {
+    trainer = {
         **plan.trainer,
         "model": plan.model,
         "args": arguments(options, folder, len(plan.data[0])),
         "train_dataset": plan.datasets[0],
         "eval_dataset": plan.datasets[1],
-        "callbacks": [stop, bar, log, StopOnNonFinite(), *patience, *callbacks],
+        "callbacks": [*patience, *callbacks],
     }
     if options.method == "lora":
-        metadata = {"base_model_name_or_path": options.model or "", "task_type": plan.task_type}
-        trainer: Trainer = AdapterTrainer(**common, metadata=metadata)
-    else:
-        trainer = GroupingTrainer(**common)
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    try:
-        with ops.use("onednn") if options.onednn else nullcontext():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        for callback in (bar, stop, log):
-            callback.close()
-    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise KeyboardInterrupt
-    return trainer
+        kind = AdapterTrainer
+        trainer["metadata"] = {"base_model_name_or_path": options.model or "", "task_type": plan.task_type}
+    with ops.use("onednn") if options.onednn else nullcontext():
+        return fit(kind, trainer, metric=options.metric, log=folder / run_folder.LOGS, **how)
 
 
 def score(trainer: Trainer, metrics: Sequence[str], rows: Any) -> dict[str, float]:

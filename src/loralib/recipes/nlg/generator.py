@@ -7,9 +7,8 @@ RUN/generated/NAME.partial.jsonl  while it is decoded: what it is, then {"i", "p
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import RunError
 from ...storage.atomic import write_atomically
+from ...storage.resumable import Resumable
 from .. import run_folder
 from ..finished import FinishedRun
 from ..presets.nlg import Decoding
@@ -58,7 +58,7 @@ class Run(FinishedRun):
         """
         inputs = data["context"][:]
         decoding.check_room(self.model, self.tokenizer, inputs, how.max_new_tokens)
-        partial = Partial(path.with_suffix(".partial.jsonl"), self._settings(inputs, how))
+        partial = Resumable(path.with_suffix(".partial.jsonl"), self._settings(inputs, how))
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists; add --overwrite to replace it, or give another --output.")
         if partial.path.exists() and not overwrite and not resume:
@@ -84,47 +84,6 @@ class Run(FinishedRun):
         inputs = hashlib.sha256(json.dumps(contexts).encode()).hexdigest()
         trained = hashlib.sha256((self.folder / run_folder.METRICS).read_bytes()).hexdigest()
         return {"inputs": inputs, "trained": trained, "decoding": asdict(how)}
-
-
-@dataclass(frozen=True)
-class Partial:
-    """The file of texts that are being decoded. settings: what they depend on, its first line."""
-
-    path: Path
-    settings: Mapping[str, Any]
-
-    def begin(self) -> dict[int, str]:
-        """Begin the file anew; no texts."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, (json.dumps(self.settings) + "\n").encode())
-        return {}
-
-    def read(self) -> dict[int, str]:
-        """The texts that are there, by position; a last line that was not written to its end is cut off."""
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        try:
-            head, *lines = whole.decode().removesuffix("\n").split("\n")
-            settings: dict[str, Any] = dict(json.loads(head))
-            rows = [json.loads(line) for line in lines]
-            texts = {int(row["i"]): str(row["prediction"]) for row in rows}
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{self.path} is damaged; add --overwrite to begin again.") from None
-        if settings != self.settings:
-            other = sorted(key for key in self.settings if settings.get(key) != self.settings[key])
-            raise RunError(
-                f"{self.path} was begun with other {' and other '.join(other)}; say the same, or --overwrite to begin again."
-            )
-        if len(whole) < len(content):
-            write_atomically(self.path, whole)
-        return texts
-
-    def append(self, texts: Mapping[int, str]) -> None:
-        """Add texts, and wait until they are on the disk."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps({"i": i, "prediction": text}) + "\n" for i, text in texts.items())
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
 from ...errors import ConfigError, DataError
-from .. import lora_setup, model_loader, records, sources, training
+from ...train import devices
+from .. import lora_setup, model_loader, records, sources
 from ..options import TrainOptions
 from ..plan import Plan
 from . import language_models, loss, prompts
@@ -48,9 +49,9 @@ def as_pairs(data: "Dataset") -> list[tuple[str, str]]:
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     """Load the language model and prepare it, with the rows as it takes them."""
-    if training.replicas() > 1:
+    if devices.replicas() > 1:
         raise ConfigError(
-            f"this process sees {training.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
+            f"this process sees {devices.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
             "--nproc-per-node N -m loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout)
