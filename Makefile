@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test lint types fuzz demo sst2 sst2-all glue imdb e2e bench clean
+.PHONY: help install test test-slow lint types fuzz demo sst2 sst2-all glue imdb e2e bench clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -22,8 +22,11 @@ $(PEERS): .venv/peers/%-py3-none-any.whl: $(STAMP)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d .venv/peers $(subst -,==,$*)
 	@touch $@
 
-test: install lint types  ## everything that must pass: lint, types, doctests and tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
+test: install lint types  ## the fast suite: lint, types, doctests and tests (minutes)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadscope
+
+test-slow: install  ## the tests marked slow: processes, kills, many architectures, interpreters, whole runs
+	$(BIN)/python -m pytest -m slow tests --numprocesses auto --dist loadscope
 
 lint: $(STAMP)  ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -75,3 +75,24 @@ def test_single_threads_leave_everything_as_it_was():
     with pytest.raises(ZeroDivisionError), ops.single_threads(1) as pool:
         pool.submit(lambda: 1 / 0).result()
     assert torch.get_num_threads() == 3
+
+
+def test_merging_in_several_threads_leaves_the_number_of_threads_as_it_was():
+    W, strip = torch.randn(64, 37), ops.Strip(0, 0, torch.randn(64, 4), torch.randn(4, 37))
+    expected, found, after = merged(W, [strip], 2), [], []
+
+    def work():
+        for _ in range(20):
+            with torch.no_grad():
+                found.append(merging.add_strips(W, [strip], 0.5))
+        after.append(torch.get_num_threads())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80
+    assert all(same_bits(W_, expected) for W_ in found)
+    assert torch.get_num_threads() == 2
+    assert after == [2] * 4

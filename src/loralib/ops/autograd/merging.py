@@ -6,6 +6,7 @@ A block is computed by itself, and by one thread of torch, so that a weight in a
 the same bits: those of a product depend on how many threads share it. Several blocks are computed side by side.
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,8 @@ from ..reference import Strip, wide_dtype
 
 ELEMENTS = 1 << 19  # of a block: 2 MiB in float32
 
+_ONE_AT_A_TIME = threading.RLock()
+_here = threading.local()
 _FEW = 8  # blocks below which starting threads takes longer than they save
 
 
@@ -48,12 +51,11 @@ def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
         first, last = block
         add_to_block(W[first:last], first, strips, scaling, merged[first:last])
 
-    threads = torch.get_num_threads()
-    if W.is_cpu and threads > 1 and len(blocks) >= _FEW:
-        with single_threads(min(threads, len(blocks))) as pool:
-            list(pool.map(compute, blocks))
-    else:
-        with _one_thread() if threads != 1 else nullcontext():
+    with _one_thread() if W.is_cpu else nullcontext(1) as threads:
+        if threads > 1 and len(blocks) >= _FEW:
+            with single_threads(min(threads, len(blocks))) as pool:
+                list(pool.map(compute, blocks))
+        else:
             for block in blocks:
                 compute(block)
     return merged
@@ -67,18 +69,25 @@ def single_threads(count: int) -> Iterator[Executor]:
 
 
 def _compute_alone() -> None:
+    _here.alone = True
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _one_thread() -> Iterator[int]:
+    """Context manager: torch computes with one thread; the number that it had is what `with` gives. One caller at a time, or a
+    second one would find 1 and leave that behind. Nothing happens in a thread that computes alone."""
+    if getattr(_here, "alone", False):
+        yield 1
+        return
+    with _ONE_AT_A_TIME:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield before
+        finally:
+            torch.set_num_threads(before)
 
 
 def add_to_block(block: Tensor, first: int, strips: Sequence[Strip], scaling: float, out: Tensor) -> None:
