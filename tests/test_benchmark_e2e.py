@@ -21,6 +21,8 @@ sys.path.append(str(Path(__file__).parent.parent))  # `benchmarks` is no part of
 
 from benchmarks import e2e, provenance
 
+pytestmark = pytest.mark.slow
+
 TINY = e2e.Budget(
     width=32,
     depth=3,

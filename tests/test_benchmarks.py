@@ -224,6 +224,7 @@ def test_a_goal_says_whether_it_is_met(goal, met, words):
 # --- every benchmark ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", __main__.NAMES)
 def test_every_benchmark_runs_and_is_written_down(name, wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "RESULTS", tmp_path)
@@ -329,6 +330,7 @@ def test_worse_is_what_needs_more_than_the_noise(low, peak, worse):
     assert found == worse
 
 
+@pytest.mark.slow
 def test_all_benchmarks_are_compared_with_an_earlier_version(wheel, monkeypatch, capsys):
     monkeypatch.setattr(__main__, "NAMES", ("tiny", "fidelity"))
     monkeypatch.setattr(__main__, "Effort", lambda **effort: SMALLEST.effort)
@@ -365,6 +367,7 @@ def test_an_unknown_name_lists_the_benchmarks(monkeypatch, capsys):
     assert all(f"  {name} " in told and len(__main__.description(name)) > 20 for name in __main__.NAMES)
 
 
+@pytest.mark.slow
 def test_the_merging_of_a_checkpoint_is_measured():
     row = merge_checkpoint.measured(layers=1, rounds=2, scale=64)
     assert row["layers"] == 7

@@ -15,6 +15,8 @@ import loralib as lora
 from models import same_bits
 from peers import data, library
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "conv_domain_shift.py"
 
 

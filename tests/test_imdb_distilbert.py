@@ -18,6 +18,8 @@ sys.path.append(str(Path(__file__).parent.parent))  # `examples` is no part of w
 
 from examples import imdb_distilbert
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["recipes.conftest"]
 
 

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from recipes.nlg.conftest import options as writing
 from recipes.nlg.conftest import run as write
+
+pytestmark = pytest.mark.slow
 
 pytest_plugins = ["recipes.conftest", "recipes.nlg.conftest"]
 

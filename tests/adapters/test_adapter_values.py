@@ -78,6 +78,7 @@ def test_what_makes_adapters_differ():
     assert of({"q": replace(UPDATE, A=torch.zeros(2, 3))}) != of({"q": replace(UPDATE, A=-torch.zeros(2, 3))})
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_another_process():
     code = (
         "import torch, loralib as lora; u = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(4, 2), 4);"

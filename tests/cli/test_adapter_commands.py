@@ -74,6 +74,7 @@ def test_each_command_has_its_words() -> None:
     assert WORDS.keys() == ADAPTERS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ADAPTERS)
 def test_a_command_needs_no_more_than_torch_and_safetensors(command: str, place: Path) -> None:
     done = without([command, *WORDS[command]], place)

@@ -178,6 +178,7 @@ def test_an_unknown_command_and_an_unknown_run_end_with_code_2(capsys: pytest.Ca
     assert "--data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["matplotlib", "sklearn", "transformers"])
 def test_a_missing_package_is_named_before_anything_is_done(encoder: Path, reviews: Path, tmp_path: Path, package: str) -> None:
     script = f"import sys; sys.modules[{package!r}] = None; from loralib.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -200,6 +201,7 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -223,6 +225,7 @@ def test_ctrl_c_leaves_a_whole_checkpoint_from_which_resume_goes_on(encoder: Pat
     assert len(steps) == 30
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     """The global batch stays what it was, one process writes, and one table is printed."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "loralib"]
@@ -239,6 +242,7 @@ def test_two_processes_share_a_run(encoder: Path, reviews: Path, tmp_path: Path)
     assert len(list(whole.glob("rng_state_*.pth"))) == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_with_the_path(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk."""
     folder = tmp_path / "run"

@@ -244,6 +244,7 @@ def test_what_cannot_be_merged_is_said(model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
     """The process is interrupted as soon as it has begun to write."""

@@ -9,6 +9,8 @@ import yaml
 from loralib.cli import main
 from loralib.recipes import comparison, run_folder
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["recipes.conftest"]
 
 

@@ -75,6 +75,7 @@ def expected(run: Path, contexts: list[str], how: Decoding) -> list[str]:
 # --- what it writes and prints --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_texts_of_inputs_in_words_are_printed(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contexts = [meal("Strada", "Thai")[0], "name : Zizzi"]
     assert main(["generate", str(own_run), *SHORT, *contexts]) == 0

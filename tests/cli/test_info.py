@@ -266,6 +266,7 @@ def test_a_picture_falls_from_the_full_block(values: list[float], columns: int) 
         assert all(height == 0 for value, height in zip(values, heights, strict=True) if value <= values[0] / 100)
 
 
+@pytest.mark.slow
 def test_ascii_where_there_is_nothing_else_and_no_broken_pipe(deep: Path) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "loralib", "info", str(deep)]

@@ -11,6 +11,8 @@ import loralib as lora
 from loralib.cli import main
 from loralib.recipes import run_folder
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["recipes.conftest"]
 
 TINY = [

@@ -433,6 +433,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_adapter_and_names_the_file(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     run = subprocess.run([sys.executable, "-c", SAVE_ON_A_FULL_DISK, str(folder)], capture_output=True, text=True, check=True)

@@ -30,6 +30,7 @@ def test_a_mutated_file_is_read_or_refused(name, rng, tmp_path):
     refused(mutated(SEEDS[name], rng), tmp_path)
 
 
+@pytest.mark.slow
 def test_thousands_of_mutated_files_within_little_memory():
     command = [sys.executable, str(SCRIPT), "--files", "4000", "--seed", str(random.randrange(10**6))]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -65,6 +65,7 @@ def train_a_part(rank: int, world: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_a_model_get_the_gradients_of_one(tmp_path: Path):
     torch.multiprocessing.spawn(train_a_part, args=(2, str(tmp_path)), nprocs=2)
     model = adapted_model()

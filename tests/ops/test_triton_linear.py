@@ -330,11 +330,13 @@ def report(tmp_path_factory):
     return run_checks(Path(__file__), tmp_path_factory.mktemp("checks"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_under_the_interpreter(name, report):
     assert report[name] == ""
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_failed(tmp_path):
     file = tmp_path / "test_some.py"
     file.write_text(
@@ -388,6 +390,7 @@ print(len(compiled))
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_gpus(tmp_path):
     library("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

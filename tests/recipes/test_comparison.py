@@ -12,6 +12,8 @@ from loralib.errors import ConfigError, RunError
 from loralib.recipes import comparison, comparison_report, run_folder
 from loralib.recipes.comparison import Outcome, compare
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

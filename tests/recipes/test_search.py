@@ -14,6 +14,8 @@ from loralib.recipes import comparison, run_folder, search
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.search import Space, Trial
 
+pytestmark = pytest.mark.slow
+
 
 @given(st.integers(2, 60), st.integers(10, 100_000), st.integers(2, 5))
 def test_rungs_narrow_by_eta_while_their_rows_grow(n: int, rows: int, eta: int) -> None:

@@ -18,6 +18,8 @@ from loralib.recipes import run_folder, seeds
 from loralib.recipes.options import TrainOptions
 from recipes.nlu.test_text_classification import InterruptAt
 
+pytestmark = pytest.mark.slow
+
 
 def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
     common: dict[str, Any] = {

@@ -37,6 +37,7 @@ def test_tgen_has_its_published_score(metric: Metric, published: float, toleranc
     assert metric(*tgen()) == pytest.approx(published, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_tgen_has_its_published_meteor(tmp_path: Path) -> None:
     assert score("e2e", *tgen(), meteor_jar=meteor(tmp_path))["meteor"] == pytest.approx(44.83, abs=0.005)
 

@@ -188,6 +188,7 @@ def test_nll_may_choose_the_epoch(gpt2: Path, meals: Path, tmp_path: Path) -> No
     assert (results["metric"], results["value"]) == ("nll", results["metrics"]["nll"])
 
 
+@pytest.mark.slow
 def test_a_pretrained_llama_learns_restaurants(llama: Path, tmp_path: Path) -> None:
     for name, part, count in (("train", "lora_nlg_train.txt", 64), ("dev", "lora_nlg_valid.txt", 16)):
         lines = data("e2e", part).read_text(encoding="utf-8").splitlines()[: 40 * count : 40]
@@ -219,6 +220,7 @@ def check_same_run(folder: Path, other: Path) -> None:
     assert test[0] == test[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 4, 12])  # an epoch has 5 steps
 def test_an_interrupted_run_resumes_bit_for_bit(gpt2: Path, meals: Path, tmp_path: Path, lora_run: Path, step: int) -> None:
     chosen, folder = run_folder.read_options(lora_run)[0], tmp_path / "run"
@@ -229,6 +231,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(gpt2: Path, meals: Path, tmp_pat
     check_same_run(folder, lora_run)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_keeps_the_last_epoch_and_scales_by_a_root_is_the_same(
     gpt2: Path, meals: Path, tmp_path: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_a_resumed_run_that_keeps_the_last_epoch_and_scales_by_a_root_is_the_sam
     check_same_run(tmp_path / "run", tmp_path / "straight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best_epoch", [True, False])
 def test_what_the_adapter_says_does_not_depend_on_which_epoch_was_kept(
     gpt2: Path, meals: Path, tmp_path: Path, best_epoch: bool
@@ -264,6 +268,7 @@ def test_a_run_may_start_from_the_factors_of_another(gpt2: Path, meals: Path, tm
     assert results["value"] == pytest.approx(json.loads((lora_run / run_folder.METRICS).read_text())["value"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_scales_by_a_root_may_start_another(gpt2: Path, meals: Path, tmp_path: Path) -> None:
     chosen = options(gpt2, meals, use_rslora=True, lora_alpha=7.0, num_train_epochs=1)
     run(tmp_path / "first", chosen)
@@ -465,6 +470,7 @@ def test_the_best_seed_has_the_lowest_perplexity(tmp_path: Path) -> None:
         run_folder.runs_of(tmp_path / "seed-3")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(gpt2: Path, meals: Path, tmp_path: Path) -> None:
     chosen = options(gpt2, meals, num_train_epochs=1, max_train_rows=32, base_dropout=0.0, label_smoothing_factor=0.1)
     alone = run(tmp_path / "alone", chosen)

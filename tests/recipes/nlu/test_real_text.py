@@ -3,11 +3,14 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import train
 from peers import data, library
+
+pytestmark = pytest.mark.slow
 
 
 def accuracy(method: str, learning_rate: float, folder: Path) -> float:

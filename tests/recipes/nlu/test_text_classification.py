@@ -180,6 +180,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(encoder: Path, reviews: Path,
     assert opened.evaluate(rows)["accuracy"] == pytest.approx(best) == pytest.approx(results["value"])
 
 
+@pytest.mark.slow
 def test_rows_kept_for_the_end_are_scored_once_with_the_epoch_that_was_kept(
     encoder: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: P
     assert planned.model.classifier.bias.item() == pytest.approx(mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 11, 12, 17, 35])  # an epoch has 12 steps
 def test_an_interrupted_run_resumes_bit_for_bit(
     encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path, step: int
@@ -225,6 +227,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     check_same_outcome(folder, lora_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 17])
 def test_a_run_that_groups_by_length_resumes_bit_for_bit(encoder: Path, reviews: Path, tmp_path: Path, step: int) -> None:
     chosen = options(encoder, reviews, group_by_length=True, num_train_epochs=2)
@@ -235,6 +238,7 @@ def test_a_run_that_groups_by_length_resumes_bit_for_bit(encoder: Path, reviews:
     check_same_outcome(tmp_path / "run", tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_the_last_step_changes_nothing(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
     chosen = options(encoder, reviews, lora_dropout=0.1, save_merged=True)
     run(tmp_path / "run", chosen, callbacks=[InterruptAt(47)])
@@ -251,6 +255,7 @@ def check_same_outcome(folder: Path, other: Path) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 11, 15])
 def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
     encoder: Path, reviews: Path, tmp_path: Path, step: int
@@ -264,6 +269,7 @@ def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
     check_same_outcome(tmp_path / "run", tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_as_patient_as_it_was(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, num_train_epochs=12, patience=2, learning_rate=1e-9)
     run(tmp_path / "straight", chosen)
