@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import loralib as lora
 from loralib import formats
@@ -53,7 +53,7 @@ def peft_tensors(folder: Path) -> Path:
 
 def peft_pickled(folder: Path) -> Path:
     path = peft(folder)
-    tensors = storage.read_tensors(path / "adapter_model.safetensors")[0]
+    tensors = load_file(path / "adapter_model.safetensors")
     torch.save(tensors, path / "adapter_model.bin")
     (path / "adapter_model.safetensors").unlink()
     return path

@@ -96,3 +96,14 @@ def test_merging_in_several_threads_leaves_the_number_of_threads_as_it_was():
     assert all(same_bits(W_, expected) for W_ in found)
     assert torch.get_num_threads() == 2
     assert after == [2] * 4
+
+
+@pytest.mark.parametrize(("dtype", "calls"), [(torch.float32, 1), (torch.bfloat16, 4)])
+def test_away_from_the_processor_a_weight_that_needs_no_conversion_is_one_product(dtype, calls, monkeypatch):
+    add, seen = merging.add_to_block, []
+    monkeypatch.setattr(merging, "add_to_block", lambda *args: seen.append(args[1]) or add(*args))
+    monkeypatch.setattr(merging, "ELEMENTS", 8 * 4)
+    W = torch.empty(32, 4, dtype=dtype, device="meta")
+    strip = ops.Strip(0, 0, torch.empty(32, 2, device="meta"), torch.empty(2, 4, device="meta"))
+    assert merging.add_strips(W, [strip], 0.5).shape == W.shape
+    assert len(seen) == calls

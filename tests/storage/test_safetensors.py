@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralib as lora
-from loralib.storage.safetensors import DTYPES, read_header, read_tensors, tensor_bytes
+from loralib.storage.safetensors import DTYPES, mapped_tensors, read_header, tensor_bytes
 from models import bits
+
+
+def read_tensors(path):
+    """The tensors and the metadata of a file."""
+    header = read_header(path)
+    return mapped_tensors(path, header), header.metadata
+
 
 SHAPES = st.sampled_from([(), (0,), (1,), (3,), (2, 3), (2, 0, 2), (1, 2, 2)])
 

@@ -131,12 +131,6 @@ def mapped_tensors(path: Path, header: Header) -> dict[str, Tensor]:
     return found
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """The tensors of the file `path`, mapped into memory, and its metadata; `FormatError` when it is damaged."""
-    header = read_header(path)
-    return mapped_tensors(path, header), header.metadata
-
-
 def _opened(path: Path) -> Any:
     try:
         return safe_open(path, "pt")

@@ -45,7 +45,10 @@ def breaks_of(strips: Iterable[Strip]) -> set[int]:
 def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
     """W + scaling·ΣL·R, as `reference.add_strips`."""
     merged = torch.empty_like(W, memory_format=torch.contiguous_format)
-    blocks = list(row_blocks(len(W), W.shape[1], breaks_of(strips)))
+    if W.is_cpu or W.dtype != wide_dtype(W, strips):
+        blocks = list(row_blocks(len(W), W.shape[1], breaks_of(strips)))
+    else:  # no cache to stay in, and nothing to convert: one product
+        blocks = [(0, len(W))]
 
     def compute(block: tuple[int, int]) -> None:
         first, last = block
