@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..adapters.adapter import Adapter
 from ..adapters.updates import LoRAUpdate
 from ..errors import FormatError, LayerError
-from ..surgery.module_tree import unwrap
 from ..surgery.survey import Survey
 from . import layouts
 from .checkpoint import Checkpoint, open_checkpoint
@@ -48,7 +47,7 @@ def weights_of(source: Source) -> Weights:
     """The weights of a model, or of a folder or file of weights. `LayerError` for a model that carries updates, `FormatError`
     for files that hold none."""
     if isinstance(source, nn.Module):
-        return _of_model(Survey(unwrap(source)))
+        return _of_model(Survey(source))
     checkpoint = open_checkpoint(Path(source))
     shapes = {name: place.shape for name, place in checkpoint.tensors.items()}
     layers = dict(layouts.by_names(shapes, checkpoint.config))

@@ -17,7 +17,6 @@ from ..patterns import within
 from ..tensors import same_bits
 from .extract import token_rows
 from .inject import adopt_in
-from .module_tree import unwrap
 from .saved_modules import record, replace_with_copies
 from .survey import Survey
 from .trainable import bias_names, extra_names
@@ -40,7 +39,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     >>> lora.attach(other, lora.extract(model))
     ['0']
     """
-    read = Survey(unwrap(model))
+    read = Survey(model)
     read.check_enabled("attached to")
     updates = {name: _own_form(read.adapted.get(name), update) for name, update in adapter.layers.items()}
     if problems := list(_problems(read, adapter, updates)):

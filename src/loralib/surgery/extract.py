@@ -11,9 +11,10 @@ from ..config import LoRAConfig
 from ..errors import LayerError
 from ..layers import AdaptedLayer, LoRALayer
 from ..patterns import within
-from .module_tree import join, unwrap
+from .module_tree import join
 from .survey import Survey
-from .trainable import bias_names, extra_names
+from .trainable import bias_names, check_complete, extra_names
+from .wrappers import plain_name
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -30,7 +31,8 @@ def _plain_copy(name: str, tensor: Tensor) -> Tensor:
 def extract(model: nn.Module) -> Adapter:
     """Copy the trained LoRA weights (and `modules_to_save`) out of `model` as an `Adapter`.
 
-    Names are relative to `model` (wrappers of DDP and `torch.compile` aside). Merged and unmerged models give the same.
+    Names are relative to `model`, without the wrappers around it or its parts (DDP, FSDP, checkpoint_wrapper, `torch.compile`
+    …). Merged and unmerged models give the same.
     Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
 
     >>> import loralib as lora
@@ -39,7 +41,7 @@ def extract(model: nn.Module) -> Adapter:
     >>> lora.extract(model)
     Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
     """
-    read = Survey(unwrap(model))
+    read = Survey(model)
     read.check_enabled("extracted from")
     read.require_adapted()
     for name, module in read.modules.items():
@@ -50,7 +52,8 @@ def extract(model: nn.Module) -> Adapter:
             )
     updates = {name: _copied(name, layer.update) for name, layer in read.adapted.items()}
     extra = extra_names(read)
-    state = read.model.state_dict() if extra else {}
+    state = {plain_name(read.model, key): tensor for key, tensor in read.model.state_dict().items()} if extra else {}
+    check_complete(extra, state, "extracted")
     tensors = {name: _plain_copy(name, tensor) for name, tensor in state.items() if name in extra}
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
 

@@ -15,7 +15,7 @@ from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
-from .module_tree import Slot, unwrap
+from .module_tree import Slot
 from .saved_modules import record, replace_with_copies
 from .survey import Survey
 from .targets import find_targets, saved_names, slices_of
@@ -39,7 +39,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     >>> [name for name, p in model.named_parameters() if p.requires_grad]
     ['0.lora_A', '0.lora_B', '2.weight', '2.bias']
     """
-    read = Survey(unwrap(model))
+    read = Survey(model)
     read.check_enabled("injected")
     plan = _plan(read, config)
     _warn_of_ranks(plan.targets)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..errors import AttachError, FormatError
 from ..layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
 from ..storage.pickled import read_state_dict
-from .module_tree import join, unwrap
+from .module_tree import join
 from .survey import Survey
 from .trainable import factor_names, is_factor
+from .wrappers import plain_name
 
 _OLD_BUFFERS = ("position_ids", "masked_bias")  # transformers once saved them
 
@@ -80,14 +81,14 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     >>> str(report).partition(": ")[2]
     'the factors of 1 layer and 0 other tensors; no base weights.'
     """
-    model, path = unwrap(model), Path(path)
-    read = Survey(model)
+    path, read = Path(path), Survey(model)
     read.check_enabled("loaded into")
     state = read_state_dict(path)
     for name, module in read.modules.items():
         if isinstance(module, ConvLoRA):
             rename_legacy_keys(state, f"{name}." if name else "")
-    own = model.state_dict(keep_vars=True)
+    held_under = {plain_name(model, key): (key, tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
+    own = {name: tensor for name, (_, tensor) in held_under.items()}
     skipped = tuple(name for name in state if name not in own and _is_old_buffer(name))
     state = {name: tensor for name, tensor in state.items() if name not in skipped}
     _check_fit(read, path, state, own)
@@ -102,7 +103,7 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     for name in subtracted:
         W = state[join(name, "weight")]
         state[join(name, "weight")] = (W.to(deltas[name].dtype) - deltas[name]).to(W.dtype)
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({held_under[name][0]: tensor for name, tensor in state.items()}, strict=False)
     factors = factor_names(read)
     others = tuple(name for name in state if name not in factors)
     return LegacyReport(path, tuple(read.adapted), others, merged, kept, subtracted, skipped)

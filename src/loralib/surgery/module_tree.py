@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+
+from .wrappers import unwrap, wrapped_child
 
 
 def join(*parts: str) -> str:
@@ -15,23 +16,23 @@ def join(*parts: str) -> str:
     return ".".join(filter(None, parts))
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `DistributedDataParallel` and `torch.compile`'s wrapper, whose names have no prefix."""
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
+class Tree(NamedTuple):
+    """The modules of a model in the order of `named_modules`, a shared one under each of its names, without the wrappers
+    around them. wrappers: those, by the names of what they wrap."""
+
+    places: list[tuple[str, nn.Module]]
+    wrappers: list[tuple[str, nn.Module]]
 
 
-def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules of `model` in the order of `named_modules`, a shared one under each of its names."""
-    found: list[tuple[str, nn.Module]] = []
+def walk(model: nn.Module) -> Tree:
+    """The modules of `model`, by the names that they have in the plain model."""
+    found = Tree([], [])
 
     def visit(name: str, module: nn.Module) -> None:
-        found.append((name, module))
+        while (wrapped := wrapped_child(module)) is not None:
+            found.wrappers.append((name, module))
+            module = module.get_submodule(wrapped)
+        found.places.append((name, module))
         prefix = f"{name}." if name else ""
         for key, child in module._modules.items():
             if child is not None:
@@ -78,5 +79,8 @@ class Slot(NamedTuple):
 
 def slot_of(model: nn.Module, name: str) -> Slot:
     """The place of the tensor `name`."""
-    prefix, _, leaf = name.rpartition(".")
-    return Slot(model.get_submodule(prefix), leaf)
+    *path, leaf = name.split(".")
+    module = unwrap(model)
+    for part in path:
+        module = unwrap(module.get_submodule(part))
+    return Slot(module, leaf)

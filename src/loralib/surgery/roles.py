@@ -13,6 +13,7 @@ from .. import patterns
 from ..architectures import DECODERS, ENCODERS, FUSED
 from ..errors import ConfigError
 from ..layers import is_linear
+from .survey import Survey
 
 
 def role_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def role_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
             "give --target-modules: their names, or all-linear."
         )
     endings = {ending: role for role, names in table.items() for ending in names}
-    linear = [name for name, module in model.named_modules() if is_linear(module)]
+    linear = [name for name, module in Survey(model).modules.items() if is_linear(module)]
     targets = [name for name in linear if endings.get(_longest(name, endings)) in roles]
     fused, parts = FUSED.get(kind, ("", ()))
     mask = [part in roles for part in parts]

@@ -11,18 +11,20 @@ from ..errors import LayerError
 from ..layers import AdaptedLayer
 from .module_tree import Slot, join, own_parameters, persistent_buffers, slot_of, walk
 from .saved_modules import ExtraTensors, record_of
+from .wrappers import unwrap
 
 
 class Survey:
     """One reading of `model`, true until the model is changed. Everything but the list of modules is read when it is asked
     for, and once.
 
-    places: every module with each of its names. modules: every module under the first of its names.
+    model: the module inside all wrappers. places: every module with each of its names. modules: every module under the first of
+    its names. wrappers: the modules that only wrap another one, with its name; they are in neither, and in no name.
     """
 
     def __init__(self, model: nn.Module):
-        self.model = model
-        self.places = walk(model)
+        self.model = unwrap(model)
+        self.places, self.wrappers = walk(model)
         first = {id(module): name for name, module in reversed(self.places)}
         self.modules = {name: module for name, module in self.places if first[id(module)] == name}
 

@@ -12,6 +12,7 @@ from ..errors import TargetError
 from ..patterns import within
 from .module_tree import join
 from .survey import Survey
+from .wrappers import unwrap
 
 
 def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
@@ -25,7 +26,8 @@ def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
 def _output_embedding(model: nn.Module) -> nn.Module | None:
     """The layer that maps hidden states to the vocabulary, where the model follows Hugging Face's protocol for it."""
     protocol: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
-    return protocol() if protocol else None
+    output = protocol() if protocol else None
+    return None if output is None else unwrap(output)
 
 
 def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:

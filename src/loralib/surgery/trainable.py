@@ -19,9 +19,10 @@ from ..config import check_bias
 from ..errors import ConfigError, LayerError
 from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA
 from ..patterns import within
-from .module_tree import join, own_parameters, persistent_buffers, unwrap
+from .module_tree import join, own_parameters, persistent_buffers
 from .saved_modules import record
 from .survey import Survey
+from .wrappers import plain_name
 
 
 def bias_names(read: Survey, bias: Bias, about_to_be_adapted: Iterable[nn.Module] = ()) -> set[str]:
@@ -132,13 +133,14 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     if bias is not None:
         for _, _, kept in read.records:
             kept.bias = "none"
-        record(unwrap(model)).bias = bias
+        record(read.model).bias = bias
 
 
 def lora_state_dict(model: nn.Module, bias: Bias | None = None) -> dict[str, Tensor]:
     """The part of `model.state_dict()` that belongs to the adaptation: the factors, the biases that `bias` names (as in
-    `mark_only_lora_as_trainable`), and what `modules_to_save` named. The tensors share memory with the model's.
-    Raises `LayerError` inside a `disabled` block.
+    `mark_only_lora_as_trainable`), and what `modules_to_save` named. The tensors share memory with the model's, and their names
+    are those of `model.state_dict()`, whatever is wrapped around the model or its parts.
+    Raises `LayerError` inside a `disabled` block, and when the model's state dict lacks something that is trained.
 
     >>> import loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
@@ -147,5 +149,17 @@ def lora_state_dict(model: nn.Module, bias: Bias | None = None) -> dict[str, Ten
     """
     read = Survey(model)
     read.check_enabled("saved")
+    state = {plain_name(model, key): (key, tensor) for key, tensor in model.state_dict().items()}
     names = trained_names(read, bias)
-    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    if state:  # FSDP can be set to give it to the first process only
+        check_complete(names, state, "saved")
+    return dict(held for name, held in state.items() if name in names)
+
+
+def check_complete(names: Iterable[str], state: Iterable[str], verb: str) -> None:
+    """`LayerError` when one of the `names`, which are trained, is not in `state`, what the model's state dict holds."""
+    if missing := sorted(set(names).difference(state)):
+        raise LayerError(
+            f"{missing[0]!r} is trained, but not in the model's state_dict (a hook or a wrapper of the model renames or drops "
+            f"it), so it cannot be {verb}; remove that first. Nothing was {verb}."
+        )

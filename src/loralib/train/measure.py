@@ -17,12 +17,13 @@ def emulates_bf16() -> bool:
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """How many parameters are trained, how many of them are LoRA factors, and how many the base model has."""
-    named, own = dict(model.named_parameters()), factor_names(Survey(model))
-    factors = sum(p.numel() for name, p in named.items() if name in own)
+    read = Survey(model)
+    own = factor_names(read)
+    factors = sum({id(p): p.numel() for name, p in read.parameters.items() if name in own}.values())
     return {
-        "trained": sum(p.numel() for p in named.values() if p.requires_grad),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "lora": factors,
-        "total": sum(p.numel() for p in named.values()) - factors,
+        "total": sum(p.numel() for p in model.parameters()) - factors,
     }
 
 
