@@ -47,6 +47,7 @@ def eject_layers(read: Survey) -> None:
     for module in read.modules.values():
         if isinstance(module, nn.MultiheadAttention):
             layers.leave(module)
+        layers.unguard_fusion(module)
 
 
 def check_all(found: Mapping[str, AdaptedLayer], check: Callable[[AdaptedLayer], str | None], verb: str) -> None:

@@ -145,3 +145,5 @@ def adopt_in(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout: f
         adapted.stay_called()
         if layers.attention_problem(owner.self_attn) is None:  # which may be given a nested tensor that needs a gradient
             layers.enter(owner.self_attn)
+    elif owner is not None and layers.is_fusable(owner):
+        layers.guard_fusion(owner)

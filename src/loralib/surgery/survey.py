@@ -49,15 +49,18 @@ class Survey:
 
     @cached_property
     def owners(self) -> dict[int, nn.Module]:
-        """The modules of torch that read weights of their layers without calling them, by the ids of those layers."""
+        """The modules that can read weights of their layers without calling them, by the ids of those layers: two of torch, and
+        attention of diffusers, when it fuses its projections."""
         readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-        found = [module for module in self.modules.values() if isinstance(module, readers)]
+        found = [module for module in self.modules.values() if isinstance(module, readers) or layers.is_fusable(module)]
         return {id(child): module for module in found for child in module.children()}
 
     def layer_problem(self, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None) -> str | None:
         """Why `layer`, one of `sites`, cannot be given an update, or None."""
         owner = self.owners.get(id(layer))
         if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
+            return problem
+        if owner is not None and layers.is_fusable(owner) and (problem := layers.fusion_problem(owner, layer)):
             return problem
         return layers.adoption_problem(layer, lora_dropout, update_class)
 
