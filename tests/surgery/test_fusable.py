@@ -113,7 +113,7 @@ def test_the_fused_projection_itself_can_be_adapted_and_is_not_taken_apart_then(
     model = flux()
     model.fuse_qkv_projections()
     lora.inject(model, lora.LoRAConfig(r=2, target_modules=["to_qkv"]))
-    with pytest.raises(lora.LayerError, match="to_qkv of FluxAttention have .* lost if they were unfused"):
+    with pytest.raises(lora.LayerError, match=r"to_qkv of FluxAttention have .* lost if they were unfused"):
         model.unfuse_qkv_projections()
     lora.eject(model)
     model.unfuse_qkv_projections()
