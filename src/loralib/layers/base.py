@@ -18,7 +18,9 @@ from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate
 from ..config import check_alpha, check_dropout, check_rank, lora_scaling
 from ..errors import ConfigError, LayerError
+from ..ops import ON_META
 from .adopted import Adopted
+from .allocation import KeepsFactors
 from .merging import Mergeable
 
 _KAIMING_GAIN = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
@@ -60,7 +62,7 @@ def dropout_module(p: float) -> nn.Module:
     return nn.Dropout(check_dropout(p)) if p else nn.Identity()
 
 
-class AdaptedLayer(LoRALayer, Adopted, Mergeable):
+class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
     """A base layer that carries a LoRA update. Mixed in front of the base class by the handler of each kind of layer.
 
     A handler says `factor_shapes`, and `layout` where the weight is not stored as (out, in, *). Where the base's forward with
@@ -197,8 +199,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
             setattr(self, name, value)
 
     def load_update(self, update: LoRAUpdate) -> None:
-        """Copy an update of the same shapes into this layer's factors; a merged layer is merged again."""
+        """Copy an update of the same shapes into this layer's factors, or into new ones where they are on the meta device; a
+        merged layer is merged again."""
         with self.unmerged(), torch.no_grad():
+            self.allocate_factors(update)
             self.lora_A.copy_(update.A)
             self.lora_B.copy_(update.B)
             vars(self).update(lora_alpha=update.lora_alpha, use_rslora=update.use_rslora, scaling=update.scaling)
@@ -237,7 +241,8 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         if problem := self.shape_problem(x):
             return problem
         if len({tensor.device for tensor in tensors.values()}) > 1:
-            return "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+            found = "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+            return found + (f"; {ON_META}" if any(tensor.is_meta for tensor in tensors.values()) else "")
         if x.is_floating_point() and x.dtype != self.weight.dtype:
             return f"the input is {x.dtype} and the weight {self.weight.dtype}"
         return None

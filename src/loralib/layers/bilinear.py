@@ -19,6 +19,7 @@ class BilinearLoRA(AdaptedLayer):
         """y (..., out) for inputs (..., in1) and (..., in2)."""
         if not self.acts or type(self).base_class.forward is not nn.Bilinear.forward:
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+        ops.check_values(*args, self.lora_A, self.lora_B, self.weight if self._carried_forward is None else None)
         y: Tensor = self.base_forward(*args, **kwargs)
         input1, input2 = (*args, *(kwargs[name] for name in ("input1", "input2") if name in kwargs))
         t = F.bilinear(self.lora_dropout(input1), input2, self.lora_A.to(input1.dtype))  # (..., r)

@@ -59,6 +59,7 @@ class ConvolutionLoRA(AdaptedLayer):
     def _updated(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         p = probability(self.lora_dropout)
         plain = p is not None and self._carried_forward is None
+        ops.check_values(x, self.lora_A, self.lora_B, self.weight if self._carried_forward is None else None)
         if self.legacy and plain and not p:
             W = ops.reshaped_sum(self.weight, self.lora_A, self.lora_B, self.scaling)
             return self._conv_forward(x, W, self.bias)  # type: ignore[operator,no-any-return]

@@ -39,6 +39,8 @@ class LinearLoRA(AdaptedLayer):
             y = self.base_forward(*args, **kwargs)
             if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
                 x = x.to(self.lora_A.device)
+            else:
+                ops.check_values(x, self._parameters.get("weight"))
             x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
             return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
         except RuntimeError as error:

@@ -88,6 +88,10 @@ class ProjectionLoRA(LinearLoRA):
         """The part of the owner's own Parameter that is this projection's weight."""
         return self.rows(self.owner.original(self.slot))
 
+    def weight_on_meta(self) -> bool:
+        """Whether the weight has a shape and no values."""
+        return bool(self.owner.original(self.slot).is_meta)
+
     def merge_problem(self) -> str | None:
         """Why the weight cannot be merged, or None."""
         return super().merge_problem() if self.disabled else weight_problem(self.owner._parameters.get(self.slot))

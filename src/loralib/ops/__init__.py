@@ -5,12 +5,21 @@ with loralib.ops.use("reference"):
 """
 
 from .autograd.merging import add_to_block, breaks_of, row_blocks, single_threads
-from .dispatch import IMPLEMENTATIONS, add_embedding_update, add_linear_update, add_strips, lora_convolution, lora_linear, use
+from .dispatch import (
+    IMPLEMENTATIONS,
+    add_embedding_update,
+    add_expanded,
+    add_linear_update,
+    add_strips,
+    lora_convolution,
+    lora_linear,
+    use,
+)
+from .eligibility import ON_META, check_values
 from .reference import (
     Geometry,
     Slices,
     Strip,
-    add_expanded,
     add_pointwise,
     block_diagonal,
     convolve,
@@ -20,6 +29,7 @@ from .reference import (
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "ON_META",
     "Geometry",
     "Slices",
     "Strip",
@@ -31,6 +41,7 @@ __all__ = [
     "add_to_block",
     "block_diagonal",
     "breaks_of",
+    "check_values",
     "convolve",
     "linear_delta",
     "lora_convolution",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, LayerError
 from . import autograd, onednn, reference, triton_linear
-from .eligibility import ineligibility
+from .eligibility import check_values, ineligibility
 from .reference import Geometry, Slices, Strip, block_diagonal
 
 IMPLEMENTATIONS = ("reference", "autograd", "onednn", "triton")
@@ -86,7 +86,7 @@ def _fused_input(x: Tensor, like: Tensor, *others: Tensor | None) -> Tensor | No
     if not _fused(x, like, *others):
         return None
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
     return x if x.dtype == like.dtype else None
 
@@ -112,6 +112,8 @@ def lora_linear(
     slices: Slices | None = None,
 ) -> Tensor:
     """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
+    if W.is_meta or A.is_meta or B.is_meta:
+        check_values(x, W, A, B)
     fused = None if _is_small(x, W) else _fused_input(x, W, b, A, B)
     if fused is None:
         return reference.lora_linear(x, W, b, A, B, scaling, p, slices)
@@ -125,6 +127,8 @@ def add_linear_update(
     y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0, slices: Slices | None = None
 ) -> Tensor:
     """y + scaling·B·A·dropout(x), where the base's own computation is not known: see `reference.add_linear_update`."""
+    if A.is_meta or B.is_meta:
+        check_values(x, y, A, B)
     fused = _fused_input(x, y, A, B)
     if fused is None or fused.dtype != y.dtype:
         return reference.add_linear_update(y, x if fused is None else fused, A, B, scaling, p, slices)
@@ -135,14 +139,22 @@ def add_embedding_update(
     y: Tensor, ids: Tensor, A: Tensor, B: Tensor, scaling: float, keep: Tensor | None = None, by_frequency: bool = False
 ) -> Tensor:
     """y + scaling·Aᵀ[ids]·Bᵀ: see `reference.add_embedding_update`. `y` may be overwritten."""
+    check_values(y, A, B)
     compute = autograd.add_embedding_update if _fused(y, ids, A, B) else reference.add_embedding_update
     return compute(y, ids, A, B, scaling, keep, by_frequency)
+
+
+def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """y + scaling·t·Bᵀ: see `reference.add_expanded`."""
+    check_values(y, t, B)
+    return reference.add_expanded(y, t, B, scaling)
 
 
 def lora_convolution(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, geometry: Geometry, p: float = 0.0
 ) -> Tensor:
     """W ∗ x + b + scaling·B ∗ (A ∗ dropout(x)): see `reference.lora_convolution`."""
+    check_values(x, W, A, B)
     fused = _fused_input(x, W, b, A, B)
     if fused is None:
         return reference.lora_convolution(x, W, b, A, B, scaling, geometry, p)
@@ -152,5 +164,6 @@ def lora_convolution(
 def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
     """W + scaling·ΣL·R, added in at least float32 and rounded once to the dtype of `W`: see `reference.add_strips`."""
     tensors = [W, *(factor for strip in strips for factor in (strip.L, strip.R))]
+    check_values(*tensors)
     by_blocks = not torch.is_grad_enabled() and _fused(*tensors)
     return (autograd.add_strips if by_blocks else reference.add_strips)(W, strips, scaling)

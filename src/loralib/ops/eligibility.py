@@ -1,8 +1,10 @@
-"""Which computations an `autograd.Function` of ours can take over; plain torch computes the others."""
+"""Which computations an `autograd.Function` of ours can take over, plain torch computes the others; and which nobody can."""
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+from ..errors import LayerError
 
 INPUT_NOT_KEPT = (
     "With a frozen lora_A the input is not kept, so the backward pass cannot be differentiated again; compute inside "
@@ -20,4 +22,16 @@ def ineligibility(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def check_values(*tensors: Tensor | None) -> None:
+    """`LayerError` when some of the tensors are on the meta device and some are not: torch's products do not look, and would
+    give what happens to be in memory."""
+    found = [tensor.is_meta for tensor in tensors if isinstance(tensor, Tensor)]
+    if any(found) and not all(found):
+        raise LayerError(f"Some of the input, the weight and the factors hold no values, and some do: {ON_META}.")
+
+
+ON_META = (
+    "what is on the meta device has yet to be loaded (load_state_dict with assign=True, or to_empty first); then attach the "
+    "adapter again, or inject once the model is loaded"
+)
 _PLAIN = (Tensor, nn.Parameter)

@@ -23,6 +23,8 @@ from .trainable import bias_names, extra_names
 
 T = TypeVar("T")
 
+_NO_VALUES = "on the meta device, which cannot hold what was trained in full; load the base's weights first"
+
 
 def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
@@ -30,6 +32,8 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
     adapted layers are returned.
+    A layer on the meta device gets factors on the adapter's device, which wait for the base's weights to be loaded
+    (`load_state_dict` with `assign=True`, or `to_empty` first).
     Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
@@ -72,6 +76,8 @@ def _problems(read: Survey, adapter: Adapter, updates: Mapping[str, LoRAUpdate])
             yield f"{name}: no such tensor in the model"
         elif tensors[name].shape != tensor.shape:
             yield f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(tensors[name].shape)} in the model"
+        elif tensors[name].is_meta:
+            yield f"{name}: {_NO_VALUES}"
     for name, rows in adapter.rows.items():
         if problem := _rows_problem(read, name, rows):
             yield f"{name}: {problem}"
@@ -117,6 +123,8 @@ def _rows_problem(read: Survey, name: str, rows: TokenRows) -> str | None:
     if name not in read.tensors:
         return "no such tensor in the model"
     tensor, last = read.tensors[name], max(rows.indices, default=-1)
+    if tensor.is_meta:
+        return _NO_VALUES
     if tensor.shape[1:] != rows.values.shape[1:]:
         return f"rows of shape {tuple(rows.values.shape[1:])} in the adapter, {tuple(tensor.shape[1:])} in the model"
     if last >= len(tensor):
@@ -138,12 +146,13 @@ def _tie_conflicts(tensors: Mapping[str, Tensor], held: Mapping[str, T], same: C
 
 
 def _put_update(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout: float) -> None:
-    """Load `update` into an adapted `layer`, or adapt a plain one with a copy of it on its device."""
+    """Load `update` into an adapted `layer`, or adapt a plain one with a copy of it on its device; on the meta device, which
+    cannot hold it, with a copy where it is."""
     if isinstance(layer, AdaptedLayer):
         layer.load_update(update)
         return
     assert isinstance(layer.weight, Tensor)
-    device = layer.weight.device
+    device = None if layer.weight.is_meta else layer.weight.device
     own = update.with_tensors({key: tensor.to(device, copy=True) for key, tensor in update.tensors().items()})
     adopt_in(read, layer, own, lora_dropout)
 

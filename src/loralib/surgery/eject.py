@@ -30,6 +30,7 @@ def eject(model: nn.Module) -> None:
     read = Survey(model)
     read.require_adapted()
     read.check_enabled("ejected")
+    read.check_originals("ejected")
     check_all(read.adapted, layers.eject_problem, "ejected")
     eject_layers(read)
     for _, module, kept in reversed(read.records):

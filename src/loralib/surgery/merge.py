@@ -113,6 +113,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """
     read = Survey(model)
     found = [layer for layer in read.require_adapted().values() if not layer.disabled]
+    read.check_originals("disabled")
     extra = [(module, kept) for _, module, kept in read.records if not kept.swapped]
     before = [(layer, layer.merged, layer.training) for layer in found]
     try:

@@ -61,6 +61,18 @@ def replace_with_copies(kept: ExtraTensors, slots: Mapping[str, Slot], replaced:
         kept.originals[name] = slot.put(copies[id(original)])
 
 
+def swap_problem(kept: ExtraTensors, module: nn.Module) -> str | None:
+    """Why the originals of what was trained in `module` cannot be put back, or None."""
+    for name, original in kept.originals.items():
+        present = slot_of(module, name).tensor
+        if original.is_meta and not present.is_meta:
+            return (
+                f"the original of {name!r} was on the meta device when it was replaced by a copy to train; load the base's "
+                "weights before you inject"
+            )
+    return None
+
+
 def swap_originals(module: nn.Module, kept: ExtraTensors) -> None:
     """Exchange the tensors trained in `module` and their originals; called twice, nothing has changed."""
     for name, original in kept.originals.items():

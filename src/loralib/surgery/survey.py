@@ -10,7 +10,7 @@ from ..adapters.updates import LoRAUpdate
 from ..errors import LayerError
 from ..layers import AdaptedLayer
 from .module_tree import Slot, join, own_parameters, persistent_buffers, slot_of, walk
-from .saved_modules import ExtraTensors, record_of
+from .saved_modules import ExtraTensors, record_of, swap_problem
 from .wrappers import unwrap
 
 
@@ -120,6 +120,12 @@ class Survey:
                 f"{type(self.model).__name__} has no layer with a LoRA update; inject a LoRAConfig or attach an adapter first."
             )
         return self.adapted
+
+    def check_originals(self, verb: str) -> None:
+        """`LayerError` when the originals of what is trained in full cannot be put back."""
+        for _, module, kept in self.records:
+            if not kept.swapped and (problem := swap_problem(kept, module)):
+                raise LayerError(f"{type(self.model).__name__} cannot be {verb}: {problem}. Nothing was changed.")
 
     def check_enabled(self, verb: str) -> None:
         """`LayerError` inside a `disabled` block, where originals are in the places of what was trained."""

@@ -1,0 +1,79 @@
+"""Factors of layers on the meta device, which has shapes and no values: they are made once there is memory for them.
+
+`to_empty` allocates without values. A layer whose weight it takes off the meta device keeps the factors that have values, which
+`attach` gave it, and draws starting values for those that have none.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.updates import LoRAUpdate
+from ..ops import ON_META
+
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object
+
+
+class KeepsFactors(_Module):
+    """A layer whose factors outlive the allocation of its weight."""
+
+    weight: nn.Parameter
+    _carried_forward: Callable[..., Any] | None
+
+    def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
+        """The layer's own Parameters that belong to the adapter, by name."""
+        raise NotImplementedError
+
+    @staticmethod
+    def reset_factors(A: Tensor, B: Tensor) -> None:
+        """Starting values."""
+        raise NotImplementedError
+
+    def allocate_factors(self, update: LoRAUpdate) -> None:
+        """Replace factors on the meta device by new ones without values, on the device of the weight or else of the update."""
+        for name, parameter in self.adapter_parameters().items():
+            if parameter.is_meta:
+                device = update.A.device if self.weight.is_meta else self.weight.device
+                empty = torch.empty_like(parameter, device=device)
+                self._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.values_before()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if before is not None:
+            self.restore_values(before)
+        return self
+
+    def merge_problem(self) -> str | None:
+        """Why the weight cannot be merged, or None."""
+        on_meta = [name for name, factor in self.adapter_parameters().items() if factor.is_meta]
+        if on_meta or (self.weight_on_meta() and self._carried_forward is None):
+            return f"its {on_meta[0] if on_meta else 'weight'} is on the meta device and holds no values; {ON_META}"
+        return super().merge_problem()  # type: ignore[misc,no-any-return]
+
+    def weight_on_meta(self) -> bool:
+        """Whether the weight has a shape and no values."""
+        W = self._parameters.get("weight")
+        return W is not None and W.is_meta
+
+    def values_before(self) -> dict[str, Tensor] | None:
+        """The factors, when the weight or one of them is on the meta device."""
+        factors = {name: parameter.detach() for name, parameter in self.adapter_parameters().items()}
+        return factors if self.weight_on_meta() or any(tensor.is_meta for tensor in factors.values()) else None
+
+    def restore_values(self, before: Mapping[str, Tensor]) -> None:
+        """Give factors that may have been allocated anew their values, or starting values where they had none."""
+        factors: dict[str, Any] = dict(self.adapter_parameters())
+        if not factors or any(factor.is_meta for factor in factors.values()):
+            return
+        with torch.no_grad():
+            if any(tensor.is_meta for tensor in before.values()):
+                self.reset_factors(factors["lora_A"], factors["lora_B"])
+                return
+            for name, tensor in before.items():
+                factors[name].copy_(tensor)
