@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-Kind = Literal["plain", "missing", "uninitialized", "quantized", "sharded", "wrapped", "offloaded"]
+Kind = Literal["plain", "missing", "uninitialized", "quantized", "sharded", "partitioned", "wrapped", "offloaded"]
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
@@ -16,8 +16,8 @@ def kind(W: object) -> Kind:
 
     Returns:
         "plain", or why its values cannot simply be read and replaced: "missing" (not a tensor), "uninitialized" (a lazy
-        module's), "sharded" (a DTensor), "quantized" (not made of floating-point numbers), "wrapped" (another subclass of
-        tensors), "offloaded" (on the meta device).
+        module's), "sharded" (a DTensor), "partitioned" (by DeepSpeed's ZeRO-3, gathered at present or not), "quantized" (not
+        made of floating-point numbers), "wrapped" (another subclass of tensors), "offloaded" (on the meta device).
 
     Example:
         >>> kind(torch.zeros(2)), kind(torch.zeros(2, dtype=torch.uint8)), kind(torch.zeros(2, device="meta")), kind(None)
@@ -29,6 +29,8 @@ def kind(W: object) -> Kind:
         return _kind_of_subclass(W)
     if not W.is_floating_point():
         return "quantized"
+    if "ds_id" in vars(W):
+        return "partitioned"
     return "offloaded" if W.is_meta else "plain"
 
 

@@ -223,8 +223,9 @@ def test_wrappers_leave_no_prefix_in_adapters(how, process_group):
 @pytest.mark.parametrize("how", ["compile", "ddp"])
 def test_what_is_done_to_a_wrapper_is_done_to_the_model_in_it(how, process_group):
     model = mlp(6, 5, 4)
+    inside = model if how == "ddp" else wrapped(model, how)  # DDP would not keep what is added later in step
+    assert lora.inject(inside, lora.LoRAConfig(r=2, target_modules=["0"], modules_to_save=["2"])) == ["0"]
     wrapper = wrapped(model, how)
-    assert lora.inject(wrapper, lora.LoRAConfig(r=2, target_modules=["0"], modules_to_save=["2"])) == ["0"]
     lora.mark_only_lora_as_trainable(wrapper, bias="lora_only")
     assert trainable(model) == {"0.bias", "0.lora_A", "0.lora_B", "2.weight", "2.bias"}
     assert lora.extract(wrapper).tensors.keys() == lora.extract(model).tensors.keys() == {"0.bias", "2.weight", "2.bias"}

@@ -10,6 +10,7 @@ from .fusable import fusion_problem, guard_fusion, is_fusable, unguard_fusion
 from .fused_linear import FusedLinearLoRA, MergedLinear, slice_widths
 from .linear import Linear, LinearLoRA
 from .projection import Projection
+from .temporary_weight import original
 
 __all__ = [
     "PROJECTIONS",
@@ -39,6 +40,7 @@ __all__ = [
     "is_fusable",
     "is_linear",
     "leave",
+    "original",
     "rank_is_excessive",
     "register_layer",
     "rename_legacy_keys",

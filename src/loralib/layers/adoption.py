@@ -47,6 +47,7 @@ _HANDLERS: dict[type[nn.Module], Handlers] = {
 }
 _BUILT_IN = tuple({handler for handlers in _HANDLERS.values() for handler in handlers})
 _BY_NAME: dict[str, Handlers] = {"transformers.pytorch_utils.Conv1D": (Conv1DLoRA, Conv1DFusedLoRA)}  # not imported for it
+_SHAPED = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.Bilinear)  # which say their shape themselves
 _KINDS = (
     "linear, embedding, convolution and bilinear layers, the projections of nn.MultiheadAttention, transformers' Conv1D, "
     "and what register_layer knows"
@@ -152,6 +153,8 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
     of_weight = tensors.kind(W)
     if problem := _WEIGHTS.get(of_weight):
         return problem.format(W=W)
+    if of_weight == "partitioned" and not layer.weight.numel() and not issubclass(row[0], _SHAPED):  # type: ignore[operator]
+        return "its weight is partitioned by DeepSpeed (ZeRO-3), so its shape is not known; gather it first"
     if of_weight == "offloaded" and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"
     classes: tuple[Any, ...] = (handler, row[0], kind)

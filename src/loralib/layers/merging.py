@@ -119,6 +119,8 @@ def weight_problem(W: Tensor | None) -> str | None:
             return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
         case "quantized":
             return f"its weight has dtype {W.dtype}; dequantize it first"  # type: ignore[union-attr]
+        case "partitioned":
+            return "its weight is partitioned by DeepSpeed (ZeRO-3), which would not know the merged one; merge without ZeRO-3"
         case "sharded" | "wrapped":
             return (
                 f"its weight is a {type(W).__name__}, and only plain tensors can be merged: gather it first "

@@ -18,6 +18,12 @@ else:
     _Module = object
 
 
+def original(module: nn.Module, name: str) -> Tensor:
+    """The tensor `name` of `module` itself; where it is replaced temporarily, the one that will be restored."""
+    tensor: Tensor = module.original(name) if isinstance(module, TemporaryWeights) else getattr(module, name)
+    return tensor
+
+
 class TemporaryWeights(_Module):
     """A module whose Parameters can be replaced temporarily. Mixed in front of a module class, by classes that know how the
     replacements are computed, and say so in `originals`."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import layers, patterns
+from .. import layers, patterns, tensors
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate
@@ -15,6 +15,7 @@ from ..errors import AttachError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from ..tensors import same_bits
+from . import shared
 from .extract import token_rows
 from .inject import adopt_in
 from .saved_modules import record, replace_with_copies
@@ -45,11 +46,14 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     """
     read = Survey(model)
     read.check_enabled("attached to")
+    shared.check_not_flattened(read, "attached to")
+    shared.check_not_sharded(read, [*adapter.layers, *adapter.tensors, *adapter.rows], "attached to")
     updates = {name: _own_form(read.adapted.get(name), update) for name, update in adapter.layers.items()}
     if problems := list(_problems(read, adapter, updates)):
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise AttachError(f"The adapter does not fit {type(read.model).__name__}: {shown}. Nothing was changed.")
     extra = _plan_extra(read, adapter)
+    shared.check_synchronized(read, _added(read, adapter, extra), "attached to")
     for name, update in updates.items():
         _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
     _put_extra(read, adapter, extra)
@@ -70,20 +74,20 @@ def _problems(read: Survey, adapter: Adapter, updates: Mapping[str, LoRAUpdate])
             yield f"{name}: {problem}"
     if read.adapted:
         yield from _left_over(read, adapter)
-    tensors = read.tensors if adapter.tensors or adapter.rows else {}
+    held = read.tensors if adapter.tensors or adapter.rows else {}
     for name, tensor in adapter.tensors.items():
-        if name not in tensors:
+        if name not in held:
             yield f"{name}: no such tensor in the model"
-        elif tensors[name].shape != tensor.shape:
-            yield f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(tensors[name].shape)} in the model"
-        elif tensors[name].is_meta:
+        elif held[name].shape != tensor.shape:
+            yield f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(held[name].shape)} in the model"
+        elif held[name].is_meta:
             yield f"{name}: {_NO_VALUES}"
     for name, rows in adapter.rows.items():
         if problem := _rows_problem(read, name, rows):
             yield f"{name}: {problem}"
-    yield from _tie_conflicts(tensors, adapter.tensors, same_bits)
-    yield from _tie_conflicts(tensors, adapter.rows, TokenRows.__eq__)
-    if all(name in tensors for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
+    yield from _tie_conflicts(held, adapter.tensors, same_bits)
+    yield from _tie_conflicts(held, adapter.rows, TokenRows.__eq__)
+    if all(name in held for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
         yield problem
 
 
@@ -108,6 +112,9 @@ def _update_problem(read: Survey, name: str, update: LoRAUpdate, lora_dropout: f
     if update.magnitude is not None:
         return "a DoRA update, which layers here do not compute; merge it into the model's files (merge_checkpoint)"
     if isinstance(layer, AdaptedLayer) and layer.has_update:
+        kinds = {tensors.kind(factor) for factor in layer.adapter_parameters().values()}
+        if kinds & {"sharded", "partitioned"}:
+            return "its factors are shared among processes; attach before they are (fully_shard, parallelize_module, DeepSpeed)"
         return layer.misfit(layer, update)
     if read.adapted:
         return "adapted in the adapter, not in the model"
@@ -172,6 +179,13 @@ def _plan_extra(read: Survey, adapter: Adapter) -> _Extra:
     strays = [name for name in adapter.tensors if name not in named and not within(name, modules)]
     modules += dict.fromkeys(name.rpartition(".")[0] for name in strays)
     return _Extra(tuple(modules), {name: read.tied(name) for name in adapter.rows})
+
+
+def _added(read: Survey, adapter: Adapter, extra: _Extra) -> list[str]:
+    """The names of what gets new Parameters: layers that are not adapted yet, and tensors that have no copy yet."""
+    whole = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
+    plain = [name for name in adapter.layers if name not in read.adapted]
+    return plain + [name for name in whole if read.slots[name] not in read.replaced]
 
 
 def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from .. import layers
 from ..errors import LayerError
 from ..layers import AdaptedLayer
+from . import shared
 from .saved_modules import forget, swap_originals
 from .survey import Survey
 
@@ -30,8 +31,10 @@ def eject(model: nn.Module) -> None:
     read = Survey(model)
     read.require_adapted()
     read.check_enabled("ejected")
+    shared.check_not_flattened(read, "ejected")
     read.check_originals("ejected")
     check_all(read.adapted, layers.eject_problem, "ejected")
+    shared.check_not_sharded(read, read.adapted, "ejected")
     eject_layers(read)
     for _, module, kept in reversed(read.records):
         swap_originals(module, kept)

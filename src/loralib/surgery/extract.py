@@ -11,13 +11,14 @@ from ..config import LoRAConfig
 from ..errors import LayerError
 from ..layers import AdaptedLayer, LoRALayer
 from ..patterns import within
-from .module_tree import join
+from . import shared
+from .module_tree import join, own_parameters, persistent_buffers
 from .survey import Survey
 from .trainable import bias_names, check_complete, extra_names
-from .wrappers import plain_name
 
 
-def _plain_copy(name: str, tensor: Tensor) -> Tensor:
+def _check_held(name: str, tensor: Tensor) -> None:
+    """`LayerError` when the values of `tensor` are not all here."""
     if type(tensor) not in (Tensor, nn.Parameter):
         raise LayerError(f"{name!r} is a {type(tensor).__name__}; gather it into a plain tensor first. Nothing was extracted.")
     if tensor.is_meta or not tensor.numel():
@@ -25,6 +26,10 @@ def _plain_copy(name: str, tensor: Tensor) -> Tensor:
             f"{name!r} holds no data (shape {tuple(tensor.shape)}, device {tensor.device}): its values are elsewhere, "
             "offloaded or partitioned; gather them first. Nothing was extracted."
         )
+
+
+def _plain_copy(name: str, tensor: Tensor) -> Tensor:
+    _check_held(name, tensor)
     return tensor.detach().clone()
 
 
@@ -44,22 +49,32 @@ def extract(model: nn.Module) -> Adapter:
     read = Survey(model)
     read.check_enabled("extracted from")
     read.require_adapted()
+    shared.check_gathered(read)
     for name, module in read.modules.items():
         if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
             raise LayerError(
                 f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. "
                 "Nothing was extracted."
             )
-    updates = {name: _copied(name, layer.update) for name, layer in read.adapted.items()}
-    extra = extra_names(read)
-    state = {plain_name(read.model, key): tensor for key, tensor in read.model.state_dict().items()} if extra else {}
-    check_complete(extra, state, "extracted")
-    tensors = {name: _plain_copy(name, tensor) for name, tensor in state.items() if name in extra}
+    updates = {name: _copied(name, layer) for name, layer in read.adapted.items()}
+    tensors = _extra_tensors(read)
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
 
 
-def _copied(name: str, update: LoRAUpdate) -> LoRAUpdate:
+def _copied(name: str, layer: AdaptedLayer) -> LoRAUpdate:
+    for key, factor in layer.adapter_parameters().items():
+        _check_held(join(name, key), factor)
+    update = layer.update
     return update.with_tensors({key: _plain_copy(join(name, key), tensor) for key, tensor in update.tensors().items()})
+
+
+def _extra_tensors(read: Survey) -> dict[str, Tensor]:
+    """Copies of the tensors trained in full, in the order of the state dict."""
+    extra = extra_names(read)
+    places = [(name, module) for name, module in read.places if module._parameters or module._buffers] if extra else []
+    held = [(join(name, leaf), leaf, m) for name, m in places for leaf in (*own_parameters(m), *persistent_buffers(m))]
+    check_complete(extra, [name for name, _, _ in held], "extracted")
+    return {name: _plain_copy(name, layers.original(module, leaf)) for name, leaf, module in held if name in extra}
 
 
 def token_rows(read: Survey) -> dict[str, TokenRows]:

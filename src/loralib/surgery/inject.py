@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import layers, patterns
+from .. import layers, patterns, tensors
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
+from . import shared
 from .module_tree import Slot
 from .saved_modules import record, replace_with_copies
 from .survey import Survey
@@ -29,7 +30,8 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     done one by one: up to rounding). dtype: of the factors; None means float32 where the
     weight has a lower precision and the weight's own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
     does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
-    Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted; the model is then unchanged.
+    Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted, and `LayerError` when the model is
+    wrapped in DDP or FSDP already, which would not keep the factors in step; the model is then unchanged.
 
     >>> import loralib as lora
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -41,7 +43,11 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     """
     read = Survey(model)
     read.check_enabled("injected")
+    shared.check_not_flattened(read, "adapted")
     plan = _plan(read, config)
+    names = [*(target.name for target in plan.targets), *plan.extra]
+    shared.check_not_sharded(read, names, "adapted")
+    shared.check_synchronized(read, names, "adapted")
     _warn_of_ranks(plan.targets)
     updates = [target.new_update(config, dtype) for target in plan.targets]
     for target, update in zip(plan.targets, updates, strict=True):
@@ -93,6 +99,13 @@ def _plan(read: Survey, config: LoRAConfig) -> _Plan:
         patterns.check_lookup(getattr(config, field), names, field)
     extra = [name for name in read.slots if within(name, saved)] if saved else []
     extra += sorted(bias_names(read, config.bias, (read.sites[name] for name in names)) - set(extra))
+    if absent := [
+        name for name in extra if tensors.kind(read.tensors[name]) == "partitioned" and not read.tensors[name].numel()
+    ]:
+        raise TargetError(
+            f"{absent[0]!r} is to be trained in full, and DeepSpeed has partitioned it (ZeRO-3), so that it cannot be copied; "
+            "inject inside `with deepspeed.zero.GatheredParameters(list(model.parameters()))`. Nothing was changed."
+        )
     if problem := read.tie_problem(extra):
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..layers import AdaptedLayer
+from . import shared
 from .eject import check_all, eject_layers
 from .module_tree import join
 from .saved_modules import forget, swap_originals
@@ -33,7 +34,7 @@ def merge(model: nn.Module, keep: bool = True) -> None:
     """
     read = Survey(model)
     read.require_adapted()
-    _check_mergeable(read.adapted)
+    _check_mergeable(read, read.adapted)
     if not keep:
         check_all(read.adapted, layers.eject_problem, "merged for good")
         _warn_of_ties(read)
@@ -46,8 +47,10 @@ def merge(model: nn.Module, keep: bool = True) -> None:
         forget(read.modules.values())
 
 
-def _check_mergeable(adapted: Mapping[str, AdaptedLayer]) -> None:
+def _check_mergeable(read: Survey, adapted: Mapping[str, AdaptedLayer]) -> None:
+    shared.check_not_flattened(read, "merged")
     check_all({n: layer for n, layer in adapted.items() if not layer.merged}, lambda layer: layer.merge_problem(), "merged")
+    shared.check_not_sharded(read, adapted, "merged")
 
 
 def _warn_of_ties(read: Survey) -> None:
@@ -91,8 +94,9 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     >>> model[0].merged
     False
     """
-    ours = {name: layer for name, layer in Survey(model).require_adapted().items() if not layer.merged}
-    _check_mergeable(ours)
+    read = Survey(model)
+    ours = {name: layer for name, layer in read.require_adapted().items() if not layer.merged}
+    _check_mergeable(read, ours)
     try:
         for layer in ours.values():
             layer.merge()
@@ -113,7 +117,10 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """
     read = Survey(model)
     found = [layer for layer in read.require_adapted().values() if not layer.disabled]
-    read.check_originals("disabled")
+    if any(kept.originals for _, _, kept in read.records):
+        shared.check_not_flattened(read, "disabled")
+        read.check_originals("disabled")
+        shared.check_not_sharded(read, read.replaced_names, "disabled")
     extra = [(module, kept) for _, module, kept in read.records if not kept.swapped]
     before = [(layer, layer.merged, layer.training) for layer in found]
     try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from .. import tensors
 from ..choices import Bias
 from .module_tree import Slot, slot_of
 
@@ -65,6 +66,10 @@ def swap_problem(kept: ExtraTensors, module: nn.Module) -> str | None:
     """Why the originals of what was trained in `module` cannot be put back, or None."""
     for name, original in kept.originals.items():
         present = slot_of(module, name).tensor
+        if "sharded" in (kinds := {tensors.kind(original), tensors.kind(present)}):
+            return f"{name!r} was sharded after a copy of it was put in its place; do it before"
+        if "partitioned" in kinds and not (original.numel() and present.numel()):
+            return f"{name!r} is partitioned by DeepSpeed (ZeRO-3); gather it and its original first"
         if original.is_meta and not present.is_meta:
             return (
                 f"the original of {name!r} was on the meta device when it was replaced by a copy to train; load the base's "

@@ -111,6 +111,11 @@ class Survey:
         """The places of tensors whose originals are recorded."""
         return {slot_of(module, name) for _, module, kept in self.records for name in kept.originals}
 
+    @cached_property
+    def replaced_names(self) -> list[str]:
+        """The names of those tensors."""
+        return [join(prefix, name) for prefix, _, kept in self.records for name in kept.originals]
+
     # --- refusals ---------------------------------------------------------------------------------------------------
 
     def require_adapted(self) -> dict[str, AdaptedLayer]:

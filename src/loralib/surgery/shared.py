@@ -1,0 +1,76 @@
+"""Models that several processes share: what each of them would do to its own part alone is refused.
+
+`DistributedDataParallel` keeps in step the parameters that it found when it was made. `FullyShardedDataParallel` (FSDP1) and
+`fully_shard` (FSDP2) hold the parameters themselves, and put them back into the modules for every forward pass. What is put
+into such a module afterwards is trained apart in each process, or overwritten.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import LayerError
+from ..patterns import within
+from .survey import Survey
+from .wrappers import FSDP1
+
+_FSDP2 = "FSDPModule"  # by name: torch.distributed.fsdp takes long to import
+
+
+def check_synchronized(read: Survey, names: Iterable[str], verb: str) -> None:
+    """`LayerError` when parameters would be added to one of the modules `names` inside `DistributedDataParallel`."""
+    roots = [name for name, wrapper in read.wrappers if isinstance(wrapper, DistributedDataParallel)]
+    if found := [name for name in names if _inside(name, roots)]:
+        raise LayerError(
+            f"{found[0]!r} cannot be {verb}: DistributedDataParallel would not keep its new parameters the same in all "
+            f"processes; {_BEFORE[verb]} before you wrap the model. Nothing was changed."
+        )
+
+
+def check_not_flattened(read: Survey, verb: str) -> None:
+    """`LayerError` for a model with parts in FSDP1, whose parameters are no longer the modules' own."""
+    if any(FSDP1 in wrapper._modules for _, wrapper in read.wrappers):
+        raise LayerError(
+            f"{type(read.model).__name__} cannot be {verb}: FullyShardedDataParallel holds its parameters, and puts them back; "
+            f"{_BEFORE[verb]} before you wrap it. Nothing was changed."
+        )
+
+
+def check_not_sharded(read: Survey, names: Iterable[str], verb: str) -> None:
+    """`LayerError` when `fully_shard` holds the parameters of one of the modules `names`, gathered at present or not."""
+    roots = [name for name, module in read.modules.items() if any(c.__name__ == _FSDP2 for c in type(module).__mro__)]
+    if roots and (found := [name for name in names if _inside(name, roots)]):
+        raise LayerError(
+            f"{found[0]!r} cannot be {verb}: fully_shard holds its parameters, and puts them back; {_BEFORE[verb]} before "
+            "fully_shard. Nothing was changed."
+        )
+
+
+def check_gathered(read: Survey) -> None:
+    """`LayerError` when a part of the model in FSDP1 has only this process's share of its parameters."""
+    for name, wrapper in read.wrappers:
+        if FSDP1 in wrapper._modules and _is_share(wrapper):
+            raise LayerError(
+                f"{name or type(read.model).__name__!r} holds this process's share of its parameters only; extract in all "
+                "processes inside `with FullyShardedDataParallel.summon_full_params(model)`. Nothing was extracted."
+            )
+
+
+def _is_share(wrapper: nn.Module) -> bool:
+    handle: Any = wrapper._handle
+    return handle is not None and handle.uses_sharded_strategy and bool(handle.is_sharded(handle.flat_param))
+
+
+def _inside(name: str, roots: Iterable[str]) -> bool:
+    return any(not root or within(name, [root]) for root in roots)
+
+
+_BEFORE = {
+    "adapted": "inject",
+    "attached to": "attach",
+    "merged": "merge",
+    "ejected": "eject",
+    "disabled": "inject without modules_to_save, or disable",
+}
