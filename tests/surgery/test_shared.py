@@ -30,13 +30,21 @@ def ddp(module: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(module)
 
 
+def replicated(module: nn.Module) -> nn.Module:
+    """DDP without a wrapper."""
+    from torch.distributed._composable.replicate import replicate
+
+    return replicate(module)
+
+
 CONFIG = lora.LoRAConfig(r=2, target_modules=["0"], modules_to_save=["2"])
 
 
+@pytest.mark.parametrize("wrap", [ddp, replicated])
 @pytest.mark.parametrize("nested", [False, True])
-def test_nothing_is_added_to_what_ddp_keeps_in_step(nested, process_group):
+def test_nothing_is_added_to_what_ddp_keeps_in_step(nested, wrap, process_group):
     adapter = lora.extract(trained_head())
-    model = nn.Sequential(ddp(mlp(6, 5, 4)), nn.Linear(4, 4)) if nested else ddp(mlp(6, 5, 4))
+    model = nn.Sequential(wrap(mlp(6, 5, 4)), nn.Linear(4, 4)) if nested else wrap(mlp(6, 5, 4))
     adapter = adapter.rename({"": "0"}) if nested else adapter
     config = lora.LoRAConfig(r=2, target_modules=["0.0" if nested else "0"])
     message = (

@@ -19,6 +19,7 @@ from . import shared
 from .extract import token_rows
 from .inject import adopt_in
 from .saved_modules import record, replace_with_copies
+from .statistics import note_statistics
 from .survey import Survey
 from .trainable import bias_names, extra_names
 
@@ -191,6 +192,7 @@ def _added(read: Survey, adapter: Adapter, extra: _Extra) -> list[str]:
 def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
     """Replace tensors by copies with the adapter's values, and record it."""
     kept = record(read.model)
+    note_statistics(read, kept)
     kept.bias, kept.modules = adapter.settings.bias, extra.modules
     names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
     replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)

@@ -1,5 +1,8 @@
 """`extract`: copy what was trained out of a model, as an `Adapter`."""
 
+import warnings
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from .. import layers
@@ -13,6 +16,7 @@ from ..layers import AdaptedLayer, LoRALayer
 from ..patterns import within
 from . import shared
 from .module_tree import join, own_parameters, persistent_buffers
+from .statistics import moved_statistics
 from .survey import Survey
 from .trainable import bias_names, check_complete, extra_names
 
@@ -38,6 +42,8 @@ def extract(model: nn.Module) -> Adapter:
 
     Names are relative to `model`, without the wrappers around it or its parts (DDP, FSDP, checkpoint_wrapper, `torch.compile`
     …). Merged and unmerged models give the same.
+    Warns when running statistics (batch norm's) have moved since the update was put on, and `modules_to_save` does not name
+    their modules: they are not in the adapter.
     Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
 
     >>> import loralib as lora
@@ -58,6 +64,7 @@ def extract(model: nn.Module) -> Adapter:
             )
     updates = {name: _copied(name, layer) for name, layer in read.adapted.items()}
     tensors = _extra_tensors(read)
+    _warn_of_statistics(read, tensors)
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
 
 
@@ -66,6 +73,17 @@ def _copied(name: str, layer: AdaptedLayer) -> LoRAUpdate:
         _check_held(join(name, key), factor)
     update = layer.update
     return update.with_tensors({key: _plain_copy(join(name, key), tensor) for key, tensor in update.tensors().items()})
+
+
+def _warn_of_statistics(read: Survey, tensors: Iterable[str]) -> None:
+    if moved := moved_statistics(read, tensors):
+        shown = ", ".join(map(repr, moved[:4])) + (f" and {len(moved) - 4} more" if len(moved) > 4 else "")
+        warnings.warn(
+            f"The running statistics of {shown} have moved since the update was put on, and are not in the adapter, which "
+            "computes something else on a fresh base: name them in modules_to_save, or leave them in evaluation mode while you "
+            "train.",
+            stacklevel=3,
+        )
 
 
 def _extra_tensors(read: Survey) -> dict[str, Tensor]:

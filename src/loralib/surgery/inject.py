@@ -18,6 +18,7 @@ from ..patterns import within
 from . import shared
 from .module_tree import Slot
 from .saved_modules import record, replace_with_copies
+from .statistics import note_statistics
 from .survey import Survey
 from .targets import find_targets, saved_names, slices_of
 from .trainable import bias_names
@@ -53,6 +54,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     for target, update in zip(plan.targets, updates, strict=True):
         adopt_in(read, target.layer, update, config.lora_dropout)
     kept = record(read.model)
+    note_statistics(read, kept)
     kept.bias = config.bias if config.bias != "none" else kept.bias
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
     replace_with_copies(kept, plan.extra, read.replaced)

@@ -18,7 +18,8 @@ class ExtraTensors:
 
     modules: the modules asked for. originals: the tensors that copies replace, by name (all tensors of `modules`, and the
     biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not trained further.
-    swapped: whether the originals are in their places at present, and the copies here.
+    swapped: whether the originals are in their places at present, and the copies here. statistics: the running means when the
+    update was put on, by name.
     """
 
     bias: Bias = "none"
@@ -26,6 +27,7 @@ class ExtraTensors:
     originals: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     swapped: bool = False
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 def record(model: nn.Module) -> ExtraTensors:

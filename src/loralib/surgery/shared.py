@@ -16,12 +16,14 @@ from ..patterns import within
 from .survey import Survey
 from .wrappers import FSDP1
 
-_FSDP2 = "FSDPModule"  # by name: torch.distributed.fsdp takes long to import
+# by name: torch.distributed.fsdp takes long to import
+_FSDP2, _REPLICATE = "FSDPModule", "DDP"
 
 
 def check_synchronized(read: Survey, names: Iterable[str], verb: str) -> None:
     """`LayerError` when parameters would be added to one of the modules `names` inside `DistributedDataParallel`."""
     roots = [name for name, wrapper in read.wrappers if isinstance(wrapper, DistributedDataParallel)]
+    roots += _of_class(read, _REPLICATE)
     if found := [name for name in names if _inside(name, roots)]:
         raise LayerError(
             f"{found[0]!r} cannot be {verb}: DistributedDataParallel would not keep its new parameters the same in all "
@@ -40,7 +42,7 @@ def check_not_flattened(read: Survey, verb: str) -> None:
 
 def check_not_sharded(read: Survey, names: Iterable[str], verb: str) -> None:
     """`LayerError` when `fully_shard` holds the parameters of one of the modules `names`, gathered at present or not."""
-    roots = [name for name, module in read.modules.items() if any(c.__name__ == _FSDP2 for c in type(module).__mro__)]
+    roots = _of_class(read, _FSDP2)
     if roots and (found := [name for name in names if _inside(name, roots)]):
         raise LayerError(
             f"{found[0]!r} cannot be {verb}: fully_shard holds its parameters, and puts them back; {_BEFORE[verb]} before "
@@ -61,6 +63,17 @@ def check_gathered(read: Survey) -> None:
 def _is_share(wrapper: nn.Module) -> bool:
     handle: Any = wrapper._handle
     return handle is not None and handle.uses_sharded_strategy and bool(handle.is_sharded(handle.flat_param))
+
+
+def _of_class(read: Survey, name: str) -> list[str]:
+    """The modules of torch's class of that name, or one derived from it."""
+    classes = {type(module) for module in read.modules.values()}
+    chosen = {cls for cls in classes if any(_is_torchs(c, name) for c in cls.__mro__)}
+    return [found for found, module in read.modules.items() if type(module) in chosen] if chosen else []
+
+
+def _is_torchs(cls: type, name: str) -> bool:
+    return cls.__name__ == name and cls.__module__.startswith("torch.distributed.")
 
 
 def _inside(name: str, roots: Iterable[str]) -> bool:
