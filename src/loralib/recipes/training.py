@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..train.devices import device_count
 from ..train.fit import fit
 from ..train.sampling import GroupingTrainer
-from ..train.trainer import AdapterTrainer
+from ..train.trainer import GroupingAdapterTrainer
 from . import run_folder
 from .options import TrainOptions
 from .plan import Plan
@@ -105,7 +105,7 @@ def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequ
         "callbacks": [*patience, *callbacks],
     }
     if options.method == "lora":
-        kind = AdapterTrainer
+        kind = GroupingAdapterTrainer
         trainer["metadata"] = {"base_model_name_or_path": options.model or "", "task_type": plan.task_type}
     with ops.use("onednn") if options.onednn else nullcontext():
         return fit(kind, trainer, metric=options.metric, log=folder / run_folder.LOGS, **how)
