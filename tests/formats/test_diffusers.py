@@ -1,6 +1,7 @@
 """Adapters of Stable Diffusion: diffusers computes with our files what they say, and we read what it writes and once wrote."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -187,7 +188,7 @@ def test_text_encoders_compute_what_our_files_say_whatever_transformers_calls_th
     prefix = f"{component}.text_model." if named == "text_model" else f"{component}."
     adapter = lora.Adapter(lora.LoRAConfig(), {prefix + name: update for name, update in layers.items()})
     lora.save(adapter, tmp_path / "a.safetensors", format="diffusers")
-    assert lora.load(tmp_path / "a.safetensors").layers == adapter.layers
+    assert same_deltas(lora.load(tmp_path / "a.safetensors"), adapter)
     state, alphas_found, metadata = loaded_by_diffusers(tmp_path / "a.safetensors")
     with torch.no_grad():
         before = model(ids).last_hidden_state
@@ -213,18 +214,19 @@ def test_a_unet_computes_what_our_file_says(ranks, alphas, dora, tmp_path):
 
 
 def test_metadata_are_written_where_diffusers_needs_them_and_not_elsewhere(tmp_path):
-    """Without them, every version of diffusers takes alpha to be the rank of all layers, so that those must be the same."""
+    """Without them diffusers, some versions of it, takes the ranks of all layers to be the same."""
     plain, other = (lora.LoRAUpdate(torch.ones(r, 3), torch.ones(4, r), r) for r in (2, 3))
     for layers, needed in (
         ({"unet.a": plain, "unet.b": plain, "text_encoder.c": other}, False),
         ({"unet.a": plain, "unet.b": other}, True),
-        ({"unet.a": plain, "unet.b": replace(plain, lora_alpha=3)}, True),
-        ({"unet.a": replace(plain, lora_alpha=2**0.5, use_rslora=True)}, True),
+        ({"unet.a": plain, "unet.b": replace(plain, lora_alpha=3)}, False),
+        ({"unet.a": plain, "unet.b": replace(other, lora_alpha=1)}, True),
     ):
         lora.save(lora.Adapter(lora.LoRAConfig(), layers), tmp_path / "a.safetensors", format="diffusers")
         with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
             said = file.metadata()
         assert said.pop("format") == "pt"
+        said.pop("loralib_scaling", None)
         assert list(said) == ["lora_adapter_metadata"] * needed
         for values in map(json.loads, said.values()):
             assert {key.partition(".")[0] for key in values} == {name.partition(".")[0] for name in layers}
@@ -247,6 +249,47 @@ def test_what_a_model_saves_for_itself_alone_is_read_by_its_own_names(tmp_path):
     assert torch.allclose(image(again), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "config",
+    [{"lora_alpha": 4}, {}, {"rank_pattern": {"to_q": 3}, "alpha_pattern": {"conv1": 1}}, {"use_rslora": True}],
+    ids=["power of two", "alpha", "patterns", "rslora"],
+)
+def test_a_reader_that_looks_neither_at_metadata_nor_for_alphas_computes_the_same(config, dtype, tmp_path):
+    """`load_lora_adapter(path)` is one."""
+    model = unet()
+    adapter = adapter_on(model, **config).to(dtype=dtype)
+    lora.save(adapter, tmp_path / "a.safetensors", format="diffusers")
+    for name in ("bare.safetensors", "a.safetensors"):
+        other = unet()
+        if name.startswith("bare"):
+            safetensors.torch.save_file(safetensors.torch.load_file(tmp_path / "a.safetensors"), tmp_path / name)
+        other.load_lora_adapter(tmp_path / name, prefix="unet")
+        assert torch.allclose(image(other), ours(model, adapter), atol=1e-5)
+    stored = safetensors.torch.load_file(tmp_path / "a.safetensors").values()
+    assert len({tensor.dtype for tensor in stored}) <= 2
+    assert config != {"lora_alpha": 4} or {tensor.dtype for tensor in stored} == {dtype}
+
+
+@pytest.mark.parametrize("note", ["[1]", '{"unet.a": 3}', '{"unet.a": [1]}', '{"unet.a": ["x", false]}', "{", "[" * 100_000])
+def test_a_damaged_note_of_the_scaling_is_refused(note, tmp_path):
+    stored = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.ones(4, 2)}
+    safetensors.torch.save_file(stored, tmp_path / "f.safetensors", {"loralib_scaling": note})
+    with pytest.raises(lora.FormatError, match="loralib_scaling in the metadata is damaged"):
+        lora.load(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("lora_alpha", [1, 4, 5, 0, 1e999])
+def test_a_note_of_the_scaling_never_changes_what_is_computed(lora_alpha, tmp_path):
+    stored = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.rand(4, 2)}
+    safetensors.torch.save_file(
+        stored, tmp_path / "f.safetensors", {"loralib_scaling": f'{{"unet.a": [{json.dumps(lora_alpha)}, false]}}'}
+    )
+    update = lora.load(tmp_path / "f.safetensors").layers["unet.a"]
+    assert same_bits(update.scaling * update.B, stored["unet.a.lora_B.weight"])
+    assert update.lora_alpha == (lora_alpha if lora_alpha in (1, 4) else 2)
+
+
 # --- the real file --------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +306,26 @@ def test_a_published_file_comes_back_byte_for_byte_also_by_way_of_kohya(tmp_path
 
 # --- round trips ----------------------------------------------------------------------------------------------------
 
+
+def check_read(format: str, read, layers) -> None:
+    """Equal to the bit; in diffusers' files, into whose B the scaling is multiplied, where it is a power of two."""
+    assert read.keys() == layers.keys()
+    for name, update in layers.items():
+        if format != "diffusers" or math.frexp(update.scaling)[0] == 0.5:
+            assert read[name] == update
+        else:
+            assert read[name].scaling == 1
+            assert torch.allclose(read[name].B.double(), update.B.double() * update.scaling, rtol=1e-6)
+
+
+def same_deltas(a: lora.Adapter, b: lora.Adapter) -> bool:
+    return a.layers.keys() == b.layers.keys() and all(
+        torch.allclose(update.A @ update.A.t(), b.layers[name].A @ b.layers[name].A.t())
+        and torch.allclose(update.scaling * update.B, b.layers[name].scaling * b.layers[name].B, rtol=1e-6)
+        for name, update in a.layers.items()
+    )
+
+
 NAMES = ["unet.mid_block.attentions.0.proj_in", "unet.conv_in", "text_encoder.text_model.encoder.layers.1.mlp.fc1"]
 
 
@@ -275,7 +338,7 @@ def test_an_adapter_survives_the_round_trip(format, drawn, tmp_path_factory):
     layers = {name: replace(update, use_rslora=False) for name, update in layers.items()}
     lora.save(lora.Adapter(lora.LoRAConfig(), layers), path, format=format)
     read = lora.load(path)
-    assert read.layers == layers
+    check_read(format, read.layers, layers)
     again = path.with_name("b.safetensors")
     lora.save(read, again, format=format)
     assert again.read_bytes() == path.read_bytes()
@@ -288,7 +351,7 @@ def test_dora_survives_the_round_trip(format, drawn, tmp_path_factory):
     path = tmp_path_factory.mktemp("x") / "a.safetensors"
     layers = {name: replace(u, use_rslora=False) for name, u in zip(NAMES, drawn.layers.values(), strict=False)}
     lora.save(lora.Adapter(lora.LoRAConfig(), layers), path, format=format)
-    assert lora.load(path).layers == layers
+    check_read(format, lora.load(path).layers, layers)
 
 
 # --- older names ----------------------------------------------------------------------------------------------------

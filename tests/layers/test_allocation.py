@@ -143,15 +143,21 @@ def test_a_whole_state_dict_is_assigned(kind):
     assert close(other(*inputs), model(*inputs), factor=16)
 
 
-def test_what_the_meta_device_cannot_hold_is_not_attached_to_it():
-    adapter = lora.extract(trained_head())
-    model = mlp(6, 5, 4).to("meta")
-    expect_refusal(
-        lora.AttachError,
-        "2.weight: on the meta device, which cannot hold what was trained in full; load the base's weights first",
-        model,
-        lambda: lora.attach(model, adapter),
-    )
+def test_what_was_trained_in_full_keeps_its_values_on_the_meta_device():
+    source = trained_head()
+    adapter, model, base = lora.extract(source), mlp(6, 5, 4).to("meta"), copy.deepcopy(source)
+    lora.eject(base)
+    lora.attach(model, adapter)
+    assert same_bits(lora.extract(model).tensors["2.weight"], adapter.tensors["2.weight"])
+    load_assigned(model, {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("2.")})
+    x = torch.randn(3, 6)
+    assert close(model(x), source(x), factor=8)
+    load_allocated(model, base.state_dict())
+    lora.attach(model, adapter)
+    assert close(model(x), source(x), factor=8)
+
+
+def test_rows_of_an_embedding_on_the_meta_device_are_refused():
     rows = lora.Adapter(lora.LoRAConfig(), {}, rows={"0.weight": lora.TokenRows((1,), torch.ones(1, 4))})
     tokens = nn.Sequential(nn.Embedding(5, 4)).to("meta")
     expect_refusal(lora.AttachError, "0.weight: on the meta device", tokens, lambda: lora.attach(tokens, rows))

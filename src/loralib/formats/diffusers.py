@@ -10,8 +10,11 @@ layer's name here. Suffixes of the factors A and B:
 
 Beside them `alpha` may stand, and `lora_magnitude_vector.weight` (DoRA; also without `.weight`, which loads into a UNet but not
 into a text encoder). Without an alpha lora_alpha is the rank. Newer files say it, and all else of PEFT's configuration, in the
-metadata: `lora_adapter_metadata`, a JSON object with keys `<component>.<field>`. This is how a scaling other than 1, or ranks
-that differ, are written here; older versions of diffusers do not read it.
+metadata: `lora_adapter_metadata`, a JSON object with keys `<component>.<field>`.
+
+Some readers look at neither: a model's own `load_lora_adapter(path)` does not open the metadata, and takes no alphas from a
+file. So a scaling other than 1 is written into B here, and lora_alpha is the rank (see `diffusers_scaling`); only ranks that
+differ are in the metadata.
 
 A model's own `save_lora_adapter` writes the same file for itself alone: names and fields have no component then, nor have the
 layers' names here.
@@ -37,6 +40,7 @@ from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_atomically
 from ..storage.safetensors import SUFFIX, tensor_bytes
+from . import diffusers_scaling as scaling
 from .opened import Opened
 from .peft_config import configuration, refuse_unknown
 from .validation import (
@@ -98,23 +102,23 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
         layers |= _updates(path, component, own, fields)
     if not layers:
         raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
-    ordered = {name: layers[name] for name in parts}
+    ordered = scaling.restored({name: layers[name] for name in parts}, metadata, path)
     return Adapter(LoRAConfig(), ordered, source=f"diffusers file {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
     """Write the file `path` if it ends in .safetensors, else the folder's `pytorch_lora_weights.safetensors`."""
-    layers = representable(adapter, "diffusers")
+    given = representable(adapter, "diffusers")
+    layers = {name: scaling.into_b(update) for name, update in given.items()}
     tensors: dict[str, Tensor] = {}
     for name, update in layers.items():
         component = name.partition(".")[0]
         down, up = _DOWN_UP.get(component, _OF_TEXT if component.startswith("text_encoder") else _NEWER)
         names = {"lora_A": down, "lora_B": up, MAGNITUDE: "lora_magnitude_vector.weight"}
         tensors |= named(name, in_shapes_of_peft(update), names)
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt"} | scaling.note(given, layers)
     said = _said(layers)
-    plain = all(update.scaling == 1 and not update.use_rslora for update in layers.values())
-    if not plain or any(key.endswith(".rank_pattern") and value for key, value in said.items()):
+    if any(key.endswith(".rank_pattern") and value for key, value in said.items()):
         metadata[_METADATA] = json.dumps(said, indent=2, sort_keys=True)
     content = tensor_bytes(tensors, metadata)
     if path.suffix != SUFFIX:
@@ -240,10 +244,6 @@ def _said(layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for component in dict.fromkeys(name.partition(".")[0] for name in layers):
         own = {n.partition(".")[2]: update for n, update in sorted(layers.items()) if n.partition(".")[0] == component}
-        if len({update.use_rslora for update in own.values()}) > 1:
-            raise FormatError(
-                f"Some layers of {component} scale by lora_alpha / √r, some by lora_alpha / r. Nothing was written."
-            )
         dora = {update.is_dora for update in own.values()}
         if len(dora) > 1:
             raise FormatError(

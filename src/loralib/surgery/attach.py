@@ -25,8 +25,6 @@ from .trainable import bias_names, extra_names
 
 T = TypeVar("T")
 
-_NO_VALUES = "on the meta device, which cannot hold what was trained in full; load the base's weights first"
-
 
 def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
@@ -34,8 +32,8 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
     adapted layers are returned.
-    A layer on the meta device gets factors on the adapter's device, which wait for the base's weights to be loaded
-    (`load_state_dict` with `assign=True`, or `to_empty` first).
+    On a model on the meta device factors and other tensors are put on the adapter's device, where they wait for the base's
+    weights to be loaded (`load_state_dict` with `assign=True`; `to_empty` keeps the factors only, so attach again after it).
     Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
@@ -81,8 +79,6 @@ def _problems(read: Survey, adapter: Adapter, updates: Mapping[str, LoRAUpdate])
             yield f"{name}: no such tensor in the model"
         elif held[name].shape != tensor.shape:
             yield f"{name}: shape {tuple(tensor.shape)} in the adapter, {tuple(held[name].shape)} in the model"
-        elif held[name].is_meta:
-            yield f"{name}: {_NO_VALUES}"
     for name, rows in adapter.rows.items():
         if problem := _rows_problem(read, name, rows):
             yield f"{name}: {problem}"
@@ -132,7 +128,7 @@ def _rows_problem(read: Survey, name: str, rows: TokenRows) -> str | None:
         return "no such tensor in the model"
     tensor, last = read.tensors[name], max(rows.indices, default=-1)
     if tensor.is_meta:
-        return _NO_VALUES
+        return "on the meta device, which cannot hold single rows; load the base's weights first"
     if tensor.shape[1:] != rows.values.shape[1:]:
         return f"rows of shape {tuple(rows.values.shape[1:])} in the adapter, {tuple(tensor.shape[1:])} in the model"
     if last >= len(tensor):
@@ -189,6 +185,12 @@ def _added(read: Survey, adapter: Adapter, extra: _Extra) -> list[str]:
     return plain + [name for name in whole if read.slots[name] not in read.replaced]
 
 
+def _with_values(copy: Tensor, tensor: Tensor) -> Tensor:
+    """What takes the place of `copy`, which is on the meta device: the values of `tensor`, where they are."""
+    values = tensor.to(copy.dtype, copy=True)
+    return nn.Parameter(values, copy.requires_grad) if isinstance(copy, nn.Parameter) else values
+
+
 def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
     """Replace tensors by copies with the adapter's values, and record it."""
     kept = record(read.model)
@@ -196,9 +198,14 @@ def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
     kept.bias, kept.modules = adapter.settings.bias, extra.modules
     names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
     replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
+    made: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, tensor in adapter.tensors.items():
-            read.slots[name].tensor.copy_(tensor)
+            slot, copy = read.slots[name], read.slots[name].tensor
+            if copy.is_meta:
+                slot.put(made.setdefault(id(copy), _with_values(copy, tensor)))
+            else:
+                copy.copy_(tensor)
         for name, rows in adapter.rows.items():
             kept.rows |= {tied: rows.indices for tied in extra.tied[name] if tied in kept.originals}
             tensor = read.slots[name].tensor
