@@ -42,9 +42,21 @@ def _kind_of_subclass(W: Tensor) -> Kind:
     return "wrapped" if W.is_floating_point() else "quantized"
 
 
+def quantizes_input(W: object) -> bool:
+    """Whether `W` is a weight of torchao that quantizes what it is multiplied with as well; no gradient passes through that."""
+    if not isinstance(W, Tensor) or not type(W).__module__.startswith("torchao."):
+        return False
+    fields = vars(W)
+    dynamic = type(W).__name__ == "LinearActivationQuantizedTensor"  # of older versions
+    return dynamic or any(fields.get(name) is not None for name in ("act_quant_kwargs", "activation_quantization"))
+
+
 def same_bits(a: object, b: object) -> bool:
-    """Whether two fields are equal; tensors are when dtype, shape and every bit are."""
+    """Whether two fields are equal; tensors are when dtype, shape and every bit are. Subclasses of tensors, whose bits cannot
+    simply be read, are only equal to themselves."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if not (type(a) in _PLAIN and type(b) in _PLAIN):
+            return a is b
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(as_bytes(a), as_bytes(b))
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 

@@ -282,9 +282,8 @@ def test_a_damaged_note_of_the_scaling_is_refused(note, tmp_path):
 @pytest.mark.parametrize("lora_alpha", [1, 4, 5, 0, 1e999])
 def test_a_note_of_the_scaling_never_changes_what_is_computed(lora_alpha, tmp_path):
     stored = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.rand(4, 2)}
-    safetensors.torch.save_file(
-        stored, tmp_path / "f.safetensors", {"loralib_scaling": f'{{"unet.a": [{json.dumps(lora_alpha)}, false]}}'}
-    )
+    note = json.dumps({"unet.a": [lora_alpha, False]})
+    safetensors.torch.save_file(stored, tmp_path / "f.safetensors", {"loralib_scaling": note})
     update = lora.load(tmp_path / "f.safetensors").layers["unet.a"]
     assert same_bits(update.scaling * update.B, stored["unet.a.lora_B.weight"])
     assert update.lora_alpha == (lora_alpha if lora_alpha in (1, 4) else 2)

@@ -153,6 +153,11 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
     of_weight = tensors.kind(W)
     if problem := _WEIGHTS.get(of_weight):
         return problem.format(W=W)
+    if tensors.quantizes_input(W):
+        return (
+            f"its weight, torchao's {type(W).__name__}, quantizes its input too, so that no gradient passes to the layers "
+            "before it; quantize the weights only"
+        )
     if of_weight == "partitioned" and not layer.weight.numel() and not issubclass(row[0], _SHAPED):  # type: ignore[operator]
         return "its weight is partitioned by DeepSpeed (ZeRO-3), so its shape is not known; gather it first"
     if of_weight == "offloaded" and "forward" in vars(layer):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from .. import tensors
 from ..choices import Bias
 from ..config import check_bias
 from ..errors import ConfigError, LayerError
@@ -100,6 +101,16 @@ def _check_called(read: Survey) -> None:
             )
 
 
+def _check_gradients_pass(read: Survey) -> None:
+    """`LayerError` when a layer with an update was quantized, after that was put on, so that it passes no gradient on."""
+    for name, layer in read.adapted.items():
+        if tensors.quantizes_input(layer._parameters.get("weight")):
+            raise LayerError(
+                f"The weight of {name!r} quantizes its input too (torchao), so that no gradient passes to the layers before it; "
+                "quantize the weights only. Nothing was changed."
+            )
+
+
 def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> None:
     """Set `requires_grad` of every parameter: True for the factors, for the biases that `bias` names and for what the
     configuration's `modules_to_save` named; False for all else.
@@ -119,6 +130,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     read = Survey(model)
     read.check_enabled("marked")
     _check_called(read)
+    _check_gradients_pass(read)
     trained = {id(tensor) for name, module in read.places for tensor in _factors(name, module).values()}
     if extra := extra_names(read, bias):
         trained |= {id(tensor) for name, tensor in read.tensors.items() if name in extra}
