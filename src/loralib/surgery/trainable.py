@@ -106,8 +106,8 @@ def _check_gradients_pass(read: Survey) -> None:
     for name, layer in read.adapted.items():
         if tensors.quantizes_input(layer._parameters.get("weight")):
             raise LayerError(
-                f"The weight of {name!r} quantizes its input too (torchao), so that no gradient passes to the layers before it; "
-                "quantize the weights only. Nothing was changed."
+                f"The weight of {name!r} quantizes its input too (torchao), so that no gradient passes to the layers before "
+                "it; quantize the weights only. Nothing was changed."
             )
 
 
