@@ -6,7 +6,7 @@ from .attention import MultiheadAttentionLoRA, attention_problem, enter, leave
 from .base import AdaptedLayer, LoRALayer, rank_is_excessive
 from .conv_0_1 import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
 from .embedding import Embedding
-from .fusable import fusion_problem, guard_fusion, is_fusable, unguard_fusion
+from .fusable import fused_away, guard_fusion, is_fusable, unguard_fusion
 from .fused_linear import FusedLinearLoRA, MergedLinear, slice_widths
 from .linear import Linear, LinearLoRA
 from .projection import Projection
@@ -34,7 +34,7 @@ __all__ = [
     "eject",
     "eject_problem",
     "enter",
-    "fusion_problem",
+    "fused_away",
     "guard_fusion",
     "handler_of",
     "is_fusable",

@@ -48,15 +48,15 @@ def is_fusable(module: nn.Module) -> bool:
     return "fuse_projections" in dir(type(module)) and any(c.__module__.startswith("diffusers.") for c in type(module).__mro__)
 
 
-def fusion_problem(owner: nn.Module, layer: nn.Module) -> str | None:
-    """Why `layer`, a projection of `owner`, is not called at present, or None."""
-    name = next(name for name, child in owner._modules.items() if child is layer)
-    fused = next((whole for whole, parts in _PARTS.items() if whole in owner._modules and name in parts), None)
-    if fused is None or not owner.fused_projections:
-        return None
+def fused_away(owner: nn.Module) -> dict[int, str]:
+    """Why projections of `owner` are not called at present, by the ids of those that are not."""
+    if not owner.fused_projections:
+        return {}
     if any(c.__module__ == _PROCESSED for c in type(owner).__mro__) and not type(owner.processor).__name__.startswith("Fused"):
-        return None  # unfused again
-    return f"its attention calls the fused projection {fused} in its place; call unfuse_qkv_projections() first"
+        return {}  # unfused again
+    found = {name: whole for whole, names in _PARTS.items() if whole in owner._modules for name in names}
+    reason = "its attention calls the fused projection {} in its place; call unfuse_qkv_projections() first"
+    return {id(child): reason.format(found[name]) for name, child in owner._modules.items() if name in found}
 
 
 def guard_fusion(module: nn.Module) -> None:

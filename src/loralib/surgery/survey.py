@@ -60,7 +60,7 @@ class Survey:
         owner = self.owners.get(id(layer))
         if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
             return problem
-        if owner is not None and layers.is_fusable(owner) and (problem := layers.fusion_problem(owner, layer)):
+        if owner is not None and layers.is_fusable(owner) and (problem := layers.fused_away(owner).get(id(layer))):
             return problem
         return layers.adoption_problem(layer, lora_dropout, update_class)
 
