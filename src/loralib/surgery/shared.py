@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import LayerError
 from ..patterns import within
 from .survey import Survey
-from .wrappers import FSDP1
+from .wrappers import is_flattened
 
 # by name: torch.distributed.fsdp takes long to import
 _FSDP2, _REPLICATE = "FSDPModule", "DDP"
@@ -33,7 +33,7 @@ def check_synchronized(read: Survey, names: Iterable[str], verb: str) -> None:
 
 def check_not_flattened(read: Survey, verb: str) -> None:
     """`LayerError` for a model with parts in FSDP1, whose parameters are no longer the modules' own."""
-    if any(FSDP1 in wrapper._modules for _, wrapper in read.wrappers):
+    if any(is_flattened(wrapper) for _, wrapper in read.wrappers):
         raise LayerError(
             f"{type(read.model).__name__} cannot be {verb}: FullyShardedDataParallel holds its parameters, and puts them back; "
             f"{_BEFORE[verb]} before you wrap it. Nothing was changed."
@@ -53,7 +53,7 @@ def check_not_sharded(read: Survey, names: Iterable[str], verb: str) -> None:
 def check_gathered(read: Survey) -> None:
     """`LayerError` when a part of the model in FSDP1 has only this process's share of its parameters."""
     for name, wrapper in read.wrappers:
-        if FSDP1 in wrapper._modules and _is_share(wrapper):
+        if is_flattened(wrapper) and _is_share(wrapper):
             raise LayerError(
                 f"{name or type(read.model).__name__!r} holds this process's share of its parameters only; extract in all "
                 "processes inside `with FullyShardedDataParallel.summon_full_params(model)`. Nothing was extracted."

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-FSDP1 = "_fsdp_wrapped_module"
-_CHILDREN = ("_orig_mod", "_checkpoint_wrapped_module", FSDP1)  # torch.compile, checkpoint_wrapper and offload_wrapper, FSDP
+_FSDP1 = "_fsdp_wrapped_module"
+_CHILDREN = ("_orig_mod", "_checkpoint_wrapped_module", _FSDP1)  # torch.compile, checkpoint_wrapper and offload_wrapper, FSDP
 _CLASSES = (DistributedDataParallel, DataParallel, AveragedModel)
 _BY_NAME = {"deepspeed.runtime.engine.DeepSpeedEngine", "timm.utils.model_ema.ModelEmaV2", "timm.utils.model_ema.ModelEmaV3"}
 
@@ -25,6 +25,11 @@ def wrapped_child(module: nn.Module) -> str | None:
         return None
     known = isinstance(module, _CLASSES) or any(f"{c.__module__}.{c.__qualname__}" in _BY_NAME for c in type(module).__mro__)
     return "module" if known else None
+
+
+def is_flattened(wrapper: nn.Module) -> bool:
+    """Whether `wrapper` is FSDP1's, which holds the parameters of what it wraps in a flat one of its own."""
+    return _FSDP1 in wrapper._modules
 
 
 def unwrap(module: nn.Module) -> nn.Module:
