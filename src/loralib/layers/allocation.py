@@ -51,9 +51,12 @@ class KeepsFactors(_Module):
 
     def merge_problem(self) -> str | None:
         """Why the weight cannot be merged, or None."""
-        on_meta = [name for name, factor in self.adapter_parameters().items() if factor.is_meta]
-        if on_meta or (self.weight_on_meta() and self._carried_forward is None):
-            return f"its {on_meta[0] if on_meta else 'weight'} is on the meta device and holds no values; {ON_META}"
+        offloaded = "forward" in vars(self) or self._carried_forward is not None
+        places = {} if offloaded else {"the weight": "meta" if self.weight_on_meta() else "memory"}
+        places |= {name: "meta" if factor.is_meta else "memory" for name, factor in self.adapter_parameters().items()}
+        if len(set(places.values())) > 1:
+            found = ", ".join(f"{name} on meta" for name, place in places.items() if place == "meta")
+            return f"its weight and factors are on different devices: {found}, and others not; {ON_META}"
         return super().merge_problem()  # type: ignore[misc,no-any-return]
 
     def weight_on_meta(self) -> bool:

@@ -112,7 +112,7 @@ def lora_linear(
     slices: Slices | None = None,
 ) -> Tensor:
     """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
-    if W.is_meta or A.is_meta or B.is_meta:
+    if W.is_meta is True or A.is_meta is True or B.is_meta is True:  # torch.fx has no truth value for what it traces
         check_values(x, W, A, B)
     fused = None if _is_small(x, W) else _fused_input(x, W, b, A, B)
     if fused is None:
@@ -127,7 +127,7 @@ def add_linear_update(
     y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float = 0.0, slices: Slices | None = None
 ) -> Tensor:
     """y + scaling·B·A·dropout(x), where the base's own computation is not known: see `reference.add_linear_update`."""
-    if A.is_meta or B.is_meta:
+    if A.is_meta is True or B.is_meta is True:
         check_values(x, y, A, B)
     fused = _fused_input(x, y, A, B)
     if fused is None or fused.dtype != y.dtype:
