@@ -15,7 +15,7 @@ from .dispatch import (
     lora_linear,
     use,
 )
-from .eligibility import ON_META, check_values
+from .eligibility import ON_META, NoValuesError, check_values
 from .reference import (
     Geometry,
     Slices,
@@ -31,6 +31,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "ON_META",
     "Geometry",
+    "NoValuesError",
     "Slices",
     "Strip",
     "add_embedding_update",

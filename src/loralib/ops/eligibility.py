@@ -22,12 +22,16 @@ def ineligibility(*tensors: Tensor | None) -> str | None:
     return None
 
 
+class NoValuesError(LayerError):
+    """Tensors that were to be multiplied, some of which are on the meta device."""
+
+
 def check_values(*tensors: Tensor | None) -> None:
-    """`LayerError` when some of the tensors are on the meta device and some are not: torch's products do not look, and would
+    """`NoValuesError` when some of the tensors are on the meta device and some are not: torch's products do not look, and would
     give what happens to be in memory."""
     found = [tensor.is_meta for tensor in tensors if isinstance(tensor, Tensor)]
     if any(found) and not all(found):
-        raise LayerError(f"Some of the input, the weight and the factors hold no values, and some do: {ON_META}.")
+        raise NoValuesError(f"Some of the input, the weight and the factors hold no values, and some do: {ON_META}.")
 
 
 ON_META = (
