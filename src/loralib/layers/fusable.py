@@ -1,6 +1,7 @@
 """Attention of diffusers, which can fuse its projections: `fuse_qkv_projections` copies their weights into one layer, and calls
 that one from then on. Updates would be left behind, so it is refused while one of the projections has an update."""
 
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -45,7 +46,12 @@ class FusableAttentionLoRA(Adopted):
 
 def is_fusable(module: nn.Module) -> bool:
     """Whether `module` is an attention of diffusers that can fuse its projections."""
-    return "fuse_projections" in dir(type(module)) and any(c.__module__.startswith("diffusers.") for c in type(module).__mro__)
+    return _can_fuse(type(module))
+
+
+@cache
+def _can_fuse(cls: Any) -> bool:
+    return "fuse_projections" in dir(cls) and any(base.__module__.startswith("diffusers.") for base in cls.__mro__)
 
 
 def fused_away(owner: nn.Module) -> dict[int, str]:
