@@ -46,7 +46,8 @@ class FusableAttentionLoRA(Adopted):
 
 def is_fusable(module: nn.Module) -> bool:
     """Whether `module` is an attention of diffusers that can fuse its projections."""
-    return _can_fuse(type(module))
+    kind: Any = type(module)
+    return _can_fuse(kind)
 
 
 @cache
