@@ -151,25 +151,27 @@ def _put_update(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout
 
 @dataclass(frozen=True)
 class _Extra:
-    """Where tensors trained in full go. modules: those to record as saved. tied: all names of each tensor with rows."""
+    """Where tensors trained in full go. modules: those to record as saved. biases: those among the tensors. tied: all names of
+    each tensor with rows."""
 
     modules: tuple[str, ...]
+    biases: frozenset[str]
     tied: dict[str, list[str]]
 
 
 def _plan_extra(read: Survey, adapter: Adapter) -> _Extra:
     saved = adapter.settings.modules_to_save
     modules = [name for name in read.sites if any(patterns.ends_with(name, entry) for entry in saved)] if saved else []
-    named = bias_names(read, adapter.settings.bias, (read.sites[name] for name in adapter.layers))
+    named = bias_names(read, adapter.settings.bias, [read.sites[name] for name in adapter.layers])
     strays = [name for name in adapter.tensors if name not in named and not within(name, modules)]
     modules += dict.fromkeys(name.rpartition(".")[0] for name in strays)
-    return _Extra(tuple(modules), {name: read.tied(name) for name in adapter.rows})
+    return _Extra(tuple(modules), frozenset(named & adapter.tensors.keys()), {name: read.tied(name) for name in adapter.rows})
 
 
 def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
     """Replace tensors by copies with the adapter's values, and record it."""
     kept = record(read.model)
-    kept.bias, kept.modules = adapter.settings.bias, extra.modules
+    kept.bias, kept.biases, kept.modules = adapter.settings.bias, extra.biases, extra.modules
     names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
     replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
     with torch.no_grad():

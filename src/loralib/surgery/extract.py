@@ -13,7 +13,7 @@ from ..layers import AdaptedLayer, LoRALayer
 from ..patterns import within
 from .module_tree import join, unwrap
 from .survey import Survey
-from .trainable import bias_names, extra_names
+from .trainable import bias_names, extra_names, factors
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -42,8 +42,10 @@ def extract(model: nn.Module) -> Adapter:
     read = Survey(unwrap(model))
     read.check_enabled("extracted from")
     read.require_adapted()
+    held = {id(factor) for layer in read.adapted.values() for factor in (layer.lora_A, layer.lora_B)}
     for name, module in read.modules.items():
-        if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
+        unknown = isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer)
+        if unknown or any(id(factor) not in held for factor in factors(module).values()):
             raise LayerError(
                 f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. "
                 "Nothing was extracted."

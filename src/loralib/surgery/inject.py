@@ -16,7 +16,7 @@ from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from .module_tree import Slot, unwrap
-from .saved_modules import record, replace_with_copies
+from .saved_modules import record, record_biases, replace_with_copies
 from .survey import Survey
 from .targets import find_targets, saved_names, slices_of
 from .trainable import bias_names
@@ -47,7 +47,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     for target, update in zip(plan.targets, updates, strict=True):
         adopt_in(read, target.layer, update, config.lora_dropout)
     kept = record(read.model)
-    kept.bias = config.bias if config.bias != "none" else kept.bias
+    record_biases(kept, config.bias, plan.biases)
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
     replace_with_copies(kept, plan.extra, read.replaced)
     return [target.name for target in plan.targets]
@@ -77,10 +77,12 @@ class _Target(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an injection does. saved: the modules that are trained in full. extra: the places of all tensors that are."""
+    """What an injection does. saved: the modules that are trained in full. biases: those that are trained. extra: the places of
+    all tensors that are trained in full."""
 
     targets: list[_Target]
     saved: list[str]
+    biases: set[str]
     extra: dict[str, Slot]
 
 
@@ -92,12 +94,13 @@ def _plan(read: Survey, config: LoRAConfig) -> _Plan:
     for field in ("rank_pattern", "alpha_pattern", "enable_lora", "slice_widths"):
         patterns.check_lookup(getattr(config, field), names, field)
     extra = [name for name in read.slots if within(name, saved)] if saved else []
-    extra += sorted(bias_names(read, config.bias, (read.sites[name] for name in names)) - set(extra))
+    biases = bias_names(read, config.bias, [read.sites[name] for name in names])
+    extra += sorted(biases - set(extra))
     if problem := read.tie_problem(extra):
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")
     targets = [_target(name, read.sites[name], config) for name in names]
-    return _Plan(targets, saved, {name: read.slots[name] for name in extra})
+    return _Plan(targets, saved, biases, {name: read.slots[name] for name in extra})
 
 
 def _target(name: str, layer: nn.Module, config: LoRAConfig) -> _Target:

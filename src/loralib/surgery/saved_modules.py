@@ -15,12 +15,15 @@ _RECORD = "_lora_extra_tensors"
 class ExtraTensors:
     """What is trained in full in the module that carries this record.
 
-    modules: the modules asked for. originals: the tensors that copies replace, by name (all tensors of `modules`, and the
-    biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not trained further.
+    bias: the mode that was asked for. biases: those that are trained, where an injection or an adapter named them; None: those
+    that the mode names. modules: the modules asked for. originals: the tensors that copies replace, by name (all tensors of
+    `modules`, and the biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not
+    trained further.
     swapped: whether the originals are in their places at present, and the copies here.
     """
 
     bias: Bias = "none"
+    biases: frozenset[str] | None = None
     modules: tuple[str, ...] = ()
     originals: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -31,6 +34,15 @@ def record(model: nn.Module) -> ExtraTensors:
     """The record of `model` itself, made when it is missing."""
     found: ExtraTensors = vars(model).setdefault(_RECORD, ExtraTensors())
     return found
+
+
+def record_biases(kept: ExtraTensors, bias: Bias, names: Iterable[str]) -> None:
+    """Record that the mode `bias` was asked for and named these biases, in addition to those of earlier injections."""
+    if bias == "none":
+        return
+    if kept.bias == "none" or kept.biases is not None:
+        kept.biases = frozenset(names) | (kept.biases or frozenset())
+    kept.bias = bias
 
 
 def record_of(module: nn.Module) -> ExtraTensors | None:
