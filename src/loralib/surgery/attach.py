@@ -15,6 +15,7 @@ from ..errors import AttachError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from ..tensors import same_bits
+from .bound import Bound
 from .extract import token_rows
 from .inject import adopt_in
 from .module_tree import unwrap
@@ -25,12 +26,12 @@ from .trainable import bias_names, extra_names
 T = TypeVar("T")
 
 
-def attach(model: nn.Module, adapter: Adapter) -> list[str]:
+def attach(model: nn.Module, adapter: Adapter) -> Bound:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
 
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
-    adapted layers are returned.
+    adapted layers are returned, as by `inject`.
     Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
@@ -50,7 +51,7 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     for name, update in updates.items():
         _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
     _put_extra(read, adapter, extra)
-    return list(adapter.layers)
+    return Bound(adapter.layers, sum(update.A.numel() + update.B.numel() for update in updates.values()))
 
 
 def _own_form(layer: AdaptedLayer | None, update: LoRAUpdate) -> LoRAUpdate:

@@ -15,6 +15,7 @@ from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
+from .bound import Bound
 from .module_tree import Slot, unwrap
 from .saved_modules import record, record_biases, replace_with_copies
 from .survey import Survey
@@ -22,8 +23,9 @@ from .targets import find_targets, saved_names, slices_of
 from .trainable import bias_names
 
 
-def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> list[str]:
-    """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned.
+def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> Bound:
+    """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned, with
+    how many parameters their factors have and what "all-linear" left out, and why (`Bound`).
 
     B starts at zero, so the model computes bit for bit what it did (but for `nn.MultiheadAttention`, whose products are then
     done one by one: up to rounding). dtype: of the factors; None means float32 where the
@@ -50,7 +52,8 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     record_biases(kept, config.bias, plan.biases)
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
     replace_with_copies(kept, plan.extra, read.replaced)
-    return [target.name for target in plan.targets]
+    parameters = sum(update.A.numel() + update.B.numel() for update in updates)
+    return Bound([target.name for target in plan.targets], parameters, plan.left_out)
 
 
 class _Target(NamedTuple):
@@ -77,10 +80,11 @@ class _Target(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an injection does. saved: the modules that are trained in full. biases: those that are trained. extra: the places of
-    all tensors that are trained in full."""
+    """What an injection does. left_out: what is not adapted, and why. saved: the modules that are trained in full. biases:
+    those that are trained. extra: the places of all tensors that are trained in full."""
 
     targets: list[_Target]
+    left_out: dict[str, str]
     saved: list[str]
     biases: set[str]
     extra: dict[str, Slot]
@@ -88,7 +92,7 @@ class _Plan:
 
 def _plan(read: Survey, config: LoRAConfig) -> _Plan:
     """What `config` asks for; `TargetError` when it cannot be done."""
-    names, saved = find_targets(read, config), saved_names(read, config)
+    (names, left_out), saved = find_targets(read, config), saved_names(read, config)
     if both := [name for name in names if within(name, saved)]:
         raise TargetError(f"{both[0]!r} is both a target and in modules_to_save; choose one. Nothing was changed.")
     for field in ("rank_pattern", "alpha_pattern", "enable_lora", "slice_widths"):
@@ -100,7 +104,7 @@ def _plan(read: Survey, config: LoRAConfig) -> _Plan:
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")
     targets = [_target(name, read.sites[name], config) for name in names]
-    return _Plan(targets, saved, biases, {name: read.slots[name] for name in extra})
+    return _Plan(targets, left_out, saved, biases, {name: read.slots[name] for name in extra})
 
 
 def _target(name: str, layer: nn.Module, config: LoRAConfig) -> _Target:
