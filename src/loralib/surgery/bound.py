@@ -35,7 +35,16 @@ class Bound(list[str]):
         >>> Bound(["q", "v"], 64, {"lm_head": "it is the output embedding"}).summary()
         'LoRA on 2 layers (64 parameters); left out: 1 (it is the output embedding)'
         """
-        counts = Counter(self.left_out.values())
-        others = ", ".join(f"{count} ({reason})" for reason, count in counts.most_common())
         layers = f"{len(self)} layer{'s' if len(self) != 1 else ''}"
-        return f"LoRA on {layers} ({self.parameters:,} parameters)" + (f"; left out: {others}" if others else "")
+        return f"LoRA on {layers} ({self.parameters:,} parameters)" + (
+            f"; left out: {by_reason(self.left_out)}" if self.left_out else ""
+        )
+
+
+def by_reason(left_out: Mapping[str, str]) -> str:
+    """How many modules are left out for each reason.
+
+    >>> by_reason({"a": "LSTM layers cannot be adapted", "b": "LSTM layers cannot be adapted"})
+    '2 (LSTM layers cannot be adapted)'
+    """
+    return ", ".join(f"{count} ({reason})" for reason, count in Counter(left_out.values()).most_common())

@@ -64,10 +64,11 @@ def parts_of_adapters(modules: Iterable[Any]) -> Reasons:
     found: Reasons = {}
     for module in modules:
         kind: Any = type(module)
+        children: Mapping[str, nn.Module] = module._modules
         if isinstance(module, LoRALayer):
-            own = [] if isinstance(module, AdaptedLayer) else [n for n in module._modules if n.startswith("lora_")]
+            own = [] if isinstance(module, AdaptedLayer) else [name for name in children if name.startswith("lora_")]
         elif (others := _children_of_others(kind)) is not None:
-            own = [name for name in module._modules if name not in others]
+            own = [name for name in children if name not in others]
         else:
             continue
         reason = f"it is part of an adapter already, in a {kind.__name__} of {kind.__module__}"
