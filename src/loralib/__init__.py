@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         register_layer,
     )
     from .surgery.attach import attach
+    from .surgery.check_trained import check_trained
     from .surgery.eject import eject
     from .surgery.extract import extract
     from .surgery.inject import inject
@@ -75,6 +76,7 @@ _HOMES = {
         "TargetError",
     ),
     "surgery.attach": ("attach",),
+    "surgery.check_trained": ("check_trained",),
     "surgery.extract": ("extract",),
     "formats": ("detect", "load", "save"),
     "layers": (

@@ -1,5 +1,7 @@
 """`extract`: copy what was trained out of a model, as an `Adapter`."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from .. import layers
@@ -27,10 +29,11 @@ def _plain_copy(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def extract(model: nn.Module) -> Adapter:
+def extract(model: nn.Module, strict: bool = False) -> Adapter:
     """Copy the trained LoRA weights (and `modules_to_save`) out of `model` as an `Adapter`.
 
     Names are relative to `model` (wrappers of DDP and `torch.compile` aside). Merged and unmerged models give the same.
+    strict: refuse updates that training has not changed: ΔW is still zero, as it starts.
     Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
 
     >>> import loralib as lora
@@ -51,10 +54,21 @@ def extract(model: nn.Module) -> Adapter:
                 "Nothing was extracted."
             )
     updates = {name: _copied(name, layer.update) for name, layer in read.adapted.items()}
+    if strict:
+        _check_changed(updates)
     extra = extra_names(read)
     state = read.model.state_dict() if extra else {}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in state.items() if name in extra}
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
+
+
+def _check_changed(updates: Mapping[str, LoRAUpdate]) -> None:
+    """`LayerError` when updates are zero, as all are before they are trained."""
+    if zero := [name for name, update in updates.items() if not (update.A.any() and update.B.any())]:
+        raise LayerError(
+            f"{len(zero)} of {len(updates)} updates are zero, {zero[0]!r} first: no gradient has reached them (see "
+            "check_trained). Nothing was extracted."
+        )
 
 
 def _copied(name: str, update: LoRAUpdate) -> LoRAUpdate:

@@ -96,9 +96,7 @@ def fresh_heads(modules: Iterable[Any]) -> Reasons:
         prefix = getattr(kind, "base_model_prefix", "")
         if prefix in module._modules and kind.__name__.endswith(architectures.FRESH_HEADS):
             inside = {id(part) for part in _below(module, prefix)}
-            reason = (
-                f"it is part of the head of {kind.__name__}, which starts from random weights: modules_to_save trains it whole"
-            )
+            reason = f"it is part of the head of {kind.__name__}, which starts at random: modules_to_save trains it in full"
             found |= {id(part): reason for part in module.modules() if id(part) not in inside and part is not module}
     return found
 

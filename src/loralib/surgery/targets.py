@@ -113,10 +113,11 @@ def _holds_matrices(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module) -> str:
-    cls = type(module).__name__
-    if layers.handler_of(type(module)):
-        return f"{cls} layers are adapted when target_modules names them"
-    return f"{cls} layers cannot be adapted"
+    cls = type(module)
+    if layers.handler_of(cls):
+        return f"{cls.__name__} layers are adapted when target_modules names them"
+    other = vars(nn).get(cls.__name__, cls) is not cls  # such as the quantized Linear
+    return f"{f'{cls.__module__}.' if other else ''}{cls.__name__} layers cannot be adapted"
 
 
 def _named(read: Survey, pattern: str | Sequence[str]) -> Targets:
