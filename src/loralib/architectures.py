@@ -234,6 +234,13 @@ GROUPED = _by_class(_GROUPED)
 
 # --- what is a linear layer by its class, and none to adapt by its place ---------------------------------------------------
 
+AFFINE = frozenset(  # classes of linear layers with a forward of their own that computes W·x + b
+    {
+        "diffusers.models.lora.LoRACompatibleLinear",
+        "transformers.models.falcon.modeling_falcon.FalconLinear",
+        "transformers.pytorch_utils.Conv1D",
+    }
+)
 ROUTERS = frozenset({"Llama4Router", "PhimoeTopKRouter"})  # linear layers of LIBRARIES that return several tensors
 ADAPTERS = {  # modules of other libraries that hold adapters, and which of their children do not belong to those
     "peft.tuners.tuners_utils.BaseTunerLayer": frozenset({"base_layer"}),

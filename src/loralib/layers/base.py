@@ -245,7 +245,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
     def explain(self, error: RuntimeError, x: Tensor) -> None:
         """`LayerError` that names the layer and both sides, where a `mismatch` caused `error`."""
         if problem := self.mismatch(x):
-            raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
+            raise LayerError(f"{self._described()}: {problem}.") from error
+
+    def _described(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """The base layer's description and the update's."""

@@ -17,9 +17,9 @@ from ..patterns import within
 from ..tensors import same_bits
 from .bound import Bound
 from .extract import token_rows
-from .inject import adopt_in
+from .inject import adopt_in, all_or_nothing
 from .module_tree import unwrap
-from .saved_modules import record, replace_with_copies
+from .saved_modules import ExtraTensors, record, replace_with_copies
 from .survey import Survey
 from .trainable import bias_names, extra_names
 
@@ -48,9 +48,13 @@ def attach(model: nn.Module, adapter: Adapter) -> Bound:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise AttachError(f"The adapter does not fit {type(read.model).__name__}: {shown}. Nothing was changed.")
     extra = _plan_extra(read, adapter)
-    for name, update in updates.items():
-        _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
-    _put_extra(read, adapter, extra)
+    with all_or_nothing(read):
+        for name, update in updates.items():
+            _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
+        kept = record(read.model)
+        names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
+        replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
+    _put_extra(read, adapter, extra, kept)
     return Bound(adapter.layers, sum(update.A.numel() + update.B.numel() for update in updates.values()))
 
 
@@ -169,12 +173,9 @@ def _plan_extra(read: Survey, adapter: Adapter) -> _Extra:
     return _Extra(tuple(modules), frozenset(named & adapter.tensors.keys()), {name: read.tied(name) for name in adapter.rows})
 
 
-def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
-    """Replace tensors by copies with the adapter's values, and record it."""
-    kept = record(read.model)
+def _put_extra(read: Survey, adapter: Adapter, extra: _Extra, kept: ExtraTensors) -> None:
+    """Give the copies of tensors the adapter's values, and record it."""
     kept.bias, kept.biases, kept.modules = adapter.settings.bias, extra.biases, extra.modules
-    names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
-    replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
     with torch.no_grad():
         for name, tensor in adapter.tensors.items():
             read.slots[name].tensor.copy_(tensor)

@@ -1,7 +1,8 @@
 """`inject`: put LoRA on the targeted layers of a model, in place."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from .bound import Bound
+from .eject import eject_layers
 from .module_tree import Slot, unwrap
-from .saved_modules import record, record_biases, replace_with_copies
+from .saved_modules import forget, record, record_biases, record_of, replace_with_copies
 from .survey import Survey
 from .targets import find_targets, saved_names, slices_of
 from .trainable import bias_names
@@ -46,14 +48,29 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     plan = _plan(read, config)
     _warn_of_ranks(plan.targets)
     updates = [target.new_update(config, dtype) for target in plan.targets]
-    for target, update in zip(plan.targets, updates, strict=True):
-        adopt_in(read, target.layer, update, config.lora_dropout)
-    kept = record(read.model)
+    with all_or_nothing(read):
+        for target, update in zip(plan.targets, updates, strict=True):
+            adopt_in(read, target.layer, update, config.lora_dropout)
+        kept = record(read.model)
+        replace_with_copies(kept, plan.extra, read.replaced)
     record_biases(kept, config.bias, plan.biases)
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
-    replace_with_copies(kept, plan.extra, read.replaced)
     parameters = sum(update.A.numel() + update.B.numel() for update in updates)
     return Bound([target.name for target in plan.targets], parameters, plan.left_out)
+
+
+@contextmanager
+def all_or_nothing(read: Survey) -> Iterator[None]:
+    """Context manager: when the block raises, the layers that it adapted are plain again, and the record of the model is the
+    one that it had."""
+    before, record_before = set(read.adapted), record_of(read.model)
+    try:
+        yield
+    except BaseException:
+        eject_layers(Survey(read.model), but=before)
+        if record_before is None:
+            forget([read.model])
+        raise
 
 
 class _Target(NamedTuple):

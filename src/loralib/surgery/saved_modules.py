@@ -60,17 +60,18 @@ def replace_with_copies(kept: ExtraTensors, slots: Mapping[str, Slot], replaced:
     """Put copies of the tensors in `slots` into their places, and record the originals in `kept`. Tied tensors share one
     copy; a place that has several names is recorded under the first; those in `replaced` have their copy already."""
     done = set(replaced)
-    copies: dict[int, Tensor] = {}
+    first: dict[Slot, str] = {}
     for name, slot in slots.items():
-        if slot in done:
-            continue
-        done.add(slot)
-        original = slot.tensor
-        if id(original) not in copies:
-            copy = original.detach().clone()
-            is_parameter = isinstance(original, nn.Parameter)
-            copies[id(original)] = nn.Parameter(copy, original.requires_grad) if is_parameter else copy
-        kept.originals[name] = slot.put(copies[id(original)])
+        if slot not in done:
+            first.setdefault(slot, name)
+    copies = {id(slot.tensor): _copy(slot.tensor) for slot in first}  # all of them, before any is put in its place
+    for slot, name in first.items():
+        kept.originals[name] = slot.put(copies[id(slot.tensor)])
+
+
+def _copy(original: Tensor) -> Tensor:
+    copy = original.detach().clone()
+    return nn.Parameter(copy, original.requires_grad) if isinstance(original, nn.Parameter) else copy
 
 
 def swap_originals(module: nn.Module, kept: ExtraTensors) -> None:
