@@ -71,16 +71,20 @@ class LinearLoRA(AdaptedLayer):
                 return ops.lora_linear(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, p, self.slices)
             if self.by_weight:
                 return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
-            y = self.base_forward(*args, **kwargs)
-            if not isinstance(y, Tensor):
-                raise LayerError(f"{self._described()} returns a {type(y).__name__}, to which no update can be added.")
-            if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
-                x = x.to(self.lora_A.device)
-            x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
-            return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
+            return self._with_update(self.base_forward(*args, **kwargs), x, p)
+        except LayerError:
+            raise
         except RuntimeError as error:
             self.explain(error, x)
             raise
+
+    def _with_update(self, y: Any, x: Tensor, p: float | None) -> Tensor:
+        if not isinstance(y, Tensor):
+            raise LayerError(f"{self._described()} returns a {type(y).__name__}, to which no update can be added.")
+        if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
+            x = x.to(self.lora_A.device)
+        x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
+        return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
