@@ -203,6 +203,7 @@ _READ_BY_KERNELS = {  # the same where a fused kernel on a GPU does so and the p
     "out_proj x_proj": "FalconMambaMixer MambaMixer",
     "out_proj": "BambaMixer FalconH1Mixer GraniteMoeHybridMambaLayer Mamba2Mixer NemotronHMamba2Mixer Zamba2MambaMixer",
 }
+_ON_REQUEST = {"contact_head": "EsmModel"}  # layers that the forward pass does not call
 _READ_WITH_Q_BIAS = {"qkv": "Attention BeitAttention EvaAttention WindowAttention"}  # the same in those that have a `q_bias`
 _INTERLEAVED = {  # fused projections whose rows alternate between query, key and value, head by head
     "c_attn": "GPTBigCodeAttention",
@@ -229,6 +230,7 @@ LIBRARIES = frozenset({"transformers", "transformers_modules", "diffusers", "tim
 READ_DIRECTLY = _by_class(_READ)
 READ_WITH_Q_BIAS = _by_class(_READ_WITH_Q_BIAS)
 READ_BY_KERNELS = _by_class(_READ_BY_KERNELS)
+ON_REQUEST = _by_class(_ON_REQUEST)
 INTERLEAVED = _by_class(_INTERLEAVED)
 GROUPED = _by_class(_GROUPED)
 

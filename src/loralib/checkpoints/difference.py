@@ -119,11 +119,10 @@ def differences(
         now, before = new.tensor(name).detach(), old.tensor(name).detach()
         if same_bits(now, before):
             continue
-        if name in chosen:
-            _check_floats(name, now, before)
-        else:
+        if name not in chosen:
             yield Found(name, None, now.clone(), 1.0, float((now.double() - before.double()).norm()), *here)
             continue
+        _check_floats(name, now, before)
         for layer, located in chosen[name].items():
             part = _approximated(layer, located, now, before, r, energy, dtype)
             if part is not None:

@@ -52,7 +52,7 @@ def role_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_parts(name: str, layer: nn.Module, parts: int) -> None:
-    """`ConfigError` unless the output of a fused projection is as wide as `parts` of its inputs, which its slices are taken for."""
+    """`ConfigError` unless the output of a fused projection is `parts` times as wide as its input."""
     W = layer.weight
     assert isinstance(W, Tensor)
     if sorted(W.shape) != [min(W.shape), parts * min(W.shape)]:

@@ -49,6 +49,16 @@ def read_by_kernels(modules: Iterable[Any]) -> Reasons:
     }
 
 
+def called_on_request(modules: Iterable[Any]) -> Reasons:
+    """The layers in modules that the forward pass of the model they are in does not call."""
+    found: Reasons = {}
+    for module in modules:
+        for name in named_in(module, "ON_REQUEST"):
+            reason = f"{type(module).__name__} does not call it in its forward pass"
+            found |= {id(part): reason for part in _below(module, name)}
+    return found
+
+
 def routers(modules: Iterable[Any]) -> Reasons:
     """The linear layers that choose experts and return more than what they compute of their input."""
     chosen = [module for module in modules if type(module).__name__ in architectures.ROUTERS]
@@ -84,7 +94,7 @@ def _children_of_others(cls: type) -> frozenset[str] | None:
 
 
 def _below(module: nn.Module, child: str) -> Iterator[nn.Module]:
-    found = module._modules[child]
+    found = module._modules.get(child)
     return iter(()) if found is None else found.modules()
 
 
