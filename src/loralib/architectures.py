@@ -134,7 +134,7 @@ def is_embedding(layer: str) -> bool:
 # fmt: off
 _READ = {  # layers by their names in the modules that read their weights, and the classes of those modules
     "Conv2d_0": "FirDownsample2D FirUpsample2D",
-    "c_proj": "AttentionPool2d",
+    "c_proj": "HunyuanDiTAttentionPool",
     "classifier": "LongcatFlashTopkRouter",
     "cls_embed": "Sam3GeometryEncoder Sam3LiteTextGeometryEncoder",
     "conv": "Lfm2MoeShortConv Lfm2ShortConv Lfm3ShortConv",
@@ -146,7 +146,7 @@ _READ = {  # layers by their names in the modules that read their weights, and t
         "ZambaMambaMixer"
     ),
     "conv_1d": "RecurrentGemmaRecurrentBlock",
-    "correction_coefs prediction_coefs": "Gemma3nTextAltUp",
+    "correction_coefs": "Gemma3nTextAltUp",
     "decoder dense": "MobileBertLMPredictionHead",
     "dt_proj": "FalconMambaMixer JambaMambaMixer MambaMixer",
     "embed_positions": "AudioFlamingo3Encoder MossTranscribeDiarizeAudioModel Qwen2AudioEncoder VoxtralEncoder",
@@ -157,7 +157,10 @@ _READ = {  # layers by their names in the modules that read their weights, and t
         "Sam3TrackerVideoMaskDecoder SamHQMaskDecoder SamMaskDecoder"
     ),
     "k_linear": "DabDetrMHAttentionMap",
-    "k_proj": "AttentionPool2d ConditionalDetrMHAttentionMap DetrMHAttentionMap MaskFormerDetrMHAttentionMap WavLMAttention",
+    "k_proj": (
+        "ConditionalDetrMHAttentionMap DetrMHAttentionMap HunyuanDiTAttentionPool MaskFormerDetrMHAttentionMap "
+        "MultiheadAttention WavLMAttention"
+    ),
     "kernel": "TDNNLayer",
     "level_embed": "Mask2FormerTransformerModule OneFormerTransformerModule",
     "ngram_embeddings": "ProphetNetDecoder",
@@ -169,15 +172,18 @@ _READ = {  # layers by their names in the modules that read their weights, and t
         "EdgeTamMaskDecoder EdgeTamVideoMaskDecoder Sam2MaskDecoder Sam2VideoMaskDecoder Sam3TrackerMaskDecoder "
         "Sam3TrackerVideoMaskDecoder"
     ),
-    "out_proj": "WavLMAttention",
+    "out_proj": "MultiheadAttention WavLMAttention",
     "patterns query_refpoint_embeddings": "DabDetrModel",
     "position_embedding": (
         "Cosmos3EdgeVisionEmbeddings Glm4vMoeVisionEmbeddings Glm4vVisionEmbeddings GlmImageVisionEmbeddings "
         "HunYuanVLVisionPatchEmbed Siglip2VisionEmbeddings"
     ),
+    "proj": "ChannelsProj",
     "presence_token query_embed": "Sam3DetrDecoder Sam3LiteTextDetrDecoder",
     "prompt_ctx": "OneFormerTextMapper",
-    "q_proj v_proj": "AttentionPool2d WavLMAttention",
+    "q_proj v_proj": "HunyuanDiTAttentionPool MultiheadAttention WavLMAttention",
+    "proj qkv": "ShiftedWindowAttention",
+    "project_in project_out": "_AceStepResidualFSQ",
     "queries_embedder": "Mask2FormerTransformerModule MaskFormerTransformerModule OneFormerTransformerModule",
     "queries_features": "Mask2FormerTransformerModule",
     "query": "EomtDinov3ForUniversalSegmentation EomtForUniversalSegmentation VideomtForUniversalSegmentation",
@@ -226,7 +232,9 @@ def _by_class(table: Mapping[str, str]) -> Mapping[str, frozenset[str]]:
     return found
 
 
-LIBRARIES = frozenset({"transformers", "transformers_modules", "diffusers", "timm"})  # whose classes the tables name
+LIBRARIES = frozenset(  # whose classes the tables name
+    {"diffusers", "esm", "fairseq", "timm", "torchvision", "transformers", "transformers_modules"}
+)
 READ_DIRECTLY = _by_class(_READ)
 READ_WITH_Q_BIAS = _by_class(_READ_WITH_Q_BIAS)
 READ_BY_KERNELS = _by_class(_READ_BY_KERNELS)

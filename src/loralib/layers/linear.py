@@ -9,6 +9,7 @@ An adapted layer *is* its base layer with another class: its weight, keys, ties 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -27,8 +28,10 @@ _AFFINE: set[type] = {nn.Linear}
 def declare_affine(cls: type) -> None:
     """Take the forward of layers of class `cls` for W·x + b and nothing else."""
     _AFFINE.add(cls)
+    is_affine.cache_clear()
 
 
+@cache
 def is_affine(cls: type) -> bool:
     """Whether layers of class `cls` compute W·x + b and nothing else: it has its forward from a class that is known for it."""
     for base in cls.__mro__:
@@ -42,8 +45,11 @@ def is_affine(cls: type) -> bool:
 def needs_weight(cls: type, W: object) -> bool:
     """Whether layers of class `cls` have to compute with the effective weight, because their forward may do more with the
     weight `W`, or with the result, than W·x + b. A quantized weight cannot be replaced: there, the update is added."""
+    kind: Any = cls
+    if is_affine(kind):
+        return False
     quantized = isinstance(W, Tensor) and W.dtype.itemsize == 1
-    return not is_affine(cls) and not quantized and tensors.kind(W) not in ("quantized", "wrapped")
+    return not quantized and tensors.kind(W) not in ("quantized", "wrapped")
 
 
 class LinearLoRA(AdaptedLayer):
