@@ -252,6 +252,12 @@ AFFINE = frozenset(  # classes of linear layers with a forward of their own that
     }
 )
 ROUTERS = frozenset({"Llama4Router", "PhimoeTopKRouter"})  # linear layers of LIBRARIES that return several tensors
+CHOOSERS = frozenset(  # modules of LIBRARIES that choose positions to attend to, which lets no gradient through
+    {
+        *("AXK2Indexer", "DeepseekV32Indexer", "DeepseekV4Indexer", "Dots3NoteTextIndexer", "Glm5NextTextIndexer"),
+        *("GlmMoeDsaIndexer", "HYV4Indexer", "MiniMaxM3VLIndexer", "MistralLarge4TextIndexer", "Qwen4ExpTextQSAIndexer"),
+    }
+)
 ADAPTERS = {  # modules of other libraries that hold adapters, and which of their children do not belong to those
     "peft.tuners.tuners_utils.BaseTunerLayer": frozenset({"base_layer"}),
     "peft.utils.other.AuxiliaryTrainingWrapper": frozenset[str](),

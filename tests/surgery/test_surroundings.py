@@ -271,6 +271,17 @@ def test_a_router_that_returns_several_tensors_is_left_out_and_refused_by_name()
     assert same_bits(model(ids).logits, y)
 
 
+def test_what_chooses_positions_gets_no_gradient_and_is_left_out():
+    config = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    moe = {"moe_intermediate_size": 8, "n_routed_experts": 2, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    model = small("DeepseekV32Model", **config, **moe, q_lora_rank=8, kv_lora_rank=8, index_head_dim=64)
+    bound = lora.inject(model, CONFIG)
+    assert bound
+    chosen = {name: reason for name, reason in bound.left_out.items() if ".indexer." in name}
+    assert len(chosen) == 3
+    assert set(chosen.values()) == {"DeepseekV32Indexer only chooses positions by it, so no gradient reaches it"}
+
+
 # --- slices of fused projections ----------------------------------------------------------------------------------------
 
 

@@ -59,14 +59,27 @@ def called_on_request(modules: Iterable[Any]) -> Reasons:
     return found
 
 
+def parts_of_choosers(modules: Iterable[Any]) -> Reasons:
+    """The modules in those that choose positions to attend to."""
+    found: Reasons = {}
+    for module in _of_classes(modules, architectures.CHOOSERS):
+        reason = f"{type(module).__name__} only chooses positions by it, so no gradient reaches it"
+        found |= {id(part): reason for part in module.modules() if part is not module}
+    return found
+
+
 def routers(modules: Iterable[Any]) -> Reasons:
     """The linear layers that choose experts and return more than what they compute of their input."""
-    chosen = [module for module in modules if type(module).__name__ in architectures.ROUTERS]
     return {
         id(module): f"{type(module).__name__} returns several tensors, to which no update can be added"
-        for module in chosen
-        if type(module).__module__.partition(".")[0] in architectures.LIBRARIES
+        for module in _of_classes(modules, architectures.ROUTERS)
     }
+
+
+def _of_classes(modules: Iterable[Any], names: frozenset[str]) -> list[Any]:
+    """Those of `modules` whose classes have one of these names, in a library that the tables are about."""
+    named = [module for module in modules if type(module).__name__ in names]
+    return [module for module in named if type(module).__module__.partition(".")[0] in architectures.LIBRARIES]
 
 
 def parts_of_adapters(modules: Iterable[Any]) -> Reasons:

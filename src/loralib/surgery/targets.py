@@ -11,7 +11,7 @@ from ..config import ALL_LINEAR, LoRAConfig
 from ..errors import TargetError
 from ..patterns import within
 from .module_tree import join, own_parameters
-from .surroundings import Reasons, called_on_request, fresh_heads, read_by_kernels, slices_problem
+from .surroundings import Reasons, called_on_request, fresh_heads, parts_of_choosers, read_by_kernels, slices_problem
 from .survey import Survey
 
 _OF_LINEAR = frozenset({"in_features", "out_features"})
@@ -99,7 +99,8 @@ def _all_linear(read: Survey, config: LoRAConfig) -> Targets:
 def _reasons(read: Survey, config: LoRAConfig) -> Reasons:
     """Why "all-linear" leaves out modules that it could take by their kind, by their ids. What is listed last counts."""
     modules, saved = read.modules.values(), saved_names(read, config)
-    reasons = fresh_heads(modules) | read_by_kernels(modules) | called_on_request(modules) | read.unreached
+    reasons = fresh_heads(modules) | read_by_kernels(modules) | called_on_request(modules) | parts_of_choosers(modules)
+    reasons |= read.unreached
     if (output := _output_embedding(read.model)) is not None:
         reasons[id(output)] = "it is the output embedding"
     return reasons | {id(m): "it is in modules_to_save" for name, m in read.modules.items() if within(name, saved)}
