@@ -30,6 +30,7 @@ from models import bits, close, expect_refusal, same_bits, snapshot
 
 INJECTED = [kind for kind in every_kind if kind != "conv2d of 0.1"]
 LIKE_LINEAR = ["linear", "transformers' Conv1D", "merged linear", "merged Conv1D", "embedding", "conv1d", "bilinear"]
+WITHOUT_INPUT = [kind for kind in every_kind if kind.split()[0] in ("bag,", "scaled", "standardized") or "own" in kind]
 FLOAT_INPUTS = [kind for kind in every_kind if "embedding" not in kind and "bag" not in kind]
 
 
@@ -442,6 +443,34 @@ def test_applying_a_function_to_all_modules_and_names_go_on_working(kind):
         assert model.train(mode) is model
         assert all(m.training is mode for m in model.modules())
     assert repr(model)
+
+
+# --- dropout --------------------------------------------------------------------------------------------------------
+
+
+def no_update(x: Tensor) -> Tensor:
+    return 0 * x
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("kind", every_kind)
+def test_without_dropout_a_layer_gains_no_module_and_a_function_or_a_module_may_be_assigned(kind, how):
+    plain, model = KINDS[kind].build()
+    adapted = [m for m in model.modules() if isinstance(m, lora.AdaptedLayer)]
+    assert not [child for layer in adapted for child in layer.children()]
+    x = KINDS[kind].inputs()
+    base, whole = plain(*x), model(*x)
+    for dropout in (nn.Dropout(0.3), no_update, nn.Dropout(1.0), nn.Identity(), no_update):
+        for layer in adapted:
+            layer.lora_dropout = dropout
+        copied = COPIES[how](model)
+        if kind in WITHOUT_INPUT and not isinstance(dropout, nn.Identity):
+            with pytest.raises(lora.LayerError, match=r"lora_dropout=.*cannot act in it"):
+                copied(*x)
+        elif not (isinstance(dropout, nn.Dropout) and dropout.p < 1):
+            assert close(copied(*x), whole if isinstance(dropout, nn.Identity) else base, factor=64)
+    with lora.merged(model):
+        assert close(model(*x), whole, factor=64)
 
 
 # --- what torch does with modules -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..adapters.updates import LoRAUpdate
 from ..config import check_alpha, check_dropout, check_rank, lora_scaling
 from ..errors import ConfigError, LayerError
 from .adopted import Adopted
+from .dropout import Dropout, no_dropout, probability
 from .merging import Mergeable
 
 _KAIMING_GAIN = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
@@ -27,8 +28,9 @@ _KAIMING_GAIN = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
 class LoRALayer:
     """The attributes that every LoRA layer has: loralib 0.1's base class, for layers of one's own and for `isinstance`.
 
-    r: rank, 0 for none. lora_alpha: numerator of the scaling. lora_dropout: dropout on the update's input (0.1 takes a
-    probability here; the attribute is a module). merge_weights: merge on `eval()`, unmerge on `train()`.
+    r: rank, 0 for none. lora_alpha: numerator of the scaling. lora_dropout: dropout on the update's input: the constructor
+    takes a probability; the attribute is a module, or without dropout a function, so that the layer has no submodules.
+    merge_weights: merge on `eval()`, unmerge on `train()`.
     Raises `ConfigError` for values that cannot work.
 
     >>> class MyLayer(nn.Module, LoRALayer):
@@ -41,23 +43,16 @@ class LoRALayer:
 
     r: int = 0
     lora_alpha: float = 1
-    lora_dropout: nn.Module
+    lora_dropout: Dropout
     merged: bool = False
     merge_weights: bool = False
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
         r, lora_alpha = check_rank(r, zero=True), check_alpha(lora_alpha) if r else lora_alpha
-        dropout = dropout_module(lora_dropout)
-        vars(self).update(r=r, lora_alpha=lora_alpha, merged=False, merge_weights=merge_weights)
-        if "_modules" in vars(self) or not isinstance(self, nn.Module):
-            self.lora_dropout = dropout
-        else:  # called before nn.Module's constructor, which 0.1 allows
-            vars(self)["lora_dropout"] = dropout
-
-
-def dropout_module(p: float) -> nn.Module:
-    """Dropout with probability `p`, or the identity."""
-    return nn.Dropout(check_dropout(p)) if p else nn.Identity()
+        p = check_dropout(lora_dropout)
+        vars(self).update(r=r, lora_alpha=lora_alpha, lora_dropout=no_dropout, merged=False, merge_weights=merge_weights)
+        if p:
+            self.lora_dropout = nn.Dropout(p)
 
 
 class AdaptedLayer(LoRALayer, Adopted, Mergeable):
@@ -101,7 +96,16 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         """The base layer's output, with the update."""
         if not self.acts:
             return self.base_forward(*args, **kwargs)
+        self.check_no_dropout()
         return self.forward_with(self.effective_weight(self.weight), *args, **kwargs)
+
+    def check_no_dropout(self) -> None:
+        """`LayerError` where `lora_dropout` was assigned to a layer whose update has no input of its own to drop."""
+        if probability(self.lora_dropout) != 0.0:
+            raise LayerError(
+                f"{type(self).__name__} has lora_dropout={self.lora_dropout}, which cannot act in it, since its update is "
+                "added to its weight; leave dropout out of this layer."
+            )
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
@@ -224,6 +228,11 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
             super().reset_parameters()  # type: ignore[misc]
             if self.has_update:
                 self.reset_factors(self.lora_A.detach(), self.lora_B.detach())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "lora_dropout":  # torch refuses a function in the place of a module
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)
 
     # --- what is wrong with an input --------------------------------------------------------------------------------
 

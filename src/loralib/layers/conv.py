@@ -18,7 +18,8 @@ from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionU
 from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate
 from .base import AdaptedLayer
-from .linear import named_input, probability
+from .dropout import probability
+from .linear import named_input
 
 _Convolution = nn.modules.conv._ConvNd
 

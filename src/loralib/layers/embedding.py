@@ -17,6 +17,7 @@ from .. import ops
 from ..adapters.layout import Layout
 from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from .base import AdaptedLayer
+from .dropout import probability
 from .linear import named_input
 
 
@@ -98,7 +99,7 @@ class EmbeddingLoRA(_Lookup):
     def _kept(self, ids: Tensor) -> Tensor | None:
         """What each token's update is multiplied by (...), or None for 1 everywhere."""
         keep = None if self.padding_idx is None else (ids != self.padding_idx).to(self.lora_A.dtype)
-        if self.training and isinstance(self.lora_dropout, nn.Dropout):
+        if probability(self.lora_dropout) != 0.0:
             keep = self.lora_dropout(torch.ones_like(ids, dtype=self.lora_A.dtype) if keep is None else keep)
         return keep
 
@@ -185,6 +186,7 @@ class EmbeddingBagLoRA(_Lookup):
         y: Tensor = self.base_forward(input, offsets, per_sample_weights)
         if not self.acts:
             return y
+        self.check_no_dropout()
         if self.mode == "max" and torch.compiler.is_compiling():  # how many rows are in use is not known in advance
             return self._bags(input, self.effective_weight(self.weight), offsets, None, self.padding_idx)
         if self.mode == "max":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..adapters.layout import Layout
 from .base import AdaptedLayer
+from .dropout import probability
 
 
 class LinearLoRA(AdaptedLayer):
@@ -94,16 +95,6 @@ def transposable_forward(layer: LinearLoRA, forward: Callable[..., Any], args: A
     """W·x + b for a layer of 0.1, which may store its weight as (d, k) and calls its input x; `forward` is the base's own."""
     x = args[0] if args else named_input(kwargs)
     return F.linear(x, layer.weight.t(), layer.bias) if layer.fan_in_fan_out else forward(x)
-
-
-def probability(dropout: nn.Module) -> float | None:
-    """The probability with which `dropout` drops now, for an operation that drops by itself; None for a module of another
-    kind, which a user put there, or one that drops everything."""
-    if isinstance(dropout, nn.Identity):
-        return 0.0
-    if type(dropout) is nn.Dropout and not dropout.inplace and dropout.p < 1:
-        return dropout.p if dropout.training else 0.0
-    return None
 
 
 class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
