@@ -1,6 +1,6 @@
 """From a `LoRAConfig` to the names of the layers that it targets in a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from ..config import ALL_LINEAR, LoRAConfig
 from ..errors import TargetError
 from ..patterns import within
 from .module_tree import join
+from .resized import output_embedding
 from .survey import Survey
 
 
@@ -20,12 +21,6 @@ def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
         return []
     names = list(filter(None, read.modules))
     return patterns.match(names, config.modules_to_save, "modules_to_save", type(read.model).__name__)
-
-
-def _output_embedding(model: nn.Module) -> nn.Module | None:
-    """The layer that maps hidden states to the vocabulary, where the model follows Hugging Face's protocol for it."""
-    protocol: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
-    return protocol() if protocol else None
 
 
 def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
@@ -61,7 +56,7 @@ def find_targets(read: Survey, config: LoRAConfig) -> list[str]:
 
 
 def _all_linear(read: Survey, config: LoRAConfig) -> list[str]:
-    saved, output = saved_names(read, config), _output_embedding(read.model)
+    saved, output = saved_names(read, config), output_embedding(read.model)
     names = [n for n, m in read.sites.items() if layers.is_linear(m) and m is not output and not within(n, saved)]
     if not names:
         raise TargetError(
