@@ -24,7 +24,7 @@ from .. import choices
 from ..choices import CombineMethod, ExtraTensors, MajoritySign
 from ..config import alpha_for, check_rank
 from ..errors import AlgebraError, ConfigError
-from ..tensors import same_bits
+from ..tensors import same_bits, without_autocast
 from . import algebra, low_rank
 from .adapter import Adapter, agreed, united
 from .sums import in_layer, terms_by_layer
@@ -34,6 +34,7 @@ from .updates import LoRAUpdate
 _PRUNING = ("magnitude", "dare", "ties", "dare_ties")
 
 
+@without_autocast
 def combine(
     adapters: Sequence[Adapter],
     weights: Sequence[float] | None = None,

@@ -21,7 +21,7 @@ from ..choices import Bias
 from ..config import LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
 from ..surgery.trainable import is_bias
-from ..tensors import same_bits
+from ..tensors import same_bits, without_autocast
 from .base_weights import Source, Weights, weights_of
 from .layouts import Located
 
@@ -42,6 +42,7 @@ class Found:
     total: int
 
 
+@without_autocast
 def difference(
     tuned: Source,
     base: Source,
@@ -194,6 +195,7 @@ def _chosen(
     return found
 
 
+@without_autocast
 def _approximated(
     layer: str, located: Located, now: Tensor, before: Tensor, r: int | None, energy: float | None, dtype: torch.dtype
 ) -> tuple[LoRAUpdate, float, float] | None:
