@@ -86,6 +86,7 @@ def test_02_eval_and_train_return_the_layer(kind):
 
 
 @every_kind
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_03_what_was_saved_in_evaluation_mode_is_not_merged_twice(kind):
     wrong = []
     for module in (loralib_0_1(), lora):
@@ -99,6 +100,7 @@ def test_03_what_was_saved_in_evaluation_mode_is_not_merged_twice(kind):
 
 
 @every_kind
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_03_a_state_dict_never_holds_a_merged_weight(kind):
     layer = build(kind)
     before = clones(layer.state_dict())

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Linear,
         LoRALayer,
         MergedLinear,
+        MergedStateDictWarning,
         register_layer,
     )
     from .surgery.attach import attach
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from .surgery.extract import extract
     from .surgery.inject import inject
     from .surgery.load_legacy import LegacyReport, load_legacy
-    from .surgery.merge import disabled, merge, merged, unmerge
+    from .surgery.merge import disabled, merge, merged, merged_state_dict, unmerge
     from .surgery.trainable import lora_state_dict, mark_only_lora_as_trainable
 
 _SUBMODULES = ("formats", "layers", "ops", "utils")
@@ -87,12 +88,13 @@ _HOMES = {
         "Linear",
         "LoRALayer",
         "MergedLinear",
+        "MergedStateDictWarning",
         "register_layer",
     ),
     "surgery.load_legacy": ("LegacyReport", "load_legacy"),
     "surgery.eject": ("eject",),
     "surgery.inject": ("inject",),
-    "surgery.merge": ("disabled", "merge", "merged", "unmerge"),
+    "surgery.merge": ("disabled", "merge", "merged", "merged_state_dict", "unmerge"),
     "surgery.trainable": ("lora_state_dict", "mark_only_lora_as_trainable"),
     "adapters.convolution_updates": ("ConvolutionUpdate", "LegacyConvolutionUpdate"),
     "adapters.fused_update": ("FusedUpdate",),

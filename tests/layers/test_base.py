@@ -216,6 +216,7 @@ def test_merges_with_changing_factors_leave_every_bit_of_the_base(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", every_kind)
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_the_state_dict_does_not_tell_whether_the_layer_is_merged(kind):
     plain, model = KINDS[kind].build()
     before = {name: bits(t) for name, t in model.state_dict().items()}
@@ -253,6 +254,7 @@ def test_loading_only_factors_into_a_merged_layer_acts(kind):
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("kind", every_kind)
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_a_copy_computes_the_same_and_is_its_own(kind, how, merged):
     plain, model = KINDS[kind].build()
     x = KINDS[kind].inputs()
@@ -274,6 +276,7 @@ def test_a_copy_computes_the_same_and_is_its_own(kind, how, merged):
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", every_kind)
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_a_change_of_dtype_reaches_what_was_set_aside(kind, dtype, merged):
     plain, model = KINDS[kind].build()
     x = in_dtype(KINDS[kind].inputs(), dtype)
@@ -288,6 +291,7 @@ def test_a_change_of_dtype_reaches_what_was_set_aside(kind, dtype, merged):
 
 
 @pytest.mark.parametrize("kind", every_kind)
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_inference_mode_can_merge_what_is_trained_afterwards(kind):
     model = KINDS[kind].build()[1]
     x = KINDS[kind].inputs()
@@ -342,6 +346,7 @@ BUILT = {
 
 
 @pytest.mark.parametrize("name", BUILT)
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_a_merged_layer_that_is_initialized_again_computes_with_what_was_drawn(name):
     layer = fill(BUILT[name]()).eval()
     before = {key: bits(t) for key, t in layer.state_dict().items()}
@@ -428,6 +433,30 @@ def test_a_fresh_update_changes_no_bit_of_the_output(kind):
         y = model(*x)
         lora.inject(model, lora.LoRAConfig(**{"r": 2, "target_modules": ["layer"]} | KINDS[kind].config))
         assert same_bits(model(*x), y)
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("kind", [kind for kind in INJECTED if "attention" not in kind])
+def test_in_low_precision_a_fresh_update_rounds_once_more_where_there_is_a_bias(kind, how):
+    dtype = torch.float16 if how == "float16" else torch.bfloat16
+    for bias in (True, False):
+        model, x = Holder(KINDS[kind].make()), KINDS[kind].inputs()
+        if not bias and getattr(model.layer, "bias", None) is not None:
+            if "Conv1D" in kind:  # which cannot be without
+                continue
+            model.layer.bias = None
+        model, x = (model, x) if how == "autocast" else (model.to(dtype), in_dtype(x, dtype))
+        with torch.autocast("cpu", dtype=dtype, enabled=how == "autocast"):
+            y = model(*x)
+            lora.inject(model, lora.LoRAConfig(**{"r": 2, "target_modules": ["layer"]} | KINDS[kind].config))
+            found = model(*x)
+        b = getattr(model.layer, "bias", None)
+        if b is None:
+            assert same_bits(found, y)
+        else:
+            once = torch.finfo(dtype).eps * (y.detach().float().abs() + b.detach().float().abs().max())
+            assert found.dtype == y.dtype
+            assert ((found - y).float().abs() <= 1.5 * once).all()
 
 
 @pytest.mark.parametrize("kind", every_kind)

@@ -267,6 +267,7 @@ def test_the_bare_convolution_is_a_view_of_the_layer():
 @pytest.mark.parametrize("names", [("weight",), ("conv.weight",), ("weight", "conv.weight")])
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_all_names_that_versions_of_0_1_gave_the_weight_are_read(names, merged, assign):
     model = nn.Sequential(lora.Conv2d(2, 4, 3, r=2)).train(not merged)
     W = torch.randn(4, 2, 3, 3)

@@ -8,10 +8,14 @@ from .conv_0_1 import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
 from .embedding import Embedding
 from .fused_linear import FusedLinearLoRA, MergedLinear, slice_widths
 from .linear import Linear, LinearLoRA
+from .loading import delta_of, relation
+from .merging import RESIZED
 from .projection import Projection
+from .state_dicts import MergedStateDictWarning, baked_state_dict, quiet_state_dict
 
 __all__ = [
     "PROJECTIONS",
+    "RESIZED",
     "AdaptedLayer",
     "Conv1d",
     "Conv2d",
@@ -23,20 +27,25 @@ __all__ = [
     "LinearLoRA",
     "LoRALayer",
     "MergedLinear",
+    "MergedStateDictWarning",
     "MultiheadAttentionLoRA",
     "Projection",
     "adopt",
     "adopt_fitting",
     "adoption_problem",
     "attention_problem",
+    "baked_state_dict",
+    "delta_of",
     "eject",
     "eject_problem",
     "enter",
     "handler_of",
     "is_linear",
     "leave",
+    "quiet_state_dict",
     "rank_is_excessive",
     "register_layer",
+    "relation",
     "rename_legacy_keys",
     "slice_widths",
 ]

@@ -47,7 +47,7 @@ class ConvolutionLoRA(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (n, k, *) for x (n, d, *), or both without n."""
         if not self.acts:
-            return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
+            return self.forward_without_update(*args, **kwargs)  # type: ignore[no-any-return]
         if has_own_forward(type(self).base_class):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
         x = args[0] if args else named_input(kwargs)
@@ -72,7 +72,7 @@ class ConvolutionLoRA(AdaptedLayer):
             x = x.to(self.lora_A.device)
         padded, _ = self._slide(self.lora_dropout(x), *args[1:], **without_input(kwargs))
         if self.legacy:
-            delta = self._update_of(self.lora_A, self.lora_B).delta()
+            delta = self.update_of(self.lora_A, self.lora_B).delta()
             return y + ops.convolve(padded, delta.to(x.dtype), None, geometry).to(y.dtype)
         t = ops.convolve(padded, self._first_factor(x), None, geometry)
         return ops.add_pointwise(y, t, self.lora_B, self.scaling, self.groups)

@@ -15,6 +15,7 @@ from ..errors import LayerError
 from .class_factory import lora_class
 from .conv import ConvolutionLoRA, without_input
 from .linear import named_input
+from .state_dicts import quiet_state_dict
 
 
 class ConvLoRA(ConvolutionLoRA, nn.Module):
@@ -140,11 +141,11 @@ class BareConvolution:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weight and, where there is one, the bias."""
-        return {name: t for name, t in self.layer.state_dict().items() if name in ("weight", "bias")}
+        return {name: t for name, t in quiet_state_dict(self.layer).items() if name in ("weight", "bias")}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
         """Load the weight and the bias of a plain convolution."""
-        factors = {name: t for name, t in self.layer.state_dict().items() if name not in ("weight", "bias")}
+        factors = {name: t for name, t in quiet_state_dict(self.layer).items() if name not in ("weight", "bias")}
         return self.layer.load_state_dict(factors | dict(state_dict), strict=strict)
 
     def take(self, module: nn.Module) -> None:

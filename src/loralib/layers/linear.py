@@ -30,7 +30,7 @@ class LinearLoRA(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., k) for x (..., d), which is the first argument, whatever the base layer calls it."""
         if not self.acts:  # no update, merged or disabled
-            return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
+            return self.forward_without_update(*args, **kwargs)  # type: ignore[no-any-return]
         x = args[0] if args else named_input(kwargs)
         try:
             p = probability(self.lora_dropout)

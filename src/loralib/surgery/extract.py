@@ -9,9 +9,10 @@ from ..adapters.updates import LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig
 from ..errors import LayerError
-from ..layers import AdaptedLayer, LoRALayer
+from ..layers import AdaptedLayer, LoRALayer, quiet_state_dict
 from ..patterns import within
 from .module_tree import join, unwrap
+from .resized import check_sizes
 from .survey import Survey
 from .trainable import bias_names, extra_names
 
@@ -41,6 +42,7 @@ def extract(model: nn.Module) -> Adapter:
     """
     read = Survey(unwrap(model))
     read.check_enabled("extracted from")
+    check_sizes(read, "extracted from")
     read.require_adapted()
     for name, module in read.modules.items():
         if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
@@ -50,7 +52,7 @@ def extract(model: nn.Module) -> Adapter:
             )
     updates = {name: _copied(name, layer.update) for name, layer in read.adapted.items()}
     extra = extra_names(read)
-    state = read.model.state_dict() if extra else {}
+    state = quiet_state_dict(read.model) if extra else {}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in state.items() if name in extra}
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
 

@@ -16,6 +16,7 @@ from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from .module_tree import Slot, unwrap
+from .resized import check_sizes, remember_sizes
 from .saved_modules import record, replace_with_copies
 from .survey import Survey
 from .targets import find_targets, saved_names, slices_of
@@ -25,9 +26,10 @@ from .trainable import bias_names
 def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> list[str]:
     """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned.
 
-    B starts at zero, so the model computes bit for bit what it did (but for `nn.MultiheadAttention`, whose products are then
-    done one by one: up to rounding). dtype: of the factors; None means float32 where the
-    weight has a lower precision and the weight's own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
+    B starts at zero, so the model computes what it did: bit for bit in float32, and in lower precision where a layer has no
+    bias. A bias is added after the update there, so that W·x is rounded once by itself: small updates would be lost otherwise.
+    (The products of an `nn.MultiheadAttention` are done one by one: up to rounding.) dtype: of the factors; None means
+    float32 where the weight has a lower precision and its own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
     does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
     Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted; the model is then unchanged.
 
@@ -41,6 +43,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     """
     read = Survey(unwrap(model))
     read.check_enabled("injected")
+    check_sizes(read, "injected")
     plan = _plan(read, config)
     _warn_of_ranks(plan.targets)
     updates = [target.new_update(config, dtype) for target in plan.targets]
@@ -50,6 +53,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     kept.bias = config.bias if config.bias != "none" else kept.bias
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
     replace_with_copies(kept, plan.extra, read.replaced)
+    remember_sizes(read.model, kept, {target.name: target.layer for target in plan.targets})
     return [target.name for target in plan.targets]
 
 

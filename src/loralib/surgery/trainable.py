@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ..choices import Bias
 from ..config import check_bias
 from ..errors import ConfigError, LayerError
-from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA
+from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA, quiet_state_dict
 from ..patterns import within
 from .module_tree import join, own_parameters, persistent_buffers, unwrap
+from .resized import check_sizes
 from .saved_modules import record
 from .survey import Survey
 
@@ -147,5 +148,6 @@ def lora_state_dict(model: nn.Module, bias: Bias | None = None) -> dict[str, Ten
     """
     read = Survey(model)
     read.check_enabled("saved")
+    check_sizes(read, "saved")
     names = trained_names(read, bias)
-    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    return {name: tensor for name, tensor in quiet_state_dict(model).items() if name in names}
