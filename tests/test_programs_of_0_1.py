@@ -1,5 +1,6 @@
 """What programs written for loralib 0.1 do goes on working: each test runs on 0.1.2 as well, which proves that it did."""
 
+import copy
 from types import ModuleType
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import loralib as lora
-from models import close
+from models import close, same_bits
 from peers import loralib_0_1
 
 LAYERS = {
@@ -58,3 +59,60 @@ def test_a_function_or_a_module_may_be_assigned_as_dropout(module, name, double)
     base, whole = nn.functional.linear(x, layer.weight, layer.bias), layer(x)
     layer.lora_dropout = double
     assert close(layer(x) - base, 2 * (whole - base), factor=64)
+
+
+# --- empty dimensions -----------------------------------------------------------------------------------------------
+
+EMPTY = [
+    ("Linear", (0, 4), (3, 0)),
+    ("Linear", (4, 0), (3, 4)),
+    ("Linear", (0, 0), (3, 0)),
+    ("Embedding", (0, 4), (0,)),
+    ("Embedding", (4, 0), (3,)),
+    ("Conv2d", (0, 4, 3), (2, 0, 5, 5)),
+    ("Conv1d", (0, 4, 1), (2, 0, 5)),
+]
+no_elements = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+
+
+@no_elements
+@both
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("name", "sizes", "shape"), EMPTY)
+def test_a_layer_with_an_empty_dimension_has_factors_and_a_frozen_weight(module, name, sizes, shape, transposed):
+    options = {"fan_in_fan_out": transposed} if name == "Linear" else {}
+    layer = getattr(module(), name)(*sizes, r=2, lora_alpha=3, **options)
+    kappa = sizes[2] if "Conv" in name else 1
+    assert layer.lora_A.shape == (2 * kappa, sizes[0] * kappa)
+    assert layer.lora_B.shape == (sizes[1] * kappa, 2 * kappa)
+    assert [n for n, p in layer.named_parameters() if not p.requires_grad] in (["weight"], ["conv.weight"])
+    x = torch.randint(4, shape) if name == "Embedding" else torch.ones(shape)
+    y = copy.deepcopy(layer)(x)
+    y.sum().backward()
+    for mode in (False, True):
+        layer.train(mode)
+        assert layer(x).shape == y.shape
+        assert not y.numel() or close(layer(x), y)
+
+
+@no_elements
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape"), [*EMPTY, ("MergedLinear", (0, 6), (3, 0)), ("MergedLinear", (4, 0), (3, 4))]
+)
+def test_the_update_of_an_empty_weight_is_merged_and_ejected(name, sizes, shape):
+    own = {"enable_lora": [True, False]} if name == "MergedLinear" else {}
+    model = nn.Sequential(getattr(lora, name)(*sizes, r=2, lora_alpha=3, **own))
+    x = torch.randint(4, shape) if name == "Embedding" else torch.ones(shape)
+    y = model(x)
+    with lora.merged(model):
+        assert model(x).shape == y.shape
+    assert sorted(lora.lora_state_dict(model)) == ["0.lora_A", "0.lora_B"]
+    update = model[0].update
+    lora.merge(model)
+    lora.unmerge(model)
+    assert same_bits(lora.eject(model) or model(x), y)
+    if "Conv" in name:  # to which torch gives an output without channels
+        return
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"]))
+    assert update.r == model[0].update.r == 2
+    assert same_bits(model(x), y)

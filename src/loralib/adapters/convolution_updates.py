@@ -46,7 +46,7 @@ class LegacyConvolutionUpdate(LoRAUpdate):
     def _problem(self) -> str | None:
         A, B, shape = self.A, self.B, torch.Size(self.weight_shape)
         matrices = A.dim() == B.dim() == 2 and 0 < len(A) == B.shape[1]
-        if len(shape) < 3 or min(shape) < 1 or not matrices or len(A) % shape[-1]:
+        if len(shape) < 3 or min(shape[2:]) < 1 or not matrices or len(A) % shape[-1]:
             return "expected (r·kernel, in·kernel) and (out / groups·kernel, r·kernel)"
         if len(B) * A.shape[1] == shape.numel():
             return None
@@ -99,4 +99,4 @@ class LegacyConvolutionUpdate(LoRAUpdate):
     @property
     def _groups(self) -> int:
         """How many groups the convolution has: A spans all inputs, the weight those of one group."""
-        return max(1, self.A.shape[1] // self.weight_shape[-1] // self.weight_shape[1])
+        return max(1, self.A.shape[1] // self.weight_shape[-1] // max(1, self.weight_shape[1]))

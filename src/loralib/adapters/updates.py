@@ -144,6 +144,8 @@ class LoRAUpdate:
                     [0., 1.]])
         """
         layout, W = layout or self.usual_layout, self.as_used(W)
+        if not W.numel():
+            return W.clone()
         if (strips := self.strips(layout)) is not None:
             return ops.add_strips(W.reshape(self._rows(W), -1), strips, self.scaling).view(W.shape)
         wide = torch.promote_types(torch.promote_types(W.dtype, torch.float32), self.A.dtype)

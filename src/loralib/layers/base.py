@@ -210,11 +210,11 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
     # --- loralib 0.1's constructors ---------------------------------------------------------------------------------
 
     def build(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
-        """The second half of a constructor, once the base layer is built: set the attributes, add factors where the shapes
-        leave room for any, freeze the weight then, and draw all parameters (again: the same seed gives 0.1's numbers)."""
+        """The second half of a constructor, once the base layer is built: set the attributes, add factors unless their rank
+        is 0, freeze the weight then, and draw all parameters (again: the same seed gives 0.1's numbers)."""
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         shapes = self.factor_shapes(self, r, **self.structure(self))
-        if all(all(shape) for shape in shapes):
+        if shapes[0][0]:
             if rank_is_excessive(r, *shapes):
                 warnings.warn(f"r={r} is larger than both sides of {type(self).__name__}'s weight.", stacklevel=3)
             self.lora_A, self.lora_B = (nn.Parameter(self.weight.new_zeros(shape)) for shape in shapes)
@@ -263,9 +263,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
 
 
 def rank_is_excessive(r: int, shape_A: tuple[int, ...], shape_B: tuple[int, ...]) -> bool:
-    """Whether `r` exceeds both sides of ΔW as a matrix: the plain ΔW would then be smaller than its factors.
+    """Whether `r` exceeds both sides of a ΔW that is not empty: as a matrix it would then be smaller than its factors.
 
     >>> rank_is_excessive(8, (8, 4), (6, 8)), rank_is_excessive(8, (8, 4), (16, 8))
     (True, False)
     """
-    return r > max(math.prod(shape_A[1:]), shape_B[0])
+    sides = math.prod(shape_A[1:]), shape_B[0]
+    return r > max(sides) and min(sides) > 0

@@ -35,7 +35,7 @@ def slice_widths(out_features: int, enable_lora: Sequence[bool], widths: Sequenc
                 f"out_features={out_features}; give the widths of unequal slices, or a mask of another length."
             )
         return (out_features // n,) * n
-    if len(widths) != n or sum(widths) != out_features or min(widths) < 1:
+    if len(widths) != n or sum(widths) != out_features or min(widths) < min(1, out_features):
         raise ConfigError(
             f"slice widths {list(widths)} do not cut out_features={out_features} into the {n} slices of "
             f"enable_lora={list(enable_lora)}."
