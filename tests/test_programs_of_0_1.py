@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import loralib as lora
@@ -116,3 +117,57 @@ def test_the_update_of_an_empty_weight_is_merged_and_ejected(name, sizes, shape)
     lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"]))
     assert update.r == model[0].update.r == 2
     assert same_bits(model(x), y)
+
+
+# --- transposed convolutions ----------------------------------------------------------------------------------------
+
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@both
+@pytest.mark.parametrize(("n", "kernel", "groups"), [(1, 1, 1), (2, 3, 1), (2, 3, 2), (2, 1, 2), (3, 1, 1)])
+def test_a_transposed_convolution_with_a_forward_of_its_own(module, n, kernel, groups):
+    conv_class = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[n]
+
+    class Up(module().ConvLoRA):
+        def __init__(self, *args, **kwargs):
+            super().__init__(conv_class, *args, **kwargs)
+
+        def forward(self, x):
+            W = self.conv.weight
+            if self.r > 0 and not self.merged:
+                W = W + (self.lora_B @ self.lora_A).view(W.shape) * self.scaling
+            conv = self.conv
+            return TRANSPOSED[n](x, W, conv.bias, conv.stride, conv.padding, conv.output_padding, conv.groups)
+
+    layer = Up(4, 6, kernel, r=2, lora_alpha=3, stride=2, output_padding=1, groups=groups)
+    assert layer.lora_A.shape == (2 * kernel, 4 * kernel)
+    assert layer.lora_B.shape == (6 // groups * kernel, 2 * kernel)
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(2, 4, *[5] * n)
+    y = layer(x)
+    layer.eval()
+    assert layer.merged
+    assert close(layer(x), y, factor=64)
+    assert close(layer.conv(x), y, factor=64)
+    layer.train()
+    assert close(layer(x), y, factor=64)
+    assert close(copy.deepcopy(layer.conv)(x), layer.conv(x), factor=64)
+
+
+def test_a_transposed_convolution_of_0_1_goes_to_files_that_can_hold_it_and_back(tmp_path):
+    model = nn.Sequential(lora.ConvLoRA(nn.ConvTranspose2d, 4, 6, 3, r=2, lora_alpha=3, groups=2))
+    nn.init.normal_(model[0].lora_B)
+    adapter = lora.extract(model)
+    lora.save(adapter, tmp_path / "a.safetensors", format="safetensors")
+    assert lora.load(tmp_path / "a.safetensors") == adapter
+    lora.save(adapter, tmp_path / "a.pt", format="loralib")
+    fresh = nn.Sequential(lora.ConvLoRA(nn.ConvTranspose2d, 4, 6, 3, r=2, lora_alpha=3, groups=2))
+    fresh.load_state_dict(torch.load(tmp_path / "a.pt"), strict=False)
+    assert lora.extract(fresh) == adapter
+    with pytest.raises(lora.FormatError, match="is for a transposed convolution"):
+        lora.save(adapter, tmp_path / "peft", format="peft")
+    with pytest.raises(lora.AlgebraError, match="has no plain form"):
+        adapter.layers["0"].plain()
+    with pytest.raises(lora.AttachError, match="transposed_convolution_0_1 in the adapter, convolution_0_1 in the model"):
+        lora.attach(nn.Sequential(lora.Conv2d(4, 6, 3, r=2)), adapter)

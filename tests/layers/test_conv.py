@@ -456,7 +456,7 @@ def test_adapters_of_other_convolutions_do_not_fit():
 def test_an_adapter_of_another_kind_is_named():
     adapter = adapter_of(nn.Linear(4, 6))
     model = Holder(nn.Conv2d(4, 6, 1))
-    message = "layer: expected a ConvolutionUpdate or LegacyConvolutionUpdate for a Conv2d layer, got a LoRAUpdate"
+    message = "layer: expected a ConvolutionUpdate or LegacyConvolutionUpdate or LegacyTransposedUpdate for a Conv2d layer"
     expect_refusal(lora.AttachError, message, model, lambda: lora.attach(model, adapter))
 
 

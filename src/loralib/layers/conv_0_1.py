@@ -22,9 +22,9 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
 
     Parameters and their order are 0.1's; further keywords go to `conv_module`. `weight` is the one key of the weight in a
     state dict; the names of all versions of 0.1 are read (`weight`, `conv.weight`, both). `layer.conv` is a view of the bare
-    convolution: what is read from it or assigned to it is the layer's. With nn.Conv2d and a square kernel, or with kernel 1,
-    the factors have 0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a true rank r,
-    (r, in / groups, *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
+    convolution: what is read from it or assigned to it is the layer's. With kernel 1, or a square kernel of nn.Conv2d or
+    nn.ConvTranspose2d, the factors have 0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a
+    true rank r, (r, in / groups, *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
 
     >>> layer = ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
     >>> isinstance(layer, nn.Conv1d), layer.lora_A.shape, layer.conv.weight is layer.weight
@@ -46,8 +46,8 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
         if not isinstance(self, conv_module):
             self.__class__ = lora_class(type(self), conv_module)
         conv_module.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        square = isinstance(self, nn.Conv2d) and len(set(self.kernel_size)) == 1
-        self.legacy = square or (set(self.kernel_size) == {1} and not self.transposed)
+        square = isinstance(self, nn.Conv2d | nn.ConvTranspose2d) and len(set(self.kernel_size)) == 1
+        self.legacy = square or set(self.kernel_size) == {1}
         self.build(r, lora_alpha, lora_dropout, merge_weights)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +107,7 @@ class BareConvolution:
         """A plain convolution that shares the weight and bias."""
         layer = self.layer
         base: Any = type(layer).base_class
-        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        names = ("stride", "padding", "dilation", "groups", "padding_mode", *(("output_padding",) if layer.transposed else ()))
         settings = {name: getattr(layer, name) for name in names}
         sizes = layer.in_channels, layer.out_channels, layer.kernel_size
         plain: nn.Module = base(*sizes, **settings, bias=layer.bias is not None, device="meta").train(layer.training)
@@ -154,7 +154,15 @@ class BareConvolution:
             raise LayerError(f"{module} cannot take the place of {self.module()}. Nothing was changed.")
         for name, parameter in module._parameters.items():
             setattr(self.layer, name, parameter)
-        settings = ("stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
+        settings = (
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+            "output_padding",
+            "_reversed_padding_repeated_twice",
+        )
         for name in settings:
             setattr(self.layer, name, getattr(module, name))
 
