@@ -19,7 +19,7 @@ from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate
 from .base import AdaptedLayer
 from .dropout import probability
-from .linear import named_input
+from .inputs import named_input, without_input
 
 _Convolution = nn.modules.conv._ConvNd
 
@@ -91,7 +91,7 @@ class ConvolutionLoRA(AdaptedLayer):
         A = self.lora_A.to(x.dtype)
         if self.transposed:
             A = A.transpose(0, 1)  # (d/g, r, *kernel)
-        return A if self.groups == 1 else A.repeat(self.groups, *[1] * (A.dim() - 1))
+        return A if self.groups == 1 else A.repeat(self.groups, *[1] * (len(self.kernel_size) + 1))
 
     def _slide(self, x: Tensor, output_size: list[int] | None = None) -> tuple[Tensor, ops.Geometry]:
         """How the base slides over `x`, and `x` with what padding torch's convolution does not do by itself."""
@@ -145,11 +145,6 @@ class ConvolutionLoRA(AdaptedLayer):
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
         """Why a plain `layer` cannot be adapted, or None."""
         return cls.problem_of_weights(layer, lora_dropout) if has_own_forward(type(layer)) else None
-
-
-def without_input(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The named arguments without the input, which torch calls `input` and 0.1 x."""
-    return {name: value for name, value in kwargs.items() if name not in ("input", "x")}
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:

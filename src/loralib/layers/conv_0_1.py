@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from .class_factory import lora_class
-from .conv import ConvolutionLoRA, without_input
-from .linear import named_input
+from .conv import ConvolutionLoRA
+from .inputs import named_input, takes_x, without_input
 
 
 class ConvLoRA(ConvolutionLoRA, nn.Module):
@@ -171,6 +171,12 @@ def _itself(module: nn.Module) -> nn.Module:
     return module
 
 
+@takes_x
+def _forward(self: ConvLoRA, x: Tensor | None = None, **named: Tensor) -> Tensor:
+    """y (n, out, *) for x (n, in, *), which torch calls `input`."""
+    return ConvLoRA.forward(self, x if x is not None else named_input(named))
+
+
 class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
     """`nn.Conv1d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r, but for kernel 1, with which
     alone it worked in 0.1.
@@ -182,6 +188,7 @@ class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv1d
+    forward = _forward  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(nn.Conv1d, *args, **kwargs)
@@ -198,6 +205,7 @@ class Conv2d(ConvLoRA, nn.Conv2d):  # type: ignore[misc]
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv2d
+    forward = _forward  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(nn.Conv2d, *args, **kwargs)
@@ -212,6 +220,7 @@ class Conv3d(ConvLoRA, nn.Conv3d):  # type: ignore[misc]
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv3d
+    forward = _forward  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(nn.Conv3d, *args, **kwargs)

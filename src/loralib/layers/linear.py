@@ -18,6 +18,7 @@ from .. import ops
 from ..adapters.layout import Layout
 from .base import AdaptedLayer
 from .dropout import probability
+from .inputs import named_input, takes_x
 
 
 class LinearLoRA(AdaptedLayer):
@@ -85,12 +86,6 @@ class LinearLoRA(AdaptedLayer):
             self.weight = nn.Parameter(W.detach().t().contiguous(), requires_grad=W.requires_grad)
 
 
-def named_input(kwargs: dict[str, Any]) -> Tensor:
-    """A layer's input where it was passed by name: torch's, 0.1's, or whatever the base layer calls its first argument."""
-    x: Tensor = next(kwargs[name] for name in ("input", "x", *kwargs) if name in kwargs)
-    return x
-
-
 def transposable_forward(layer: LinearLoRA, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """W·x + b for a layer of 0.1, which may store its weight as (d, k) and calls its input x; `forward` is the base's own."""
     x = args[0] if args else named_input(kwargs)
@@ -131,6 +126,11 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
         self.build(r, lora_alpha, lora_dropout, merge_weights)
         self.store_weight(fan_in_fan_out)
+
+    @takes_x
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        """y (..., out_features) for x (..., in_features), which torch calls `input`."""
+        return LinearLoRA.forward(self, x if x is not None else named_input(named))
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """`nn.Linear`'s output, whichever way the weight is stored."""
