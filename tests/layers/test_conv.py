@@ -215,7 +215,7 @@ def test_the_constructors_make_layers_that_are_torchs_with_an_update(cls, args, 
     assert isinstance(layer, type(plain))
     assert isinstance(layer, lora.ConvLoRA)
     assert (layer.lora_A.shape, layer.lora_B.shape) == shapes
-    assert list(layer.state_dict()) == ["weight", "bias", "lora_A", "lora_B"]
+    assert list(layer.state_dict()) == ["lora_A", "lora_B", "weight", "bias"]
     assert not layer.lora_B.any()
     assert layer.lora_A.any()
     assert (layer.scaling, layer.weight.requires_grad, layer.merge_weights) == (2.0, False, True)

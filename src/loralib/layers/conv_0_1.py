@@ -49,6 +49,8 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
         square = isinstance(self, nn.Conv2d | nn.ConvTranspose2d) and len(set(self.kernel_size)) == 1
         self.legacy = square or set(self.kernel_size) == {1}
         self.build(r, lora_alpha, lora_dropout, merge_weights)
+        for name in ("weight", "bias"):  # after the factors, as in 0.1: the state of an optimizer goes by this order
+            self._parameters[name] = self._parameters.pop(name)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the convolution computes; 0.1 calls the input x."""
@@ -69,7 +71,7 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
         """Take a pickled state; 0.1 kept the convolution as a module in the layer."""
         inner = state["_modules"].pop("conv", None)
         if inner is not None:
-            state = vars(inner) | state | {"legacy": True, "_parameters": inner._parameters | state["_parameters"]}
+            state = vars(inner) | state | {"legacy": True, "_parameters": state["_parameters"] | inner._parameters}
         super().__setstate__(state)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
