@@ -404,3 +404,33 @@ def descend(model: nn.Module, adam: torch.optim.Optimizer, steps: int) -> None:
         trained = [(renamed([name])[0], p) for name, p in model.named_parameters() if p.requires_grad]
         sum((1 + len(name) % 3) * p.sin().sum() for name, p in trained).backward()
         adam.step()
+
+
+# --- a seed gives the same numbers ----------------------------------------------------------------------------------
+
+DRAWS = {
+    "reset_parameters": lambda layer: layer.reset_parameters(),
+    "normal_": lambda layer: nn.init.normal_(layer.weight, std=0.02),
+    "data.normal_": lambda layer: layer.weight.data.normal_(std=0.02),
+    "uniform_": lambda layer: nn.init.uniform_(layer.weight),
+    "kaiming_uniform_": lambda layer: nn.init.kaiming_uniform_(layer.weight, a=1),
+    "xavier_normal_": lambda layer: nn.init.xavier_normal_(layer.weight),
+    "orthogonal_": lambda layer: nn.init.orthogonal_(layer.weight),
+    "a copy, reset": lambda layer: copy.deepcopy(layer).reset_parameters(),
+    "double, reset": lambda layer: layer.double().reset_parameters(),
+    "in evaluation mode": lambda layer: (layer.eval(), layer.train(), layer.reset_parameters()),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["Linear", "MergedLinear"])
+def test_a_seed_draws_the_numbers_of_0_1_in_the_place_of_a_weight(name, transposed, draw):
+    drawn = []
+    for module in (loralib_0_1(), lora):
+        torch.manual_seed(3)
+        own = {"enable_lora": [True, False]} if name == "MergedLinear" else {}
+        layer = getattr(module, name)(20, 30, r=2, fan_in_fan_out=transposed, **own)
+        DRAWS[draw](layer)
+        drawn.append([*layer.state_dict().values(), torch.rand(1)])
+    assert all(same_bits(a, b) for a, b in zip(*drawn, strict=True))
