@@ -5,6 +5,7 @@ Each drawn case is compared twice: with 0.1.2, where every difference must be on
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -244,13 +245,18 @@ def expected(case: Case, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"output": y} | {f"gradient of {name}": g for name, g in gradients.items()}
 
 
+def as_stored(case: Case, name: str, t: Tensor) -> Tensor:
+    """A tensor with the strides that it must have: a transposed weight is a view of the matrix that the product reads."""
+    return t.t().contiguous().t() if name == "weight" and case.get("fan_in_fan_out") else t
+
+
 def faults(case: Case, layer: nn.Module, seen: dict[str, Any]) -> set[str]:
     """Where ours is not what the formula says, whatever 0.1.2 does."""
     now = case.tensors(layer, case.outcome[1])
     right = expected(case, now) | {
         "requires_grad": {name: name != "weight" or not case.has_factors for name in sorted(now)},
         "state dict keys": set(now),
-        "contiguity": dict.fromkeys(sorted(now), True),
+        "contiguity": {name: as_stored(case, name, now[name]).is_contiguous() for name in sorted(now)},
         "returned by train()": True,
         "merged": case.merged,
         "mode": case.training,
@@ -337,12 +343,6 @@ ROWS = {  # by layer
         lambda case: not case.has_factors and not case.training and case.get("merge_weights", True),
         {"merged"},
         replace(LINEAR, options={"r": 0}, steps=("eval",)),
-    ),
-    "the strides of a transposed weight": Row(
-        "non-contiguous",
-        lambda case: case.get("fan_in_fan_out", False),
-        {"contiguity"},
-        replace(LINEAR, options={"r": 2, "fan_in_fan_out": True}),
     ),
     "no slice enabled": Row(
         "no slice enabled",
@@ -590,11 +590,6 @@ MODEL_ROWS = {
         lambda model, layer, leaf, aspect: model.frozen and aspect == "trained" and leaf.startswith("lora_"),
         Model((Layer("a", "Linear", 2),), frozen=True),
     ),
-    "nothing would be trained": ModelRow(
-        "raises when nothing would train",
-        lambda model, layer, leaf, aspect: not model.wanted() and aspect == "trained",
-        Model((Layer("a", "Linear"), Layer("explora_net", "nn.Linear"))),
-    ),
 }
 
 
@@ -602,10 +597,9 @@ def found_in(model: Model, module: ModuleType) -> dict[str, set[str]]:
     """What `module` saves of the model, and what it marks as trainable."""
     built = model.build(module)
     saved = {renamed(name) for name in module.lora_state_dict(built, bias=model.bias)}
-    try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[a-zA-Z]+ has no LoRA parameter")
         module.mark_only_lora_as_trainable(built, bias=model.bias)
-    except lora.ConfigError:
-        return {"saved": saved, "trained": set()}
     return {"saved": saved, "trained": {renamed(name) for name in trainable(built)}}
 
 

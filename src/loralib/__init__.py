@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "1.0.0.dev0"
+name = "lora"
 
 if TYPE_CHECKING:
     from . import formats, layers, ops, utils
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         MergedStateDictWarning,
         register_layer,
     )
+    from .star_0_1 import Dict, F, List, Optional, math, nn, torch
     from .surgery.attach import attach
     from .surgery.eject import eject
     from .surgery.extract import extract
@@ -100,9 +102,10 @@ _HOMES = {
     "adapters.fused_update": ("FusedUpdate",),
     "adapters.updates": ("EmbeddingUpdate", "LoRAUpdate", "ProjectionUpdate"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_OF_0_1 = {"star_0_1": ("Dict", "F", "List", "Optional", "math", "nn", "torch")}  # what its star import gave, too
+_HOME = {known: home for home, names in (_HOMES | _OF_0_1).items() for known in names}
 
-__all__ = list(_HOME)
+__all__ = [*_HOME, "layers", "name", "utils"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

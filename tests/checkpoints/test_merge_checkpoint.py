@@ -28,7 +28,10 @@ IDS = torch.tensor([[1, 5, 3, 2]])
 def saved(model: nn.Module, folder: Path) -> Path:
     """The model's weights in one file."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().clone() for name, t in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
     return folder
 
 

@@ -215,7 +215,7 @@ def test_the_constructors_make_layers_that_are_torchs_with_an_update(cls, args, 
     assert isinstance(layer, type(plain))
     assert isinstance(layer, lora.ConvLoRA)
     assert (layer.lora_A.shape, layer.lora_B.shape) == shapes
-    assert list(layer.state_dict()) == ["weight", "bias", "lora_A", "lora_B"]
+    assert list(layer.state_dict()) == ["lora_A", "lora_B", "weight", "bias"]
     assert not layer.lora_B.any()
     assert layer.lora_A.any()
     assert (layer.scaling, layer.weight.requires_grad, layer.merge_weights) == (2.0, False, True)
@@ -457,7 +457,7 @@ def test_adapters_of_other_convolutions_do_not_fit():
 def test_an_adapter_of_another_kind_is_named():
     adapter = adapter_of(nn.Linear(4, 6))
     model = Holder(nn.Conv2d(4, 6, 1))
-    message = "layer: expected a ConvolutionUpdate or LegacyConvolutionUpdate for a Conv2d layer, got a LoRAUpdate"
+    message = "layer: expected a ConvolutionUpdate or LegacyConvolutionUpdate or LegacyTransposedUpdate for a Conv2d layer"
     expect_refusal(lora.AttachError, message, model, lambda: lora.attach(model, adapter))
 
 

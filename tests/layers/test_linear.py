@@ -220,8 +220,8 @@ def test_a_scaling_that_was_assigned_acts_and_is_what_is_merged():
     assert layer.update.scaling == 0.25
 
 
-def test_a_transposed_weight_is_stored_contiguously():
-    assert layer_of(fan_in_fan_out=True).weight.is_contiguous()
+def test_a_transposed_weight_is_a_view_of_the_matrix_that_the_product_reads():
+    assert layer_of(fan_in_fan_out=True).weight.t().is_contiguous()
 
 
 # --- modes and merging ----------------------------------------------------------------------------------------------

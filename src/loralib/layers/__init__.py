@@ -1,6 +1,7 @@
 """LoRA layers, one kind a file, and their adoption in place."""
 
 from ..architectures import PROJECTIONS
+from ..star_0_1 import F, List, Optional, math, nn, torch
 from .adoption import adopt, adopt_fitting, adoption_problem, eject, eject_problem, handler_of, is_linear, register_layer
 from .attention import MultiheadAttentionLoRA, attention_problem, enter, leave
 from .base import AdaptedLayer, LoRALayer, rank_is_excessive
@@ -22,13 +23,16 @@ __all__ = [
     "Conv3d",
     "ConvLoRA",
     "Embedding",
+    "F",
     "FusedLinearLoRA",
     "Linear",
     "LinearLoRA",
+    "List",
     "LoRALayer",
     "MergedLinear",
     "MergedStateDictWarning",
     "MultiheadAttentionLoRA",
+    "Optional",
     "Projection",
     "adopt",
     "adopt_fitting",
@@ -42,10 +46,13 @@ __all__ = [
     "handler_of",
     "is_linear",
     "leave",
+    "math",
+    "nn",
     "quiet_state_dict",
     "rank_is_excessive",
     "register_layer",
     "relation",
     "rename_legacy_keys",
     "slice_widths",
+    "torch",
 ]

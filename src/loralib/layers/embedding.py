@@ -19,7 +19,7 @@ from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from ..errors import LayerError
 from .base import AdaptedLayer
 from .dropout import probability
-from .linear import named_input
+from .inputs import named_input, takes_x
 from .merging import RESIZED
 
 
@@ -177,6 +177,11 @@ class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
             super().reset_parameters()
         elif self.has_update:
             self.reset_factors(self.lora_A, self.lora_B)
+
+    @takes_x
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        """y (..., embedding_dim) for token numbers x (...), which torch calls `input`."""
+        return EmbeddingLoRA.forward(self, x if x is not None else named_input(named))
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Embedding` computes; 0.1 calls the input x."""

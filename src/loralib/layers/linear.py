@@ -18,6 +18,7 @@ from .. import ops
 from ..adapters.layout import Layout
 from .base import AdaptedLayer
 from .dropout import probability
+from .inputs import named_input, takes_x
 
 
 class LinearLoRA(AdaptedLayer):
@@ -57,6 +58,13 @@ class LinearLoRA(AdaptedLayer):
         """(k, d), or transposed."""
         return Layout(transposed=layer.fan_in_fan_out if isinstance(layer, LinearLoRA) else cls.fan_in_fan_out)
 
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W + ΔW with the strides of W, which is a transposed view in a layer of 0.1 with `fan_in_fan_out`. Files hold it
+        contiguously; computing so gives the same bits."""
+        if not self.fan_in_fan_out or W.is_contiguous():
+            return super().effective_weight(W)
+        return super().effective_weight(W.contiguous()).t().contiguous().t()
+
     @classmethod
     def features(cls, layer: nn.Module) -> tuple[int, int]:
         """How many features go in and come out: d and k."""
@@ -76,19 +84,14 @@ class LinearLoRA(AdaptedLayer):
 
     def store_weight(self, fan_in_fan_out: bool) -> None:
         """Store the weight, which is (k, d) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then
-        without calling the layer, nor while there is an update."""
+        without calling the layer, nor while there is an update. It is a transposed view, as in 0.1: numbers that are drawn in
+        its place (`nn.init`) are then 0.1's, and each product has the matrix (k, d) as it lies in memory."""
         self.fan_in_fan_out = fan_in_fan_out
         if fan_in_fan_out or self.has_update:
             self.stay_called()
         if fan_in_fan_out:
             W = self.weight
-            self.weight = nn.Parameter(W.detach().t().contiguous(), requires_grad=W.requires_grad)
-
-
-def named_input(kwargs: dict[str, Any]) -> Tensor:
-    """A layer's input where it was passed by name: torch's, 0.1's, or whatever the base layer calls its first argument."""
-    x: Tensor = next(kwargs[name] for name in ("input", "x", *kwargs) if name in kwargs)
-    return x
+            self.weight = nn.Parameter(W.detach().t(), requires_grad=W.requires_grad)
 
 
 def transposable_forward(layer: LinearLoRA, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -131,6 +134,11 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
         self.build(r, lora_alpha, lora_dropout, merge_weights)
         self.store_weight(fan_in_fan_out)
+
+    @takes_x
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        """y (..., out_features) for x (..., in_features), which torch calls `input`."""
+        return LinearLoRA.forward(self, x if x is not None else named_input(named))
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """`nn.Linear`'s output, whichever way the weight is stored."""

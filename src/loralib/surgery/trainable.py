@@ -10,13 +10,14 @@ The record is on the module that was injected, with the originals of the tensors
 can put them back.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
 from ..choices import Bias
 from ..config import check_bias
-from ..errors import ConfigError, LayerError
+from ..errors import LayerError
 from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA, quiet_state_dict
 from ..patterns import within
 from .module_tree import join, own_parameters, persistent_buffers, unwrap
@@ -107,8 +108,8 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     bias: "none", "lora_only" (those of layers with an update) or "all" (every parameter *named* bias); None means what the
     model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save; one that the
     model was not injected with is trained in place, so `eject` leaves it as trained.
-    Raises `ConfigError` when nothing would be trained, and `LayerError` inside a `disabled` block or when a layer would be
-    trained that is never called, with no flag changed.
+    A model, or a part of one, in which there is nothing to train is frozen, with a warning. Raises `LayerError` inside a
+    `disabled` block or when a layer would be trained that is never called, with no flag changed.
 
     >>> import loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
@@ -123,10 +124,11 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     if extra := extra_names(read, bias):
         trained |= {id(tensor) for name, tensor in read.tensors.items() if name in extra}
     parameters = [p for module in read.modules.values() for p in module._parameters.values() if p is not None]
-    if not any(id(parameter) in trained for parameter in parameters):
-        raise ConfigError(
-            f"{type(model).__name__} has no LoRA parameter, so nothing would be trained: "
-            "inject a LoRAConfig, or build layers with r > 0, first. Nothing was changed."
+    if parameters and not any(id(parameter) in trained for parameter in parameters):
+        warnings.warn(
+            f"{type(model).__name__} has no LoRA parameter: all of it is frozen now, and nothing in it is trained. Inject a "
+            "LoRAConfig, or build layers with r > 0, before you mark, unless that is what you want.",
+            stacklevel=2,
         )
     for parameter in parameters:
         parameter.requires_grad_(id(parameter) in trained)
