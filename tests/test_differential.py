@@ -581,7 +581,7 @@ MODEL_ROWS = {
         Model((Layer("a", "Linear", 2), Layer("b", "a buffer")), "all"),
     ),
     "a name that contains lora_": ModelRow(
-        "a dotted part of the name starts with",
+        "a *module* of such a name is one like any other",
         lambda model, layer, leaf, aspect: "lora_" in layer.name,
         Model((Layer("a", "Linear", 2), Layer("explora_net", "nn.Linear")), "all"),
     ),

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     )
     from .star_0_1 import Dict, F, List, Optional, math, nn, torch
     from .surgery.attach import attach
+    from .surgery.check_trained import check_trained
     from .surgery.eject import eject
     from .surgery.extract import extract
     from .surgery.inject import inject
@@ -78,6 +79,7 @@ _HOMES = {
         "TargetError",
     ),
     "surgery.attach": ("attach",),
+    "surgery.check_trained": ("check_trained",),
     "surgery.extract": ("extract",),
     "formats": ("detect", "load", "save"),
     "layers": (

@@ -129,8 +129,9 @@ class LoRAConfig:
     r: rank of the update. lora_alpha: numerator of the scaling. lora_dropout: probability with which the update's input
     is dropped in training. target_modules: which layers; a list of names, each of which must equal a layer's name or its
     last dotted parts; or one regular expression that must match whole names; or "all-linear", every linear layer but the
-    output embedding and those in `modules_to_save`. exclude_modules: names or a regular expression taken out of
-    them, read in the same way: ["conv1"] also takes out "block.conv1", and the expression "conv1" takes out the top one only.
+    output embedding, those in `modules_to_save`, a fresh classification head, and what no update can reach. exclude_modules:
+    names or a regular expression taken out of them, read in the same way: ["conv1"] also takes out "block.conv1", and the
+    expression "conv1" takes out the top one only.
     modules_to_save: modules trained in full beside the factors and saved with them, such as a new head.
     bias: which biases are trained too: none, those of adapted layers, or all parameters named `bias`.
     rank_pattern, alpha_pattern: {name or regular expression: value} for layers that differ.

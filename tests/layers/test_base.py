@@ -17,7 +17,9 @@ from kinds import (
     COPIES,
     DTYPES,
     KINDS,
+    Activated,
     Holder,
+    Normalized,
     SamePadded,
     ScaledEmbedding,
     Standardized,
@@ -306,7 +308,7 @@ def test_inference_mode_can_merge_what_is_trained_afterwards(kind):
 
 
 def has_own_forward(layer: nn.Module) -> bool:
-    return isinstance(layer, ScaledEmbedding | SamePadded | Standardized)
+    return isinstance(layer, ScaledEmbedding | SamePadded | Standardized | Normalized | Activated)
 
 
 @pytest.mark.parametrize("kind", INJECTED)

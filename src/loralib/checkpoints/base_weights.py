@@ -47,10 +47,12 @@ class Pair(NamedTuple):
 
 def weights_of(source: Source) -> Weights:
     """The weights of a model, or of a folder or file of weights. `LayerError` for a model that carries updates, `FormatError`
-    for files that hold none."""
+    for files that hold none, or quantized ones."""
     if isinstance(source, nn.Module):
         return _of_model(Survey(unwrap(source)))
     checkpoint = open_checkpoint(Path(source))
+    if checkpoint.is_quantized:
+        raise FormatError(f"{checkpoint.path} is quantized; give the weights that it was made from.")
     shapes = {name: place.shape for name, place in checkpoint.tensors.items()}
     layers = dict(layouts.by_names(shapes, checkpoint.config))
     if (tie := tie_of(checkpoint)) and tie.head not in shapes:

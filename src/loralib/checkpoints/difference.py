@@ -20,6 +20,7 @@ from ..adapters.updates import LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
+from ..formats.validation import FLOATS
 from ..surgery.trainable import is_bias
 from ..tensors import same_bits, without_autocast
 from .base_weights import Source, Weights, weights_of
@@ -70,7 +71,8 @@ def difference(
 
     Raises:
         ConfigError: When neither `r` nor `energy` is given.
-        AlgebraError: When the two have other shapes, or do not differ.
+        AlgebraError: When the two have other shapes, do not differ, or hold quantized weights.
+        FormatError: When a folder or a file holds quantized weights.
         TargetError: For a pattern that matches nothing.
 
     Example:
@@ -118,9 +120,10 @@ def differences(
         now, before = new.tensor(name).detach(), old.tensor(name).detach()
         if same_bits(now, before):
             continue
-        if name not in chosen or not now.is_floating_point():
+        if name not in chosen:
             yield Found(name, None, now.clone(), 1.0, float((now.double() - before.double()).norm()), *here)
             continue
+        _check_floats(name, now, before)
         for layer, located in chosen[name].items():
             part = _approximated(layer, located, now, before, r, energy, dtype)
             if part is not None:
@@ -178,6 +181,15 @@ def _check_shapes(new: Weights, old: Weights) -> None:
     if problems := [f"{n}: {new.shapes[n]} and {old.shapes[n]}" for n in shared if new.shapes[n] != old.shapes[n]]:
         listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise AlgebraError(f"{new.what} and {old.what} have tensors of other shapes: {listed}; resize the base model first.")
+
+
+def _check_floats(name: str, *tensors: Tensor) -> None:
+    """`AlgebraError` when the weight `name` of a layer is quantized in one of the two models."""
+    if other := [tensor.dtype for tensor in tensors if tensor.dtype not in FLOATS]:
+        raise AlgebraError(
+            f"{name!r} is stored as {other[0]}, whose numbers mean something only with their scale; compare the models "
+            "that were quantized."
+        )
 
 
 def _chosen(

@@ -65,7 +65,7 @@ class Plan:
 
 def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights) -> Plan:
     """What merging `adapter` into `checkpoint` writes; every shape and name has been checked then."""
-    if checkpoint.config.get("quantization_config"):
+    if checkpoint.is_quantized:
         raise FormatError(
             f"{checkpoint.path} is quantized; merge into the weights that it was made from, and quantize the result again. "
             "Nothing was written."

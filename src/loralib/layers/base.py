@@ -192,9 +192,7 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
         W = self.pristine_weight
         if W.is_meta and ("forward" in vars(self) or self._carried_forward is not None):
             return "its weight is offloaded, and brought back only while the layer is called; load the model without offloading"
-        if (
-            type(self).effective_weight is not AdaptedLayer.effective_weight
-        ):  # what fits and what is added is the handler's affair
+        if not type(self).effective_weight.__module__.startswith(__package__):  # only its author knows what fits
             return not_finite(self.update)
         return merge_problem(self.update, W, self.layout(self))
 
@@ -284,7 +282,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
     def explain(self, error: RuntimeError, x: Tensor) -> None:
         """`LayerError` that names the layer and both sides, where a `mismatch` caused `error`."""
         if problem := self.mismatch(x):
-            raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
+            raise LayerError(f"{self._described()}: {problem}.") from error
+
+    def _described(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """The base layer's description and the update's."""

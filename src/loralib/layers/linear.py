@@ -9,21 +9,60 @@ An adapted layer *is* its base layer with another class: its weight, keys, ties 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, tensors
 from ..adapters.layout import Layout
+from ..adapters.updates import LoRAUpdate
+from ..architectures import AFFINE
+from ..errors import LayerError
 from .base import AdaptedLayer
 from .dropout import probability
 from .inputs import named_input, takes_x
 
+_AFFINE: set[type] = {nn.Linear}
+
+
+def declare_affine(cls: type) -> None:
+    """Take the forward of layers of class `cls` for W·x + b and nothing else."""
+    _AFFINE.add(cls)
+    is_affine.cache_clear()
+
+
+@cache
+def is_affine(cls: type) -> bool:
+    """Whether layers of class `cls` compute W·x + b and nothing else: it has its forward from a class that is known for it."""
+    for base in cls.__mro__:
+        if base in _AFFINE or f"{base.__module__}.{base.__qualname__}" in AFFINE:
+            return True
+        if "forward" in vars(base):
+            break
+    return False
+
+
+def needs_weight(cls: type, W: object) -> bool:
+    """Whether layers of class `cls` have to compute with the effective weight, because their forward may do more with the
+    weight `W`, or with the result, than W·x + b. A quantized weight cannot be replaced: there, the update is added."""
+    kind: Any = cls
+    if is_affine(kind):
+        return False
+    quantized = isinstance(W, Tensor) and W.dtype.itemsize == 1
+    return not quantized and tensors.kind(W) not in ("quantized", "wrapped")
+
 
 class LinearLoRA(AdaptedLayer):
-    """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use."""
+    """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use.
 
+    A subclass with a forward of its own, which may normalise, scale or quantize the weight, computes with that and the
+    effective weight, so that `lora_dropout` cannot act in it; unless `register_layer(cls, LinearLoRA)` says it is W·x + b.
+    """
+
+    own_attributes: ClassVar[tuple[str, ...]] = ("by_weight",)
+    by_weight: bool = False  # whether the base's forward is called with the effective weight
     bias: nn.Parameter | None
     fan_in_fan_out: bool = False  # whether the weight is stored as (d, k)
     slices: ops.Slices | None = None  # of a fused projection
@@ -38,14 +77,37 @@ class LinearLoRA(AdaptedLayer):
             if p is not None and self.base_is_affine():  # W·x + b and nothing else: one operation with the update
                 W = self.weight.t() if self.fan_in_fan_out else self.weight
                 return ops.lora_linear(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, p, self.slices)
-            y = self.base_forward(*args, **kwargs)
-            if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
-                x = x.to(self.lora_A.device)
-            x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
-            return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
+            if self.by_weight:
+                return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+            return self._with_update(self.base_forward(*args, **kwargs), x, p)
+        except LayerError:
+            raise
         except RuntimeError as error:
             self.explain(error, x)
             raise
+
+    def _with_update(self, y: Any, x: Tensor, p: float | None) -> Tensor:
+        if not isinstance(y, Tensor):
+            raise LayerError(f"{self._described()} returns a {type(y).__name__}, to which no update can be added.")
+        if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
+            x = x.to(self.lora_A.device)
+        x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
+        return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
+
+    @classmethod
+    def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` cannot be adapted, or None."""
+        if not needs_weight(type(layer), getattr(layer, "weight", None)):
+            return super().layer_problem(layer, lora_dropout)
+        problem = cls.problem_of_weights(layer, lora_dropout)
+        known = f"if the forward of {type(layer).__name__} is W·x + b, register_layer(cls, layers.LinearLoRA) says so"
+        return f"{problem} ({known})" if problem else None
+
+    def add_factors(self, update: LoRAUpdate) -> None:
+        """Take the tensors of `update` as this layer's trainable factors."""
+        super().add_factors(update)
+        if needs_weight(type(self).base_class, self.weight):
+            vars(self)["by_weight"] = True
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters.updates import ProjectionUpdate
 from ..architectures import PROJECTIONS
-from .linear import LinearLoRA
+from .linear import LinearLoRA, declare_affine
 
 
 def slot_of(owner: nn.MultiheadAttention, name: str) -> str:
@@ -58,6 +58,9 @@ class Projection(nn.Module):
         """x (..., in) projected, (..., e)."""
         b = self.owner.in_proj_bias
         return F.linear(x, self.weight, None if b is None else self.rows(b))
+
+
+declare_affine(Projection)
 
 
 class OutProjectionLoRA(LinearLoRA):

@@ -15,24 +15,25 @@ from ..errors import AttachError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from ..tensors import same_bits
+from .bound import Bound
 from .extract import token_rows
-from .inject import adopt_in
+from .inject import adopt_in, all_or_nothing
 from .module_tree import unwrap
 from .resized import check_sizes, remember_sizes
-from .saved_modules import record, replace_with_copies
+from .saved_modules import ExtraTensors, record, replace_with_copies
 from .survey import Survey
 from .trainable import bias_names, extra_names
 
 T = TypeVar("T")
 
 
-def attach(model: nn.Module, adapter: Adapter) -> list[str]:
+def attach(model: nn.Module, adapter: Adapter) -> Bound:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
 
     Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
-    adapted layers are returned.
+    adapted layers are returned, as by `inject`.
     Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
@@ -50,11 +51,15 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise AttachError(f"The adapter does not fit {type(read.model).__name__}: {shown}. Nothing was changed.")
     extra = _plan_extra(read, adapter)
-    for name, update in updates.items():
-        _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
-    _put_extra(read, adapter, extra)
-    remember_sizes(read.model, record(read.model), {name: read.sites[name] for name in updates})
-    return list(adapter.layers)
+    with all_or_nothing(read):
+        for name, update in updates.items():
+            _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
+        kept = record(read.model)
+        names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
+        replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
+    _put_extra(read, adapter, extra, kept)
+    remember_sizes(read.model, kept, {name: read.sites[name] for name in updates})
+    return Bound(adapter.layers, sum(update.A.numel() + update.B.numel() for update in updates.values()))
 
 
 def _own_form(layer: AdaptedLayer | None, update: LoRAUpdate) -> LoRAUpdate:
@@ -160,27 +165,26 @@ def _put_update(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout
 
 @dataclass(frozen=True)
 class _Extra:
-    """Where tensors trained in full go. modules: those to record as saved. tied: all names of each tensor with rows."""
+    """Where tensors trained in full go. modules: those to record as saved. biases: those among the tensors. tied: all names of
+    each tensor with rows."""
 
     modules: tuple[str, ...]
+    biases: frozenset[str]
     tied: dict[str, list[str]]
 
 
 def _plan_extra(read: Survey, adapter: Adapter) -> _Extra:
     saved = adapter.settings.modules_to_save
     modules = [name for name in read.sites if any(patterns.ends_with(name, entry) for entry in saved)] if saved else []
-    named = bias_names(read, adapter.settings.bias, (read.sites[name] for name in adapter.layers))
+    named = bias_names(read, adapter.settings.bias, [read.sites[name] for name in adapter.layers])
     strays = [name for name in adapter.tensors if name not in named and not within(name, modules)]
     modules += dict.fromkeys(name.rpartition(".")[0] for name in strays)
-    return _Extra(tuple(modules), {name: read.tied(name) for name in adapter.rows})
+    return _Extra(tuple(modules), frozenset(named & adapter.tensors.keys()), {name: read.tied(name) for name in adapter.rows})
 
 
-def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
-    """Replace tensors by copies with the adapter's values, and record it."""
-    kept = record(read.model)
-    kept.bias, kept.modules = adapter.settings.bias, extra.modules
-    names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
-    replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
+def _put_extra(read: Survey, adapter: Adapter, extra: _Extra, kept: ExtraTensors) -> None:
+    """Give the copies of tensors the adapter's values, and record it."""
+    kept.bias, kept.biases, kept.modules = adapter.settings.bias, extra.biases, extra.modules
     with torch.no_grad():
         for name, tensor in adapter.tensors.items():
             read.slots[name].tensor.copy_(tensor)

@@ -1,6 +1,6 @@
 """`eject`: take LoRA out of a model, which is then what it was."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from torch import nn
 
@@ -39,9 +39,11 @@ def eject(model: nn.Module) -> None:
     forget(read.modules.values())
 
 
-def eject_layers(read: Survey) -> None:
-    """Make the adapted layers plain again, and the attention modules that hold some of them."""
-    for layer in read.carriers.values():
+def eject_layers(read: Survey, but: Container[str] = ()) -> None:
+    """Make the adapted layers plain again, except those named in `but`, and the attention modules that hold none any more."""
+    for name, layer in read.carriers.items():
+        if name in but:
+            continue
         layers.eject(layer)
         if isinstance(layer, layers.Projection):
             del layer.owner._modules[layer.name]

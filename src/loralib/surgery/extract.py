@@ -1,5 +1,7 @@
 """`extract`: copy what was trained out of a model, as an `Adapter`."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from .. import layers
@@ -14,7 +16,7 @@ from ..patterns import within
 from .module_tree import join, unwrap
 from .resized import check_sizes
 from .survey import Survey
-from .trainable import bias_names, extra_names
+from .trainable import bias_names, extra_names, factors
 
 
 def _plain_copy(name: str, tensor: Tensor) -> Tensor:
@@ -28,10 +30,11 @@ def _plain_copy(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def extract(model: nn.Module) -> Adapter:
+def extract(model: nn.Module, strict: bool = False) -> Adapter:
     """Copy the trained LoRA weights (and `modules_to_save`) out of `model` as an `Adapter`.
 
     Names are relative to `model` (wrappers of DDP and `torch.compile` aside). Merged and unmerged models give the same.
+    strict: refuse updates that training has not changed: ΔW is still zero, as it starts.
     Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
 
     >>> import loralib as lora
@@ -44,17 +47,30 @@ def extract(model: nn.Module) -> Adapter:
     read.check_enabled("extracted from")
     check_sizes(read, "extracted from")
     read.require_adapted()
+    held = {id(factor) for layer in read.adapted.values() for factor in (layer.lora_A, layer.lora_B)}
     for name, module in read.modules.items():
-        if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
+        unknown = isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer)
+        if unknown or any(id(factor) not in held for factor in factors(module).values()):
             raise LayerError(
                 f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. "
                 "Nothing was extracted."
             )
     updates = {name: _copied(name, layer.update) for name, layer in read.adapted.items()}
+    if strict:
+        _check_changed(updates)
     extra = extra_names(read)
     state = quiet_state_dict(read.model) if extra else {}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in state.items() if name in extra}
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
+
+
+def _check_changed(updates: Mapping[str, LoRAUpdate]) -> None:
+    """`LayerError` when updates are zero, as all are before they are trained."""
+    if zero := [name for name, update in updates.items() if not (update.A.any() and update.B.any())]:
+        raise LayerError(
+            f"{len(zero)} of {len(updates)} updates are zero, {zero[0]!r} first: no gradient has reached them (see "
+            "check_trained). Nothing was extracted."
+        )
 
 
 def _copied(name: str, update: LoRAUpdate) -> LoRAUpdate:

@@ -1,5 +1,6 @@
 """Reading a model once: its modules and tensors by name, which layers are adapted, and which can be."""
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from ..errors import LayerError
 from ..layers import AdaptedLayer
 from .module_tree import Slot, join, own_parameters, persistent_buffers, slot_of, walk
 from .saved_modules import ExtraTensors, record_of
+from .surroundings import Reasons, parts_of_adapters, read_directly, routers
 
 
 class Survey:
@@ -58,12 +60,21 @@ class Survey:
         found = [module for module in self.modules.values() if isinstance(module, readers)]
         return {id(child): module for module in found for child in module.children()}
 
+    @cached_property
+    def unreached(self) -> Reasons:
+        """Why an update of some layers would have no effect where they are, or belongs to another adapter, by their ids."""
+        found = parts_of_adapters(self.modules.values()) | routers(self.modules.values())
+        if read := read_directly(self.modules.values()):  # a layer that another module holds as well may be called there
+            holders = Counter(id(child) for module in self.modules.values() for child in module._modules.values())
+            found |= {layer: reason for layer, reason in read.items() if holders[layer] == 1}
+        for layer, owner in self.owners.items():
+            if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
+                found[layer] = problem
+        return found
+
     def layer_problem(self, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None) -> str | None:
         """Why `layer`, one of `sites`, cannot be given an update, or None."""
-        owner = self.owners.get(id(layer))
-        if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
-            return problem
-        return layers.adoption_problem(layer, lora_dropout, update_class)
+        return self.unreached.get(id(layer)) or layers.adoption_problem(layer, lora_dropout, update_class)
 
     # --- tensors ----------------------------------------------------------------------------------------------------
 
