@@ -230,6 +230,13 @@ KINDS = {
         lambda: (torch.randn(2, 2, 4, 5),),
         terms=18,
     ),
+    "transposed conv2d of 0.1": Kind(
+        lambda: lora.ConvLoRA(
+            nn.ConvTranspose2d, 4, 6, 3, r=2, lora_alpha=3, stride=2, groups=2, output_padding=1, merge_weights=False
+        ),
+        lambda: (torch.randn(2, 4, 2, 3),),
+        terms=24,
+    ),
     "transposed conv2d": Kind(
         lambda: nn.ConvTranspose2d(4, 6, (2, 3), stride=2, groups=2, output_padding=1),
         lambda: (torch.randn(2, 4, 2, 3),),

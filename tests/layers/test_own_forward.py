@@ -193,30 +193,35 @@ def test_an_injected_layer_of_torchs_own_class_stays_on_the_fast_path():
 # --- what cannot be replaced, and what returns no tensor --------------------------------------------------------------
 
 
-class Float8(nn.Linear):
-    """A quantized layer: its weight is eight bits wide, with a scale, and its forward restores it."""
+class Packed(nn.Parameter):
+    """A weight of a class of its own, as torchao's quantized ones are."""
+
+
+class Quantized(nn.Linear):
+    """A quantized layer: its forward restores what its weight stands for."""
 
     def __init__(self, d: int, k: int):
         super().__init__(d, k)
-        self.weight = nn.Parameter(self.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
-        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.weight = Packed((8 * self.weight.detach()).round(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.float() * self.scale, self.bias)
+        return F.linear(x, self.weight / 8, self.bias)
 
 
-class Float8Router(Float8):
+class QuantizedRouter(Quantized):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return super().forward(x), x
 
 
 def test_to_a_quantized_layer_the_update_is_added():
-    layer, x = Float8(6, 5), torch.randn(3, 6)
+    layer, x = Quantized(6, 5), torch.randn(3, 6)
     y = layer(x)
     update = lora.LoRAUpdate(torch.randn(2, 6), torch.randn(5, 2), lora_alpha=3)
     layers.adopt(layer, update)
     assert not layer.by_weight
     assert close(layer(x), y + F.linear(x, update.delta()), factor=64)
+    with pytest.raises(lora.LayerError, match="its weight is a Packed, and only plain tensors can be merged"):
+        layer.merge()
 
 
 def test_a_router_computes_with_the_effective_weight():
@@ -229,9 +234,9 @@ def test_a_router_computes_with_the_effective_weight():
 
 
 def test_an_update_that_is_to_be_added_to_several_tensors_is_an_error_that_says_so():
-    layer = Float8Router(6, 5)
+    layer = QuantizedRouter(6, 5)
     layers.adopt(layer, lora.LoRAUpdate(torch.randn(2, 6), torch.randn(5, 2), lora_alpha=3))
-    with pytest.raises(lora.LayerError, match=r"LoRAFloat8Router\(.*\) returns a tuple, to which no update can be added"):
+    with pytest.raises(lora.LayerError, match=r"LoRAQuantizedRouter\(.*\) returns a tuple, to which no update can be added"):
         layer(torch.randn(3, 6))
 
 

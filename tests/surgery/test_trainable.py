@@ -95,12 +95,22 @@ def test_layers_of_ones_own_count():
     assert trainable(model) == set(lora.lora_state_dict(model)) == {"0.lora_gate", "0.bias", "1.lora_gate"}
 
 
-def test_a_model_in_which_nothing_would_be_trained_is_refused_unchanged():
-    for model in (mlp(4, 3), nn.Sequential(lora.Linear(4, 3))):
-        before = snapshot(model)
-        with pytest.raises(lora.ConfigError, match=r"has no LoRA parameter, so nothing would be trained.*Nothing was changed"):
-            lora.mark_only_lora_as_trainable(model)
-        assert snapshot(model) == before
+@pytest.mark.parametrize("model", [mlp(4, 3), nn.Sequential(lora.Linear(4, 3))])
+def test_a_part_without_lora_is_frozen_with_a_warning(model):
+    with pytest.warns(UserWarning, match=r"Sequential has no LoRA parameter: all of it is frozen now.*before you mark"):
+        lora.mark_only_lora_as_trainable(model)
+    assert not trainable(model)
+
+
+def test_a_model_may_be_marked_part_by_part():
+    model = nn.ModuleDict({"body": nn.Sequential(lora.Linear(4, 4, r=2)), "head": mlp(4, 2), "act": nn.ReLU()})
+    lora.mark_only_lora_as_trainable(model["body"])
+    lora.mark_only_lora_as_trainable(model["act"])
+    with pytest.warns(UserWarning, match="has no LoRA parameter"):
+        lora.mark_only_lora_as_trainable(model["head"])
+    assert trainable(model) == {"body.0.lora_A", "body.0.lora_B"}
+    lora.mark_only_lora_as_trainable(model["head"], bias="all")
+    assert trainable(model) == {"body.0.lora_A", "body.0.lora_B", "head.0.bias"}
 
 
 def test_an_unknown_mode_is_refused_unchanged():

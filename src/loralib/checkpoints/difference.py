@@ -22,7 +22,7 @@ from ..config import LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
 from ..formats.validation import FLOATS
 from ..surgery.trainable import is_bias
-from ..tensors import same_bits
+from ..tensors import same_bits, without_autocast
 from .base_weights import Source, Weights, weights_of
 from .layouts import Located
 
@@ -43,6 +43,7 @@ class Found:
     total: int
 
 
+@without_autocast
 def difference(
     tuned: Source,
     base: Source,
@@ -206,6 +207,7 @@ def _chosen(
     return found
 
 
+@without_autocast
 def _approximated(
     layer: str, located: Located, now: Tensor, before: Tensor, r: int | None, energy: float | None, dtype: torch.dtype
 ) -> tuple[LoRAUpdate, float, float] | None:

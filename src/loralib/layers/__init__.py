@@ -1,6 +1,7 @@
 """LoRA layers, one kind a file, and their adoption in place."""
 
 from ..architectures import PROJECTIONS
+from ..star_0_1 import F, List, Optional, math, nn, torch
 from .adoption import adopt, adopt_fitting, adoption_problem, eject, eject_problem, handler_of, is_linear, register_layer
 from .attention import MultiheadAttentionLoRA, attention_problem, enter, leave
 from .base import AdaptedLayer, LoRALayer, rank_is_excessive
@@ -8,35 +9,50 @@ from .conv_0_1 import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
 from .embedding import Embedding
 from .fused_linear import FusedLinearLoRA, MergedLinear, slice_widths
 from .linear import Linear, LinearLoRA
+from .loading import delta_of, relation
+from .merging import RESIZED
 from .projection import Projection
+from .state_dicts import MergedStateDictWarning, baked_state_dict, quiet_state_dict
 
 __all__ = [
     "PROJECTIONS",
+    "RESIZED",
     "AdaptedLayer",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvLoRA",
     "Embedding",
+    "F",
     "FusedLinearLoRA",
     "Linear",
     "LinearLoRA",
+    "List",
     "LoRALayer",
     "MergedLinear",
+    "MergedStateDictWarning",
     "MultiheadAttentionLoRA",
+    "Optional",
     "Projection",
     "adopt",
     "adopt_fitting",
     "adoption_problem",
     "attention_problem",
+    "baked_state_dict",
+    "delta_of",
     "eject",
     "eject_problem",
     "enter",
     "handler_of",
     "is_linear",
     "leave",
+    "math",
+    "nn",
+    "quiet_state_dict",
     "rank_is_excessive",
     "register_layer",
+    "relation",
     "rename_legacy_keys",
     "slice_widths",
+    "torch",
 ]

@@ -188,10 +188,7 @@ def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> Ad
 
     >>> layer = nn.Linear(3, 5)
     >>> adopt(layer, LoRAUpdate(torch.ones(2, 3), torch.zeros(5, 2), lora_alpha=2))
-    Linear(
-      in_features=3, out_features=5, bias=True, r=2, lora_alpha=2
-      (lora_dropout): Identity()
-    )
+    Linear(in_features=3, out_features=5, bias=True, r=2, lora_alpha=2)
     >>> eject(layer)
     Linear(in_features=3, out_features=5, bias=True)
     """
@@ -211,8 +208,8 @@ def adopt_fitting(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.
     layer.carry(vars(layer).pop("forward", None))
     try:
         LoRALayer.__init__(layer, update.r, update.lora_alpha, lora_dropout, merge_weights=False)
-        if not layer.training:
-            layer.lora_dropout.eval()
+        if lora_dropout and not layer.training:
+            layer.get_submodule("lora_dropout").eval()
         layer.add_factors(update)
     except BaseException:
         layer.give_back()

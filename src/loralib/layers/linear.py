@@ -21,6 +21,8 @@ from ..adapters.updates import LoRAUpdate
 from ..architectures import AFFINE
 from ..errors import LayerError
 from .base import AdaptedLayer
+from .dropout import probability
+from .inputs import named_input, takes_x
 
 _AFFINE: set[type] = {nn.Linear}
 
@@ -46,10 +48,7 @@ def needs_weight(cls: type, W: object) -> bool:
     """Whether layers of class `cls` have to compute with the effective weight, because their forward may do more with the
     weight `W`, or with the result, than W·x + b. A quantized weight cannot be replaced: there, the update is added."""
     kind: Any = cls
-    if is_affine(kind):
-        return False
-    quantized = isinstance(W, Tensor) and W.dtype.itemsize == 1
-    return not quantized and tensors.kind(W) not in ("quantized", "wrapped")
+    return not is_affine(kind) and tensors.kind(W) not in ("quantized", "wrapped")
 
 
 class LinearLoRA(AdaptedLayer):
@@ -68,7 +67,7 @@ class LinearLoRA(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., k) for x (..., d), which is the first argument, whatever the base layer calls it."""
         if not self.acts:  # no update, merged or disabled
-            return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
+            return self.forward_without_update(*args, **kwargs)  # type: ignore[no-any-return]
         x = args[0] if args else named_input(kwargs)
         try:
             p = probability(self.lora_dropout)
@@ -118,6 +117,13 @@ class LinearLoRA(AdaptedLayer):
         """(k, d), or transposed."""
         return Layout(transposed=layer.fan_in_fan_out if isinstance(layer, LinearLoRA) else cls.fan_in_fan_out)
 
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W + ΔW with the strides of W, which is a transposed view in a layer of 0.1 with `fan_in_fan_out`. Files hold it
+        contiguously; computing so gives the same bits."""
+        if not self.fan_in_fan_out or W.is_contiguous():
+            return super().effective_weight(W)
+        return super().effective_weight(W.contiguous()).t().contiguous().t()
+
     @classmethod
     def features(cls, layer: nn.Module) -> tuple[int, int]:
         """How many features go in and come out: d and k."""
@@ -137,35 +143,20 @@ class LinearLoRA(AdaptedLayer):
 
     def store_weight(self, fan_in_fan_out: bool) -> None:
         """Store the weight, which is (k, d) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then
-        without calling the layer, nor while there is an update."""
+        without calling the layer, nor while there is an update. It is a transposed view, as in 0.1: numbers that are drawn in
+        its place (`nn.init`) are then 0.1's, and each product has the matrix (k, d) as it lies in memory."""
         self.fan_in_fan_out = fan_in_fan_out
         if fan_in_fan_out or self.has_update:
             self.stay_called()
         if fan_in_fan_out:
             W = self.weight
-            self.weight = nn.Parameter(W.detach().t().contiguous(), requires_grad=W.requires_grad)
-
-
-def named_input(kwargs: dict[str, Any]) -> Tensor:
-    """A layer's input where it was passed by name: torch's, 0.1's, or whatever the base layer calls its first argument."""
-    x: Tensor = next(kwargs[name] for name in ("input", "x", *kwargs) if name in kwargs)
-    return x
+            self.weight = nn.Parameter(W.detach().t(), requires_grad=W.requires_grad)
 
 
 def transposable_forward(layer: LinearLoRA, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """W·x + b for a layer of 0.1, which may store its weight as (d, k) and calls its input x; `forward` is the base's own."""
     x = args[0] if args else named_input(kwargs)
     return F.linear(x, layer.weight.t(), layer.bias) if layer.fan_in_fan_out else forward(x)
-
-
-def probability(dropout: nn.Module) -> float | None:
-    """The probability with which `dropout` drops now, for an operation that drops by itself; None for a module of another
-    kind, which a user put there, or one that drops everything."""
-    if isinstance(dropout, nn.Identity):
-        return 0.0
-    if type(dropout) is nn.Dropout and not dropout.inplace and dropout.p < 1:
-        return dropout.p if dropout.training else 0.0
-    return None
 
 
 class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
@@ -202,6 +193,11 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
         self.build(r, lora_alpha, lora_dropout, merge_weights)
         self.store_weight(fan_in_fan_out)
+
+    @takes_x
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        """y (..., out_features) for x (..., in_features), which torch calls `input`."""
+        return LinearLoRA.forward(self, x if x is not None else named_input(named))
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """`nn.Linear`'s output, whichever way the weight is stored."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..adapters.updates import ProjectionUpdate
 from ..architectures import PROJECTIONS
 from .linear import LinearLoRA, declare_affine
-from .merging import weight_problem
 
 
 def slot_of(owner: nn.MultiheadAttention, name: str) -> str:
@@ -91,19 +90,24 @@ class ProjectionLoRA(LinearLoRA):
         """The part of the owner's own Parameter that is this projection's weight."""
         return self.rows(self.owner.original(self.slot))
 
-    def merge_problem(self) -> str | None:
-        """Why the weight cannot be merged, or None."""
-        return super().merge_problem() if self.disabled else weight_problem(self.owner._parameters.get(self.slot))
+    def home_of_weight(self) -> nn.Parameter | None:
+        """The owner's Parameter that the weight is in."""
+        home: nn.Parameter | None = self.owner._parameters.get(self.slot)
+        return home
 
     def merge_again(self) -> None:
         """Put the effective weight of the original in its place."""
-        self.merged = True
+        vars(self)["merged"] = True
         self.owner.merge_again()
 
     def restore(self, name: str) -> None:
         """Put the original back."""
-        self.merged = False
+        vars(self)["merged"] = False
         self.owner.merge_again()
+
+    def weight_is_merged(self) -> bool:
+        """Whether the weight in place is the one that merging put there."""
+        return self.slot not in self.owner._replaced or self.owner.holds_replacement(self.slot)
 
     def keep_replacement(self, name: str) -> None:
         """Make the weight in its place the owner's own."""

@@ -19,6 +19,7 @@ from .bound import Bound
 from .extract import token_rows
 from .inject import adopt_in, all_or_nothing
 from .module_tree import unwrap
+from .resized import check_sizes, remember_sizes
 from .saved_modules import ExtraTensors, record, replace_with_copies
 from .survey import Survey
 from .trainable import bias_names, extra_names
@@ -29,6 +30,7 @@ T = TypeVar("T")
 def attach(model: nn.Module, adapter: Adapter) -> Bound:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
 
+    Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
     adapted layers are returned, as by `inject`.
@@ -43,6 +45,7 @@ def attach(model: nn.Module, adapter: Adapter) -> Bound:
     """
     read = Survey(unwrap(model))
     read.check_enabled("attached to")
+    check_sizes(read, "attached to")
     updates = {name: _own_form(read.adapted.get(name), update) for name, update in adapter.layers.items()}
     if problems := list(_problems(read, adapter, updates)):
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -55,6 +58,7 @@ def attach(model: nn.Module, adapter: Adapter) -> Bound:
         names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
         replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
     _put_extra(read, adapter, extra, kept)
+    remember_sizes(read.model, kept, {name: read.sites[name] for name in updates})
     return Bound(adapter.layers, sum(update.A.numel() + update.B.numel() for update in updates.values()))
 
 
@@ -149,8 +153,13 @@ def _put_update(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout
         layer.load_update(update)
         return
     assert isinstance(layer.weight, Tensor)
-    device = layer.weight.device
-    own = update.with_tensors({key: tensor.to(device, copy=True) for key, tensor in update.tensors().items()})
+    W = layer.weight
+
+    def made(tensor: Tensor) -> Tensor:
+        dtype = torch.promote_types(tensor.dtype, torch.promote_types(W.dtype, torch.float32))
+        return tensor.to(W.device, dtype, copy=True)
+
+    own = update.with_tensors({key: made(tensor) for key, tensor in update.tensors().items()})
     adopt_in(read, layer, own, lora_dropout)
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from .. import layers
 from ..errors import LayerError
 from ..layers import AdaptedLayer
+from .resized import check_sizes
 from .saved_modules import forget, swap_originals
 from .survey import Survey
 
@@ -30,7 +31,8 @@ def eject(model: nn.Module) -> None:
     read = Survey(model)
     read.require_adapted()
     read.check_enabled("ejected")
-    check_all(read.adapted, layers.eject_problem, "ejected")
+    check_sizes(read, "ejected")
+    check_all(read.carriers, layers.eject_problem, "ejected")
     eject_layers(read)
     for _, module, kept in reversed(read.records):
         swap_originals(module, kept)
@@ -39,7 +41,7 @@ def eject(model: nn.Module) -> None:
 
 def eject_layers(read: Survey, but: Container[str] = ()) -> None:
     """Make the adapted layers plain again, except those named in `but`, and the attention modules that hold none any more."""
-    for name, layer in read.adapted.items():
+    for name, layer in read.carriers.items():
         if name in but:
             continue
         layers.eject(layer)

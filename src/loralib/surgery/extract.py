@@ -11,9 +11,10 @@ from ..adapters.updates import LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig
 from ..errors import LayerError
-from ..layers import AdaptedLayer, LoRALayer
+from ..layers import AdaptedLayer, LoRALayer, quiet_state_dict
 from ..patterns import within
 from .module_tree import join, unwrap
+from .resized import check_sizes
 from .survey import Survey
 from .trainable import bias_names, extra_names, factors
 
@@ -44,6 +45,7 @@ def extract(model: nn.Module, strict: bool = False) -> Adapter:
     """
     read = Survey(unwrap(model))
     read.check_enabled("extracted from")
+    check_sizes(read, "extracted from")
     read.require_adapted()
     held = {id(factor) for layer in read.adapted.values() for factor in (layer.lora_A, layer.lora_B)}
     for name, module in read.modules.items():
@@ -57,7 +59,7 @@ def extract(model: nn.Module, strict: bool = False) -> Adapter:
     if strict:
         _check_changed(updates)
     extra = extra_names(read)
-    state = read.model.state_dict() if extra else {}
+    state = quiet_state_dict(read.model) if extra else {}
     tensors = {name: _plain_copy(name, tensor) for name, tensor in state.items() if name in extra}
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
 

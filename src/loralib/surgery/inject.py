@@ -19,6 +19,7 @@ from ..patterns import within
 from .bound import Bound
 from .eject import eject_layers
 from .module_tree import Slot, unwrap
+from .resized import check_sizes, remember_sizes
 from .saved_modules import forget, record, record_biases, record_of, replace_with_copies
 from .survey import Survey
 from .targets import find_targets, saved_names, slices_of
@@ -29,9 +30,10 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned, with
     how many parameters their factors have and what "all-linear" left out, and why (`Bound`).
 
-    B starts at zero, so the model computes bit for bit what it did (but for `nn.MultiheadAttention`, whose products are then
-    done one by one: up to rounding). dtype: of the factors; None means float32 where the
-    weight has a lower precision and the weight's own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
+    B starts at zero, so the model computes what it did: bit for bit in float32, and in lower precision where a layer has no
+    bias. A bias is added after the update there, so that W·x is rounded once by itself: small updates would be lost otherwise.
+    (The products of an `nn.MultiheadAttention` are done one by one: up to rounding.) dtype: of the factors; None means
+    float32 where the weight has a lower precision and its own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
     does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
     Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted; the model is then unchanged.
 
@@ -45,6 +47,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     """
     read = Survey(unwrap(model))
     read.check_enabled("injected")
+    check_sizes(read, "injected")
     plan = _plan(read, config)
     _warn_of_ranks(plan.targets)
     updates = [target.new_update(config, dtype) for target in plan.targets]
@@ -55,6 +58,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
         replace_with_copies(kept, plan.extra, read.replaced)
     record_biases(kept, config.bias, plan.biases)
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
+    remember_sizes(read.model, kept, {target.name: target.layer for target in plan.targets})
     parameters = sum(update.A.numel() + update.B.numel() for update in updates)
     return Bound([target.name for target in plan.targets], parameters, plan.left_out)
 
@@ -63,7 +67,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
 def all_or_nothing(read: Survey) -> Iterator[None]:
     """Context manager: when the block raises, the layers that it adapted are plain again, and the record of the model is the
     one that it had."""
-    before, record_before = set(read.adapted), record_of(read.model)
+    before, record_before = set(read.carriers), record_of(read.model)
     try:
         yield
     except BaseException:

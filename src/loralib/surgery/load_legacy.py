@@ -10,11 +10,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import AttachError, FormatError
-from ..layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
+from ..layers import AdaptedLayer, ConvLoRA, delta_of, quiet_state_dict, relation, rename_legacy_keys
 from ..storage.pickled import read_state_dict
 from .module_tree import join, unwrap
 from .survey import Survey
@@ -87,13 +86,13 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     for name, module in read.modules.items():
         if isinstance(module, ConvLoRA):
             rename_legacy_keys(state, f"{name}." if name else "")
-    own = model.state_dict(keep_vars=True)
+    own = quiet_state_dict(model, keep_vars=True)
     skipped = tuple(name for name in state if name not in own and _is_old_buffer(name))
     state = {name: tensor for name, tensor in state.items() if name not in skipped}
     _check_fit(read, path, state, own)
     held = {name: layer for name, layer in read.adapted.items() if join(name, "weight") in state}
     deltas = {name: _delta(layer, name, state) for name, layer in held.items()}
-    relations = {n: _relation(state[join(n, "weight")], own[join(n, "weight")], delta) for n, delta in deltas.items()}
+    relations = {n: relation(state[join(n, "weight")], own[join(n, "weight")], delta) for n, delta in deltas.items()}
     merged = (_found_merged(path, relations) if assume_merged is None else assume_merged) if held else None
     kept = tuple(name for name in held if merged and relations[name] == "merged")
     subtracted = tuple(name for name in held if merged and name not in kept)
@@ -101,7 +100,7 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
         state[join(name, "weight")] = own[join(name, "weight")].detach()
     for name in subtracted:
         W = state[join(name, "weight")]
-        state[join(name, "weight")] = (W.to(deltas[name].dtype) - deltas[name]).to(W.dtype)
+        state[join(name, "weight")] = (W.to(deltas[name]) - deltas[name]).to(W.dtype)
     model.load_state_dict(state, strict=False)
     factors = factor_names(read)
     others = tuple(name for name in state if name not in factors)
@@ -145,30 +144,7 @@ def _listed(problems: list[str]) -> str:
 
 
 def _delta(layer: AdaptedLayer, name: str, state: dict[str, Tensor]) -> Tensor:
-    """ΔW of the checkpoint's factors, in the layout of the layer's weight and at least float32."""
-    W = layer.pristine_weight
-    zeros = torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32), device="cpu")
-    factors = {key: nn.Parameter(state[join(name, key)], requires_grad=False) for key in layer.adapter_parameters()}
-    twin = object.__new__(type(layer))
-    vars(twin).update(vars(layer), _parameters=layer._parameters | factors)
-    return twin.effective_weight(zeros).detach()
-
-
-def _relation(saved: Tensor, own: Tensor, delta: Tensor) -> str:
-    """What a saved weight is to the model's own one: that weight ("unmerged"), that weight with ΔW added ("merged"), both,
-    because ΔW is lost in rounding ("either"), or another weight altogether ("other").
-
-    The nearer one counts, if it is nearer by far than ΔW is large: 0.1's own merging left traces of rounding.
-    """
-    eps = max(torch.finfo(t.dtype).eps for t in (saved, own))
-    saved, own = saved.to(delta.dtype), own.detach().to("cpu", delta.dtype)
-    to_own, to_merged = float((saved - own).norm()), float((saved - own - delta).norm())
-    size, noise = float(delta.norm()), 4 * eps * float(own.norm() + delta.norm())
-    if size <= noise:
-        return "either" if to_own <= 2 * noise else "other"
-    if min(to_own, to_merged) > size / 4:
-        return "other"
-    return "unmerged" if to_own < to_merged else "merged"
+    return delta_of(layer, {key: state[join(name, key)] for key in layer.adapter_parameters()}, layer.pristine_weight)
 
 
 def _found_merged(path: Path, relations: dict[str, str]) -> bool:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import AdaptedLayer
+from ..layers import AdaptedLayer, baked_state_dict
 from .eject import check_all, eject_layers
 from .module_tree import join
+from .resized import check_sizes
 from .saved_modules import forget, swap_originals
 from .survey import Survey
+from .trainable import factor_names
 
 
 def merge(model: nn.Module, keep: bool = True) -> None:
@@ -33,9 +35,10 @@ def merge(model: nn.Module, keep: bool = True) -> None:
     """
     read = Survey(model)
     read.require_adapted()
+    check_sizes(read, "merged")
     _check_mergeable(read.adapted)
     if not keep:
-        check_all(read.adapted, layers.eject_problem, "merged for good")
+        check_all(read.carriers, layers.eject_problem, "merged for good")
         _warn_of_ties(read)
     for layer in read.adapted.values():
         layer.merge()
@@ -91,7 +94,9 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     >>> model[0].merged
     False
     """
-    ours = {name: layer for name, layer in Survey(model).require_adapted().items() if not layer.merged}
+    read = Survey(model)
+    ours = {name: layer for name, layer in read.require_adapted().items() if not layer.merged}
+    check_sizes(read, "merged")
     _check_mergeable(ours)
     try:
         for layer in ours.values():
@@ -100,6 +105,37 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer in ours.values():
             layer.unmerge()
+
+
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that the plain model has with W + ΔW for weights: to be loaded, or saved, where there is no LoRA.
+
+    Names are those of a model without LoRA. Tensors trained in full are as trained. Merging leaves the model as it is; a layer
+    that is merged already shares its weight's memory with the result.
+
+    Args:
+        model: A model with LoRA layers, merged or not.
+
+    Returns:
+        All parameters and persistent buffers but the factors, by name.
+
+    Raises:
+        LayerError: When the model has no LoRA layers or a weight cannot be merged (see `merge`), or inside `disabled`.
+
+    Example:
+        >>> import loralib as lora
+        >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+        >>> list(lora.merged_state_dict(model))
+        ['0.weight', '0.bias']
+    """
+    read = Survey(model)
+    read.require_adapted()
+    read.check_enabled("merged")
+    factors = factor_names(read)
+    with merged(model):
+        for layer in read.adapted.values():
+            layer.merge()  # brings one up to date that was merged before
+        return {name: tensor for name, tensor in baked_state_dict(model).items() if name not in factors}
 
 
 @contextmanager
@@ -113,6 +149,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """
     read = Survey(model)
     found = [layer for layer in read.require_adapted().values() if not layer.disabled]
+    check_sizes(read, "disabled")
     extra = [(module, kept) for _, module, kept in read.records if not kept.swapped]
     before = [(layer, layer.merged, layer.training) for layer in found]
     try:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..choices import Bias
 from .module_tree import Slot, slot_of
@@ -20,6 +21,7 @@ class ExtraTensors:
     `modules`, and the biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not
     trained further.
     swapped: whether the originals are in their places at present, and the copies here.
+    sizes: the shapes that the weights of the adapted layers had. head_watch: see `resized`.
     """
 
     bias: Bias = "none"
@@ -28,6 +30,8 @@ class ExtraTensors:
     originals: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     swapped: bool = False
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    head_watch: RemovableHandle | None = None
 
 
 def record(model: nn.Module) -> ExtraTensors:
@@ -53,7 +57,9 @@ def record_of(module: nn.Module) -> ExtraTensors | None:
 def forget(modules: Iterable[nn.Module]) -> None:
     """Drop the records of `modules`."""
     for module in modules:
-        vars(module).pop(_RECORD, None)
+        kept: ExtraTensors | None = vars(module).pop(_RECORD, None)
+        if kept is not None and kept.head_watch is not None:
+            kept.head_watch.remove()
 
 
 def replace_with_copies(kept: ExtraTensors, slots: Mapping[str, Slot], replaced: Iterable[Slot]) -> None:

@@ -36,6 +36,12 @@ class Survey:
         return {name: m for name, m in self.modules.items() if isinstance(m, AdaptedLayer) and m.has_update}
 
     @cached_property
+    def carriers(self) -> dict[str, AdaptedLayer]:
+        """The layers that hold factors, by name: all `adapted` ones, and those whose rank was set to 0 by hand."""
+        found = {name: m for name, m in self.modules.items() if isinstance(m, AdaptedLayer)}
+        return {name: layer for name, layer in found.items() if layer.has_update or layer.adapter_parameters()}
+
+    @cached_property
     def sites(self) -> dict[str, nn.Module]:
         """All modules by name, and with them the projections of each `nn.MultiheadAttention`, which become modules when they
         are adapted."""

@@ -1,6 +1,6 @@
 """From a `LoRAConfig` to the names of the layers that it targets in a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -11,6 +11,7 @@ from ..config import ALL_LINEAR, LoRAConfig
 from ..errors import TargetError
 from ..patterns import within
 from .module_tree import join, own_parameters
+from .resized import output_embedding
 from .surroundings import Reasons, called_on_request, fresh_heads, parts_of_choosers, read_by_kernels, slices_problem
 from .survey import Survey
 
@@ -23,12 +24,6 @@ def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
         return []
     names = list(filter(None, read.modules))
     return patterns.match(names, config.modules_to_save, "modules_to_save", type(read.model).__name__)
-
-
-def _output_embedding(model: nn.Module) -> nn.Module | None:
-    """The layer that maps hidden states to the vocabulary, where the model follows Hugging Face's protocol for it."""
-    protocol: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
-    return protocol() if protocol else None
 
 
 def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
@@ -101,7 +96,7 @@ def _reasons(read: Survey, config: LoRAConfig) -> Reasons:
     modules, saved = read.modules.values(), saved_names(read, config)
     reasons = fresh_heads(modules) | read_by_kernels(modules) | called_on_request(modules) | parts_of_choosers(modules)
     reasons |= read.unreached
-    if (output := _output_embedding(read.model)) is not None:
+    if (output := output_embedding(read.model)) is not None:
         reasons[id(output)] = "it is the output embedding"
     return reasons | {id(m): "it is in modules_to_save" for name, m in read.modules.items() if within(name, saved)}
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from ..choices import Bias
 from ..config import check_bias
-from ..errors import ConfigError, LayerError
-from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA
+from ..errors import LayerError
+from ..layers import AdaptedLayer, LoRALayer, MultiheadAttentionLoRA, quiet_state_dict
 from ..patterns import within
 from .module_tree import join, own_parameters, persistent_buffers, unwrap, walk
+from .resized import check_sizes
 from .saved_modules import record
 from .survey import Survey
 
@@ -137,8 +138,8 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     bias: "none", "lora_only" (those of layers with an update) or "all" (every parameter *named* bias); None means what the
     model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save; one that the
     model was not injected with is trained in place, so `eject` leaves it as trained.
-    Raises `ConfigError` when nothing would be trained, and `LayerError` inside a `disabled` block or when a layer would be
-    trained that is never called, with no flag changed.
+    A model, or a part of one, in which there is nothing to train is frozen, with a warning. Raises `LayerError` inside a
+    `disabled` block or when a layer would be trained that is never called, with no flag changed.
 
     >>> import loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
@@ -155,10 +156,11 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
     if not read.records:
         _warn_of_names(read, trained)
     parameters = [p for module in read.modules.values() for p in module._parameters.values() if p is not None]
-    if not any(id(parameter) in trained for parameter in parameters):
-        raise ConfigError(
-            f"{type(model).__name__} has no LoRA parameter, so nothing would be trained: "
-            "inject a LoRAConfig, or build layers with r > 0, first. Nothing was changed."
+    if parameters and not any(id(parameter) in trained for parameter in parameters):
+        warnings.warn(
+            f"{type(model).__name__} has no LoRA parameter: all of it is frozen now, and nothing in it is trained. Inject a "
+            "LoRAConfig, or build layers with r > 0, before you mark, unless that is what you want.",
+            stacklevel=2,
         )
     for parameter in parameters:
         parameter.requires_grad_(id(parameter) in trained)
@@ -180,5 +182,6 @@ def lora_state_dict(model: nn.Module, bias: Bias | None = None) -> dict[str, Ten
     """
     read = Survey(model)
     read.check_enabled("saved")
+    check_sizes(read, "saved")
     names = trained_names(read, bias)
-    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    return {name: tensor for name, tensor in quiet_state_dict(model).items() if name in names}
