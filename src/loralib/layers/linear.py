@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,8 +51,7 @@ def needs_weight(cls: type, W: object) -> bool:
     kind: Any = cls
     if is_affine(kind):
         return False
-    quantized = isinstance(W, Tensor) and W.dtype.itemsize == 1
-    return not quantized and tensors.kind(W) not in ("quantized", "wrapped")
+    return tensors.kind(W) not in ("quantized", "wrapped")
 
 
 class LinearLoRA(AdaptedLayer):
@@ -87,7 +87,7 @@ class LinearLoRA(AdaptedLayer):
             raise
 
     def _with_update(self, y: Any, x: Tensor, p: float | None) -> Tensor:
-        if not isinstance(y, Tensor):
+        if not isinstance(y, Tensor | torch.fx.Proxy):
             raise LayerError(f"{self._described()} returns a {type(y).__name__}, to which no update can be added.")
         if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
             x = x.to(self.lora_A.device)
