@@ -87,7 +87,7 @@ class LinearLoRA(AdaptedLayer):
             raise
 
     def _with_update(self, y: Any, x: Tensor, p: float | None) -> Tensor:
-        if not isinstance(y, Tensor | torch.fx.Proxy):
+        if not isinstance(y, Tensor) and type(y) is not torch.fx.Proxy:
             raise LayerError(f"{self._described()} returns a {type(y).__name__}, to which no update can be added.")
         if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
             x = x.to(self.lora_A.device)
