@@ -48,6 +48,11 @@ def _kind_of_subclass(W: Tensor) -> Kind:
     return "wrapped" if W.is_floating_point() else "quantized"
 
 
+def factor_dtype(W: Tensor) -> torch.dtype:
+    """The dtype of factors that are made for the weight `W`: at least float32."""
+    return torch.promote_types(W.dtype, torch.float32) if kind(W) != "quantized" else torch.float32
+
+
 def version(tensor: Tensor) -> int:
     """How often `tensor` was changed in place; -1 where torch does not count (tensors made in inference mode)."""
     return -1 if tensor.is_inference() else tensor._version

@@ -33,7 +33,9 @@ from models import bits, close, expect_refusal, same_bits, snapshot
 
 INJECTED = [kind for kind in every_kind if not kind.endswith("of 0.1")]
 LIKE_LINEAR = ["linear", "transformers' Conv1D", "merged linear", "merged Conv1D", "embedding", "conv1d", "bilinear"]
-WITHOUT_INPUT = [kind for kind in every_kind if kind.split()[0] in ("bag,", "scaled", "standardized") or "own" in kind]
+WITHOUT_INPUT = [
+    kind for kind in every_kind if {"bag,", "scaled", "standardized", "normalized", "activated", "own"} & set(kind.split())
+]
 FLOAT_INPUTS = [kind for kind in every_kind if "embedding" not in kind and "bag" not in kind]
 
 

@@ -19,7 +19,7 @@ from .class_factory import can_become, lora_class
 from .conv import ConvolutionLoRA
 from .embedding import EmbeddingBagLoRA, EmbeddingLoRA
 from .fused_linear import Conv1DFusedLoRA, FusedLinearLoRA
-from .linear import Conv1DLoRA, LinearLoRA, declare_affine
+from .linear import Conv1DLoRA, LinearLoRA, declare_affine, is_affine
 from .projection import OutProjectionLoRA, Projection, ProjectionLoRA
 
 Handlers = tuple[type[AdaptedLayer], ...]
@@ -157,7 +157,9 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
         return "it is a compiled TorchScript module; inject before scripting"
     W = getattr(layer, "weight", None)
     of_weight = tensors.kind(W)
-    if problem := _WEIGHTS.get(of_weight):
+    float8 = of_weight == "quantized" and isinstance(W, torch.Tensor) and W.is_floating_point()
+    restored = float8 and issubclass(handler, LinearLoRA) and not is_affine(kind)  # by a forward of the layer's own
+    if (problem := _WEIGHTS.get(of_weight)) and not restored:
         return problem.format(W=W)
     if of_weight == "offloaded" and "forward" in vars(layer):
         return "its weight is offloaded; load the model without offloading"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,6 +52,11 @@ def needs_weight(cls: type, W: object) -> bool:
     return not is_affine(kind) and tensors.kind(W) not in ("quantized", "wrapped")
 
 
+def _is_tensor(y: Any) -> bool:
+    """Whether `y` is a tensor, or stands for one while torch.fx traces."""
+    return isinstance(y, Tensor | torch.fx.Proxy)
+
+
 class LinearLoRA(AdaptedLayer):
     """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use.
 
@@ -84,7 +90,7 @@ class LinearLoRA(AdaptedLayer):
             raise
 
     def _with_update(self, y: Any, x: Tensor, p: float | None) -> Tensor:
-        if not isinstance(y, Tensor):
+        if not _is_tensor(y):
             raise LayerError(f"{self._described()} returns a {type(y).__name__}, to which no update can be added.")
         if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
             x = x.to(self.lora_A.device)

@@ -14,7 +14,7 @@ from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError
 from ..layers import AdaptedLayer
 from ..patterns import within
-from ..tensors import same_bits
+from ..tensors import factor_dtype, same_bits
 from .bound import Bound
 from .extract import token_rows
 from .inject import adopt_in, all_or_nothing
@@ -156,7 +156,7 @@ def _put_update(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout
     W = layer.weight
 
     def made(tensor: Tensor) -> Tensor:
-        dtype = torch.promote_types(tensor.dtype, torch.promote_types(W.dtype, torch.float32))
+        dtype = torch.promote_types(tensor.dtype, factor_dtype(W))
         return tensor.to(W.device, dtype, copy=True)
 
     own = update.with_tensors({key: made(tensor) for key, tensor in update.tensors().items()})

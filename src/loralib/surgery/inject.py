@@ -16,6 +16,7 @@ from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
+from ..tensors import factor_dtype
 from .bound import Bound
 from .eject import eject_layers
 from .module_tree import Slot, unwrap
@@ -92,7 +93,7 @@ class _Target(NamedTuple):
         """Freshly drawn factors; `TargetError` when the class makes none that go together."""
         W = self.layer.weight
         assert isinstance(W, Tensor)
-        dtype = dtype or torch.promote_types(W.dtype, torch.float32)
+        dtype = dtype or factor_dtype(W)
         try:
             return self.handler.new_update(self.layer, self.r, self.lora_alpha, config.use_rslora, dtype, **self.slices)
         except ConfigError as error:
