@@ -265,7 +265,7 @@ ADAPTERS = {  # modules of other libraries that hold adapters, and which of thei
     "diffusers.models.lora.LoRALinearLayer": frozenset[str](),
     "diffusers.models.lora.LoRAConv2dLayer": frozenset[str](),
 }
-FRESH_HEADS = (  # how classes of transformers end whose head is drawn anew when a pretrained body is loaded
+FRESH_HEADS = (  # how classes of transformers end whose head starts at random when a pretrained body is loaded
     "ForAudioClassification",
     "ForAudioFrameClassification",
     "ForImageClassification",

@@ -255,7 +255,7 @@ def test_what_is_asked_for_is_extracted_whatever_it_is_called():
     assert same_bits(plain(x), model(x))
 
 
-def test_a_model_of_layers_built_by_hand_is_told_which_modules_0_1_would_have_trained():
+def test_of_a_model_of_layers_built_by_hand_the_modules_that_0_1_would_have_trained_are_named():
     model = nn.ModuleDict({"layer": lora.Linear(4, 4, r=2), "lora_head": nn.Linear(4, 2)})
     with pytest.warns(UserWarning, match=r"'lora_head.weight' is frozen, with 1 others like it.*from LoRALayer"):
         lora.mark_only_lora_as_trainable(model)

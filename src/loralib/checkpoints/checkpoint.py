@@ -68,7 +68,7 @@ class Checkpoint:
     @property
     def is_quantized(self) -> bool:
         """Whether the files hold quantized weights, whose numbers mean something only with their scales: by what the
-        configuration says, by a file that quantizers write beside it, or by the names of the scales."""
+        configuration says, by a file that quantizers add, or by the names of the scales."""
         folder = self.path if self.path.is_dir() else self.path.parent
         said = any(self.config.get(key) for key in _QUANTIZED_CONFIG) or any((folder / f).is_file() for f in _QUANTIZED_FILES)
         return said or any(name.rpartition(".")[2] in _QUANTIZED_TENSORS for name in self.tensors)

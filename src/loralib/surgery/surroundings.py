@@ -112,7 +112,7 @@ def _below(module: nn.Module, child: str) -> Iterator[nn.Module]:
 
 
 def fresh_heads(modules: Iterable[Any]) -> Reasons:
-    """The layers outside the body of models of transformers whose head is drawn anew when a pretrained body is loaded."""
+    """The layers outside the body of models of transformers whose head starts at random with a pretrained body."""
     found: Reasons = {}
     for module in modules:
         kind = type(module)
