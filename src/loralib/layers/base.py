@@ -168,7 +168,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
             structure, A, B = cls.structure(update), update.A, update.B
             try:
                 shapes = cls.factor_shapes(layer, update.r, **structure)
-                if shapes != (A.shape, B.shape):
+                fits = shapes == (A.shape, B.shape)
+                if fits and not structure and type(update) is cls.update_classes[0]:
+                    return None
+                if not fits:
                     A, B = (torch.empty(shape, device="meta") for shape in shapes)
                 expected = cls.make_update(layer, A, B, update.lora_alpha, update.use_rslora, **structure)
             except ConfigError as error:
