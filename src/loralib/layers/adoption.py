@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import tensors
 from ..adapters.updates import LoRAUpdate
+from ..config import check_dropout
 from ..errors import ConfigError, LayerError
 from .adopted import own_attributes
 from .base import AdaptedLayer, LoRALayer
@@ -198,7 +199,7 @@ def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> Ad
     problem = adoption_problem(layer, lora_dropout, type(update)) or (handler and handler.misfit(layer, update))
     if problem:
         raise LayerError(f"A {type(layer).__name__} layer cannot be adapted: {problem}. Nothing was changed.")
-    return adopt_fitting(layer, update, lora_dropout)
+    return adopt_fitting(layer, update, check_dropout(lora_dropout))
 
 
 def adopt_fitting(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:
@@ -209,7 +210,7 @@ def adopt_fitting(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.
     assert isinstance(layer, AdaptedLayer)
     layer.carry(vars(layer).pop("forward", None))
     try:
-        LoRALayer.__init__(layer, update.r, update.lora_alpha, lora_dropout, merge_weights=False)
+        layer.set_up(update.r, update.lora_alpha, lora_dropout, merge_weights=False)
         if lora_dropout and not layer.training:
             layer.get_submodule("lora_dropout").eval()
         layer.add_factors(update)

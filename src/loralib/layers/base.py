@@ -50,7 +50,10 @@ class LoRALayer:
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
         r, lora_alpha = check_rank(r, zero=True), check_alpha(lora_alpha) if r else lora_alpha
-        p = check_dropout(lora_dropout)
+        self.set_up(r, lora_alpha, check_dropout(lora_dropout), merge_weights)
+
+    def set_up(self, r: int, lora_alpha: float, p: float, merge_weights: bool) -> None:
+        """Set the attributes to values that were checked."""
         vars(self).update(r=r, lora_alpha=lora_alpha, lora_dropout=no_dropout, merged=False, merge_weights=merge_weights)
         if p:
             self.lora_dropout = nn.Dropout(p)
@@ -168,7 +171,10 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
             structure, A, B = cls.structure(update), update.A, update.B
             try:
                 shapes = cls.factor_shapes(layer, update.r, **structure)
-                if shapes != (A.shape, B.shape):
+                fits = shapes == (A.shape, B.shape)
+                if fits and not structure and type(update) is cls.update_classes[0]:
+                    return None
+                if not fits:
                     A, B = (torch.empty(shape, device="meta") for shape in shapes)
                 expected = cls.make_update(layer, A, B, update.lora_alpha, update.use_rslora, **structure)
             except ConfigError as error:
@@ -210,8 +216,7 @@ class AdaptedLayer(LoRALayer, Adopted, Mergeable):
 
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""
-        self.register_parameter("lora_A", nn.Parameter(update.A))
-        self.register_parameter("lora_B", nn.Parameter(update.B))
+        self._parameters.update(lora_A=nn.Parameter(update.A), lora_B=nn.Parameter(update.B))  # names that are free
         vars(self).update(use_rslora=update.use_rslora, scaling=update.scaling)
         for name, value in self.structure(update).items():
             setattr(self, name, value)

@@ -153,11 +153,10 @@ def _put_update(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout
         layer.load_update(update)
         return
     assert isinstance(layer.weight, Tensor)
-    W = layer.weight
+    device, least = layer.weight.device, factor_dtype(layer.weight)
 
     def made(tensor: Tensor) -> Tensor:
-        dtype = torch.promote_types(tensor.dtype, factor_dtype(W))
-        return tensor.to(W.device, dtype, copy=True)
+        return tensor.to(device, torch.promote_types(tensor.dtype, least), copy=True)
 
     own = update.with_tensors({key: made(tensor) for key, tensor in update.tensors().items()})
     adopt_in(read, layer, own, lora_dropout)

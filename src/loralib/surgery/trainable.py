@@ -77,7 +77,8 @@ def factors(module: nn.Module) -> Mapping[str, Tensor]:
         return {leaf: tensor for leaf, tensor in _held(module).items() if leaf.startswith("lora_")}
     if isinstance(module, AdaptedLayer) and type(module).adapter_parameters is not AdaptedLayer.adapter_parameters:
         return module.adapter_parameters()
-    inside = [(name, m) for name, m in walk(module) if m is module or not isinstance(m, LoRALayer)]
+    children = walk(module)[1:] if module._modules else []
+    inside = [("", module), *((name, m) for name, m in children if not isinstance(m, LoRALayer))]
     held = {join(name, leaf): tensor for name, m in inside for leaf, tensor in _held(m).items()}
     return {name: tensor for name, tensor in held.items() if is_factor(name)}
 
