@@ -61,7 +61,7 @@ WAV = {"conv_dim": (8, 8), "conv_stride": (4, 4), "conv_kernel": (8, 4), "num_fe
 DECODERS = """
 GPT2LMHeadModel GPTNeoXForCausalLM GPTJForCausalLM BloomForCausalLM LlamaForCausalLM MistralForCausalLM
 Qwen2ForCausalLM Qwen3ForCausalLM GemmaForCausalLM Gemma2ForCausalLM PhiForCausalLM Phi3ForCausalLM StableLmForCausalLM
-Starcoder2ForCausalLM OlmoForCausalLM Olmo2ForCausalLM CohereForCausalLM GraniteForCausalLM FalconForCausalLM OPTForCausalLM
+Starcoder2ForCausalLM OlmoForCausalLM Olmo2ForCausalLM CohereForCausalLM GraniteForCausalLM OPTForCausalLM
 GPTBigCodeForCausalLM MixtralForCausalLM Qwen2MoeForCausalLM MambaForCausalLM FalconMambaForCausalLM XLNetLMHeadModel
 XGLMForCausalLM PersimmonForCausalLM NemotronForCausalLM SmolLM3ForCausalLM GlmForCausalLM HeliumForCausalLM PhimoeForCausalLM
 OpenAIGPTLMHeadModel BioGptForCausalLM MptForCausalLM

@@ -71,7 +71,7 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     everything, when the checkpoint is not for this model, or when it cannot be told whether it is merged. The model is then
     unchanged.
 
-    >>> import tempfile, loralib as lora
+    >>> import tempfile, torch, loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
     >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
     ...     torch.save(lora.lora_state_dict(model), file.name)
