@@ -208,6 +208,53 @@ def test_with_a_frozen_first_factor_a_second_derivative_is_refused_not_wrong():
         torch.autograd.grad(y.square().sum(), tensors["B"], create_graph=True)
 
 
+@pytest.mark.parametrize("n", [(), (400,), (4, 100), (2, 2, 100)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("operation", [autograd.lora_linear, autograd.add_linear_update])
+def test_an_output_may_be_modified_in_place_and_differentiated_twice(operation, n, dtype, p):
+    tensors = drawn(n, 16, 12, 3, dtype)
+    if operation is autograd.add_linear_update:
+        tensors = {"y": torch.randn(*n, 12).to(dtype)} | {name: tensors[name] for name in ("x", "A", "B")}
+    seed = torch.get_rng_state()
+
+    def residual(*args: Tensor) -> Tensor:
+        y = operation(*args, 0.7, p)
+        y += 2
+        return torch.relu_(y)
+
+    in_place = step(residual, tensors)
+    torch.set_rng_state(seed)
+    plain = step(lambda *args: torch.relu(operation(*args, 0.7, p) + 2), tensors)
+    assert all(torch.equal(a, b) for a, b in zip(in_place, plain, strict=True))
+    if dtype == torch.float64 and not p:
+        tensors = [t.detach().clone().requires_grad_() for t in tensors.values()]
+        first = torch.autograd.grad(residual(*tensors).square().sum(), tensors, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+        expected = torch.autograd.grad(
+            sum(
+                g.square().sum()
+                for g in torch.autograd.grad(
+                    torch.relu(getattr(reference, operation.__name__)(*tensors, 0.7) + 2).square().sum(),
+                    tensors,
+                    create_graph=True,
+                )
+            ),
+            tensors,
+        )
+        assert all(torch.allclose(a, b) for a, b in zip(second, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_residual_in_place_has_the_same_gradients():
+    model = nn.Sequential(lora.Linear(16, 12, r=2, merge_weights=False), nn.ReLU(inplace=True))
+    nn.init.normal_(model[0].lora_B)
+    x, factors = torch.randn(3, 5, 16), [model[0].lora_A, model[0].lora_B]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, wanted = (torch.autograd.grad(m(x).sum(), factors) for m in (compiled, model))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 

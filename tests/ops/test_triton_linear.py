@@ -287,6 +287,15 @@ def check_a_step_keeps_the_input_the_small_product_and_a_seed(p, frozen):
     assert total == {torch.float32: x_kept + 10 * 3} | ({torch.int64: 1} if p else {})
 
 
+def check_an_output_may_be_modified_in_place():
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = drawn((2, 3), 9, 5, 2, dtype)
+        y = triton_linear.lora_linear(*(t.requires_grad_() for t in tensors.values()), 0.7)
+        y += 1
+        torch.relu_(y).sum().backward()
+        assert tensors["A"].grad is not None
+
+
 def check_a_second_derivative_is_refused():
     tensors = {name: t.requires_grad_() for name, t in drawn((3,), 5, 4, 2).items()}
     y = lora_linear(**tensors, scaling=0.7)
