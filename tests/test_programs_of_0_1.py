@@ -14,6 +14,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import loralib as lora
 from models import close, same_bits
@@ -434,3 +435,71 @@ def test_a_seed_draws_the_numbers_of_0_1_in_the_place_of_a_weight(name, transpos
         DRAWS[draw](layer)
         drawn.append([*layer.state_dict().values(), torch.rand(1)])
     assert all(same_bits(a, b) for a, b in zip(*drawn, strict=True))
+
+
+# --- what UPGRADING.md says of eval() -------------------------------------------------------------------------------
+
+
+class TiedHead(nn.Module):
+    def __init__(self, module: ModuleType):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(7, 5), module.Linear(5, 7, r=2, bias=False)
+        nn.init.normal_(self.head.lora_B)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(ids))
+
+
+@both
+def test_eval_of_a_tied_head_leaves_the_embedding_alone_here_and_changed_it_in_0_1(module):
+    model, ids = TiedHead(module()), torch.arange(7)
+    y, before = model(ids), model.embedding.weight.detach().clone()
+    model.eval()
+    is_right = module() is lora
+    assert torch.equal(model.embedding.weight, before) is is_right
+    assert close(model(ids), y, factor=64) is is_right
+    model.train()
+    assert model.head.weight is model.embedding.weight
+    assert close(model(ids), y, factor=64)
+
+
+COMPUTED = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight norm": nn.utils.weight_norm,
+    "parametrized": parametrizations.weight_norm,
+}
+
+
+@both
+@pytest.mark.parametrize("how", COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm` is deprecated:FutureWarning")
+def test_eval_of_a_layer_whose_weight_is_computed_loses_no_update(module, how):
+    layer, x = build(module(), "Linear", merge_weights=module() is not lora)
+    COMPUTED[how](layer)
+    y = layer(x)
+    layer.eval()
+    assert close(layer(x), y, factor=64) is (module() is lora)
+    layer.train()
+    assert close(layer(x), y, factor=64)
+
+
+@pytest.mark.parametrize("how", COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm` is deprecated:FutureWarning")
+def test_a_layer_whose_weight_is_computed_does_not_merge_in_silence(how):
+    layer, x = build(lora, "Linear")
+    COMPUTED[how](layer)
+    y = layer(x)
+    with pytest.raises(lora.LayerError, match="remove that first"):
+        layer.eval()
+    assert same_bits(layer(x), y)
+
+
+@both
+@every_layer
+def test_what_is_exported_in_evaluation_mode_has_the_update(module, name):
+    layer, x = build(module(), name)
+    y = layer(x)
+    layer.eval()
+    assert close(torch.export.export(layer, (x,)).module()(x), y, factor=64)
