@@ -4,7 +4,7 @@ import copy
 import inspect
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -334,8 +334,15 @@ def test_the_input_is_called_x_in_the_signature(module, name):
 def test_the_input_may_have_torchs_name_and_must_be_there(name):
     layer, x = build(lora, name)
     assert same_bits(layer(input=x), layer(x))
-    with pytest.raises(TypeError, match="missing its input"):
-        layer()
+    calls: dict[str, Callable[[], object]] = {
+        "is missing its input": layer,
+        "unexpected keyword argument 'input'": lambda: layer(x, input=x),
+        "unexpected keyword argument 'y'": lambda: layer(y=x),
+        "unexpected keyword argument 'z'": lambda: layer(x, z=x),
+    }
+    for message, call in calls.items():
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 @both
