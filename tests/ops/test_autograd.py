@@ -366,65 +366,7 @@ def test_the_whole_of_a_small_update_reaches_the_output_and_the_input_gradient(d
         assert abs(slope - 1) < (0.02 if dtype == torch.float16 else 0.1)
 
 
-# --- who computes ---------------------------------------------------------------------------------------------------
-
-
-class Counting:
-    """How often the fused linear step was taken."""
-
-    def __init__(self, monkeypatch):
-        self.taken, inner = 0, autograd.lora_linear
-
-        def counted(*args, **options):
-            self.taken += 1
-            return inner(*args, **options)
-
-        monkeypatch.setattr(autograd, "lora_linear", counted)
-
-
-def test_the_fused_step_is_taken_by_itself_and_the_reference_where_it_is_forced(monkeypatch):
-    counting, (layer, x) = Counting(monkeypatch), frozen_layer(4, 6, 5, 2)
-    layer(x)
-    assert counting.taken == 1
-    with ops.use("reference"):
-        layer(x)
-    assert counting.taken == 1
-    with ops.use("reference"), ops.use("autograd"):
-        layer(x)
-    assert counting.taken == 2
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, in forward mode
-def test_torch_func_and_compilers_get_the_reference(monkeypatch):
-    counting, (layer, x) = Counting(monkeypatch), frozen_layer(4, 6, 5, 2)
-    torch.func.vmap(layer)(x)
-    torch.func.grad(lambda x: layer(x).sum())(x)
-    torch.compile(layer, fullgraph=True, backend="eager")(x)
-    torch.export.export(layer, (x.detach(),))
-    with torch.autograd.forward_ad.dual_level():
-        layer(torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x)))
-    assert counting.taken == 0
-
-
-def test_a_forced_implementation_that_cannot_compute_says_why():
-    layer, x = frozen_layer(4, 6, 5, 2)
-    with ops.use("autograd"), pytest.raises(lora.LayerError, match=r"'autograd' cannot be used here: torch\.func"):
-        torch.func.vmap(layer)(x)
-    with (
-        pytest.raises(lora.ConfigError, match="'cuda' is not an implementation; choose one of reference, autograd"),
-        ops.use("cuda"),
-    ):
-        pass
-
-
-def test_what_does_not_go_together_is_named():
-    layer, _ = frozen_layer(4, 6, 5, 2)
-    with pytest.raises(lora.LayerError, match=r"Linear.*the input has shape \(4, 7\), and lora_A \(2, 6\) takes 6 features"):
-        layer(torch.randn(4, 7))
-    with pytest.raises(lora.LayerError, match=r"the input is torch.float64 and the weight torch.float32"):
-        layer(torch.randn(4, 6).double())
-    layer.lora_A = nn.Parameter(layer.lora_A.detach().to("meta"))
-    assert "not all on one device: the input on cpu, the weight on cpu, lora_A on meta" in layer.mismatch(torch.randn(4, 6))
+# --- blocks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -104,7 +104,7 @@ def check_a_step_is_as_exact_as_the_plain_formula(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 @pytest.mark.parametrize("programs", [1, 3, 1000])
 def check_sums_that_are_split_are_as_exact(programs, dtype, monkeypatch):
-    monkeypatch.setattr(triton_linear, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_linear, "PROGRAMS", programs)
     assert is_as_good_as_plain(drawn((70,), 200, 17, 3, dtype))
 
 

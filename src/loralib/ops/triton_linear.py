@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_N, _BLOCK_D = 32, 64  # a program's share: rows, and columns (a multiple of 4)
-_PROGRAMS = 256  # about what fills a GPU; with fewer, a sum is split
+PROGRAMS = 256  # about what fills a GPU; with fewer, a sum is split
 
 
 # --- on the device --------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def _rank_block(r: int, dtype: torch.dtype) -> int:
 def _split(size: int, block: int, programs: int) -> tuple[int, int]:
     """(splits, span): into how many parts of how much a sum over `size` is split, for as many `programs` in each."""
     blocks = _blocks(size, block)
-    span = _blocks(blocks, max(1, min(blocks, _PROGRAMS // programs)))
+    span = _blocks(blocks, max(1, min(blocks, PROGRAMS // programs)))
     return _blocks(blocks, span), span * block
 
 
