@@ -193,7 +193,7 @@ IN_PLACE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
 
 @pytest.mark.parametrize("forced", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", every_kind)
+@pytest.mark.parametrize("kind", [kind for kind in every_kind if kind != "activated linear"])  # nor may that of a plain tanh
 def test_an_output_may_be_modified_in_place(kind, dtype, forced):
     model = KINDS[kind].build()[1].to(dtype)
     x = in_dtype(KINDS[kind].inputs(), dtype)
