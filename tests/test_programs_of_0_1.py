@@ -4,9 +4,8 @@ import copy
 import inspect
 import json
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -163,41 +162,6 @@ def test_a_transposed_convolution_with_a_forward_of_its_own(module, n, kernel, g
     assert close(copy.deepcopy(layer.conv)(x), layer.conv(x), factor=64)
 
 
-def test_a_transposed_convolution_of_0_1_goes_to_files_that_can_hold_it_and_back(tmp_path):
-    model = nn.Sequential(lora.ConvLoRA(nn.ConvTranspose2d, 4, 6, 3, r=2, lora_alpha=3, groups=2))
-    nn.init.normal_(model[0].lora_B)
-    adapter = lora.extract(model)
-    lora.save(adapter, tmp_path / "a.safetensors", format="safetensors")
-    assert lora.load(tmp_path / "a.safetensors") == adapter
-    lora.save(adapter, tmp_path / "a.pt", format="loralib")
-    fresh = nn.Sequential(lora.ConvLoRA(nn.ConvTranspose2d, 4, 6, 3, r=2, lora_alpha=3, groups=2))
-    fresh.load_state_dict(torch.load(tmp_path / "a.pt"), strict=False)
-    assert lora.extract(fresh) == adapter
-    with pytest.raises(lora.FormatError, match="is for a transposed convolution"):
-        lora.save(adapter, tmp_path / "peft", format="peft")
-    with pytest.raises(lora.AlgebraError, match="has no plain form"):
-        adapter.layers["0"].plain()
-    with pytest.raises(lora.AttachError, match="transposed_convolution_0_1 in the adapter, convolution_0_1 in the model"):
-        lora.attach(nn.Sequential(lora.Conv2d(4, 6, 3, r=2)), adapter)
-
-
-# --- names ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("of", ["", ".layers", ".utils"])
-def test_a_star_import_gives_what_it_gave(of):
-    names: list[dict[str, Any]] = [{}, {}]
-    for module, found in zip(("loralib_0_1", "loralib"), names, strict=True):
-        loralib_0_1()
-        exec(f"from {module}{of} import *", found)
-    theirs, ours = names
-    assert theirs.keys() <= ours.keys()
-    foreign = {name for name, value in theirs.items() if "loralib" not in str(getattr(value, "__module__", value))}
-    assert {"nn", "torch"} <= foreign
-    assert all(ours[name] is theirs[name] or ours[name] == theirs[name] for name in foreign - {"__builtins__"})
-    assert lora.name == loralib_0_1().name == "lora"
-
-
 # --- numbers and truth values of numpy and torch --------------------------------------------------------------------
 
 MASKS = {
@@ -328,21 +292,6 @@ def test_the_input_is_called_x_in_the_signature(module, name):
     layer, x = build(module(), name, merge_weights=False)
     assert list(inspect.signature(layer.forward).parameters) == ["x"]
     assert same_bits(layer.forward(x=x), layer(x))
-
-
-@every_layer
-def test_the_input_may_have_torchs_name_and_must_be_there(name):
-    layer, x = build(lora, name)
-    assert same_bits(layer(input=x), layer(x))
-    calls: dict[str, Callable[[], object]] = {
-        "is missing its input": layer,
-        "unexpected keyword argument 'input'": lambda: layer(x, input=x),
-        "unexpected keyword argument 'y'": lambda: layer(y=x),
-        "unexpected keyword argument 'z'": lambda: layer(x, z=x),
-    }
-    for message, call in calls.items():
-        with pytest.raises(TypeError, match=message):
-            call()
 
 
 @both
