@@ -217,6 +217,28 @@ def test_a_configuration_of_numpys_numbers_is_one_of_pythons(of, tmp_path):
     assert lora.combine([adapter, adapter], weights=[of(2), of(1)]).layers == (2 * adapter + adapter).layers
 
 
+def test_layers_with_sizes_of_numpys_numbers_give_an_adapter_that_files_can_hold(tmp_path):
+    i, f = np.int64, np.float32
+    model = nn.ModuleDict(
+        {
+            "fused": lora.MergedLinear(i(6), i(9), r=i(2), enable_lora=np.array([True, False, True])),
+            "scaled": lora.Linear(i(6), i(4), r=i(2), lora_alpha=f(4)),
+            "legacy": lora.Conv2d(i(4), i(6), i(3), r=i(2), groups=i(2)),
+            "conv": nn.ConvTranspose2d(i(4), i(6), i(3), groups=i(2)),
+            "slices": nn.Linear(i(6), i(9)),
+            "embedding": nn.Embedding(i(7), i(4), max_norm=f(1)),
+        }
+    )
+    targets = ["conv", "slices", "embedding"]
+    lora.inject(model, lora.LoRAConfig(r=i(2), target_modules=targets, enable_lora={"slices": np.array([True, False, True])}))
+    update = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(4, 2), lora_alpha=f(4))
+    for adapter in (lora.extract(model), lora.Adapter(lora.LoRAConfig(), {"x": update})):
+        lora.save(adapter, tmp_path / "a.safetensors", format="safetensors")
+        loaded = lora.load(tmp_path / "a.safetensors")
+        assert loaded == adapter
+        assert loaded.digest() == adapter.digest()
+
+
 @pytest.mark.parametrize(
     "mask", [[1, 0, 1], [True, None, False], np.array([1, 0, 1]), torch.tensor([1.0, 0.0, 1.0]), "yes", None]
 )
