@@ -21,10 +21,19 @@ ALL_LINEAR = "all-linear"
 
 T = TypeVar("T")
 
+_OF_PYTHON = {int, float, bool}
+
 
 def python_value(value: Any) -> Any:
     """`value` in Python's own types where it is a number, a truth value or an array of numpy's or torch's; else as it is."""
     return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
+def in_python(value: Any) -> Any:
+    """`value`, or a tuple of such values, in Python's own types; the very object where it is in them."""
+    if type(value) is not tuple:
+        return value if type(value) in _OF_PYTHON else python_value(value)
+    return value if all(type(item) in _OF_PYTHON for item in value) else tuple(python_value(item) for item in value)
 
 
 def truth_values(mask: object) -> tuple[bool, ...]:

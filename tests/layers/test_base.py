@@ -2,7 +2,9 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from kinds import (
     fill,
     widened,
 )
+from loralib import ops
 from models import bits, close, expect_refusal, same_bits, snapshot
 
 INJECTED = [kind for kind in every_kind if not kind.endswith("of 0.1")]
@@ -173,6 +176,34 @@ def test_gradients_are_those_of_the_dense_formula(kind):
         assert torch.allclose(layer.lora_B.grad, B.grad, rtol=1e-9, atol=1e-9)
     for mine, theirs in zip(x, z, strict=True):
         assert mine.grad is None or torch.allclose(mine.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+
+
+def halved(y: Tensor) -> Tensor:
+    y[..., ::2] *= 0.5
+    return y
+
+
+IN_PLACE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "+=": (lambda y: y.add_(1.5), lambda y: y + 1.5),
+    "ReLU": (nn.ReLU(inplace=True), nn.ReLU()),
+    "mul_": (lambda y: y.mul_(y.detach().sign()), lambda y: y * y.detach().sign()),
+    "part": (halved, lambda y: halved(y.clone())),
+}
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [kind for kind in every_kind if kind != "activated linear"])  # nor may that of a plain tanh
+def test_an_output_may_be_modified_in_place(kind, dtype, forced):
+    model = KINDS[kind].build()[1].to(dtype)
+    x = in_dtype(KINDS[kind].inputs(), dtype)
+    with ops.use("autograd") if forced else nullcontext():
+        for modify, modified in IN_PLACE.values():
+            wanted = torch.autograd.grad(modified(model(*x)).float().square().sum(), factors(model))
+            found = torch.autograd.grad(modify(model(*x)).float().square().sum(), factors(model))
+            assert all(close(a, b, factor=8) for a, b in zip(found, wanted, strict=True))
+            with torch.no_grad():
+                assert close(modify(model(*x)), modified(model(*x)), factor=8)
 
 
 @pytest.mark.parametrize("kind", every_kind)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..config import lora_scaling
+from ..config import in_python, lora_scaling
 from ..errors import AlgebraError, ConfigError
 from ..tensors import same_bits, without_autocast
 from .layout import Layout
@@ -63,6 +63,11 @@ class LoRAUpdate:
     of_base: ClassVar[frozenset[str]] = frozenset()  # fields that describe the base layer, not the update
 
     def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name in ("lora_alpha", "use_rslora", *_own_field_names(kind)):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (found := in_python(value)) is not value:
+                object.__setattr__(self, name, found)
         if problem := self._problem():
             raise ConfigError(
                 f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: {problem}."

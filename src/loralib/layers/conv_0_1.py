@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import LayerError
 from .class_factory import lora_class
 from .conv import ConvolutionLoRA
-from .inputs import named_input, takes_x, without_input
+from .inputs import by_torchs_name, named_input, takes_x, without_input
 from .state_dicts import quiet_state_dict
 
 
@@ -177,7 +177,9 @@ def _itself(module: nn.Module) -> nn.Module:
 @takes_x
 def _forward(self: ConvLoRA, x: Tensor | None = None, **named: Tensor) -> Tensor:
     """y (n, out, *) for x (n, in, *), which torch calls `input`."""
-    return ConvLoRA.forward(self, x if x is not None else named_input(named))
+    if x is None or (type(named) is dict and named):
+        x = by_torchs_name(x, named)
+    return ConvLoRA.forward(self, x)
 
 
 class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]

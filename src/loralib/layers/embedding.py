@@ -19,7 +19,7 @@ from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from ..errors import LayerError
 from .base import AdaptedLayer
 from .dropout import probability
-from .inputs import named_input, takes_x
+from .inputs import by_torchs_name, named_input, takes_x
 from .merging import RESIZED
 
 
@@ -181,7 +181,9 @@ class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
     @takes_x
     def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
         """y (..., embedding_dim) for token numbers x (...), which torch calls `input`."""
-        return EmbeddingLoRA.forward(self, x if x is not None else named_input(named))
+        if x is None or (type(named) is dict and named):
+            x = by_torchs_name(x, named)
+        return EmbeddingLoRA.forward(self, x)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Embedding` computes; 0.1 calls the input x."""

@@ -17,7 +17,7 @@ from ..adapters.soundness import not_finite
 from ..adapters.updates import LoRAUpdate
 from ..config import truth_values
 from ..errors import ConfigError, LayerError
-from .inputs import named_input, takes_x
+from .inputs import by_torchs_name, takes_x
 from .linear import Conv1DLoRA, LinearLoRA, transposable_forward
 
 
@@ -131,7 +131,8 @@ class MergedLinear(FusedLinearLoRA, nn.Linear):  # type: ignore[misc]
     @takes_x
     def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
         """y (..., out_features) for x (..., in_features), which torch calls `input`."""
-        x = x if x is not None else named_input(named)
+        if x is None or (type(named) is dict and named):
+            x = by_torchs_name(x, named)
         if not (self.has_own_product and self.acts):
             return LinearLoRA.forward(self, x)
         product = self.merge_AB()

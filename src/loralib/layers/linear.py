@@ -23,7 +23,7 @@ from ..architectures import AFFINE
 from ..errors import LayerError
 from .base import AdaptedLayer
 from .dropout import probability
-from .inputs import named_input, takes_x
+from .inputs import by_torchs_name, named_input, takes_x
 
 _AFFINE: set[type] = {nn.Linear}
 
@@ -203,7 +203,9 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
     @takes_x
     def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
         """y (..., out_features) for x (..., in_features), which torch calls `input`."""
-        return LinearLoRA.forward(self, x if x is not None else named_input(named))
+        if x is None or (type(named) is dict and named):
+            x = by_torchs_name(x, named)
+        return LinearLoRA.forward(self, x)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """`nn.Linear`'s output, whichever way the weight is stored."""
