@@ -194,9 +194,26 @@ class Standardized(nn.Conv2d):
         return self._conv_forward(x, W, self.bias)
 
 
+class Normalized(nn.Linear):
+    """A linear layer that normalises its weight and scales its output, as heads and quantization-aware layers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * nn.functional.linear(x, nn.functional.normalize(self.weight), self.bias)
+
+
+class Activated(nn.Linear):
+    """A linear layer whose forward applies a function to what torch's computes."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).tanh()
+
+
 THREE = {"enable_lora": [True, False, True], "slice_widths": {"layer": [4, 1, 2]}}
 KINDS = {
     "linear": Kind(lambda: nn.Linear(5, 4), lambda: (torch.randn(3, 5),)),
+    "normalized linear": Kind(lambda: Normalized(5, 4), lambda: (torch.randn(3, 5),), terms=16),
+    "merged normalized linear": Kind(lambda: Normalized(5, 7), lambda: (torch.randn(3, 5),), THREE, terms=16),
+    "activated linear": Kind(lambda: Activated(5, 4), lambda: (torch.randn(3, 5),)),
     "transformers' Conv1D": Kind(lambda: hf_conv1d(4, 5), lambda: (torch.randn(3, 5),)),
     "merged linear": Kind(lambda: nn.Linear(5, 7), lambda: (torch.randn(3, 5),), THREE),
     "merged Conv1D": Kind(lambda: hf_conv1d(7, 5), lambda: (torch.randn(3, 5),), THREE),
@@ -212,6 +229,13 @@ KINDS = {
         lambda: lora.Conv2d(2, 4, 3, r=2, lora_alpha=3, groups=2, merge_weights=False),
         lambda: (torch.randn(2, 2, 4, 5),),
         terms=18,
+    ),
+    "transposed conv2d of 0.1": Kind(
+        lambda: lora.ConvLoRA(
+            nn.ConvTranspose2d, 4, 6, 3, r=2, lora_alpha=3, stride=2, groups=2, output_padding=1, merge_weights=False
+        ),
+        lambda: (torch.randn(2, 4, 2, 3),),
+        terms=24,
     ),
     "transposed conv2d": Kind(
         lambda: nn.ConvTranspose2d(4, 6, (2, 3), stride=2, groups=2, output_padding=1),

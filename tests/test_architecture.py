@@ -13,7 +13,7 @@ import loralib as lora
 PACKAGE = Path(lora.__file__).parent
 
 LEVELS = [
-    {"errors", "choices", "config", "patterns", "tensors", "architectures", "storage"},
+    {"errors", "choices", "config", "patterns", "tensors", "architectures", "storage", "star_0_1"},
     {"ops", "quant"},
     {"adapters"},
     {"formats", "layers"},
@@ -231,7 +231,7 @@ def names_for_type_checkers() -> dict[str | None, set[str]]:
 
 
 def test_the_tables_of_names_and_the_imports_for_type_checkers_agree():
-    homes: dict[str | None, tuple[str, ...]] = {None: lora._SUBMODULES, **lora._HOMES}
+    homes: dict[str | None, tuple[str, ...]] = {None: lora._SUBMODULES, **lora._HOMES, **lora._OF_0_1}
     assert names_for_type_checkers() == {home: set(names) for home, names in homes.items()}
 
 
@@ -241,10 +241,13 @@ def test_a_submodule_is_an_attribute_right_after_import(name):
 
 
 def test_all_lists_every_name_once_and_each_can_be_had():
-    assert sorted(lora.__all__) == sorted(set(lora.__all__)) == sorted(name for names in lora._HOMES.values() for name in names)
+    own = [name for names in lora._HOMES.values() for name in names]
+    of_0_1 = [*(name for names in lora._OF_0_1.values() for name in names), "layers", "name", "utils"]
+    assert sorted(lora.__all__) == sorted(set(lora.__all__)) == sorted([*own, *of_0_1])
     for name in lora.__all__:
-        assert getattr(lora, name).__module__.startswith("loralib.")
+        assert hasattr(lora, name)
         assert name in dir(lora)
+    assert all(getattr(lora, name).__module__.startswith("loralib.") for name in own)
 
 
 def test_an_unknown_name_is_an_attribute_error_that_says_so():

@@ -72,7 +72,7 @@ def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         trained.append(Path(words[5]).stem)
         return main(words[3:])
 
-    monkeypatch.setattr(comparison, "_wait_for", wait_for)
+    monkeypatch.setattr(comparison, "wait_for", wait_for)
     console = Console()
     rows, texts = e2e.measure(data(), tmp_path / "runs", TINY, console, resume=False)
     assert trained == ["pretrained", "lora", "last-layers", "full", "lora-all"]

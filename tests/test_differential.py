@@ -5,6 +5,7 @@ Each drawn case is compared twice: with 0.1.2, where every difference must be on
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -65,21 +66,23 @@ class Case:
         return self.get("lora_alpha", 1) / self.get("r")
 
     @property
-    def outcome(self) -> tuple[bool, int, int, set[str]]:
-        """Whether ours is merged in the end; which factors it holds and which it computes with, counted from 0 (a merged
-        layer keeps the product that it was merged with until factors are loaded); and what was done while it was merged."""
-        merged, held, acting, done = False, 0, 0, set()
+    def outcome(self) -> tuple[bool, int, bool, set[str]]:
+        """Whether ours is merged in the end; which factors it holds, counted from 0; whether they were edited since it was
+        merged, so that it computes with them unmerged; and what was done while it was merged."""
+        merged, held, stale, done = False, 0, False, set()
         for step in self.steps:
             was_merged = merged
             if step in ("train", "eval"):
                 merged = step == "eval" and self.has_factors and self.get("merge_weights", True)
             else:
                 held += 1
-            if step == "load" or not (merged and was_merged):
-                acting = held
+            if not (merged and was_merged) or step in ("load", "eval"):
+                stale = False
+            if step == "edit" and merged:
+                stale = True
             if was_merged:
                 done.add(step)
-        return merged, held, acting, done
+        return merged, held, stale, done
 
     @property
     def merged(self) -> bool:
@@ -226,7 +229,8 @@ def expected(case: Case, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Output and gradients by the formula in float64."""
     x = case.x().detach()
     leaves = {name: t.double() for name, t in tensors.items()} | ({"x": x.double()} if x.is_floating_point() else {})
-    fixed = ({"weight"} if case.has_factors else set()) | ({"lora_A", "lora_B"} if case.merged else set())
+    merged, _, stale, _ = case.outcome
+    fixed = ({"weight"} if case.has_factors else set()) | ({"lora_A", "lora_B"} if merged and not stale else set())
     trained = [leaf.requires_grad_() for name, leaf in leaves.items() if name not in fixed]
 
     def differentiate(layer: nn.Module) -> tuple[Tensor, dict[str, Tensor | None]]:
@@ -241,14 +245,18 @@ def expected(case: Case, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"output": y} | {f"gradient of {name}": g for name, g in gradients.items()}
 
 
+def as_stored(case: Case, name: str, t: Tensor) -> Tensor:
+    """A tensor with the strides that it must have: a transposed weight is a view of the matrix that the product reads."""
+    return t.t().contiguous().t() if name == "weight" and case.get("fan_in_fan_out") else t
+
+
 def faults(case: Case, layer: nn.Module, seen: dict[str, Any]) -> set[str]:
     """Where ours is not what the formula says, whatever 0.1.2 does."""
-    _, held, acting, _ = case.outcome
-    now, then = case.tensors(layer, held), case.tensors(layer, acting)
-    right = expected(case, then) | {
+    now = case.tensors(layer, case.outcome[1])
+    right = expected(case, now) | {
         "requires_grad": {name: name != "weight" or not case.has_factors for name in sorted(now)},
         "state dict keys": set(now),
-        "contiguity": dict.fromkeys(sorted(now), True),
+        "contiguity": {name: as_stored(case, name, now[name]).is_contiguous() for name in sorted(now)},
         "returned by train()": True,
         "merged": case.merged,
         "mode": case.training,
@@ -335,12 +343,6 @@ ROWS = {  # by layer
         lambda case: not case.has_factors and not case.training and case.get("merge_weights", True),
         {"merged"},
         replace(LINEAR, options={"r": 0}, steps=("eval",)),
-    ),
-    "the strides of a transposed weight": Row(
-        "non-contiguous",
-        lambda case: case.get("fan_in_fan_out", False),
-        {"contiguity"},
-        replace(LINEAR, options={"r": 2, "fan_in_fan_out": True}),
     ),
     "no slice enabled": Row(
         "no slice enabled",
@@ -457,6 +459,7 @@ def convolutions(draw: st.DrawFn) -> Case:
 class TestLinear:
     @settings(max_examples=CASES["Linear"])
     @given(case=linears())
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_it_does_what_0_1_did(self, case):
         check(case)
 
@@ -464,6 +467,7 @@ class TestLinear:
 class TestMergedLinear:
     @settings(max_examples=CASES["MergedLinear"])
     @given(case=merged_linears())
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_it_does_what_0_1_did(self, case):
         check(case)
 
@@ -471,6 +475,7 @@ class TestMergedLinear:
 class TestEmbedding:
     @settings(max_examples=CASES["Embedding"])
     @given(case=embeddings())
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_it_does_what_0_1_did(self, case):
         check(case)
 
@@ -478,6 +483,7 @@ class TestEmbedding:
 class TestConv2d:
     @settings(max_examples=CASES["Conv2d"])
     @given(case=convolutions())
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_it_does_what_0_1_did(self, case):
         check(case)
 
@@ -575,7 +581,7 @@ MODEL_ROWS = {
         Model((Layer("a", "Linear", 2), Layer("b", "a buffer")), "all"),
     ),
     "a name that contains lora_": ModelRow(
-        "a dotted part of the name starts with",
+        "a *module* of such a name is one like any other",
         lambda model, layer, leaf, aspect: "lora_" in layer.name,
         Model((Layer("a", "Linear", 2), Layer("explora_net", "nn.Linear")), "all"),
     ),
@@ -584,11 +590,6 @@ MODEL_ROWS = {
         lambda model, layer, leaf, aspect: model.frozen and aspect == "trained" and leaf.startswith("lora_"),
         Model((Layer("a", "Linear", 2),), frozen=True),
     ),
-    "nothing would be trained": ModelRow(
-        "raises when nothing would train",
-        lambda model, layer, leaf, aspect: not model.wanted() and aspect == "trained",
-        Model((Layer("a", "Linear"), Layer("explora_net", "nn.Linear"))),
-    ),
 }
 
 
@@ -596,10 +597,9 @@ def found_in(model: Model, module: ModuleType) -> dict[str, set[str]]:
     """What `module` saves of the model, and what it marks as trainable."""
     built = model.build(module)
     saved = {renamed(name) for name in module.lora_state_dict(built, bias=model.bias)}
-    try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[a-zA-Z]+ has no LoRA parameter")
         module.mark_only_lora_as_trainable(built, bias=model.bias)
-    except lora.ConfigError:
-        return {"saved": saved, "trained": set()}
     return {"saved": saved, "trained": {renamed(name) for name in trainable(built)}}
 
 
@@ -632,6 +632,7 @@ class TestOtherConvolutionsOfKernelOne:
 
     @pytest.mark.parametrize("kind", ["Conv1d", "Conv3d"])
     @pytest.mark.parametrize("steps", [(), ("eval",), ("eval", "load", "train")])
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_they_do_what_0_1_did(self, kind, steps):
         case = Case(kind, (4, 6, 1), {"r": 2, "lora_alpha": 3}, (2, 4, 5) if kind == "Conv1d" else (2, 4, 3, 2, 2), steps)
         shapes = [{name: p.shape for name, p in named(case.build(module)).items()} for module in (lora, loralib_0_1())]
@@ -648,6 +649,7 @@ class TestModels:
 
     @settings(max_examples=CASES["models"])
     @given(model=models(), evaluation=st.booleans())
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_their_state_dicts_hold_and_load_what_those_of_0_1_do(self, model, evaluation):
         ours, theirs = model.build(lora).train(not evaluation), model.build(loralib_0_1())
         mine, other = ours.state_dict(), theirs.state_dict()
@@ -676,6 +678,7 @@ def same_tensors(mine: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 class TestTheTables:
     @pytest.mark.parametrize("name", ROWS)
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_a_row_differs_from_0_1_where_it_says_so_and_follows_the_formula(self, name):
         row = ROWS[name]
         different, wrong = compare(row.example)
@@ -747,6 +750,7 @@ SPOILED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
 class TestTheComparison:
     @pytest.mark.parametrize("case", [LINEAR, FUSED, EMBEDDING, CONVOLUTION], ids=lambda case: case.kind)
     @pytest.mark.parametrize("how", SPOILED)
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_a_spoiled_layer_is_found_out(self, how, case):
         spoil, aspect = SPOILED[how]
         case = replace(case, steps=("eval",) if aspect == "merged" else ())
@@ -761,6 +765,7 @@ class TestTheComparison:
         assert not compare(case)[1]
         assert aspect in compare(case, spoil)[1]
 
+    @pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
     def test_a_disagreement_in_no_row_fails(self, monkeypatch):
         for name in list(ROWS):
             monkeypatch.delitem(ROWS, name)

@@ -98,3 +98,15 @@ def test_bits_are_what_tells_two_tensors_apart(dtype):
     zeros = torch.zeros(2)
     assert not tensors.same_bits(zeros, -zeros)
     assert same_bits(a, a)
+
+
+def test_a_merged_model_is_quantized_as_a_whole():
+    """As torchao's `quantize_` does it: each weight is replaced by one of a subclass, made of what is there."""
+    model, x = injected(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))), torch.randn(3, 4)
+    lora.merge(model)
+    y = model(x)
+    for layer in model:
+        with pytest.warns(UserWarning, match="update"):
+            layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Wrapped), requires_grad=False)
+    assert all(isinstance(layer.weight, Wrapped) for layer in model)
+    assert torch.allclose(model(x).as_subclass(Tensor), y, atol=1e-5)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "1.0.0.dev0"
+name = "lora"
 
 if TYPE_CHECKING:
     from . import formats, layers, ops, utils
@@ -44,14 +45,17 @@ if TYPE_CHECKING:
         Linear,
         LoRALayer,
         MergedLinear,
+        MergedStateDictWarning,
         register_layer,
     )
+    from .star_0_1 import Dict, F, List, Optional, math, nn, torch
     from .surgery.attach import attach
+    from .surgery.check_trained import check_trained
     from .surgery.eject import eject
     from .surgery.extract import extract
     from .surgery.inject import inject
     from .surgery.load_legacy import LegacyReport, load_legacy
-    from .surgery.merge import disabled, merge, merged, unmerge
+    from .surgery.merge import disabled, merge, merged, merged_state_dict, unmerge
     from .surgery.trainable import lora_state_dict, mark_only_lora_as_trainable
 
 _SUBMODULES = ("formats", "layers", "ops", "utils")
@@ -75,6 +79,7 @@ _HOMES = {
         "TargetError",
     ),
     "surgery.attach": ("attach",),
+    "surgery.check_trained": ("check_trained",),
     "surgery.extract": ("extract",),
     "formats": ("detect", "load", "save"),
     "layers": (
@@ -87,20 +92,22 @@ _HOMES = {
         "Linear",
         "LoRALayer",
         "MergedLinear",
+        "MergedStateDictWarning",
         "register_layer",
     ),
     "surgery.load_legacy": ("LegacyReport", "load_legacy"),
     "surgery.eject": ("eject",),
     "surgery.inject": ("inject",),
-    "surgery.merge": ("disabled", "merge", "merged", "unmerge"),
+    "surgery.merge": ("disabled", "merge", "merged", "merged_state_dict", "unmerge"),
     "surgery.trainable": ("lora_state_dict", "mark_only_lora_as_trainable"),
     "adapters.convolution_updates": ("ConvolutionUpdate", "LegacyConvolutionUpdate"),
     "adapters.fused_update": ("FusedUpdate",),
     "adapters.updates": ("EmbeddingUpdate", "LoRAUpdate", "ProjectionUpdate"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_OF_0_1 = {"star_0_1": ("Dict", "F", "List", "Optional", "math", "nn", "torch")}  # what its star import gave, too
+_HOME = {known: home for home, names in (_HOMES | _OF_0_1).items() for known in names}
 
-__all__ = list(_HOME)
+__all__ = [*_HOME, "layers", "name", "utils"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -129,6 +129,157 @@ def is_embedding(layer: str) -> bool:
     return layer.rpartition(".")[2] in EMBEDDINGS
 
 
+# --- weights that are read without the layers being called ---------------------------------------------------------------
+
+# fmt: off
+_READ = {  # layers by their names in the modules that read their weights, and the classes of those modules
+    "Conv2d_0": "FirDownsample2D FirUpsample2D",
+    "c_proj": "HunyuanDiTAttentionPool",
+    "classifier": "LongcatFlashTopkRouter",
+    "cls_embed": "Sam3GeometryEncoder Sam3LiteTextGeometryEncoder",
+    "conv": "Lfm2MoeShortConv Lfm2ShortConv Lfm3ShortConv",
+    "conv1d": (
+        "BailingHybridDeltaAttention BambaMixer FalconH1Mixer FalconMambaMixer Glm5NextTextLinearAttention "
+        "GraniteMoeHybridMambaLayer Inkling2ShortConvolution InklingShortConvolution JambaMambaMixer "
+        "KimiLinearDeltaAttention Mamba2Mixer MambaMixer NemotronHMamba2Mixer OlmoHybridGatedDeltaNet "
+        "Qwen3NextGatedDeltaNet Qwen3_5GatedDeltaNet Qwen3_5MoeGatedDeltaNet Qwen4ExpTextGatedDeltaNet Zamba2MambaMixer "
+        "ZambaMambaMixer"
+    ),
+    "conv_1d": "RecurrentGemmaRecurrentBlock",
+    "correction_coefs": "Gemma3nTextAltUp",
+    "decoder dense": "MobileBertLMPredictionHead",
+    "dt_proj": "FalconMambaMixer JambaMambaMixer MambaMixer",
+    "embed_positions": "AudioFlamingo3Encoder MossTranscribeDiarizeAudioModel Qwen2AudioEncoder VoxtralEncoder",
+    "embedding": "Emu3VQVAEVectorQuantizer GlmImageVQVAEVectorQuantizer",
+    "hq_token": "SamHQMaskDecoder",
+    "iou_token mask_tokens": (
+        "EdgeTamMaskDecoder EdgeTamVideoMaskDecoder Sam2MaskDecoder Sam2VideoMaskDecoder Sam3TrackerMaskDecoder "
+        "Sam3TrackerVideoMaskDecoder SamHQMaskDecoder SamMaskDecoder"
+    ),
+    "k_linear": "DabDetrMHAttentionMap",
+    "k_proj": (
+        "ConditionalDetrMHAttentionMap DetrMHAttentionMap HunyuanDiTAttentionPool MaskFormerDetrMHAttentionMap "
+        "MultiheadAttention WavLMAttention"
+    ),
+    "kernel": "TDNNLayer",
+    "level_embed": "Mask2FormerTransformerModule OneFormerTransformerModule",
+    "ngram_embeddings": "ProphetNetDecoder",
+    "no_mask_embed not_a_point_embed": (
+        "EdgeTamPromptEncoder EdgeTamVideoPromptEncoder Sam2PromptEncoder Sam2VideoPromptEncoder Sam3TrackerPromptEncoder "
+        "Sam3TrackerVideoPromptEncoder SamHQPromptEncoder SamPromptEncoder"
+    ),
+    "obj_score_token": (
+        "EdgeTamMaskDecoder EdgeTamVideoMaskDecoder Sam2MaskDecoder Sam2VideoMaskDecoder Sam3TrackerMaskDecoder "
+        "Sam3TrackerVideoMaskDecoder"
+    ),
+    "out_proj": "MultiheadAttention WavLMAttention",
+    "patterns query_refpoint_embeddings": "DabDetrModel",
+    "position_embedding": (
+        "Cosmos3EdgeVisionEmbeddings Glm4vMoeVisionEmbeddings Glm4vVisionEmbeddings GlmImageVisionEmbeddings "
+        "HunYuanVLVisionPatchEmbed Siglip2VisionEmbeddings"
+    ),
+    "proj": "ChannelsProj",
+    "presence_token query_embed": "Sam3DetrDecoder Sam3LiteTextDetrDecoder",
+    "prompt_ctx": "OneFormerTextMapper",
+    "q_proj v_proj": "HunyuanDiTAttentionPool MultiheadAttention WavLMAttention",
+    "proj qkv": "ShiftedWindowAttention",
+    "project_in project_out": "_AceStepResidualFSQ",
+    "queries_embedder": "Mask2FormerTransformerModule MaskFormerTransformerModule OneFormerTransformerModule",
+    "queries_features": "Mask2FormerTransformerModule",
+    "query": "EomtDinov3ForUniversalSegmentation EomtForUniversalSegmentation VideomtForUniversalSegmentation",
+    "query_1024_resolution query_768_resolution": "DeepseekOcr2VisionModel",
+    "query_feat reference_point_embed": "LwDetrModel RfDetrModel",
+    "query_position_embeddings": (
+        "ConditionalDetrModel DeformableDetrModel DetrModel GroundingDinoModel MMGroundingDinoModel TableTransformerModel"
+    ),
+    "reference_points": "GroundingDinoModel Sam3DetrDecoder Sam3LiteTextDetrDecoder",
+    "rel_pos_bias": "LayoutLMv2Encoder LayoutLMv3Encoder PPDocLayoutV2ReadingOrderEncoder",
+    "rel_pos_x_bias rel_pos_y_bias": "LayoutLMv2Encoder LayoutLMv3Encoder",
+    "shared": (
+        "BartPreTrainedModel BigBirdPegasusPreTrainedModel BlenderbotPreTrainedModel BlenderbotSmallPreTrainedModel "
+        "LEDPreTrainedModel LongT5PreTrainedModel M2M100PreTrainedModel MBartPreTrainedModel MT5PreTrainedModel "
+        "MarianPreTrainedModel MvpPreTrainedModel NllbMoePreTrainedModel PLBartPreTrainedModel PegasusPreTrainedModel "
+        "PegasusXPreTrainedModel Pop2PianoPreTrainedModel SeamlessM4TPreTrainedModel SeamlessM4Tv2PreTrainedModel "
+        "SwitchTransformersPreTrainedModel T5PreTrainedModel UMT5PreTrainedModel UdopPreTrainedModel"
+    ),
+    "tgt_embed": "OmDetTurboDecoder",
+    "unembedding_projection": "NeoMMEForMaskedLM",
+}
+_READ_BY_KERNELS = {  # the same where a fused kernel on a GPU does so and the plain code calls the layer
+    "out_proj x_proj": "FalconMambaMixer MambaMixer",
+    "out_proj": "BambaMixer FalconH1Mixer GraniteMoeHybridMambaLayer Mamba2Mixer NemotronHMamba2Mixer Zamba2MambaMixer",
+}
+_ON_REQUEST = {"contact_head": "EsmModel"}  # layers that the forward pass does not call
+_READ_WITH_Q_BIAS = {"qkv": "Attention BeitAttention EvaAttention WindowAttention"}  # the same in those that have a `q_bias`
+_INTERLEAVED = {  # fused projections whose rows alternate between query, key and value, head by head
+    "c_attn": "GPTBigCodeAttention",
+    "in_proj": "DisentangledSelfAttention",
+    "in_proj_ba in_proj_qkvz": "Qwen3NextGatedDeltaNet",
+    "qkv_proj": "CodeGenAttention MiniMaxLightningAttention",
+    "query_key_value": (
+        "BloomAttention FalconAttention FalconFlashAttention2 GPTNeoXAttention GPTNeoXJapaneseAttention PersimmonAttention"
+    ),
+}
+_GROUPED = {"Wqkv": "DbrxAttention", "qkv_proj": "Phi3Attention Phi4MultimodalAttention"}  # fewer heads of key and value
+# fmt: on
+
+
+def _by_class(table: Mapping[str, str]) -> Mapping[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for layers, classes in table.items():
+        for name in classes.split():
+            found[name] = found.get(name, frozenset()) | frozenset(layers.split())
+    return found
+
+
+LIBRARIES = frozenset(  # whose classes the tables name
+    {"diffusers", "esm", "fairseq", "timm", "torchvision", "transformers", "transformers_modules"}
+)
+READ_DIRECTLY = _by_class(_READ)
+READ_WITH_Q_BIAS = _by_class(_READ_WITH_Q_BIAS)
+READ_BY_KERNELS = _by_class(_READ_BY_KERNELS)
+ON_REQUEST = _by_class(_ON_REQUEST)
+INTERLEAVED = _by_class(_INTERLEAVED)
+GROUPED = _by_class(_GROUPED)
+
+# --- what is a linear layer by its class, and none to adapt by its place ---------------------------------------------------
+
+AFFINE = frozenset(  # classes of linear layers with a forward of their own that computes W·x + b
+    {
+        "diffusers.models.lora.LoRACompatibleLinear",
+        "transformers.models.falcon.modeling_falcon.FalconLinear",
+        "transformers.pytorch_utils.Conv1D",
+    }
+)
+ROUTERS = frozenset({"Llama4Router", "PhimoeTopKRouter"})  # linear layers of LIBRARIES that return several tensors
+CHOOSERS = frozenset(  # modules of LIBRARIES that choose positions to attend to, which lets no gradient through
+    {
+        *("AXK2Indexer", "DeepseekV32Indexer", "DeepseekV4Indexer", "Dots3NoteTextIndexer", "Glm5NextTextIndexer"),
+        *("GlmMoeDsaIndexer", "HYV4Indexer", "MiniMaxM3VLIndexer", "MistralLarge4TextIndexer", "Qwen4ExpTextQSAIndexer"),
+    }
+)
+ADAPTERS = {  # modules of other libraries that hold adapters, and which of their children do not belong to those
+    "peft.tuners.tuners_utils.BaseTunerLayer": frozenset({"base_layer"}),
+    "peft.utils.other.AuxiliaryTrainingWrapper": frozenset[str](),
+    "torchtune.modules.peft.lora.LoRALinear": frozenset[str](),
+    "diffusers.models.lora.LoRALinearLayer": frozenset[str](),
+    "diffusers.models.lora.LoRAConv2dLayer": frozenset[str](),
+}
+FRESH_HEADS = (  # how classes of transformers end whose head starts at random when a pretrained body is loaded
+    "ForAudioClassification",
+    "ForAudioFrameClassification",
+    "ForImageClassification",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForQuestionAnswering",
+    "ForQuestionAnsweringSimple",
+    "ForSemanticSegmentation",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForVideoClassification",
+    "ForXVector",
+)
+
 # --- diffusers ----------------------------------------------------------------------------------------------------------
 
 # fmt: off

@@ -21,26 +21,55 @@ ALL_LINEAR = "all-linear"
 
 T = TypeVar("T")
 
+_OF_PYTHON = {int, float, bool}
+
+
+def python_value(value: Any) -> Any:
+    """`value` in Python's own types where it is a number, a truth value or an array of numpy's or torch's; else as it is."""
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
+def in_python(value: Any) -> Any:
+    """`value`, or a tuple of such values, in Python's own types; the very object where it is in them."""
+    if type(value) is not tuple:
+        return value if type(value) in _OF_PYTHON else python_value(value)
+    return value if all(type(item) in _OF_PYTHON for item in value) else tuple(python_value(item) for item in value)
+
+
+def truth_values(mask: object) -> tuple[bool, ...]:
+    """A mask in Python's own types; empty where it is no sequence of truth values.
+
+    >>> import torch
+    >>> truth_values(torch.tensor([True, False])), truth_values([1, 0])
+    ((True, False), ())
+    """
+    values = python_value(mask)
+    found = tuple(python_value(on) for on in values) if isinstance(values, Sequence) else ()
+    return found if all(isinstance(on, bool) for on in found) else ()
+
 
 def check_rank(r: object, *, zero: bool = False) -> int:
     """The rank, if it is a positive integer (or 0 where `zero` allows it); `ConfigError` otherwise."""
-    if isinstance(r, bool) or not isinstance(r, numbers.Integral) or r < (0 if zero else 1):
+    value = python_value(r)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < (0 if zero else 1):
         raise ConfigError(f"r={r!r}: the rank must be {'0 (no LoRA) or ' if zero else ''}a positive integer, such as 8.")
-    return int(r)
+    return int(value)
 
 
 def check_alpha(lora_alpha: object) -> float:
     """`lora_alpha`, if it is a positive finite number; `ConfigError` otherwise."""
-    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, numbers.Real) or not 0 < float(lora_alpha) < math.inf:
+    value = python_value(lora_alpha)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
         raise ConfigError(f"lora_alpha={lora_alpha!r}: must be a positive number; the update is scaled by lora_alpha / r.")
-    return int(lora_alpha) if isinstance(lora_alpha, numbers.Integral) else float(lora_alpha)
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def check_dropout(lora_dropout: object) -> float:
     """`lora_dropout`, if it is a probability below 1; `ConfigError` otherwise."""
-    if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, numbers.Real) or not 0 <= float(lora_dropout) < 1:
+    value = python_value(lora_dropout)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
         raise ConfigError(f"lora_dropout={lora_dropout!r}: must be a probability in [0, 1), such as 0.1.")
-    return float(lora_dropout)
+    return float(value)
 
 
 def check_bias(bias: object) -> Bias:
@@ -52,15 +81,16 @@ def check_bias(bias: object) -> Bias:
 
 def check_mask(enable_lora: object) -> tuple[bool, ...]:
     """`enable_lora`, if it says True or False for each slice and True for one at least; `ConfigError` otherwise."""
-    mask = tuple(enable_lora) if isinstance(enable_lora, Sequence) else ()
-    if not all(isinstance(on, bool) for on in mask) or not any(mask):
+    mask = truth_values(enable_lora)
+    if not any(mask):
         raise ConfigError(f"enable_lora={enable_lora!r}: must enable at least one slice, such as [True, False, True].")
     return mask
 
 
 def check_widths(widths: object) -> tuple[int, ...]:
     """The widths of slices, if they are positive integers; `ConfigError` otherwise."""
-    slices = tuple(widths) if isinstance(widths, Sequence) else ()
+    values = python_value(widths)
+    slices = tuple(python_value(width) for width in values) if isinstance(values, Sequence) else ()
     if not slices or not all(type(width) is int and width > 0 for width in slices):
         raise ConfigError(f"slice_widths: {widths!r} must be positive integers, such as [2048, 512, 512].")
     return slices
@@ -108,8 +138,9 @@ class LoRAConfig:
     r: rank of the update. lora_alpha: numerator of the scaling. lora_dropout: probability with which the update's input
     is dropped in training. target_modules: which layers; a list of names, each of which must equal a layer's name or its
     last dotted parts; or one regular expression that must match whole names; or "all-linear", every linear layer but the
-    output embedding and those in `modules_to_save`. exclude_modules: names or a regular expression taken out of
-    them, read in the same way: ["conv1"] also takes out "block.conv1", and the expression "conv1" takes out the top one only.
+    output embedding, those in `modules_to_save`, a fresh classification head, and what no update can reach. exclude_modules:
+    names or a regular expression taken out of them, read in the same way: ["conv1"] also takes out "block.conv1", and the
+    expression "conv1" takes out the top one only.
     modules_to_save: modules trained in full beside the factors and saved with them, such as a new head.
     bias: which biases are trained too: none, those of adapted layers, or all parameters named `bias`.
     rank_pattern, alpha_pattern: {name or regular expression: value} for layers that differ.
@@ -147,13 +178,14 @@ class LoRAConfig:
         checked = {"r": check_rank(self.r), "lora_alpha": check_alpha(self.lora_alpha)}
         checked["lora_dropout"] = check_dropout(self.lora_dropout)
         check_bias(self.bias)
-        for field in ("use_rslora", "fan_in_fan_out"):
-            if not isinstance(getattr(self, field), bool):
-                raise ConfigError(f"{field}={getattr(self, field)!r}: must be True or False.")
-        masks = (
-            self.enable_lora if isinstance(self.enable_lora, Mapping) else {".*": self.enable_lora} if self.enable_lora else {}
-        )
+        flags = {field: python_value(getattr(self, field)) for field in ("use_rslora", "fan_in_fan_out")}
+        for field, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise ConfigError(f"{field}={flag!r}: must be True or False.")
+        mask = python_value(self.enable_lora)
+        masks = mask if isinstance(mask, Mapping) else {".*": mask} if mask else {}
         frozen: dict[str, object] = checked | {
+            **flags,
             "enable_lora": _pattern(masks, "enable_lora", check_mask),
             "slice_widths": _pattern(self.slice_widths, "slice_widths", check_widths),
             "modules_to_save": _names(self.modules_to_save, "modules_to_save"),

@@ -218,6 +218,8 @@ def lookup(patterns: Mapping[str, T], name: str, default: T) -> T:
     >>> lookup({"query": 4, r"layer\\.1\\..*": 2}, "layer.1.key", 8)
     2
     """
+    if not patterns:
+        return default
     return (patterns if isinstance(patterns, Patterns) else Patterns(patterns)).of(name, default)
 
 

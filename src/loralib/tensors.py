@@ -1,6 +1,9 @@
-"""Facts about torch tensors: what kind of tensor a weight is, and its bits."""
+"""Facts about torch tensors: what kind of tensor a weight is, and its bits; and arithmetic that autocast leaves alone."""
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +11,10 @@ from torch.nn.parameter import UninitializedParameter
 
 Kind = Literal["plain", "missing", "uninitialized", "quantized", "sharded", "partitioned", "wrapped", "offloaded"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_AUTOCAST = ("cpu", "cuda", "xpu", "mps", "hpu")  # the kinds of device that have it
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -17,7 +24,8 @@ def kind(W: object) -> Kind:
     Returns:
         "plain", or why its values cannot simply be read and replaced: "missing" (not a tensor), "uninitialized" (a lazy
         module's), "sharded" (a DTensor), "partitioned" (by DeepSpeed's ZeRO-3, gathered at present or not), "quantized" (not
-        made of floating-point numbers), "wrapped" (another subclass of tensors), "offloaded" (on the meta device).
+        made of floating-point numbers that torch computes with), "wrapped" (another subclass of tensors), "offloaded" (on the
+        meta device).
 
     Example:
         >>> kind(torch.zeros(2)), kind(torch.zeros(2, dtype=torch.uint8)), kind(torch.zeros(2, device="meta")), kind(None)
@@ -27,7 +35,7 @@ def kind(W: object) -> Kind:
         return "missing"
     if type(W) not in _PLAIN:
         return _kind_of_subclass(W)
-    if not W.is_floating_point():
+    if not W.is_floating_point() or W.itemsize == 1:  # float8: torch stores it, and computes nothing with it
         return "quantized"
     if "ds_id" in vars(W):
         return "partitioned"
@@ -51,6 +59,26 @@ def quantizes_input(W: object) -> bool:
     return dynamic or any(fields.get(name) is not None for name in ("act_quant_kwargs", "activation_quantization"))
 
 
+def factor_dtype(W: Tensor) -> torch.dtype:
+    """The dtype of factors that are made for the weight `W`: at least float32."""
+    return torch.promote_types(W.dtype, torch.float32) if kind(W) != "quantized" else torch.float32
+
+
+def version(tensor: Tensor) -> int:
+    """How often `tensor` was changed in place; -1 where torch does not count (tensors made in inference mode)."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def same_memory(a: Tensor | None, b: Tensor) -> bool:
+    """Whether `a` is `b`, or all of it by another object: what `detach` gives."""
+    if a is b or a is None:
+        return a is b
+    try:
+        return a.shape == b.shape and a.dtype == b.dtype and a.data_ptr() == b.data_ptr() != 0
+    except RuntimeError:  # a tensor without memory of its own, such as those of torch.func.vmap
+        return False
+
+
 def same_bits(a: object, b: object) -> bool:
     """Whether two fields are equal; tensors are when dtype, shape and every bit are. Subclasses of tensors, whose bits cannot
     simply be read, are only equal to themselves."""
@@ -64,3 +92,27 @@ def same_bits(a: object, b: object) -> bool:
 def as_bytes(tensor: Tensor) -> Tensor:
     """The content of `tensor` as a row of bytes, on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: `function` computes in the dtypes of its tensors, whatever autocast is on around it.
+
+    >>> @without_autocast
+    ... def product(a, b):
+    ...     return a @ b
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+    ...     product(torch.ones(2, 2), torch.ones(2, 2)).dtype
+    torch.float32
+    """
+
+    @functools.wraps(function)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> T:
+        kinds = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
+        if not kinds:
+            return function(*args, **kwargs)
+        with ExitStack() as off:
+            for kind in kinds:
+                off.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return computed

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralib as lora
+from loralib.adapters.convolution_updates import LegacyTransposedUpdate
 from models import same_bits
 from sample_adapters import adapters
 
@@ -181,10 +182,10 @@ def test_how_a_configuration_was_spelled_is_no_part_of_the_adapter():
 
 
 def test_the_kind_is_part_of_the_digest_by_a_name_of_ours():
-    names = {"linear", "embedding", "convolution", "convolution_0_1", "fused", "projection"}
+    names = {"linear", "embedding", "convolution", "convolution_0_1", "transposed_convolution_0_1", "fused", "projection"}
     kinds = [
         lora.LoRAUpdate, lora.EmbeddingUpdate, lora.ConvolutionUpdate, lora.LegacyConvolutionUpdate, lora.FusedUpdate,
-        lora.ProjectionUpdate,
+        lora.ProjectionUpdate, LegacyTransposedUpdate,
     ]  # fmt: skip
     assert {kind.kind for kind in kinds} == names
     projection = of({"q": lora.ProjectionUpdate(UPDATE.A, UPDATE.B, 4)})

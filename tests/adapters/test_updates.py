@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
+from loralib.adapters.convolution_updates import LegacyTransposedUpdate
 from models import bits, close, same_bits
 
 
@@ -27,6 +28,7 @@ UPDATES = {
     "EmbeddingUpdate": lambda: lora.EmbeddingUpdate(whole(2, 7), whole(5, 2), 3),
     "ConvolutionUpdate": lambda: lora.ConvolutionUpdate(whole(2, 3, 4, 5), whole(6, 2, 1, 1), 3, groups=2, transposed=True),
     "LegacyConvolutionUpdate": lambda: lora.LegacyConvolutionUpdate(whole(6, 6), whole(15, 6), 3, weight_shape=(5, 2, 3, 3)),
+    "LegacyTransposedUpdate": lambda: LegacyTransposedUpdate(whole(6, 15), whole(6, 6), 3, weight_shape=(5, 2, 3, 3)),
     "FusedUpdate": lambda: lora.FusedUpdate(whole(4, 3), whole(6, 2), 3, enable_lora=(True, False, True), widths=(4, 1, 2)),
 }
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import loralib as lora
 from hf import tiny
 from kinds import KINDS, every_kind
 from loralib.checkpoints.difference import differences
-from models import close, mlp, same_bits
+from models import close, injected, mlp, same_bits
 from peers import library
 
 
@@ -37,10 +38,57 @@ def applied(base: nn.Module, adapter: lora.Adapter) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
+# --- quantized weights ------------------------------------------------------------------------------------------------
+
+
+def folder_of(path, weight: Tensor, config: str = "{}", **others: Tensor):
+    path.mkdir()
+    save_file({"proj.weight": weight, "norm.bias": torch.zeros(3), **others}, path / "model.safetensors")
+    (path / "config.json").write_text(config)
+    return path
+
+
+@pytest.mark.parametrize("which", ["tuned", "base"])
+@pytest.mark.parametrize(
+    ("config", "others"),
+    [
+        ('{"quantization_config": {"quant_method": "fp8"}}', {}),
+        ('{"compression_config": {"format": "pack-quantized"}}', {}),
+        ("{}", {"proj.weight_scale_inv": torch.ones(1, 1)}),
+        ("{}", {"proj.qweight": torch.ones(1, 4, dtype=torch.int32)}),
+    ],
+)
+def test_a_quantized_folder_is_refused_as_merge_refuses_it(tmp_path, which, config, others):
+    quantized = folder_of(tmp_path / "quantized", torch.randn(3, 4).to(torch.float8_e4m3fn), config, **others)
+    plain = folder_of(tmp_path / "plain", torch.randn(3, 4))
+    pair = (quantized, plain) if which == "tuned" else (plain, quantized)
+    with pytest.raises(lora.FormatError, match="quantized is quantized; give the weights that it was made from"):
+        lora.difference(*pair, r=1)
+    with pytest.raises(lora.FormatError, match="is quantized"):
+        lora.merge_checkpoint(quantized, lora.extract(injected(mlp(4, 3))), tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
+@pytest.mark.parametrize("which", ["tuned", "base", "both"])
+def test_a_quantized_weight_is_refused_where_nothing_else_says_that_it_is_one(tmp_path, dtype, which):
+    W = {name: torch.randn(3, 4).mul(5).to(dtype if which in (name, "both") else torch.float32) for name in ("tuned", "base")}
+    folders = [folder_of(tmp_path / name, W[name]) for name in ("tuned", "base")]
+    with pytest.raises(lora.AlgebraError, match=r"'proj.weight' is stored as torch\..*compare the models that were quantized"):
+        lora.difference(*folders, r=1)
+
+
+def test_a_quantized_weight_that_did_not_change_is_no_hindrance(tmp_path):
+    W = torch.randn(3, 4).to(torch.float8_e4m3fn)
+    folders = [folder_of(tmp_path / str(i), W, **{"other.weight": i * torch.ones(2, 2)}) for i in range(2)]
+    assert list(lora.difference(folders[1], folders[0], r=1).layers) == ["other"]
+
+
 # --- exact where the change has the rank ------------------------------------------------------------------------------
 
 
-PLAIN_KINDS = [kind for kind in every_kind if kind != "conv2d of 0.1" and not kind.startswith("merged")]  # others become plain
+PLAIN_KINDS = [
+    kind for kind in every_kind if not kind.endswith("of 0.1") and not kind.startswith("merged")
+]  # others become plain
 
 
 @pytest.mark.parametrize("kind", PLAIN_KINDS)

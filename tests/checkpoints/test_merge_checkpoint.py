@@ -28,7 +28,10 @@ IDS = torch.tensor([[1, 5, 3, 2]])
 def saved(model: nn.Module, folder: Path) -> Path:
     """The model's weights in one file."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().clone() for name, t in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
     return folder
 
 
@@ -467,3 +470,40 @@ def test_dora_of_a_layer_that_stores_its_weight_as_in_out(tmp_path):
     V = W.t() + 1.5 * update.B @ update.A
     expected = (update.magnitude[:, None] * V / V.norm(dim=1, keepdim=True)).t()
     assert torch.allclose(load_file(tmp_path / "out" / "model.safetensors")["c_attn.weight"], expected, atol=1e-6)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["a factor", "a magnitude", "a head", "a row"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_adapter_that_is_not_finite_is_refused_and_nothing_is_written(what, value, tmp_path):
+    (tmp_path / "base").mkdir()
+    save_file({"proj.weight": torch.ones(6, 8), "head.weight": torch.ones(2, 6)}, tmp_path / "base" / "model.safetensors")
+    A, bad = torch.ones(1, 8), torch.full((6,), value)
+    updates, tensors, rows = {"proj": lora.LoRAUpdate(A, torch.ones(6, 1), 1)}, {}, {}
+    if what == "a factor":
+        updates = {"proj": lora.LoRAUpdate(A, bad.unsqueeze(1), 1)}
+    elif what == "a magnitude":
+        updates = {"proj": lora.LoRAUpdate(A, torch.ones(6, 1), 1, magnitude=bad)}
+    elif what == "a head":
+        tensors = {"head.weight": torch.full((2, 6), value)}
+    else:
+        rows = {"head.weight": lora.TokenRows((1,), bad.unsqueeze(0))}
+    adapter = lora.Adapter(lora.LoRAConfig(r=1), updates, tensors, rows=rows)
+    with pytest.raises(lora.FormatError, match=r"not finite, of .*Nothing was written"):
+        lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize("trained_in_full", [False, True])
+def test_what_float16_cannot_hold_is_refused_and_nothing_is_written(trained_in_full, tmp_path):
+    (tmp_path / "base").mkdir()
+    W = torch.full((6, 8), 60000.0, dtype=torch.float16)
+    save_file({"proj.weight": W, "head.weight": W.clone()}, tmp_path / "base" / "model.safetensors")
+    updates = {"proj": lora.LoRAUpdate(torch.ones(1, 8), torch.full((6, 1), 1.0 if trained_in_full else 1e4), 1)}
+    tensors = {"head.weight": torch.full((6, 8), 1e5)} if trained_in_full else {}
+    adapter = lora.Adapter(lora.LoRAConfig(r=1), updates, tensors)
+    with pytest.raises(lora.FormatError, match=r"beyond 65504, .*Nothing was written"):
+        lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]

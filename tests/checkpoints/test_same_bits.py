@@ -73,6 +73,7 @@ CASES = {
     "transposed conv3d": Case(lambda: nn.ConvTranspose3d(4, 6, 2, groups=2)),
     "conv2d of 0.1": Case(lambda: lora.Conv2d(4, 6, 3, r=2, merge_weights=False)),
     "conv2d of 0.1 in groups": Case(lambda: lora.Conv2d(4, 6, 3, r=2, groups=2, merge_weights=False)),
+    "transposed conv2d of 0.1": Case(lambda: lora.ConvLoRA(nn.ConvTranspose2d, 4, 6, 3, r=2, groups=2, merge_weights=False)),
     "conv1d of 0.1": Case(lambda: lora.Conv1d(5, 7, 1, r=2, merge_weights=False)),
     "bilinear": Case(lambda: nn.Bilinear(3, 4, 5)),
     "attention": Case(lambda: nn.MultiheadAttention(12, 2), {"target_modules": PROJECTIONS}),
@@ -99,7 +100,11 @@ def computing(threads: int, elements: int) -> Iterator[None]:
 
 def both(plain: nn.Module, model: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of the merged `model`, and those of the files of `plain` with the same adapter merged into them."""
-    weights = {name: t.detach().clone() for name, t in plain.state_dict().items() if "lora_" not in name}
+    weights = {
+        name: t.detach().clone(memory_format=torch.contiguous_format)
+        for name, t in plain.state_dict().items()
+        if "lora_" not in name
+    }
     save_file(weights, folder / "base.safetensors")
     lora.merge_checkpoint(folder / "base.safetensors", lora.extract(model), folder / "out", force=True)
     lora.merge(model)

@@ -59,7 +59,7 @@ def test_a_search_and_a_comparison_end_to_end(
 
     assert main(given) == 2
     assert "add --resume to go on with it, or --overwrite" in capfd.readouterr().err
-    monkeypatch.setattr(comparison, "_wait_for", lambda words: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(comparison, "wait_for", lambda words: pytest.fail("nothing is left to train"))
     assert main([*given, "--resume"]) == 0
 
 
@@ -99,6 +99,6 @@ def test_what_no_comparison_wrote_is_never_replaced(
 def test_an_interrupt_says_how_to_go_on(
     encoder: Path, reviews: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "_wait_for", lambda words: comparison.INTERRUPTED)
+    monkeypatch.setattr(comparison, "wait_for", lambda words: comparison.INTERRUPTED)
     assert main(words(encoder, reviews, tmp_path / "out")) == 130
     assert "Go on with the same words and --resume" in capfd.readouterr().err

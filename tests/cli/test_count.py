@@ -50,6 +50,19 @@ def test_the_papers_figure_stands_beside(words: str, shown: list[str], capsys: p
     assert all(part in printed for part in shown)
 
 
+def test_what_all_linear_leaves_out_is_counted_by_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["count", "--model", "roberta-base", "--target-modules", "all-linear"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    said = "Without LoRA: 3 (Embedding layers are adapted when target_modules names them), 2 (it is in modules_to_save)."
+    assert said in printed
+    assert main([*words, "--json"]) == 0
+    left_out = json.loads(capsys.readouterr().out)["left_out"]
+    assert left_out["classifier.dense"] == left_out["classifier.out_proj"] == "it is in modules_to_save"
+    assert main(["count", "--model", "roberta-base"]) == 0
+    assert "Without LoRA" not in capsys.readouterr().out
+
+
 def test_a_local_model_is_counted_as_it_is(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["count", "--model", str(encoder), "--r", "4", "--json"]) == 0
     counts = json.loads(capsys.readouterr().out)

@@ -166,7 +166,7 @@ def test_ctrl_c_keeps_what_was_decoded_and_the_same_words_go_on(
     e2e_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["generate", str(e2e_run / "seed-0"), "--split", "test", "--batch-size", "1", *SHORT]
-    inner, decoded = decoding._decode_batch, []
+    inner, decoded = decoding.decode_batch, []
 
     def pressed(model: Any, tokenizer: Any, rows: Any, how: Any) -> Any:
         if len(decoded) == 3:
@@ -175,7 +175,7 @@ def test_ctrl_c_keeps_what_was_decoded_and_the_same_words_go_on(
         return inner(model, tokenizer, rows, how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "_decode_batch", pressed)
+        patch.setattr(decoding, "decode_batch", pressed)
         assert main(words) == 130
     assert "what was decoded is kept. Go on with the same words and --resume" in capsys.readouterr().err
     folder = e2e_run / "seed-0" / run_folder.GENERATED
@@ -197,7 +197,7 @@ def test_the_seeds_that_are_done_are_kept_when_the_others_go_on(
 ) -> None:
     """The words that the interruption told to say work for a folder of seeds too."""
     words = ["generate", str(e2e_run), "--split", "test", *SHORT]
-    inner, decoded = decoding._decode_batch, []
+    inner, decoded = decoding.decode_batch, []
 
     def pressed(model: Any, tokenizer: Any, rows: Any, how: Any) -> Any:
         if len(decoded) == 1:  # in the second seed
@@ -206,7 +206,7 @@ def test_the_seeds_that_are_done_are_kept_when_the_others_go_on(
         return inner(model, tokenizer, rows, how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "_decode_batch", pressed)
+        patch.setattr(decoding, "decode_batch", pressed)
         assert main(words) == 130
     first = (e2e_run / "seed-0" / run_folder.GENERATED / "test.jsonl").read_bytes()
     assert main([*words, "--resume"]) == 0

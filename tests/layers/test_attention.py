@@ -279,6 +279,7 @@ def test_any_of_the_projections_may_be_adapted(targets, options):
 
 @pytest.mark.parametrize("options", [{}, {"kdim": 5, "vdim": 3}])
 @pytest.mark.parametrize("merged", SUBSETS)
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_any_of_the_projections_may_be_merged_alone(merged, options):
     plain, layer = attention_of(**options)
     x = torch.randn(2, 3, 8), torch.randn(2, 4, options.get("kdim", 8)), torch.randn(2, 4, options.get("vdim", 8))
@@ -320,6 +321,7 @@ def test_a_change_of_dtype_with_some_projections_merged(merged, options, dtype):
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("options", [{}, {"kdim": 5, "vdim": 3}])
 @pytest.mark.parametrize("merged", [("q_proj",), ("k_proj", "v_proj"), ALL])
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_loading_with_some_projections_merged(merged, options, assign):
     _, layer = attention_of(**options)
     other = copy.deepcopy(layer)
@@ -360,16 +362,27 @@ def test_flags_that_are_set_while_some_projections_are_merged_stay():
     assert not layer.in_proj_weight.requires_grad
 
 
-def test_a_weight_assigned_while_merged_is_the_new_base():
+def test_a_weight_of_another_module_that_is_assigned_while_merged_is_the_new_base():
+    _, layer = attention_of()
+    x, other = torch.randn(2, 3, 8), nn.MultiheadAttention(8, 2)
+    lora.merge(layer)
+    layer.in_proj_weight = other.in_proj_weight
+    assert layer.in_proj_weight is not other.in_proj_weight
+    y = layer(x, x, x)[0]
+    lora.unmerge(layer)
+    assert layer.in_proj_weight is other.in_proj_weight
+    assert close(layer(x, x, x)[0], y, factor=64)
+
+
+def test_a_weight_that_is_computed_from_a_merged_one_is_final():
     _, layer = attention_of()
     x = torch.randn(2, 3, 8)
     lora.merge(layer)
-    W = nn.Parameter(torch.randn(24, 8))
-    layer.in_proj_weight = W
-    assert layer.in_proj_weight is not W
+    with pytest.warns(UserWarning, match="it is final"):
+        layer.in_proj_weight = nn.Parameter(layer.in_proj_weight.detach() * 2)
     y = layer(x, x, x)[0]
-    lora.unmerge(layer)
-    assert layer.in_proj_weight is W
+    assert not any(projection.has_update for projection in layer.adapted())
+    layer.train()
     assert close(layer(x, x, x)[0], y, factor=64)
 
 

@@ -419,6 +419,7 @@ def test_a_merge_of_a_tied_embedding_leaves_the_head_alone():
     assert snapshot(model) == before
 
 
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_both_users_of_a_tied_weight_may_be_adapted():
     model, x = Tied(), torch.arange(4)
     before = snapshot(model)

@@ -5,10 +5,10 @@ import pytest
 from loralib.ops import dispatch
 from loralib.ops.autograd import dropout
 
-SMALL, FEW = dispatch._SMALL, dropout._FEW
+SMALL, FEW = dispatch.SMALL, dropout.FEW
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_SMALL", 0)
-    monkeypatch.setattr(dropout, "_FEW", 0)
+    monkeypatch.setattr(dispatch, "SMALL", 0)
+    monkeypatch.setattr(dropout, "FEW", 0)

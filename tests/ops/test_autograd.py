@@ -208,6 +208,53 @@ def test_with_a_frozen_first_factor_a_second_derivative_is_refused_not_wrong():
         torch.autograd.grad(y.square().sum(), tensors["B"], create_graph=True)
 
 
+@pytest.mark.parametrize("n", [(), (400,), (4, 100), (2, 2, 100)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("operation", [autograd.lora_linear, autograd.add_linear_update])
+def test_an_output_may_be_modified_in_place_and_differentiated_twice(operation, n, dtype, p):
+    tensors = drawn(n, 16, 12, 3, dtype)
+    if operation is autograd.add_linear_update:
+        tensors = {"y": torch.randn(*n, 12).to(dtype)} | {name: tensors[name] for name in ("x", "A", "B")}
+    seed = torch.get_rng_state()
+
+    def residual(*args: Tensor) -> Tensor:
+        y = operation(*args, 0.7, p)
+        y += 2
+        return torch.relu_(y)
+
+    in_place = step(residual, tensors)
+    torch.set_rng_state(seed)
+    plain = step(lambda *args: torch.relu(operation(*args, 0.7, p) + 2), tensors)
+    assert all(torch.equal(a, b) for a, b in zip(in_place, plain, strict=True))
+    if dtype == torch.float64 and not p:
+        tensors = [t.detach().clone().requires_grad_() for t in tensors.values()]
+        first = torch.autograd.grad(residual(*tensors).square().sum(), tensors, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+        expected = torch.autograd.grad(
+            sum(
+                g.square().sum()
+                for g in torch.autograd.grad(
+                    torch.relu(getattr(reference, operation.__name__)(*tensors, 0.7) + 2).square().sum(),
+                    tensors,
+                    create_graph=True,
+                )
+            ),
+            tensors,
+        )
+        assert all(torch.allclose(a, b) for a, b in zip(second, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_residual_in_place_has_the_same_gradients():
+    model = nn.Sequential(lora.Linear(16, 12, r=2, merge_weights=False), nn.ReLU(inplace=True))
+    nn.init.normal_(model[0].lora_B)
+    x, factors = torch.randn(3, 5, 16), [model[0].lora_A, model[0].lora_B]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, wanted = (torch.autograd.grad(m(x).sum(), factors) for m in (compiled, model))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
@@ -319,65 +366,7 @@ def test_the_whole_of_a_small_update_reaches_the_output_and_the_input_gradient(d
         assert abs(slope - 1) < (0.02 if dtype == torch.float16 else 0.1)
 
 
-# --- who computes ---------------------------------------------------------------------------------------------------
-
-
-class Counting:
-    """How often the fused linear step was taken."""
-
-    def __init__(self, monkeypatch):
-        self.taken, inner = 0, autograd.lora_linear
-
-        def counted(*args, **options):
-            self.taken += 1
-            return inner(*args, **options)
-
-        monkeypatch.setattr(autograd, "lora_linear", counted)
-
-
-def test_the_fused_step_is_taken_by_itself_and_the_reference_where_it_is_forced(monkeypatch):
-    counting, (layer, x) = Counting(monkeypatch), frozen_layer(4, 6, 5, 2)
-    layer(x)
-    assert counting.taken == 1
-    with ops.use("reference"):
-        layer(x)
-    assert counting.taken == 1
-    with ops.use("reference"), ops.use("autograd"):
-        layer(x)
-    assert counting.taken == 2
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, in forward mode
-def test_torch_func_and_compilers_get_the_reference(monkeypatch):
-    counting, (layer, x) = Counting(monkeypatch), frozen_layer(4, 6, 5, 2)
-    torch.func.vmap(layer)(x)
-    torch.func.grad(lambda x: layer(x).sum())(x)
-    torch.compile(layer, fullgraph=True, backend="eager")(x)
-    torch.export.export(layer, (x.detach(),))
-    with torch.autograd.forward_ad.dual_level():
-        layer(torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x)))
-    assert counting.taken == 0
-
-
-def test_a_forced_implementation_that_cannot_compute_says_why():
-    layer, x = frozen_layer(4, 6, 5, 2)
-    with ops.use("autograd"), pytest.raises(lora.LayerError, match=r"'autograd' cannot be used here: torch\.func"):
-        torch.func.vmap(layer)(x)
-    with (
-        pytest.raises(lora.ConfigError, match="'cuda' is not an implementation; choose one of reference, autograd"),
-        ops.use("cuda"),
-    ):
-        pass
-
-
-def test_what_does_not_go_together_is_named():
-    layer, _ = frozen_layer(4, 6, 5, 2)
-    with pytest.raises(lora.LayerError, match=r"Linear.*the input has shape \(4, 7\), and lora_A \(2, 6\) takes 6 features"):
-        layer(torch.randn(4, 7))
-    with pytest.raises(lora.LayerError, match=r"the input is torch.float64 and the weight torch.float32"):
-        layer(torch.randn(4, 6).double())
-    layer.lora_A = nn.Parameter(layer.lora_A.detach().to("meta"))
-    assert "not all on one device: the input on cpu, the weight on cpu, lora_A on meta" in layer.mismatch(torch.randn(4, 6))
+# --- blocks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -49,6 +49,17 @@ def test_frozen_layers_and_those_with_an_update_take_it_forward_and_backward(pro
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(routed, plain, strict=True))
 
 
+@pytest.mark.parametrize("target", ["0", "2"])
+def test_outputs_may_be_modified_in_place(target):
+    model = frozen(nn.Linear(12, 20), nn.ReLU(inplace=True), nn.Linear(20, 16), nn.ReLU(inplace=True))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=[target]))
+    x = torch.randn(300, 2, 12, requires_grad=True)
+    plain = gradients(model, x)
+    with ops.use("onednn"):
+        routed = gradients(model, x)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(routed, plain, strict=True))
+
+
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.7])
 def test_an_update_has_the_same_gradients(p):
     model = frozen(nn.Linear(16, 12))

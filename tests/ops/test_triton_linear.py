@@ -104,7 +104,7 @@ def check_a_step_is_as_exact_as_the_plain_formula(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 @pytest.mark.parametrize("programs", [1, 3, 1000])
 def check_sums_that_are_split_are_as_exact(programs, dtype, monkeypatch):
-    monkeypatch.setattr(triton_linear, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_linear, "PROGRAMS", programs)
     assert is_as_good_as_plain(drawn((70,), 200, 17, 3, dtype))
 
 
@@ -285,6 +285,15 @@ def check_a_step_keeps_the_input_the_small_product_and_a_seed(p, frozen):
         lora_linear(x * 1, *rest, 0.7, p)
     x_kept = 0 if "A" in frozen else 10 * 40
     assert total == {torch.float32: x_kept + 10 * 3} | ({torch.int64: 1} if p else {})
+
+
+def check_an_output_may_be_modified_in_place():
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = drawn((2, 3), 9, 5, 2, dtype)
+        y = triton_linear.lora_linear(*(t.requires_grad_() for t in tensors.values()), 0.7)
+        y += 1
+        torch.relu_(y).sum().backward()
+        assert tensors["A"].grad is not None
 
 
 def check_a_second_derivative_is_refused():

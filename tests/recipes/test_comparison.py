@@ -24,7 +24,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         words.append(given[3:])
         return main(given[3:])
 
-    monkeypatch.setattr(comparison, "_wait_for", train)
+    monkeypatch.setattr(comparison, "wait_for", train)
     return words
 
 
@@ -119,7 +119,7 @@ def test_the_table_shows_the_spread_and_the_plot_is_drawn(tmp_path: Path) -> Non
 
 def test_an_interrupted_run_is_gone_on_with(encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: Any) -> None:
     run, given = tmp_path / "lora", []
-    monkeypatch.setattr(comparison, "_wait_for", lambda words: given.append(words) or comparison.INTERRUPTED)
+    monkeypatch.setattr(comparison, "wait_for", lambda words: given.append(words) or comparison.INTERRUPTED)
     with pytest.raises(KeyboardInterrupt):
         compare(options(encoder, reviews), {}, tmp_path, ["lora"])
     chosen = comparison.TrainOptions.of({**options(encoder, reviews), "method": "lora"})

@@ -78,7 +78,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         folders.append(Path(words[5]).stem)
         return main(words[3:])
 
-    monkeypatch.setattr(comparison, "_wait_for", train)
+    monkeypatch.setattr(comparison, "wait_for", train)
     return folders
 
 

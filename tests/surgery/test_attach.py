@@ -8,6 +8,7 @@ import torch.distributed
 from torch import nn
 
 import loralib as lora
+from kinds import fill
 from loralib.surgery.survey import Survey
 from loralib.surgery.trainable import trained_names
 from models import (
@@ -56,6 +57,7 @@ def test_what_was_extracted_gives_another_copy_the_same_output(config, merged):
 
 
 @pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
 def test_attaching_to_an_injected_model_keeps_its_parameter_objects(merged):
     adapter = lora.extract(trained_head())
     model, x = mlp(6, 5, 4), torch.randn(3, 6)
@@ -209,3 +211,27 @@ def test_slices_are_not_made_of_a_plain_adapter_on_a_model_that_was_not_injected
     lora.attach(model, plain_adapter(source))
     assert type(model[0].update) is lora.LoRAUpdate
     assert close(model(x), source(x), factor=16)
+
+
+@pytest.mark.parametrize("of_base", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("of_adapter", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_factors_are_made_as_inject_makes_them(of_adapter, of_base):
+    model = injected(mlp(6, 5, 4))
+    adapter = lora.extract(fill(model)).to(dtype=of_adapter)
+    other, fresh = mlp(6, 5, 4).to(of_base), injected(mlp(6, 5, 4).to(of_base))
+    lora.attach(other, adapter)
+    wanted = torch.promote_types(of_adapter, fresh[0].lora_A.dtype)  # float64 keeps its digits
+    assert {layer.lora_A.dtype for layer in other if isinstance(layer, lora.AdaptedLayer)} == {wanted}
+    assert same_bits(other[0].lora_A.detach(), adapter.layers["0"].A.to(wanted))
+
+
+def test_a_float16_adapter_on_a_float32_model_trains():
+    adapter = lora.extract(fill(injected(mlp(6, 5, 4)))).to(dtype=torch.float16)
+    model = mlp(6, 5, 4)
+    lora.attach(model, adapter)
+    lora.mark_only_lora_as_trainable(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(5):
+        model(torch.randn(8, 6)).square().mean().backward()
+        optimizer.step(), optimizer.zero_grad()
+    assert all(p.isfinite().all() for p in model.parameters())

@@ -136,9 +136,12 @@ class OwnAttention(nn.MultiheadAttention):
 
 def test_projections_of_an_attention_with_a_forward_of_its_own_are_refused():
     model = nn.ModuleDict({"attention": OwnAttention(4, 2), "out": nn.Linear(4, 4)})
-    call = lambda: lora.inject(model, CONFIG)  # noqa: E731
+    config = lora.LoRAConfig(r=2, target_modules=["out_proj", "out"])
+    call = lambda: lora.inject(model, config)  # noqa: E731
     expect_refusal(lora.TargetError, "'attention.out_proj' .* reads its weight without calling it", model, call)
-    assert lora.inject(model, lora.LoRAConfig(r=2, exclude_modules=["out_proj"])) == ["out"]
+    bound = lora.inject(model, CONFIG)
+    assert bound == ["out"]
+    assert "reads its weight without calling it" in bound.left_out["attention.out_proj"]
 
 
 def test_the_output_projection_of_such_an_attention_cannot_be_attached_to():

@@ -99,6 +99,14 @@ def test_of_the_fused_layer_of_gpt2_the_slices_of_the_roles_are_adapted(chosen: 
             assert type(update) is lora.LoRAUpdate
 
 
+def test_a_fused_projection_of_another_width_is_refused() -> None:
+    model = decoder_shape("gpt2")
+    model.transformer.h[1].attn.c_attn = transformers.pytorch_utils.Conv1D(24, 16)
+    with pytest.raises(ConfigError, match=r"'transformer.h.1.attn.c_attn' has a weight of \(16, 24\), which does not fuse 3"):
+        role_targets(model, ["query"])
+    assert role_targets(model, ["output"])["target_modules"]
+
+
 def test_the_order_of_the_roles_does_not_matter() -> None:
     model = decoder_shape("gpt2")
     assert role_targets(model, ["value", "mlp", "query"]) == role_targets(model, ["query", "value", "mlp"])

@@ -95,12 +95,22 @@ def test_layers_of_ones_own_count():
     assert trainable(model) == set(lora.lora_state_dict(model)) == {"0.lora_gate", "0.bias", "1.lora_gate"}
 
 
-def test_a_model_in_which_nothing_would_be_trained_is_refused_unchanged():
-    for model in (mlp(4, 3), nn.Sequential(lora.Linear(4, 3))):
-        before = snapshot(model)
-        with pytest.raises(lora.ConfigError, match=r"has no LoRA parameter, so nothing would be trained.*Nothing was changed"):
-            lora.mark_only_lora_as_trainable(model)
-        assert snapshot(model) == before
+@pytest.mark.parametrize("model", [mlp(4, 3), nn.Sequential(lora.Linear(4, 3))])
+def test_a_part_without_lora_is_frozen_with_a_warning(model):
+    with pytest.warns(UserWarning, match=r"Sequential has no LoRA parameter: all of it is frozen now.*before you mark"):
+        lora.mark_only_lora_as_trainable(model)
+    assert not trainable(model)
+
+
+def test_a_model_may_be_marked_part_by_part():
+    model = nn.ModuleDict({"body": nn.Sequential(lora.Linear(4, 4, r=2)), "head": mlp(4, 2), "act": nn.ReLU()})
+    lora.mark_only_lora_as_trainable(model["body"])
+    lora.mark_only_lora_as_trainable(model["act"])
+    with pytest.warns(UserWarning, match="has no LoRA parameter"):
+        lora.mark_only_lora_as_trainable(model["head"])
+    assert trainable(model) == {"body.0.lora_A", "body.0.lora_B"}
+    lora.mark_only_lora_as_trainable(model["head"], bias="all")
+    assert trainable(model) == {"body.0.lora_A", "body.0.lora_B", "head.0.bias"}
 
 
 def test_an_unknown_mode_is_refused_unchanged():
@@ -210,8 +220,134 @@ def test_a_layer_of_ours_says_itself_which_parameters_are_the_adapters():
     assert trainable(model) == set(lora.lora_state_dict(model)) == {"0.lora_A", "0.lora_B", "0.gate"}
 
 
-def test_the_name_of_what_a_layer_of_ours_is_in_makes_nothing_a_factor():
-    model = nn.ModuleDict({"lora_block": nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))})
-    injected(model, target_modules=["0"])
+# --- whose a tensor is: not what a module is called -------------------------------------------------------------------
+
+
+class WithHead(nn.Module):
+    """A model whose modules have names like LoRA's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.lora_head = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+    def forward(self, x):
+        return self.lora_head(self.body(x))
+
+
+def test_a_module_is_trained_when_it_is_asked_for_whatever_it_is_called():
+    model = injected(WithHead(), target_modules=["body", "lora_head.0"])
     lora.mark_only_lora_as_trainable(model)
-    assert trainable(model) == {f"lora_block.{name}" for name in ("0.lora_A", "0.lora_B", "1.weight", "1.bias")}
+    factors = {f"{layer}.lora_{key}" for layer in ("body", "lora_head.0") for key in "AB"}
+    assert trainable(model) == set(lora.lora_state_dict(model)) == factors
+
+
+def test_what_is_asked_for_is_extracted_whatever_it_is_called():
+    plain, x = WithHead().eval(), torch.randn(3, 4)
+    model = injected(copy.deepcopy(plain), target_modules=["body"], modules_to_save=["lora_head"])
+    lora.mark_only_lora_as_trainable(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(parameter.requires_grad * 0.5)
+    state = {name for name in model.state_dict() if name.startswith("lora_head.")}
+    assert set(lora.extract(model).tensors) == state
+    assert set(lora.lora_state_dict(model)) == state | {"body.lora_A", "body.lora_B"}
+    lora.attach(plain, lora.extract(model))
+    assert same_bits(plain(x), model(x))
+
+
+def test_of_a_model_of_layers_built_by_hand_the_modules_that_0_1_would_have_trained_are_named():
+    model = nn.ModuleDict({"layer": lora.Linear(4, 4, r=2), "lora_head": nn.Linear(4, 2)})
+    with pytest.warns(UserWarning, match=r"'lora_head.weight' is frozen, with 1 others like it.*from LoRALayer"):
+        lora.mark_only_lora_as_trainable(model)
+    assert trainable(model) == {"layer.lora_A", "layer.lora_B"}
+
+
+class Bottleneck(nn.Module, lora.LoRALayer):
+    """A layer of 0.1's kind whose factors are layers, next to parameters that are not its own."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        lora.LoRALayer.__init__(self, r=2, lora_alpha=1, lora_dropout=0.0, merge_weights=False)
+        self.base, self.scale = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+        self.lora_parts = nn.ModuleDict({"down": nn.Linear(4, 2, bias=False), "up": nn.Linear(2, 3, bias=False)})
+        self.bias = nn.Parameter(torch.zeros(3))
+
+
+class Renamed(lora.Linear):
+    """One of 0.1's layers with factors of other names."""
+
+    def __init__(self):
+        super().__init__(4, 3, r=0)
+        self.lora_down, self.lora_up = nn.Parameter(torch.zeros(2, 4)), nn.Parameter(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("bias", ["none", "lora_only"])
+def test_inside_a_layer_of_0_1s_kind_names_say_what_is_trained_as_in_0_1(bias):
+    model = nn.ModuleDict({"bottleneck": Bottleneck(), "renamed": Renamed(), "plain": nn.Linear(3, 3)})
+    lora.mark_only_lora_as_trainable(model, bias=bias)
+    expected = {"bottleneck.lora_parts.down.weight", "bottleneck.lora_parts.up.weight"}
+    expected |= {"renamed.lora_down", "renamed.lora_up"}
+    expected |= {"bottleneck.bias", "renamed.bias"} if bias == "lora_only" else set()
+    assert trainable(model) == set(lora.lora_state_dict(model)) == set(lora.lora_state_dict(model, bias=bias)) == expected
+    assert expected == {  # 0.1's rule
+        name
+        for name, _ in model.named_parameters()
+        if "lora_" in name or (bias != "none" and name in ("bottleneck.bias", "renamed.bias"))
+    }
+
+
+class Foreign(nn.Module):
+    """Somebody else's LoRA layer, which is none of 0.1's: its factors are Parameters, or layers."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.weight, self.lora_A = nn.Parameter(torch.zeros(3, 4)), factor
+
+
+def test_a_parameter_called_so_is_trained_in_any_module_as_in_0_1_and_a_module_is_not():
+    model = nn.Sequential(Foreign(nn.Parameter(torch.zeros(2, 4))), lora.Linear(4, 4, r=1))
+    lora.mark_only_lora_as_trainable(model)
+    assert trainable(model) == set(lora.lora_state_dict(model)) == {"0.lora_A", "1.lora_A", "1.lora_B"}
+    other = injected(nn.Sequential(Foreign(nn.Linear(4, 2)), nn.Linear(4, 4)), target_modules=["1"])
+    lora.mark_only_lora_as_trainable(other)
+    assert trainable(other) == set(lora.lora_state_dict(other)) == {"1.lora_A", "1.lora_B"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Foreign(nn.Parameter(torch.zeros(2, 4))), Gated(4, 3, r=2), Bottleneck(), Renamed()],
+    ids=lambda m: type(m).__name__,
+)
+def test_extract_refuses_a_layer_whose_factors_it_cannot_hold(other):
+    model = injected(nn.Sequential(other, nn.Linear(4, 4)), target_modules=["1"])
+    with pytest.raises(lora.LayerError, match=r"'0' is a .*, whose update only it knows; use lora_state_dict"):
+        lora.extract(model)
+
+
+# --- biases of several injections -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", BIASES)
+@pytest.mark.parametrize("second", BIASES)
+def test_each_injection_trains_the_biases_that_it_names_and_no_others(first, second):
+    model, x = mlp(5, 5, 5), torch.randn(2, 5)
+    plain = copy.deepcopy(model)
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"], bias=first))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["2"], bias=second))
+    lora.mark_only_lora_as_trainable(model)
+    named = {"none": set(), "lora_only": {"0.bias"}, "all": {"0.bias", "2.bias"}}[first]
+    named |= {"none": set(), "lora_only": {"2.bias"}, "all": {"0.bias", "2.bias"}}[second]
+    assert {name for name in trainable(model) if "lora_" not in name} == named
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(parameter.requires_grad * 0.5)
+    assert set(lora.extract(model).tensors) == named
+    with lora.disabled(model):
+        assert same_bits(model(x), plain(x))
+    fresh = copy.deepcopy(plain)
+    lora.attach(fresh, lora.extract(model))
+    assert same_bits(fresh(x), model(x))
+    lora.mark_only_lora_as_trainable(fresh)
+    assert trainable(fresh) == trainable(model)
+    lora.eject(model)
+    assert same_bits(model(x), plain(x))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import patterns
-from ..config import LoRAConfig
+from ..config import LoRAConfig, python_value
 from ..errors import ConfigError, TargetError
 from ..tensors import same_bits
 from . import algebra, summary, sums
@@ -241,7 +241,8 @@ class Adapter:
         return self._with(layers=layers, source="")
 
     def __mul__(self, c: float) -> "Adapter":
-        return self.scale(c) if isinstance(c, int | float) else NotImplemented
+        value = python_value(c)
+        return self.scale(value) if isinstance(value, int | float) else NotImplemented
 
     __rmul__ = __mul__
 

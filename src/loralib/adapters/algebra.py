@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import alpha_for, check_rank
 from ..errors import AlgebraError
+from ..tensors import without_autocast
 from . import low_rank
 from .updates import LoRAUpdate, Product
 
@@ -43,6 +44,7 @@ def scaled(update: LoRAUpdate, c: float) -> LoRAUpdate:
     return dataclasses.replace(update, B=B, lora_alpha=update.lora_alpha * (abs(c) or 1))
 
 
+@without_autocast
 def added(terms: Sequence[Weighted]) -> LoRAUpdate:
     """Σ weight·ΔW of updates of one layer, exactly: the ranks add up. A single term is `scaled`.
 
@@ -117,6 +119,7 @@ def _is_exact(B: Tensor, c: float, dtype: torch.dtype) -> bool:
     return abs(c) == 1 or torch.equal((B.to(dtype) * c).double(), B.double() * c)
 
 
+@without_autocast
 def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = None) -> LoRAUpdate:
     """The closest update of rank `r`, or of the smallest rank that keeps the share `energy` of ‖ΔW‖² (with both, of the smaller
     of the two); the update itself when it has no higher rank. The scaling stays, and the factors are of equal norms.
@@ -131,6 +134,7 @@ def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = N
     return truncated_sum([(update, 1)], r, energy)
 
 
+@without_autocast
 def truncated_sum(terms: Sequence[Weighted], r: int | None = None, energy: float | None = None) -> LoRAUpdate:
     """What `truncated` makes of `added`, in much less memory: not even the factors of the sum are put together."""
     terms = _addable(terms)
@@ -181,6 +185,7 @@ def _fit(factor: Tensor, width: int, dim: int) -> Tensor:
     return torch.cat([factor, factor.new_zeros(shape)], dim)
 
 
+@without_autocast
 def spectrum(update: LoRAUpdate) -> Tensor:
     """The singular values of ΔW as a matrix (out, in · kernel), descending, in float64; of DoRA those of its low-rank part.
     `AlgebraError` for factors that are not finite.

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from .. import choices
 from ..choices import CombineMethod, ExtraTensors, MajoritySign
-from ..config import alpha_for, check_rank
+from ..config import alpha_for, check_rank, python_value
 from ..errors import AlgebraError, ConfigError
-from ..tensors import same_bits
+from ..tensors import same_bits, without_autocast
 from . import algebra, low_rank
 from .adapter import Adapter, agreed, united
 from .sums import in_layer, terms_by_layer
@@ -34,6 +34,7 @@ from .updates import LoRAUpdate
 _PRUNING = ("magnitude", "dare", "ties", "dare_ties")
 
 
+@without_autocast
 def combine(
     adapters: Sequence[Adapter],
     weights: Sequence[float] | None = None,
@@ -91,7 +92,7 @@ def combine(
 def _checked_weights(adapters: list[Adapter], weights: Sequence[float] | None) -> list[float]:
     if not adapters or not all(isinstance(adapter, Adapter) for adapter in adapters):
         raise ConfigError("combine() needs adapters, one at least: combine([a, b], weights=[0.5, 0.5]).")
-    found = [1.0] * len(adapters) if weights is None else list(weights)
+    found = [1.0] * len(adapters) if weights is None else [python_value(weight) for weight in weights]
     if len(found) != len(adapters):
         raise ConfigError(f"{len(found)} weights for {len(adapters)} adapters; give one to each.")
     for weight in found:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import alpha_for
+from ..errors import AlgebraError
 from .updates import LoRAUpdate
 
 
@@ -46,7 +47,7 @@ class LegacyConvolutionUpdate(LoRAUpdate):
     def _problem(self) -> str | None:
         A, B, shape = self.A, self.B, torch.Size(self.weight_shape)
         matrices = A.dim() == B.dim() == 2 and 0 < len(A) == B.shape[1]
-        if len(shape) < 3 or min(shape) < 1 or not matrices or len(A) % shape[-1]:
+        if len(shape) < 3 or min(shape[2:]) < 1 or not matrices or len(A) % shape[-1]:
             return "expected (r·kernel, in·kernel) and (out / groups·kernel, r·kernel)"
         if len(B) * A.shape[1] == shape.numel():
             return None
@@ -99,4 +100,24 @@ class LegacyConvolutionUpdate(LoRAUpdate):
     @property
     def _groups(self) -> int:
         """How many groups the convolution has: A spans all inputs, the weight those of one group."""
-        return max(1, self.A.shape[1] // self.weight_shape[-1] // self.weight_shape[1])
+        return max(1, self.A.shape[1] // self.weight_shape[-1] // max(1, self.weight_shape[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class LegacyTransposedUpdate(LegacyConvolutionUpdate):
+    """The update of a transposed convolution as loralib 0.1 factors it: B·A is reshaped to the weight's own shape
+    (in, out / groups, κ, κ), in which `delta` is, too.
+
+    >>> A, B = torch.ones(2 * 3, 4 * 3), torch.ones(5 * 3, 2 * 3)
+    >>> LegacyTransposedUpdate(A, B, lora_alpha=2, weight_shape=(4, 5, 3, 3)).delta().shape
+    torch.Size([4, 5, 3, 3])
+    """
+
+    kind: ClassVar[str] = "transposed_convolution_0_1"
+
+    def plain(self) -> ConvolutionUpdate:
+        """`AlgebraError`: the shapes do not say how many groups the convolution has, on which the plain form depends."""
+        raise AlgebraError(
+            "The update of a transposed convolution in loralib 0.1's form has no plain form; keep it in the formats "
+            "'safetensors' or 'loralib', or inject into the convolution."
+        )

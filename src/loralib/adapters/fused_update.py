@@ -32,7 +32,7 @@ class FusedUpdate(LoRAUpdate):
 
     def _problem(self) -> str | None:
         A, B = self.A, self.B
-        if min(self.widths, default=1) < 1:
+        if min(self.widths, default=1) < min(1, sum(self.widths)):
             return f"slices are at least 1 wide, not {self.widths}"
         if len(self.enable_lora) != len(self.widths) or not any(self.enable_lora):
             return f"enable_lora={self.enable_lora} must name at least one of the {len(self.widths)} slices"

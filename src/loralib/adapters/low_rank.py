@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..tensors import without_autocast
+
 _WHOLE = 768  # smaller side up to which a dense matrix is decomposed in full
 _OVERSAMPLED, _ITERATIONS = 16, 4
 _ROWS = 256  # of a factor that are in float64 at a time
@@ -45,6 +47,7 @@ class Term(NamedTuple):
     c: float = 1.0
 
 
+@without_autocast
 def svd(terms: Sequence[Term], r: int | None = None) -> SVD:
     """The decomposition of Σ c·B·A, or its `r` leading components; of rank min(k, ΣR, n) at most.
 
@@ -60,6 +63,7 @@ def svd(terms: Sequence[Term], r: int | None = None) -> SVD:
     return SVD(left.basis(U), S, right.basis(Vh.t()).t())
 
 
+@without_autocast
 def singular_values(terms: Sequence[Term]) -> Tensor:
     """Those of Σ c·B·A, descending, in float64."""
     if _is_dense(terms):
@@ -140,6 +144,7 @@ def rank_for(S: Tensor, energy: float, total: float | None = None) -> int:
     return int(enough.int().argmax()) + 1 if bool(enough.any()) else len(S)
 
 
+@without_autocast
 def leading(P: Tensor, r: int | None = None, energy: float | None = None) -> SVD:
     """The leading part of a dense matrix P: of rank `r`, or of the smallest rank that carries the share `energy` of its squared
     norm, or, with both, of the smaller of the two.

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..config import lora_scaling
+from ..config import in_python, lora_scaling
 from ..errors import AlgebraError, ConfigError
-from ..tensors import same_bits
+from ..tensors import same_bits, without_autocast
 from .layout import Layout
 
 Product = tuple[Tensor, Tensor]
@@ -63,6 +63,11 @@ class LoRAUpdate:
     of_base: ClassVar[frozenset[str]] = frozenset()  # fields that describe the base layer, not the update
 
     def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name in ("lora_alpha", "use_rslora", *_own_field_names(kind)):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (found := in_python(value)) is not value:
+                object.__setattr__(self, name, found)
         if problem := self._problem():
             raise ConfigError(
                 f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: {problem}."
@@ -115,6 +120,7 @@ class LoRAUpdate:
 
     # --- what it does to a weight -----------------------------------------------------------------------------------
 
+    @without_autocast
     def delta(self, layout: Layout | None = None) -> Tensor:
         """ΔW in at least float32: shape (out, in), or (out, in, *kernel). `AlgebraError` for DoRA."""
         if self.magnitude is not None:
@@ -127,6 +133,7 @@ class LoRAUpdate:
         """s·B·A in the canonical layout."""
         return ops.linear_delta(self.A, self.B, self.scaling)
 
+    @without_autocast
     def effective_weight(self, W: Tensor, layout: Layout | None = None) -> Tensor:
         """W' for a stored weight W: computed in at least float32, rounded once to the dtype of W, and differentiable.
 
@@ -144,6 +151,8 @@ class LoRAUpdate:
                     [0., 1.]])
         """
         layout, W = layout or self.usual_layout, self.as_used(W)
+        if not W.numel():
+            return W.clone()
         if (strips := self.strips(layout)) is not None:
             return ops.add_strips(W.reshape(self._rows(W), -1), strips, self.scaling).view(W.shape)
         wide = torch.promote_types(torch.promote_types(W.dtype, torch.float32), self.A.dtype)

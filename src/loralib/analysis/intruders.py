@@ -20,6 +20,7 @@ from ..adapters.updates import LoRAUpdate
 from ..checkpoints.base_weights import Source, pairs
 from ..config import alpha_for
 from ..errors import AlgebraError, ConfigError
+from ..tensors import without_autocast
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Intruder:
     similarity: float
 
 
+@without_autocast
 def intruder_dimensions(
     adapter: Adapter, base: Source, top_k: int = 10, epsilon: float = 0.5
 ) -> dict[str, tuple[Intruder, ...]]:
@@ -73,6 +75,7 @@ def intruder_dimensions(
     }
 
 
+@without_autocast
 def reduce_intruder_dimensions(
     adapter: Adapter, base: Source, top_k: int = 10, epsilon: float = 0.5, keep: float = 0.75, r: int | None = None
 ) -> Adapter:
@@ -123,6 +126,7 @@ def _adapted(adapter: Adapter, base: Source) -> Iterator[tuple[str, LoRAUpdate, 
         yield name, update, W.flatten(1).float()
 
 
+@without_autocast
 def _found(
     name: str, update: LoRAUpdate, W: Tensor, top_k: int, epsilon: float
 ) -> list[tuple[Intruder, tuple[Tensor, Tensor]]]:

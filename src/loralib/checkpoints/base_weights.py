@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..adapters.adapter import Adapter
+from ..adapters.convolution_updates import LegacyTransposedUpdate
 from ..adapters.updates import LoRAUpdate
 from ..errors import FormatError, LayerError
 from ..surgery.survey import Survey
@@ -45,10 +46,12 @@ class Pair(NamedTuple):
 
 def weights_of(source: Source) -> Weights:
     """The weights of a model, or of a folder or file of weights. `LayerError` for a model that carries updates, `FormatError`
-    for files that hold none."""
+    for files that hold none, or quantized ones."""
     if isinstance(source, nn.Module):
         return _of_model(Survey(source))
     checkpoint = open_checkpoint(Path(source))
+    if checkpoint.is_quantized:
+        raise FormatError(f"{checkpoint.path} is quantized; give the weights that it was made from.")
     shapes = {name: place.shape for name, place in checkpoint.tensors.items()}
     layers = dict(layouts.by_names(shapes, checkpoint.config))
     if (tie := tie_of(checkpoint)) and tie.head not in shapes:
@@ -84,7 +87,9 @@ def locate(adapter: Adapter, base: Source | Weights) -> dict[str, Located]:
         return {n: replace(w, tensor=tie.embedding) if w.tensor == tie.head else w for n, w in located.items()}
     if missing := [name for name in adapter.layers if name not in weights.layers]:
         raise LayerError(f"{weights.what} has no layer {missing[0]!r} with a weight that the adapter could change.")
-    return {name: weights.layers[name] for name in adapter.layers}
+    located = {name: weights.layers[name] for name in adapter.layers}
+    as_it_is = {name for name, update in adapter.layers.items() if isinstance(update, LegacyTransposedUpdate)}
+    return {name: replace(found, layout=layouts.AS_IT_IS) if name in as_it_is else found for name, found in located.items()}
 
 
 def locate_in_files(adapter: Adapter, checkpoint: Checkpoint, tie: Tie | None) -> tuple[dict[str, Located], Renaming]:

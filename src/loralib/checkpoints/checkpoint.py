@@ -23,6 +23,9 @@ from ..storage.safetensors import CODES, read_header
 
 _STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
 SAFE = ".safetensors"
+_QUANTIZED_CONFIG = ("quantization_config", "compression_config")
+_QUANTIZED_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
+_QUANTIZED_TENSORS = frozenset({"SCB", "absmax", "qweight", "weight_packed", "weight_scale", "weight_scale_inv"})
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ class Checkpoint:
         with safe_open(place.file, "pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the files hold quantized weights, whose numbers mean something only with their scales: by what the
+        configuration says, by a file that quantizers add, or by the names of the scales."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        said = any(self.config.get(key) for key in _QUANTIZED_CONFIG) or any((folder / f).is_file() for f in _QUANTIZED_FILES)
+        return said or any(name.rpartition(".")[2] in _QUANTIZED_TENSORS for name in self.tensors)
 
     @cached_property
     def _pickled(self) -> dict[Path, dict[str, Tensor]]:

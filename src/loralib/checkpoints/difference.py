@@ -20,8 +20,9 @@ from ..adapters.updates import LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig, check_rank
 from ..errors import AlgebraError, ConfigError
+from ..formats.validation import FLOATS
 from ..surgery.trainable import is_bias
-from ..tensors import same_bits
+from ..tensors import same_bits, without_autocast
 from .base_weights import Source, Weights, weights_of
 from .layouts import Located
 
@@ -42,6 +43,7 @@ class Found:
     total: int
 
 
+@without_autocast
 def difference(
     tuned: Source,
     base: Source,
@@ -69,7 +71,8 @@ def difference(
 
     Raises:
         ConfigError: When neither `r` nor `energy` is given.
-        AlgebraError: When the two have other shapes, or do not differ.
+        AlgebraError: When the two have other shapes, do not differ, or hold quantized weights.
+        FormatError: When a folder or a file holds quantized weights.
         TargetError: For a pattern that matches nothing.
 
     Example:
@@ -117,9 +120,10 @@ def differences(
         now, before = new.tensor(name).detach(), old.tensor(name).detach()
         if same_bits(now, before):
             continue
-        if name not in chosen or not now.is_floating_point():
+        if name not in chosen:
             yield Found(name, None, now.clone(), 1.0, float((now.double() - before.double()).norm()), *here)
             continue
+        _check_floats(name, now, before)
         for layer, located in chosen[name].items():
             part = _approximated(layer, located, now, before, r, energy, dtype)
             if part is not None:
@@ -179,6 +183,15 @@ def _check_shapes(new: Weights, old: Weights) -> None:
         raise AlgebraError(f"{new.what} and {old.what} have tensors of other shapes: {listed}; resize the base model first.")
 
 
+def _check_floats(name: str, *tensors: Tensor) -> None:
+    """`AlgebraError` when the weight `name` of a layer is quantized in one of the two models."""
+    if other := [tensor.dtype for tensor in tensors if tensor.dtype not in FLOATS]:
+        raise AlgebraError(
+            f"{name!r} is stored as {other[0]}, whose numbers mean something only with their scale; compare the models "
+            "that were quantized."
+        )
+
+
 def _chosen(
     new: Weights, target_modules: str | Sequence[str] | None, exclude_modules: str | Sequence[str]
 ) -> dict[str, dict[str, Located]]:
@@ -194,6 +207,7 @@ def _chosen(
     return found
 
 
+@without_autocast
 def _approximated(
     layer: str, located: Located, now: Tensor, before: Tensor, r: int | None, energy: float | None, dtype: torch.dtype
 ) -> tuple[LoRAUpdate, float, float] | None:

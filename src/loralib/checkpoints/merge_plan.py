@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
+from ..adapters.soundness import not_finite, not_finite_tensor
 from ..adapters.token_rows import TokenRows
 from ..choices import TiedWeights
 from ..errors import FormatError
@@ -64,11 +65,12 @@ class Plan:
 
 def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights) -> Plan:
     """What merging `adapter` into `checkpoint` writes; every shape and name has been checked then."""
-    if checkpoint.config.get("quantization_config"):
+    if checkpoint.is_quantized:
         raise FormatError(
             f"{checkpoint.path} is quantized; merge into the weights that it was made from, and quantize the result again. "
             "Nothing was written."
         )
+    _check_finite(adapter)
     tie = tie_of(checkpoint)
     located, rename = locate_in_files(adapter, checkpoint, tie)
     targets = {name: Target(name, place.dtype, place.shape, name) for name, place in checkpoint.tensors.items()}
@@ -95,6 +97,16 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights) -> Plan
             target.name = target.name if own else rename.off + target.name
     config = dict(checkpoint.config) | ({"tie_word_embeddings": False} if untied else {})
     return Plan(checkpoint, _by_file(checkpoint, list(targets.values())), config, untied)
+
+
+def _check_finite(adapter: Adapter) -> None:
+    """`FormatError` when a number of `adapter` is NaN or infinite."""
+    problems = {name: not_finite(update) for name, update in adapter.layers.items()}
+    problems |= {name: not_finite_tensor("it", tensor) for name, tensor in adapter.tensors.items()}
+    problems |= {name: not_finite_tensor("a row of it", rows.values) for name, rows in adapter.rows.items()}
+    for name, problem in problems.items():
+        if problem:
+            raise FormatError(f"{name!r} of the adapter cannot be merged: {problem}. Nothing was written.")
 
 
 def _place(name: str, rename: Renaming, targets: Mapping[str, Target], tie: Tie | None) -> str:

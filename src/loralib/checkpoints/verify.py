@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
+from ..adapters.convolution_updates import LegacyTransposedUpdate
 from ..choices import TiedWeights
 from ..storage.safetensors import DTYPES
 from .checkpoint import open_checkpoint
@@ -96,7 +97,10 @@ def _sample(target: Target, rng: random.Random) -> tuple[int, int]:
 
 def _exact(change: Change, W: Tensor, start: int) -> Tensor:
     """W' in float64 for rows `W` of the layer's own, which begin with row `start`."""
-    update = change.update.with_tensors({name: tensor.double() for name, tensor in change.update.tensors().items()}).plain()
+    update = change.update.with_tensors({name: tensor.double() for name, tensor in change.update.tensors().items()})
+    if isinstance(update, LegacyTransposedUpdate):  # whose product has the weight's own shape
+        return W.double() + update.delta()[start : start + len(W)]
+    update = update.plain()
     layout, rows = replace(change.layout, start=0, rows=None), slice(start, start + len(W))
     A, B = update.A.flatten(1), update.B.flatten(1)
     if layout.transposed:

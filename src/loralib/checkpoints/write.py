@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..adapters.soundness import overflowed
 from ..adapters.token_rows import TokenRows
+from ..errors import FormatError
 from ..storage.safetensors import DTYPES, Entry, header_bytes, laid_out, read_header
 from ..tensors import as_bytes
 from .checkpoint import SAFE, Checkpoint
@@ -106,13 +108,24 @@ def _tasks(sources: _Sources, target: Target, out: int, at: int) -> Iterator[Tas
 
 def _cast(target: Target) -> Tensor:
     assert target.value is not None
-    return target.value.to(DTYPES[target.dtype])
+    cast = target.value.to(DTYPES[target.dtype])
+    _check_range(target, target.value, cast)
+    return cast
+
+
+def _check_range(target: Target, before: Tensor, after: Tensor) -> None:
+    """`FormatError` when finite numbers became infinite ones."""
+    if problem := overflowed(before, after):
+        raise FormatError(f"{target.name!r} cannot be merged: {problem}. Nothing was written.")
 
 
 def _put_block(sources: _Sources, target: Target, block: Block, out: int, at: int) -> int:
     first, last = block.first, block.last
     W = _cast(target)[first:last] if target.value is not None else sources.rows(target.source, first, last)
-    rows = _with_rows(block.effective_rows(W), first, target.rows)
+    changed = block.effective_rows(W)
+    if block.change is not None:
+        _check_range(target, W, changed)
+    rows = _with_rows(changed, first, target.rows)
     return _put_tensor(rows, out, at + first * (rows.nbytes // max(1, len(rows))))
 
 

@@ -72,6 +72,7 @@ def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any
         "model": model,
         "r": options.lora.r,
         "layers": len(adapted),
+        "left_out": adapted.left_out,
         "lora": found["lora"],
         "head": found["trained"] - found["lora"],
         "trained": found["trained"],
@@ -95,6 +96,7 @@ def _show(counts: dict[str, Any]) -> None:
     from rich.table import Table
 
     from ..recipes.report import human_bytes
+    from ..surgery.bound import by_reason
 
     table = Table("", "parameters", title=f"{counts['model']}, LoRA of rank {counts['r']} on {counts['layers']} layers")
     table.columns[1].justify = "right"
@@ -106,5 +108,7 @@ def _show(counts: dict[str, Any]) -> None:
     table.add_row("on disk (float32)", human_bytes(counts["adapter_bytes"]))
     console = Console()
     console.print(table)
+    if counts["left_out"]:
+        console.print(f"Without LoRA: {by_reason(counts['left_out'])}.", highlight=False, soft_wrap=True)
     if counts["paper"]:
         console.print(f"The paper prints {counts['paper']} for LoRA ({counts['paper_note']}).", highlight=False, soft_wrap=True)

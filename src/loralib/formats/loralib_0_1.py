@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import patterns
 from ..adapters.adapter import Adapter
-from ..adapters.convolution_updates import LegacyConvolutionUpdate
+from ..adapters.convolution_updates import LegacyConvolutionUpdate, LegacyTransposedUpdate
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
 from ..architectures import is_embedding
@@ -80,7 +80,7 @@ def write(adapter: Adapter, path: Path) -> None:
             "Nothing was written."
         )
     for name, update in adapter.layers.items():
-        known = type(update) in (EmbeddingUpdate, LegacyConvolutionUpdate, FusedUpdate)
+        known = type(update) in (EmbeddingUpdate, LegacyConvolutionUpdate, LegacyTransposedUpdate, FusedUpdate)
         known = known or (type(update) is LoRAUpdate and update.A.dim() == 2)
         uneven = isinstance(update, FusedUpdate) and len(set(update.widths)) > 1
         if not known or uneven or update.use_rslora or update.is_dora:

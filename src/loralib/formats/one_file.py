@@ -34,6 +34,7 @@ _KINDS = {
         updates.EmbeddingUpdate,
         convolution_updates.ConvolutionUpdate,
         convolution_updates.LegacyConvolutionUpdate,
+        convolution_updates.LegacyTransposedUpdate,
         fused_update.FusedUpdate,
         updates.ProjectionUpdate,
     )

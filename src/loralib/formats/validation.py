@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
-from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
+from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate, LegacyTransposedUpdate
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.updates import LoRAUpdate, ProjectionUpdate
 from ..errors import ConfigError, FormatError
@@ -142,12 +142,13 @@ def alpha_tensor(lora_alpha: float) -> Tensor:
 def common_form(name: str, update: LoRAUpdate, format: str) -> LoRAUpdate:
     """`update` as the formats of other libraries know it: the plain form of slices and of 0.1's convolutions. `FormatError` for
     one that `format`'s libraries compute otherwise or not at all."""
-    if isinstance(update, FusedUpdate | LegacyConvolutionUpdate):
+    transposed = isinstance(update, LegacyTransposedUpdate)
+    if isinstance(update, FusedUpdate | LegacyConvolutionUpdate) and not transposed:
         update = update.plain()
     odd = {
         "is for one projection of an nn.MultiheadAttention": isinstance(update, ProjectionUpdate),
         "is for a convolution with groups, which is computed otherwise there": getattr(update, "groups", 1) > 1,
-        "is for a transposed convolution": isinstance(update, ConvolutionUpdate) and update.transposed,
+        "is for a transposed convolution": transposed or (isinstance(update, ConvolutionUpdate) and update.transposed),
         "is for a bilinear layer": type(update) is LoRAUpdate and update.A.dim() > 2,
     }
     for what, is_so in odd.items():

@@ -4,8 +4,9 @@ A `forward` of the instance (accelerate, Liger) is carried, and called as the ba
 torch would read its weight directly, it must go on being called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -33,18 +34,26 @@ class Adopted(LoRAClass, _Module):
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer's output, with the weight it holds now."""
-        if self._carried_forward is not None:
-            return self._carried_forward(*args, **kwargs)
-        return super().forward(*args, **kwargs)
+        carried = self._carried_forward
+        if carried is None:
+            return super().forward(*args, **kwargs)
+        if isinstance(carried, MethodType) and carried.__self__ is self:  # which may ask the layer for the forward of its class
+            return self._by_twin(carried.__func__, vars(self), args, kwargs)
+        return carried(*args, **kwargs)
 
     def forward_with(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The base layer's output with `weight` in the place of its own. The layer itself, which other threads may be using, is
-        not touched: a twin of the base's class, which shares all else, computes."""
-        twin = object.__new__(type(self).base_class)
+        """The base layer's output with `weight` in the place of its own."""
         own = {name: value for name, value in vars(self).items() if name != "weight"}
         own["_parameters"] = self._parameters | {"weight": weight}
+        return self._by_twin(type(self).base_class.forward, own, args, kwargs)
+
+    def _by_twin(self, forward: Callable[..., Any], own: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
+        """What `forward` gives for a twin of the base's class with the attributes `own`. The layer itself, which other threads
+        may be using, is not touched while it computes."""
+        twin = object.__new__(type(self).base_class)
+        own = {name: value for name, value in own.items() if name != "_carried_forward"}
         vars(twin).update(own)
-        result = twin.forward(*args, **kwargs)
+        result = forward(twin, *args, **kwargs)
         vars(self).update({name: value for name, value in vars(twin).items() if own.get(name, twin) is not value})
         return result
 
@@ -69,7 +78,8 @@ class Adopted(LoRAClass, _Module):
             vars(self)["forward"] = carried
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward" and self._carried_forward is not None:  # hooks come and go around the base's forward
+        carries = name == "forward" and self._carried_forward is not None
+        if carries and not _wraps(value, type(self).forward):  # hooks come and go around the base's forward
             self._carried_forward = value
         else:
             super().__setattr__(name, value)
@@ -79,6 +89,15 @@ class Adopted(LoRAClass, _Module):
 def own_attributes(cls: type) -> tuple[str, ...]:
     """The names of all attributes that the mixins of `cls` add to an instance."""
     return tuple(dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("own_attributes", ())))
+
+
+def _wraps(value: Any, forward: Callable[..., Any]) -> bool:
+    """Whether `value` is `forward`, bound or not, or says that it wraps that (functools.wraps)."""
+    while callable(value):
+        if getattr(value, "__func__", value) is forward:
+            return True
+        value = getattr(value, "__wrapped__", None)
+    return False
 
 
 def _do_nothing(module: nn.Module, args: Any) -> None:

@@ -11,15 +11,16 @@ from torch import nn
 
 from .. import tensors
 from ..adapters.updates import LoRAUpdate
+from ..config import check_dropout
 from ..errors import ConfigError, LayerError
 from .adopted import own_attributes
 from .base import AdaptedLayer, LoRALayer
 from .bilinear import BilinearLoRA
-from .class_factory import lora_class
+from .class_factory import can_become, lora_class
 from .conv import ConvolutionLoRA
 from .embedding import EmbeddingBagLoRA, EmbeddingLoRA
 from .fused_linear import Conv1DFusedLoRA, FusedLinearLoRA
-from .linear import Conv1DLoRA, LinearLoRA
+from .linear import Conv1DLoRA, LinearLoRA, declare_affine, is_affine
 from .projection import OutProjectionLoRA, Projection, ProjectionLoRA
 
 Handlers = tuple[type[AdaptedLayer], ...]
@@ -62,6 +63,9 @@ def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) ->
         handler: A class that derives from `AdaptedLayer` or from the handler of another kind of layer. It says at least the
             shapes of the factors that fit a layer, and the effective weight: the base's forward is then called with that.
 
+    A subclass of `nn.Linear` with a forward of its own that computes W·x + b and nothing else is registered with
+    `layers.LinearLoRA`: then the update is added to what the forward returns, and `lora_dropout` can act.
+
     Raises:
         ConfigError: For what is not such a pair of classes, or when the class has another handler already.
 
@@ -98,7 +102,11 @@ def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) ->
     needed = ["factor_shapes"] if issubclass(handler, _BUILT_IN) else ["factor_shapes", "effective_weight"]
     if missing := [name for name in needed if name not in said]:
         raise ConfigError(f"{handler.__name__} does not say its {missing[0]}; a handler has to.")
-    _HANDLERS[layer_class] = (handler,)
+    kind: Any = layer_class
+    inherited = row[1] if (row := _row(kind)) else ()
+    _HANDLERS[layer_class] = inherited if handler in inherited else (handler,)
+    if handler.forward is LinearLoRA.forward:
+        declare_affine(layer_class)
     _row.cache_clear()
 
 
@@ -151,7 +159,9 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
         return "it is a compiled TorchScript module; inject before scripting"
     W = getattr(layer, "weight", None)
     of_weight = tensors.kind(W)
-    if problem := _WEIGHTS.get(of_weight):
+    float8 = of_weight == "quantized" and isinstance(W, torch.Tensor) and W.is_floating_point()
+    restored = float8 and issubclass(handler, LinearLoRA) and not is_affine(kind)  # by a forward of the layer's own
+    if (problem := _WEIGHTS.get(of_weight)) and not restored:
         return problem.format(W=W)
     if tensors.quantizes_input(W):
         return (
@@ -168,7 +178,18 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
     if of_class or not all(map(added.isdisjoint, own)):
         taken = sorted(of_class.union(*(added.intersection(held) for held in own)))
         return f"it has attributes of its own named {', '.join(taken)}"
-    return handler.layer_problem(layer, lora_dropout)
+    return _class_problem(classes[0], kind) or handler.layer_problem(layer, lora_dropout)
+
+
+@cache
+def _class_problem(handler: type, base: type[nn.Module]) -> str | None:
+    """Why no class for layers of class `base` can be made, or None. What else Python raises of it, it raises here, before
+    anything has changed."""
+    try:
+        made = lora_class(handler, base)
+    except TypeError as error:
+        return f"no class can be derived from {base.__name__} ({error})"
+    return None if can_become(base, made) else f"Python lets no {base.__name__} layer change its class"
 
 
 def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:
@@ -178,10 +199,7 @@ def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> Ad
 
     >>> layer = nn.Linear(3, 5)
     >>> adopt(layer, LoRAUpdate(torch.ones(2, 3), torch.zeros(5, 2), lora_alpha=2))
-    Linear(
-      in_features=3, out_features=5, bias=True, r=2, lora_alpha=2
-      (lora_dropout): Identity()
-    )
+    Linear(in_features=3, out_features=5, bias=True, r=2, lora_alpha=2)
     >>> eject(layer)
     Linear(in_features=3, out_features=5, bias=True)
     """
@@ -189,21 +207,24 @@ def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> Ad
     problem = adoption_problem(layer, lora_dropout, type(update)) or (handler and handler.misfit(layer, update))
     if problem:
         raise LayerError(f"A {type(layer).__name__} layer cannot be adapted: {problem}. Nothing was changed.")
-    return adopt_fitting(layer, update, lora_dropout)
+    return adopt_fitting(layer, update, check_dropout(lora_dropout))
 
 
 def adopt_fitting(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:
     """`adopt` for a layer and an update that are known to fit."""
     handler = handler_of(type(layer), type(update))
     assert handler is not None
-    carried = vars(layer).pop("forward", None)
     layer.__class__ = lora_class(handler, type(layer))
     assert isinstance(layer, AdaptedLayer)
-    LoRALayer.__init__(layer, update.r, update.lora_alpha, lora_dropout, merge_weights=False)
-    if not layer.training:
-        layer.lora_dropout.eval()
-    layer.add_factors(update)
-    layer.carry(carried)
+    layer.carry(vars(layer).pop("forward", None))
+    try:
+        layer.set_up(update.r, update.lora_alpha, lora_dropout, merge_weights=False)
+        if lora_dropout and not layer.training:
+            layer.get_submodule("lora_dropout").eval()
+        layer.add_factors(update)
+    except BaseException:
+        layer.give_back()
+        raise
     return layer
 
 

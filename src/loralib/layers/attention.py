@@ -12,7 +12,7 @@ included. n batch, l target and s source length, e embedding, H heads of width h
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,7 @@ class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
                 for projection in chosen:
                     part = projection.rows(W)
                     part.copy_(projection.effective_weight(part))
+                    projection.note_factors()
                 self.replace_temporarily(slot, W)
 
     @contextmanager
@@ -70,6 +71,23 @@ class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
             del self.__dict__["_held"]
             self.merge_again()
 
+    def make_final(self, name: str) -> None:
+        """Let the weight that is assigned be the module's own, without updates: it was computed from the merged one."""
+        for projection in self.adapted():
+            if projection.merged and projection.slot == name:
+                projection.make_final(name)
+
+    def unmerged_twin(self) -> Self:
+        """A module that shares all with this one and of which no projection is merged."""
+        twin = object.__new__(type(self))
+        vars(twin).update({name: value for name, value in vars(self).items() if name not in ("_replaced", "forward")})
+        vars(twin).update(_parameters=self._parameters | self.waiting(), _modules=dict(self._modules))
+        for projection in self.adapted():
+            own = projection.unmerged_twin()
+            vars(own)["owner"] = twin
+            twin._modules[projection.name] = own
+        return twin
+
     def forward(
         self,
         query: Tensor,
@@ -83,9 +101,12 @@ class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention`: the output, shaped as `query`, and the weights where they are asked for."""
         masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
+        if any(projection.is_stale() for projection in self.adapted()):
+            asked: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
+            return self.unmerged_twin().forward(query, key, value, **masks, **asked)
         needs_gradient = torch.is_grad_enabled() and query.requires_grad  # torch attends to nested tensors without only
         if not self._acts() and not (query.is_nested and needs_gradient):
-            asked: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
+            asked = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
             return super().forward(query, key, value, **masks, **asked)
         if query.is_nested:  # nn.TransformerEncoder packs padded batches so, for its fast path
             return self._forward_nested(query, key, value, key_padding_mask, attn_mask, need_weights), None
@@ -108,7 +129,7 @@ class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
 
     def _acts(self) -> bool:
         adapted: list[nn.Module] = [*self.adapted(), self.out_proj]
-        return any([isinstance(layer, AdaptedLayer) and layer.acts for layer in adapted])
+        return any([isinstance(layer, AdaptedLayer) and (layer.acts or layer.is_stale()) for layer in adapted])
 
     def _project(self, name: str, x: Tensor) -> Tensor:
         if name in self._modules:

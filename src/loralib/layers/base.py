@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..adapters.layout import Layout
+from ..adapters.soundness import merge_problem, not_finite
 from ..adapters.updates import LoRAUpdate
 from ..config import check_alpha, check_dropout, check_rank, lora_scaling
 from ..errors import ConfigError, LayerError
 from ..ops import ON_META
 from .adopted import Adopted
 from .allocation import KeepsFactors
+from .dropout import Dropout, no_dropout, probability
+from .loading import was_saved_merged
 from .merging import Mergeable
 
 _KAIMING_GAIN = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
@@ -29,8 +31,9 @@ _KAIMING_GAIN = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
 class LoRALayer:
     """The attributes that every LoRA layer has: loralib 0.1's base class, for layers of one's own and for `isinstance`.
 
-    r: rank, 0 for none. lora_alpha: numerator of the scaling. lora_dropout: dropout on the update's input (0.1 takes a
-    probability here; the attribute is a module). merge_weights: merge on `eval()`, unmerge on `train()`.
+    r: rank, 0 for none. lora_alpha: numerator of the scaling. lora_dropout: dropout on the update's input: the constructor
+    takes a probability; the attribute is a module, or without dropout a function, so that the layer has no submodules.
+    merge_weights: merge on `eval()`, unmerge on `train()`.
     Raises `ConfigError` for values that cannot work.
 
     >>> class MyLayer(nn.Module, LoRALayer):
@@ -43,23 +46,19 @@ class LoRALayer:
 
     r: int = 0
     lora_alpha: float = 1
-    lora_dropout: nn.Module
+    lora_dropout: Dropout
     merged: bool = False
     merge_weights: bool = False
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
         r, lora_alpha = check_rank(r, zero=True), check_alpha(lora_alpha) if r else lora_alpha
-        dropout = dropout_module(lora_dropout)
-        vars(self).update(r=r, lora_alpha=lora_alpha, merged=False, merge_weights=merge_weights)
-        if "_modules" in vars(self) or not isinstance(self, nn.Module):
-            self.lora_dropout = dropout
-        else:  # called before nn.Module's constructor, which 0.1 allows
-            vars(self)["lora_dropout"] = dropout
+        self.set_up(r, lora_alpha, check_dropout(lora_dropout), merge_weights)
 
-
-def dropout_module(p: float) -> nn.Module:
-    """Dropout with probability `p`, or the identity."""
-    return nn.Dropout(check_dropout(p)) if p else nn.Identity()
+    def set_up(self, r: int, lora_alpha: float, p: float, merge_weights: bool) -> None:
+        """Set the attributes to values that were checked."""
+        vars(self).update(r=r, lora_alpha=lora_alpha, lora_dropout=no_dropout, merged=False, merge_weights=merge_weights)
+        if p:
+            self.lora_dropout = nn.Dropout(p)
 
 
 class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
@@ -74,7 +73,7 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
 
     own_attributes: ClassVar[tuple[str, ...]] = (
         *("lora_A", "lora_B", "lora_dropout"),
-        *("r", "lora_alpha", "scaling", "use_rslora", "has_update", "merged", "merge_weights", "disabled", "fan_in_fan_out"),
+        *("r", "lora_alpha", "scaling", "use_rslora", "merged", "merge_weights", "disabled", "fan_in_fan_out"),
     )
     update_classes: ClassVar[tuple[type[LoRAUpdate], ...]] = (LoRAUpdate,)
     structure_fields: ClassVar[tuple[str, ...]] = ()
@@ -90,20 +89,34 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         """The shapes of A and B that fit `layer` (adapted already or not) at rank `r`."""
         raise NotImplementedError
 
-    @classmethod
-    def layout(cls, layer: nn.Module) -> Layout:
-        """How `layer` (adapted already or not) stores its weight."""
-        return Layout()
-
     def effective_weight(self, W: Tensor) -> Tensor:
         """The weight with which the base layer would compute what this layer computes; `W` is the base's weight."""
-        return self._update_of(self.lora_A, self.lora_B).effective_weight(W, self.layout(self))
+        return self.update_of(self.lora_A, self.lora_B).effective_weight(W, self.layout(self))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer's output, with the update."""
         if not self.acts:
-            return self.base_forward(*args, **kwargs)
+            return self.forward_without_update(*args, **kwargs)
+        self.check_no_dropout()
         return self.forward_with(self.effective_weight(self.weight), *args, **kwargs)
+
+    def forward_without_update(self, *args: Any, **kwargs: Any) -> Any:
+        """The output where there is nothing to add to the base's: there is no update, or it is merged. Where the merged weight
+        is not up to date, that of an unmerged layer."""
+        if not self.is_stale():
+            return self.base_forward(*args, **kwargs)
+        if self._carried_forward is None:
+            return self.unmerged_twin().forward(*args, **kwargs)
+        self.merge_again()  # the carried forward knows only this layer, not a twin of it
+        return self.base_forward(*args, **kwargs)
+
+    def check_no_dropout(self) -> None:
+        """`LayerError` where `lora_dropout` was assigned to a layer whose update has no input of its own to drop."""
+        if probability(self.lora_dropout) != 0.0:
+            raise LayerError(
+                f"{type(self).__name__} has lora_dropout={self.lora_dropout}, which cannot act in it, since its update is "
+                "added to its weight; leave dropout out of this layer."
+            )
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
@@ -160,7 +173,10 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
             structure, A, B = cls.structure(update), update.A, update.B
             try:
                 shapes = cls.factor_shapes(layer, update.r, **structure)
-                if shapes != (A.shape, B.shape):
+                fits = shapes == (A.shape, B.shape)
+                if fits and not structure and type(update) is cls.update_classes[0]:
+                    return None
+                if not fits:
                     A, B = (torch.empty(shape, device="meta") for shape in shapes)
                 expected = cls.make_update(layer, A, B, update.lora_alpha, update.use_rslora, **structure)
             except ConfigError as error:
@@ -177,9 +193,19 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
     @property
     def update(self) -> LoRAUpdate:
         """The layer's update; it shares memory with the layer's factors."""
-        return self._update_of(self.lora_A.detach(), self.lora_B.detach())
+        return self.update_of(self.lora_A.detach(), self.lora_B.detach())
 
-    def _update_of(self, A: Tensor, B: Tensor) -> LoRAUpdate:
+    def update_problem(self) -> str | None:
+        """Why the update cannot be merged into the base's weight, or None."""
+        W = self.pristine_weight
+        if W.is_meta and ("forward" in vars(self) or self._carried_forward is not None):
+            return "its weight is offloaded, and brought back only while the layer is called; load the model without offloading"
+        if not type(self).effective_weight.__module__.startswith(__package__):  # only its author knows what fits
+            return not_finite(self.update)
+        return merge_problem(self.update, W, self.layout(self))
+
+    def update_of(self, A: Tensor, B: Tensor) -> LoRAUpdate:
+        """These factors as an update of the layer, with its scaling."""
         lora_alpha = self.lora_alpha
         if self.scaling != lora_scaling(self.r, lora_alpha, self.use_rslora):  # `scaling` was assigned, as 0.1 allows
             lora_alpha = self.scaling / lora_scaling(self.r, 1, self.use_rslora)
@@ -192,9 +218,8 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
 
     def add_factors(self, update: LoRAUpdate) -> None:
         """Take the tensors of `update` as this layer's trainable factors."""
-        self.register_parameter("lora_A", nn.Parameter(update.A))
-        self.register_parameter("lora_B", nn.Parameter(update.B))
-        vars(self).update(use_rslora=update.use_rslora, scaling=update.scaling, has_update=True)
+        self._parameters.update(lora_A=nn.Parameter(update.A), lora_B=nn.Parameter(update.B))  # names that are free
+        vars(self).update(use_rslora=update.use_rslora, scaling=update.scaling)
         for name, value in self.structure(update).items():
             setattr(self, name, value)
 
@@ -207,18 +232,30 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
             self.lora_B.copy_(update.B)
             vars(self).update(lora_alpha=update.lora_alpha, use_rslora=update.use_rslora, scaling=update.scaling)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load; where the weight was saved merged, with the factors that are in it, the layer keeps its own."""
+        if self.has_update and was_saved_merged(self, state_dict, prefix):
+            warnings.warn(
+                f"The weight of {prefix.removesuffix('.') or type(self).__name__!r} was saved merged, as loralib 0.1 did in "
+                "evaluation mode: it is the model's own plus the update of the factors beside it. The model keeps its own, so "
+                "that the update counts once.",
+                stacklevel=2,
+            )
+            state_dict[prefix + "weight"] = self.pristine_weight.detach().clone()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     # --- loralib 0.1's constructors ---------------------------------------------------------------------------------
 
     def build(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
-        """The second half of a constructor, once the base layer is built: set the attributes, add factors where the shapes
-        leave room for any, freeze the weight then, and draw all parameters (again: the same seed gives 0.1's numbers)."""
+        """The second half of a constructor, once the base layer is built: set the attributes, add factors unless their rank
+        is 0, freeze the weight then, and draw all parameters (again: the same seed gives 0.1's numbers)."""
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         shapes = self.factor_shapes(self, r, **self.structure(self))
-        if all(all(shape) for shape in shapes):
+        if shapes[0][0]:
             if rank_is_excessive(r, *shapes):
                 warnings.warn(f"r={r} is larger than both sides of {type(self).__name__}'s weight.", stacklevel=3)
             self.lora_A, self.lora_B = (nn.Parameter(self.weight.new_zeros(shape)) for shape in shapes)
-            self.scaling, self.has_update = lora_scaling(r, lora_alpha), True
+            self.scaling = lora_scaling(r, lora_alpha)
             self.weight.requires_grad_(False)
         self.reset_parameters()
 
@@ -228,6 +265,11 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
             super().reset_parameters()  # type: ignore[misc]
             if self.has_update:
                 self.reset_factors(self.lora_A.detach(), self.lora_B.detach())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "lora_dropout":  # torch refuses a function in the place of a module
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)
 
     # --- what is wrong with an input --------------------------------------------------------------------------------
 
@@ -250,7 +292,10 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
     def explain(self, error: RuntimeError, x: Tensor) -> None:
         """`LayerError` that names the layer and both sides, where a `mismatch` caused `error`."""
         if problem := self.mismatch(x):
-            raise LayerError(f"{type(self).__name__}({self.extra_repr()}): {problem}.") from error
+            raise LayerError(f"{self._described()}: {problem}.") from error
+
+    def _described(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """The base layer's description and the update's."""
@@ -259,9 +304,10 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
 
 
 def rank_is_excessive(r: int, shape_A: tuple[int, ...], shape_B: tuple[int, ...]) -> bool:
-    """Whether `r` exceeds both sides of ΔW as a matrix: the plain ΔW would then be smaller than its factors.
+    """Whether `r` exceeds both sides of a ΔW that is not empty: as a matrix it would then be smaller than its factors.
 
     >>> rank_is_excessive(8, (8, 4), (6, 8)), rank_is_excessive(8, (8, 4), (16, 8))
     (True, False)
     """
-    return r > max(math.prod(shape_A[1:]), shape_B[0])
+    sides = math.prod(shape_A[1:]), shape_B[0]
+    return r > max(sides) and min(sides) > 0

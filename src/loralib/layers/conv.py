@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
+from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate, LegacyTransposedUpdate
 from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate
 from .base import AdaptedLayer
-from .linear import named_input, probability
+from .dropout import probability
+from .inputs import named_input, without_input
 
 _Convolution = nn.modules.conv._ConvNd
 
@@ -27,7 +28,7 @@ class ConvolutionLoRA(AdaptedLayer):
     """LoRA for convolutions, transposed ones included. One whose class has a forward of its own computes with that
     and the effective weight, so `lora_dropout` cannot act in it."""
 
-    update_classes = (ConvolutionUpdate, LegacyConvolutionUpdate)
+    update_classes = (ConvolutionUpdate, LegacyConvolutionUpdate, LegacyTransposedUpdate)
     own_attributes = structure_fields = ("legacy",)
     legacy: bool = False
     bias: nn.Parameter | None
@@ -46,7 +47,7 @@ class ConvolutionLoRA(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (n, k, *) for x (n, d, *), or both without n."""
         if not self.acts:
-            return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
+            return self.forward_without_update(*args, **kwargs)  # type: ignore[no-any-return]
         if has_own_forward(type(self).base_class):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
         x = args[0] if args else named_input(kwargs)
@@ -62,6 +63,8 @@ class ConvolutionLoRA(AdaptedLayer):
         ops.check_values(x, self.lora_A, self.lora_B, self.weight if self._carried_forward is None else None)
         if self.legacy and plain and not p:
             W = ops.reshaped_sum(self.weight, self.lora_A, self.lora_B, self.scaling)
+            if self.transposed:
+                return self.forward_with(W, x, *args[1:], **without_input(kwargs))  # type: ignore[no-any-return]
             return self._conv_forward(x, W, self.bias)  # type: ignore[operator,no-any-return]
         padded, geometry = self._slide(x, *args[1:], **without_input(kwargs))
         if not self.legacy and plain and (padded is x or not p):
@@ -72,7 +75,7 @@ class ConvolutionLoRA(AdaptedLayer):
             x = x.to(self.lora_A.device)
         padded, _ = self._slide(self.lora_dropout(x), *args[1:], **without_input(kwargs))
         if self.legacy:
-            delta = self._update_of(self.lora_A, self.lora_B).delta()
+            delta = self.update_of(self.lora_A, self.lora_B).delta()
             return y + ops.convolve(padded, delta.to(x.dtype), None, geometry).to(y.dtype)
         t = ops.convolve(padded, self._first_factor(x), None, geometry)
         return ops.add_pointwise(y, t, self.lora_B, self.scaling, self.groups)
@@ -89,7 +92,7 @@ class ConvolutionLoRA(AdaptedLayer):
         A = self.lora_A.to(x.dtype)
         if self.transposed:
             A = A.transpose(0, 1)  # (d/g, r, *kernel)
-        return A if self.groups == 1 else A.repeat(self.groups, *[1] * (A.dim() - 1))
+        return A if self.groups == 1 else A.repeat(self.groups, *[1] * (len(self.kernel_size) + 1))
 
     def _slide(self, x: Tensor, output_size: list[int] | None = None) -> tuple[Tensor, ops.Geometry]:
         """How the base slides over `x`, and `x` with what padding torch's convolution does not do by itself."""
@@ -109,9 +112,10 @@ class ConvolutionLoRA(AdaptedLayer):
 
     @classmethod
     def layout(cls, layer: nn.Module) -> Layout:
-        """(k, d/g, *kernel), or (d, k/g, *kernel) of a transposed convolution."""
+        """(k, d/g, *kernel), or (d, k/g, *kernel) of a transposed convolution; 0.1's factors make the shape of any weight."""
         assert isinstance(layer, _Convolution)
-        return Layout(deconvolution=layer.groups if layer.transposed else 0)
+        legacy = isinstance(layer, ConvolutionLoRA) and layer.legacy
+        return Layout(deconvolution=layer.groups if layer.transposed and not legacy else 0)
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -125,7 +129,7 @@ class ConvolutionLoRA(AdaptedLayer):
     @classmethod
     def structure(cls, source: Any) -> dict[str, Any]:
         """In which of the two forms the factors are."""
-        return {"legacy": source.legacy if isinstance(source, ConvolutionLoRA) else type(source) is LegacyConvolutionUpdate}
+        return {"legacy": source.legacy if isinstance(source, ConvolutionLoRA) else isinstance(source, LegacyConvolutionUpdate)}
 
     @classmethod
     def make_update(
@@ -134,18 +138,14 @@ class ConvolutionLoRA(AdaptedLayer):
         """The factors as an update of a convolution like `layer`."""
         assert isinstance(layer, _Convolution)
         if structure.get("legacy"):
-            return LegacyConvolutionUpdate(A, B, lora_alpha, use_rslora, tuple(layer.weight.shape))
+            kind = LegacyTransposedUpdate if layer.transposed else LegacyConvolutionUpdate
+            return kind(A, B, lora_alpha, use_rslora, tuple(layer.weight.shape))
         return ConvolutionUpdate(A, B, lora_alpha, use_rslora, layer.groups, layer.transposed)
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
         """Why a plain `layer` cannot be adapted, or None."""
         return cls.problem_of_weights(layer, lora_dropout) if has_own_forward(type(layer)) else None
-
-
-def without_input(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The named arguments without the input, which torch calls `input` and 0.1 x."""
-    return {name: value for name, value in kwargs.items() if name not in ("input", "x")}
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import LayerError
 from .class_factory import lora_class
-from .conv import ConvolutionLoRA, without_input
-from .linear import named_input
+from .conv import ConvolutionLoRA
+from .inputs import by_torchs_name, named_input, takes_x, without_input
+from .state_dicts import quiet_state_dict
 
 
 class ConvLoRA(ConvolutionLoRA, nn.Module):
@@ -22,9 +23,9 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
 
     Parameters and their order are 0.1's; further keywords go to `conv_module`. `weight` is the one key of the weight in a
     state dict; the names of all versions of 0.1 are read (`weight`, `conv.weight`, both). `layer.conv` is a view of the bare
-    convolution: what is read from it or assigned to it is the layer's. With nn.Conv2d and a square kernel, or with kernel 1,
-    the factors have 0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a true rank r,
-    (r, in / groups, *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
+    convolution: what is read from it or assigned to it is the layer's. With kernel 1, or a square kernel of nn.Conv2d or
+    nn.ConvTranspose2d, the factors have 0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a
+    true rank r, (r, in / groups, *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
 
     >>> layer = ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
     >>> isinstance(layer, nn.Conv1d), layer.lora_A.shape, layer.conv.weight is layer.weight
@@ -46,9 +47,11 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
         if not isinstance(self, conv_module):
             self.__class__ = lora_class(type(self), conv_module)
         conv_module.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        square = isinstance(self, nn.Conv2d) and len(set(self.kernel_size)) == 1
-        self.legacy = square or (set(self.kernel_size) == {1} and not self.transposed)
+        square = isinstance(self, nn.Conv2d | nn.ConvTranspose2d) and len(set(self.kernel_size)) == 1
+        self.legacy = square or set(self.kernel_size) == {1}
         self.build(r, lora_alpha, lora_dropout, merge_weights)
+        for name in ("weight", "bias"):  # after the factors, as in 0.1: the state of an optimizer goes by this order
+            self._parameters[name] = self._parameters.pop(name)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the convolution computes; 0.1 calls the input x."""
@@ -69,7 +72,7 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
         """Take a pickled state; 0.1 kept the convolution as a module in the layer."""
         inner = state["_modules"].pop("conv", None)
         if inner is not None:
-            state = vars(inner) | state | {"legacy": True, "_parameters": inner._parameters | state["_parameters"]}
+            state = vars(inner) | state | {"legacy": True, "_parameters": state["_parameters"] | inner._parameters}
         super().__setstate__(state)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +110,7 @@ class BareConvolution:
         """A plain convolution that shares the weight and bias."""
         layer = self.layer
         base: Any = type(layer).base_class
-        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        names = ("stride", "padding", "dilation", "groups", "padding_mode", *(("output_padding",) if layer.transposed else ()))
         settings = {name: getattr(layer, name) for name in names}
         sizes = layer.in_channels, layer.out_channels, layer.kernel_size
         plain: nn.Module = base(*sizes, **settings, bias=layer.bias is not None, device="meta").train(layer.training)
@@ -140,11 +143,11 @@ class BareConvolution:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weight and, where there is one, the bias."""
-        return {name: t for name, t in self.layer.state_dict().items() if name in ("weight", "bias")}
+        return {name: t for name, t in quiet_state_dict(self.layer).items() if name in ("weight", "bias")}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
         """Load the weight and the bias of a plain convolution."""
-        factors = {name: t for name, t in self.layer.state_dict().items() if name not in ("weight", "bias")}
+        factors = {name: t for name, t in quiet_state_dict(self.layer).items() if name not in ("weight", "bias")}
         return self.layer.load_state_dict(factors | dict(state_dict), strict=strict)
 
     def take(self, module: nn.Module) -> None:
@@ -154,13 +157,29 @@ class BareConvolution:
             raise LayerError(f"{module} cannot take the place of {self.module()}. Nothing was changed.")
         for name, parameter in module._parameters.items():
             setattr(self.layer, name, parameter)
-        settings = ("stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
+        settings = (
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+            "output_padding",
+            "_reversed_padding_repeated_twice",
+        )
         for name in settings:
             setattr(self.layer, name, getattr(module, name))
 
 
 def _itself(module: nn.Module) -> nn.Module:
     return module
+
+
+@takes_x
+def _forward(self: ConvLoRA, x: Tensor | None = None, **named: Tensor) -> Tensor:
+    """y (n, out, *) for x (n, in, *), which torch calls `input`."""
+    if x is None or (type(named) is dict and named):
+        x = by_torchs_name(x, named)
+    return ConvLoRA.forward(self, x)
 
 
 class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
@@ -174,6 +193,7 @@ class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv1d
+    forward = _forward  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(nn.Conv1d, *args, **kwargs)
@@ -190,6 +210,7 @@ class Conv2d(ConvLoRA, nn.Conv2d):  # type: ignore[misc]
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv2d
+    forward = _forward  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(nn.Conv2d, *args, **kwargs)
@@ -204,6 +225,7 @@ class Conv3d(ConvLoRA, nn.Conv3d):  # type: ignore[misc]
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv3d
+    forward = _forward  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(nn.Conv3d, *args, **kwargs)

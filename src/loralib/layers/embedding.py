@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from .. import ops
 from ..adapters.layout import Layout
 from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..errors import LayerError
 from .base import AdaptedLayer
-from .linear import named_input
+from .dropout import probability
+from .inputs import by_torchs_name, named_input, takes_x
+from .merging import RESIZED
 
 
 class _Lookup(AdaptedLayer):
@@ -36,6 +39,12 @@ class _Lookup(AdaptedLayer):
         """Let the merged weight be the layer's own; `max_norm`, whose effect is in it, would undo the update and goes."""
         super().keep_merged()
         self.max_norm = None
+
+    def check_size(self) -> None:
+        """`LayerError` when the weight was given more or fewer rows than the update is for."""
+        A, W = self._parameters.get("lora_A"), self._parameters.get("weight")  # not proxies of them, while torch.fx traces
+        if A is not None and W is not None and A.shape[1] != len(W):
+            raise LayerError(f"This {type(self).__name__} has {len(W)} rows, and its update is for {A.shape[1]}: {RESIZED}.")
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -79,14 +88,11 @@ class EmbeddingLoRA(_Lookup):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., k) for token numbers x (...)."""
-        if self.acts and has_own_forward(type(self).base_class) and not is_scaled(self):
+        if not self.acts or (has_own_forward(type(self).base_class) and not is_scaled(self)):
             return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
         ids = args[0] if args else named_input(kwargs)
-        if self.merged and self.max_norm is not None:  # its rows are renormalised before the update, not after it
-            return F.embedding(ids, self.weight, self.padding_idx)
+        self.check_size()
         y: Tensor = self.base_forward(*args, **kwargs)
-        if not self.acts:
-            return y
         if self._carried_forward is not None:  # whose result is not ours to overwrite, and may be on another device
             y, ids = y.clone(), ids.to(self.lora_A.device)
         A, B, keep = self.lora_A, self.lora_B, self._kept(ids)
@@ -95,10 +101,16 @@ class EmbeddingLoRA(_Lookup):
             return ops.add_expanded(y, t if keep is None else t * keep.unsqueeze(-1), B, self.scaling)
         return ops.add_embedding_update(y, ids, A, B, self.scaling, keep, self.scale_grad_by_freq)
 
+    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's lookup, with the weight in place."""
+        if self.merged and self.max_norm is not None:  # its rows were renormalised before the update, and are not after it
+            return F.embedding(args[0] if args else named_input(kwargs), self.weight, self.padding_idx)
+        return super().base_forward(*args, **kwargs)
+
     def _kept(self, ids: Tensor) -> Tensor | None:
         """What each token's update is multiplied by (...), or None for 1 everywhere."""
         keep = None if self.padding_idx is None else (ids != self.padding_idx).to(self.lora_A.dtype)
-        if self.training and isinstance(self.lora_dropout, nn.Dropout):
+        if probability(self.lora_dropout) != 0.0:
             keep = self.lora_dropout(torch.ones_like(ids, dtype=self.lora_A.dtype) if keep is None else keep)
         return keep
 
@@ -166,6 +178,13 @@ class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
         elif self.has_update:
             self.reset_factors(self.lora_A, self.lora_B)
 
+    @takes_x
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        """y (..., embedding_dim) for token numbers x (...), which torch calls `input`."""
+        if x is None or (type(named) is dict and named):
+            x = by_torchs_name(x, named)
+        return EmbeddingLoRA.forward(self, x)
+
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Embedding` computes; 0.1 calls the input x."""
         return super().base_forward(args[0] if args else named_input(kwargs))
@@ -180,11 +199,11 @@ class EmbeddingBagLoRA(_Lookup):
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """y (bags, k) for token numbers in bags."""
-        if self.merged and self.max_norm is not None:  # its rows are renormalised before the update, not after it
-            return self._bags(input, self.weight, offsets, per_sample_weights, self.padding_idx)
-        y: Tensor = self.base_forward(input, offsets, per_sample_weights)
         if not self.acts:
-            return y
+            return super().forward(input, offsets, per_sample_weights)  # type: ignore[no-any-return]
+        self.check_size()
+        self.check_no_dropout()
+        y: Tensor = self.base_forward(input, offsets, per_sample_weights)
         if self.mode == "max" and torch.compiler.is_compiling():  # how many rows are in use is not known in advance
             return self._bags(input, self.effective_weight(self.weight), offsets, None, self.padding_idx)
         if self.mode == "max":
@@ -193,6 +212,13 @@ class EmbeddingBagLoRA(_Lookup):
         weights = None if per_sample_weights is None else per_sample_weights.to(A.dtype)
         t = self._bags(input, A, offsets, weights, self.padding_idx)
         return ops.add_expanded(y, t, self.lora_B, self.scaling)
+
+    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's bags, with the weight in place."""
+        if self.merged and self.max_norm is not None:  # its rows were renormalised before the update, and are not after it
+            ids, offsets, weights = args
+            return self._bags(ids, self.weight, offsets, weights, self.padding_idx)
+        return super().base_forward(*args, **kwargs)
 
     def _bags(self, ids: Tensor, W: Tensor, offsets: Tensor | None, weights: Tensor | None, padding_idx: int | None) -> Tensor:
         return F.embedding_bag(

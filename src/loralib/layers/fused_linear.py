@@ -8,12 +8,16 @@ blocks of B in their places. ΔW is formed only to be merged. Slices may differ 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..adapters.fused_update import FusedUpdate
+from ..adapters.soundness import not_finite
 from ..adapters.updates import LoRAUpdate
-from ..errors import ConfigError
+from ..config import truth_values
+from ..errors import ConfigError, LayerError
+from .inputs import by_torchs_name, takes_x
 from .linear import Conv1DLoRA, LinearLoRA, transposable_forward
 
 
@@ -25,8 +29,8 @@ def slice_widths(out_features: int, enable_lora: Sequence[bool], widths: Sequenc
     >>> slice_widths(12, [True, False, True]), slice_widths(12, [True, False, True], [8, 2, 2])
     ((4, 4, 4), (8, 2, 2))
     """
-    n = len(enable_lora)
-    if not n or not all(isinstance(on, bool) for on in enable_lora):
+    n = len(truth_values(enable_lora))
+    if not n:
         raise ConfigError(f"enable_lora={enable_lora!r}: must say True or False for each slice, such as [True, False, True].")
     if not widths:
         if out_features % n:
@@ -35,7 +39,7 @@ def slice_widths(out_features: int, enable_lora: Sequence[bool], widths: Sequenc
                 f"out_features={out_features}; give the widths of unequal slices, or a mask of another length."
             )
         return (out_features // n,) * n
-    if len(widths) != n or sum(widths) != out_features or min(widths) < 1:
+    if len(widths) != n or sum(widths) != out_features or min(widths) < min(1, out_features):
         raise ConfigError(
             f"slice widths {list(widths)} do not cut out_features={out_features} into the {n} slices of "
             f"enable_lora={list(enable_lora)}."
@@ -120,9 +124,72 @@ class MergedLinear(FusedLinearLoRA, nn.Linear):  # type: ignore[misc]
     ):
         widths = slice_widths(out_features, enable_lora)
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
-        self.enable_lora, self.widths = list(enable_lora), widths
+        self.enable_lora, self.widths = list(truth_values(enable_lora)), widths
         self.build(r, lora_alpha, lora_dropout, merge_weights)
         self.store_weight(fan_in_fan_out)
+
+    @takes_x
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        """y (..., out_features) for x (..., in_features), which torch calls `input`."""
+        if x is None or (type(named) is dict and named):
+            x = by_torchs_name(x, named)
+        if not (self.has_own_product and self.acts):
+            return LinearLoRA.forward(self, x)
+        product = self.merge_AB()
+        base: Tensor = self.base_forward(x)
+        return base + self.lora_dropout(x) @ (product if self.fan_in_fan_out else product.t()) * self.scaling
+
+    # --- what 0.1's layer is made of, for programs that call or override it -------------------------------------------
+
+    has_own_product: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.has_own_product = (cls.merge_AB, cls.zero_pad) != (MergedLinear.merge_AB, MergedLinear.zero_pad)
+
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W + ΔW, ΔW by the subclass's own `merge_AB` where it has one."""
+        if not self.has_own_product:
+            return super().effective_weight(W)
+        product = self.merge_AB()
+        return (W.to(torch.promote_types(W.dtype, product.dtype)) + product * self.scaling).to(W.dtype)
+
+    @property
+    def update(self) -> LoRAUpdate:
+        """The layer's update; `LayerError` where a subclass makes it of its factors in its own way."""
+        if self.has_own_product:
+            raise LayerError(
+                f"{type(self).__name__} has a merge_AB of its own, which no adapter can hold; use lora_state_dict."
+            )
+        return super().update
+
+    def update_problem(self) -> str | None:
+        """Why the update cannot be merged into the base's weight, or None."""
+        return not_finite(self.update_of(self.lora_A, self.lora_B)) if self.has_own_product else super().update_problem()
+
+    @property
+    def lora_ind(self) -> Tensor:
+        """Which outputs belong to an enabled slice: truth values (out_features), on the weight's device."""
+        rows = [on for width, on in zip(self.widths, self.enable_lora, strict=True) for _ in range(width)]
+        return torch.tensor(rows, device=self.weight.device)
+
+    @lora_ind.setter
+    def lora_ind(self, value: Tensor) -> None:
+        if not torch.equal(torch.as_tensor(value).cpu(), self.lora_ind.cpu()):
+            raise ConfigError("lora_ind follows from enable_lora; build a MergedLinear with the slices that you want.")
+
+    def zero_pad(self, x: Tensor) -> Tensor:
+        """`x`, with one row for each output of an enabled slice, in its rows of a tensor (out_features, ...) of zeros."""
+        result = x.new_zeros((self.out_features, *x.shape[1:]))
+        result[self.lora_ind] = x
+        return result
+
+    def merge_AB(self) -> Tensor:  # noqa: N802
+        """B·A of all slices in the shape of the weight, zero in the others; without the scaling."""
+        n, r, d = sum(self.enable_lora), self.lora_B.shape[1], self.lora_A.shape[1]
+        products = self.lora_B.view(n, len(self.lora_B) // n, r) @ self.lora_A.view(n, r, d)
+        padded = self.zero_pad(products.flatten(0, 1))
+        return padded.t() if self.fan_in_fan_out else padded
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a pickled state; 0.1 kept which rows are enabled, where we keep the widths of the slices."""

@@ -9,19 +9,63 @@ An adapted layer *is* its base layer with another class: its weight, keys, ties 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, tensors
 from ..adapters.layout import Layout
+from ..adapters.updates import LoRAUpdate
+from ..architectures import AFFINE
+from ..errors import LayerError
 from .base import AdaptedLayer
+from .dropout import probability
+from .inputs import by_torchs_name, named_input, takes_x
+
+_AFFINE: set[type] = {nn.Linear}
+
+
+def declare_affine(cls: type) -> None:
+    """Take the forward of layers of class `cls` for W·x + b and nothing else."""
+    _AFFINE.add(cls)
+    is_affine.cache_clear()
+
+
+@cache
+def is_affine(cls: type) -> bool:
+    """Whether layers of class `cls` compute W·x + b and nothing else: it has its forward from a class that is known for it."""
+    for base in cls.__mro__:
+        if base in _AFFINE or f"{base.__module__}.{base.__qualname__}" in AFFINE:
+            return True
+        if "forward" in vars(base):
+            break
+    return False
+
+
+def needs_weight(cls: type, W: object) -> bool:
+    """Whether layers of class `cls` have to compute with the effective weight, because their forward may do more with the
+    weight `W`, or with the result, than W·x + b. A quantized weight cannot be replaced: there, the update is added."""
+    kind: Any = cls
+    return not is_affine(kind) and tensors.kind(W) not in ("quantized", "wrapped")
+
+
+def _is_tensor(y: Any) -> bool:
+    """Whether `y` is a tensor, or stands for one while torch.fx traces."""
+    return isinstance(y, Tensor | torch.fx.Proxy)
 
 
 class LinearLoRA(AdaptedLayer):
-    """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use."""
+    """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use.
 
+    A subclass with a forward of its own, which may normalise, scale or quantize the weight, computes with that and the
+    effective weight, so that `lora_dropout` cannot act in it; unless `register_layer(cls, LinearLoRA)` says it is W·x + b.
+    """
+
+    own_attributes: ClassVar[tuple[str, ...]] = ("by_weight",)
+    by_weight: bool = False  # whether the base's forward is called with the effective weight
     bias: nn.Parameter | None
     fan_in_fan_out: bool = False  # whether the weight is stored as (d, k)
     slices: ops.Slices | None = None  # of a fused projection
@@ -29,23 +73,45 @@ class LinearLoRA(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """y (..., k) for x (..., d), which is the first argument, whatever the base layer calls it."""
         if not self.acts:  # no update, merged or disabled
-            return self.base_forward(*args, **kwargs)  # type: ignore[no-any-return]
+            return self.forward_without_update(*args, **kwargs)  # type: ignore[no-any-return]
         x = args[0] if args else named_input(kwargs)
         try:
             p = probability(self.lora_dropout)
             if p is not None and self.base_is_affine():  # W·x + b and nothing else: one operation with the update
                 W = self.weight.t() if self.fan_in_fan_out else self.weight
                 return ops.lora_linear(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, p, self.slices)
-            y = self.base_forward(*args, **kwargs)
-            if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
-                x = x.to(self.lora_A.device)
-            else:
-                ops.check_values(x, self._parameters.get("weight"))
-            x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
-            return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
+            if self.by_weight:
+                return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+            return self._with_update(self.base_forward(*args, **kwargs), x, p)
         except RuntimeError as error:
-            self.explain(error, x)
+            if not isinstance(error, LayerError) or isinstance(error, ops.NoValuesError):
+                self.explain(error, x)
             raise
+
+    def _with_update(self, y: Any, x: Tensor, p: float | None) -> Tensor:
+        if not _is_tensor(y):
+            raise LayerError(f"{self._described()} returns a {type(y).__name__}, to which no update can be added.")
+        if self._carried_forward is not None:  # a hook such as accelerate's may have moved x to the weight's device
+            x = x.to(self.lora_A.device)
+        else:
+            ops.check_values(x, self._parameters.get("weight"))
+        x, p = (self.lora_dropout(x), 0.0) if p is None else (x, p)
+        return ops.add_linear_update(y, x, self.lora_A, self.lora_B, self.scaling, p, self.slices)
+
+    @classmethod
+    def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
+        """Why a plain `layer` cannot be adapted, or None."""
+        if not needs_weight(type(layer), getattr(layer, "weight", None)):
+            return super().layer_problem(layer, lora_dropout)
+        problem = cls.problem_of_weights(layer, lora_dropout)
+        known = f"if the forward of {type(layer).__name__} is W·x + b, register_layer(cls, layers.LinearLoRA) says so"
+        return f"{problem} ({known})" if problem else None
+
+    def add_factors(self, update: LoRAUpdate) -> None:
+        """Take the tensors of `update` as this layer's trainable factors."""
+        super().add_factors(update)
+        if needs_weight(type(self).base_class, self.weight):
+            vars(self)["by_weight"] = True
 
     @classmethod
     def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -57,6 +123,13 @@ class LinearLoRA(AdaptedLayer):
     def layout(cls, layer: nn.Module) -> Layout:
         """(k, d), or transposed."""
         return Layout(transposed=layer.fan_in_fan_out if isinstance(layer, LinearLoRA) else cls.fan_in_fan_out)
+
+    def effective_weight(self, W: Tensor) -> Tensor:
+        """W + ΔW with the strides of W, which is a transposed view in a layer of 0.1 with `fan_in_fan_out`. Files hold it
+        contiguously; computing so gives the same bits."""
+        if not self.fan_in_fan_out or W.is_contiguous():
+            return super().effective_weight(W)
+        return super().effective_weight(W.contiguous()).t().contiguous().t()
 
     @classmethod
     def features(cls, layer: nn.Module) -> tuple[int, int]:
@@ -77,35 +150,20 @@ class LinearLoRA(AdaptedLayer):
 
     def store_weight(self, fan_in_fan_out: bool) -> None:
         """Store the weight, which is (k, d) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then
-        without calling the layer, nor while there is an update."""
+        without calling the layer, nor while there is an update. It is a transposed view, as in 0.1: numbers that are drawn in
+        its place (`nn.init`) are then 0.1's, and each product has the matrix (k, d) as it lies in memory."""
         self.fan_in_fan_out = fan_in_fan_out
         if fan_in_fan_out or self.has_update:
             self.stay_called()
         if fan_in_fan_out:
             W = self.weight
-            self.weight = nn.Parameter(W.detach().t().contiguous(), requires_grad=W.requires_grad)
-
-
-def named_input(kwargs: dict[str, Any]) -> Tensor:
-    """A layer's input where it was passed by name: torch's, 0.1's, or whatever the base layer calls its first argument."""
-    x: Tensor = next(kwargs[name] for name in ("input", "x", *kwargs) if name in kwargs)
-    return x
+            self.weight = nn.Parameter(W.detach().t(), requires_grad=W.requires_grad)
 
 
 def transposable_forward(layer: LinearLoRA, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """W·x + b for a layer of 0.1, which may store its weight as (d, k) and calls its input x; `forward` is the base's own."""
     x = args[0] if args else named_input(kwargs)
     return F.linear(x, layer.weight.t(), layer.bias) if layer.fan_in_fan_out else forward(x)
-
-
-def probability(dropout: nn.Module) -> float | None:
-    """The probability with which `dropout` drops now, for an operation that drops by itself; None for a module of another
-    kind, which a user put there, or one that drops everything."""
-    if isinstance(dropout, nn.Identity):
-        return 0.0
-    if type(dropout) is nn.Dropout and not dropout.inplace and dropout.p < 1:
-        return dropout.p if dropout.training else 0.0
-    return None
 
 
 class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
@@ -142,6 +200,13 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
         self.build(r, lora_alpha, lora_dropout, merge_weights)
         self.store_weight(fan_in_fan_out)
+
+    @takes_x
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        """y (..., out_features) for x (..., in_features), which torch calls `input`."""
+        if x is None or (type(named) is dict and named):
+            x = by_torchs_name(x, named)
+        return LinearLoRA.forward(self, x)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """`nn.Linear`'s output, whichever way the weight is stored."""

@@ -1,38 +1,80 @@
 """Merging one layer's update into its weight, and back bit for bit.
 
 `merge` replaces the Parameter temporarily by W' = `effective_weight(W)`, computed in float32 and rounded once; `unmerge`
-restores the same object. A merged layer computes as the plain one does.
+restores the same object. A merged layer computes as the plain one does, as long as W' is made of what the layer holds: once its
+factors were changed, or its tensors exchanged for a functional call, it computes with those, unmerged.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from .. import tensors
+from ..adapters.layout import Layout
+from ..adapters.updates import LoRAUpdate
 from ..errors import LayerError
+from ..tensors import same_memory, version
 from .temporary_weight import TemporaryWeights
+
+_NOT_SHARED = ("_replaced", "_made_of", "forward")  # by a twin; an instance's own forward (accelerate) calls that instance
+
+
+class _MadeOf(NamedTuple):
+    """What a merged weight was made of: the factors, their versions, and the scaling."""
+
+    A: Tensor
+    version_A: int
+    B: Tensor
+    version_B: int
+    scaling: float
 
 
 class Mergeable(TemporaryWeights):
     """A layer with an update that can be merged into its Parameter `weight`."""
 
     weight: nn.Parameter
-    has_update: bool = False
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    r: int = 0
     merged: bool = False
     merge_weights: bool = False
     disabled: bool = False
+    scaling: float = 0.0
+
+    own_attributes: ClassVar[tuple[str, ...]] = ("_made_of",)
+    _made_of: _MadeOf | None = None
 
     def effective_weight(self, W: Tensor) -> Tensor:
         """The weight with which the base layer would compute what this layer computes; `W` is the base's weight."""
         raise NotImplementedError
 
+    def update_of(self, A: Tensor, B: Tensor) -> LoRAUpdate:
+        """These factors as an update of the layer."""
+        raise NotImplementedError
+
+    @classmethod
+    def layout(cls, layer: nn.Module) -> Layout:
+        """How `layer` (adapted already or not) stores its weight."""
+        return Layout()
+
+    @property
+    def has_update(self) -> bool:
+        """Whether the layer has a rank, and factors: both may be given and taken at any time."""
+        if not self.r:
+            return False
+        held = self._parameters
+        if held.get("lora_A") is not None and held.get("lora_B") is not None:
+            return True
+        return getattr(self, "lora_A", None) is not None and getattr(self, "lora_B", None) is not None
+
     @property
     def acts(self) -> bool:
         """Whether the forward pass has an update to add to what the base layer computes."""
-        return self.has_update and not self.merged and not self.disabled
+        return not self.merged and not self.disabled and self.has_update
 
     @property
     def pristine_weight(self) -> nn.Parameter:
@@ -43,44 +85,61 @@ class Mergeable(TemporaryWeights):
         """Why the weight cannot be merged, or None."""
         if self.disabled:
             return "its update is disabled; merge outside the `disabled` block"
-        return weight_problem(self._parameters.get("weight"))
+        return weight_problem(self.home_of_weight()) or self.update_problem()
+
+    def home_of_weight(self) -> nn.Parameter | None:
+        """The Parameter that the weight is in: the weight itself, if the layer has one."""
+        return self._parameters.get("weight")
+
+    def update_problem(self) -> str | None:
+        """Why the update cannot be merged into a weight that can be replaced, or None."""
+        raise NotImplementedError
 
     def merge(self) -> None:
-        """Compute with W' = `effective_weight(W)` from now on. Nothing happens to a merged layer.
+        """Compute with W' = `effective_weight(W)` from now on. Nothing happens to a layer that is merged and up to date.
 
         Raises:
-            LayerError: When the weight is sharded, quantized or computed by a parametrization.
+            LayerError: When the weight is sharded, quantized, offloaded or computed by a parametrization, or the factors do not
+                fit it or hold numbers that are not finite.
         """
-        if self.merged or not self.has_update:
+        if (self.merged and not self.is_stale()) or not self.has_update:
             return
         if problem := self.merge_problem():
             raise LayerError(f"{type(self).__name__} cannot be merged: {problem}. Nothing was changed.")
         self.merge_again()
-        self.merged = True
+        vars(self)["merged"] = True
 
     def merge_again(self) -> None:
         """Replace the weight by the effective weight of the original."""
         with torch.inference_mode(False), torch.no_grad():
             self.replace_temporarily("weight", self.effective_weight(self.original("weight")))
+        self.note_factors()
+
+    def note_factors(self) -> None:
+        """Remember what the merged weight is made of."""
+        A, B = self.lora_A, self.lora_B
+        vars(self)["_made_of"] = _MadeOf(A, version(A), B, version(B), self.scaling)
 
     def unmerge(self) -> None:
         """Restore the Parameter object that `merge` replaced. Nothing happens to an unmerged layer."""
         if self.merged:
             self.restore("weight")
-            self.merged = False
+            self._forget_merging()
 
     def keep_merged(self) -> None:
         """Make the merged weight the layer's own; the original is forgotten."""
         self.keep_replacement("weight")
-        self.merged = False
+        self._forget_merging()
+
+    def _forget_merging(self) -> None:
+        vars(self).update(merged=False)
+        vars(self).pop("_made_of", None)
 
     @contextmanager
     def unmerged(self) -> Iterator[None]:
         """Context manager: the pristine weight is in its place inside the block; a merged layer is merged again after it."""
         was_merged = self.merged
-        if was_merged:
-            self.restore("weight")
-            self.merged = False
+        self.unmerge()
         try:
             yield
         finally:
@@ -91,25 +150,106 @@ class Mergeable(TemporaryWeights):
         """`unmerged`: what acts on the pristine weight may change the factors too, so the layer is merged again."""
         return self.unmerged()
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; with `merge_weights`, merge when it is evaluation and unmerge when it is training (inside a
-        `disabled` block, as soon as it ends)."""
-        if self.merge_weights and not self.disabled:
-            (self.unmerge if mode else self.merge)()
-        super().train(mode)
-        return self
+    # --- what a merged layer computes -------------------------------------------------------------------------------
+
+    def is_stale(self) -> bool:
+        """Whether the layer is merged, and its merged weight is not what it holds makes: its factors, rank or scaling were
+        changed since, or a functional call exchanged its tensors. In a compiled graph it is taken not to be."""
+        if not self.merged or torch.compiler.is_compiling():
+            return False
+        made, A, B = self._made_of, self._parameters.get("lora_A"), self._parameters.get("lora_B")
+        if A is None or B is None:  # in a replica of DataParallel, which has no Parameters, or computed by a parametrization
+            return False
+        if made is None or self.scaling != made.scaling or not self.r:
+            return True
+        if not same_memory(A, made.A) or not same_memory(B, made.B):
+            return True
+        if version(made.A) != made.version_A or version(made.B) != made.version_B:
+            return True
+        return not self.weight_is_merged()
+
+    def weight_is_merged(self) -> bool:
+        """Whether the weight in place is the one that merging put there."""
+        return "weight" not in self._replaced or self.holds_replacement("weight")
+
+    def unmerged_twin(self) -> Self:
+        """A layer that shares all with this merged one and is not merged. The layer itself, which other threads may be using,
+        is not touched."""
+        twin = object.__new__(type(self))
+        vars(twin).update({name: value for name, value in vars(self).items() if name not in _NOT_SHARED})
+        vars(twin).update(merged=False, _parameters=self._parameters | self.waiting())
+        return twin
+
+    # --- what is assigned from outside ------------------------------------------------------------------------------
+
+    def make_final(self, name: str) -> None:
+        """Let the weight that is assigned to the merged layer be its own, without an update: it was computed from W'."""
+        warnings.warn(
+            f"A merged {type(self).__name__} was given a new {name}, computed from its merged one by the look of it (as when a "
+            "batch norm is folded into it): it is final, and the layer has no update any more. To give it another base weight, "
+            "unmerge the model first.",
+            stacklevel=6,
+        )
+        self.keep_merged()
+        self.drop_factors()
+
+    def drop_factors(self) -> None:
+        """Have no update any more."""
+        for name in ("lora_A", "lora_B"):
+            self._parameters.pop(name, None)
+        vars(self).update(r=0)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As a module's, where three names mean more: `training`, which `train` and `eval` assign and others too (with
+        `merge_weights`, the layer is merged for evaluation and unmerged for training; inside a `disabled` block, as soon as it
+        ends); `merged`, which says, as in 0.1, what the weight holds; and a Parameter that is replaced (see `taken_for`)."""
+        if name == "training" and self.merge_weights and not self.disabled:
+            (self.unmerge if value else self.merge)()
+        elif name == "merged":
+            self.unmerge() if not value else self._take_weight_as_merged()
+            return
+        super().__setattr__(name, value)
+
+    def _take_weight_as_merged(self) -> None:
+        """The weight holds W + ΔW, says whoever assigned `merged`: take W out of it, in place, and merge."""
+        if self.merged or not self.has_update:
+            return
+        if problem := self.merge_problem():
+            raise LayerError(f"{type(self).__name__} cannot be merged: {problem}. Nothing was changed.")
+        W = self.weight
+        with torch.inference_mode(False), torch.no_grad():
+            delta = self.effective_weight(torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32)))
+            W.copy_(W - delta)
+        self.merge()
+
+    def __delattr__(self, name: str) -> None:
+        """As a module's; a merged layer whose factor is deleted keeps the merged weight, as programs for 0.1 bake it."""
+        if name in ("lora_A", "lora_B") and self.merged and name in self._parameters:
+            self.keep_merged()
+        super().__delattr__(name)
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state to copy or pickle: the counts of a tensor's changes start anew in a copy, so only whether the merged weight
+        is up to date is kept."""
+        state = dict(vars(self))
+        if "_made_of" in state:
+            state["_made_of"] = not self.is_stale()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a pickled state; one of loralib 0.1's layers, which could be pickled with dropout, becomes one of ours."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if "lora_A" in self._parameters and not self.has_update:
-            self.has_update = True
-            if self.merged:  # by addition
-                self.merged, W = False, self.weight
-                with torch.no_grad():
-                    delta = self.effective_weight(torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32)))
-                    W.copy_(W - delta)
-                self.merge()
+        up_to_date = state.pop("_made_of", None)
+        super().__setstate__(state)
+        if up_to_date:
+            self.note_factors()
+        elif self.merged and up_to_date is None and "lora_A" in self._parameters:  # by addition, in 0.1
+            vars(self)["merged"] = False
+            self._take_weight_as_merged()
+
+
+RESIZED = "it was resized after LoRA was put on it; resize first (model.resize_token_embeddings, say), then inject or attach"
 
 
 def weight_problem(W: Tensor | None) -> str | None:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters.updates import ProjectionUpdate
 from ..architectures import PROJECTIONS
-from .linear import LinearLoRA
-from .merging import weight_problem
+from .linear import LinearLoRA, declare_affine
 
 
 def slot_of(owner: nn.MultiheadAttention, name: str) -> str:
@@ -61,6 +60,9 @@ class Projection(nn.Module):
         return F.linear(x, self.weight, None if b is None else self.rows(b))
 
 
+declare_affine(Projection)
+
+
 class OutProjectionLoRA(LinearLoRA):
     """LoRA for `out_proj`, a linear layer of a class that torch made for this purpose."""
 
@@ -93,18 +95,27 @@ class ProjectionLoRA(LinearLoRA):
         return bool(self.owner.original(self.slot).is_meta)
 
     def merge_problem(self) -> str | None:
-        """Why the weight cannot be merged, or None."""
-        return super().merge_problem() if self.disabled else weight_problem(self.owner._parameters.get(self.slot))
+        """Why the weight cannot be merged, or None; while the owner moves its tensors, it does not ask."""
+        return None if "_held" in vars(self.owner) else super().merge_problem()
+
+    def home_of_weight(self) -> nn.Parameter | None:
+        """The owner's Parameter that the weight is in."""
+        home: nn.Parameter | None = self.owner._parameters.get(self.slot)
+        return home
 
     def merge_again(self) -> None:
         """Put the effective weight of the original in its place."""
-        self.merged = True
+        vars(self)["merged"] = True
         self.owner.merge_again()
 
     def restore(self, name: str) -> None:
         """Put the original back."""
-        self.merged = False
+        vars(self)["merged"] = False
         self.owner.merge_again()
+
+    def weight_is_merged(self) -> bool:
+        """Whether the weight in place is the one that merging put there."""
+        return self.slot not in self.owner._replaced or self.owner.holds_replacement(self.slot)
 
     def keep_replacement(self, name: str) -> None:
         """Make the weight in its place the owner's own."""

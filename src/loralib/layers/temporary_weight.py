@@ -2,20 +2,41 @@
 
 Merging never subtracts. Because the original Parameter object waits, untouched, no bit of it can change, in any dtype,
 after any number of cycles; a tied weight stays tied. Whatever acts on a module from outside while a replacement is in place
-(saving, loading, moving, assigning) acts on the original, and the replacement is then computed again.
+(saving, loading, moving) acts on the original, and the replacement is then computed again.
+
+What a Parameter means that is assigned meanwhile depends on where it comes from (see `taken_for`): a tie is made again with the
+original, a new weight is a new original, and a weight computed from the replacement is final.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..errors import LayerError
+from ..tensors import same_bits, same_memory, version
+from .holders import is_held
+from .state_dicts import Baked, MergedStateDictWarning, Quiet
+
+_STANDS_FOR: WeakIdKeyDictionary = WeakIdKeyDictionary()  # replacements that are in use, and the originals that wait for them
 
 if TYPE_CHECKING:
     _Module = nn.Module
 else:
     _Module = object
+
+
+class Replaced(NamedTuple):
+    """A Parameter that waits, its flag when it was replaced, and what is in its place, which had that version then."""
+
+    original: nn.Parameter
+    requires_grad: bool
+    replacement: nn.Parameter
+    version: int
 
 
 def original(module: nn.Module, name: str) -> Tensor:
@@ -30,26 +51,53 @@ class TemporaryWeights(_Module):
 
     own_attributes: ClassVar[tuple[str, ...]] = ("_replaced",)
 
-    _replaced: Mapping[str, tuple[nn.Parameter, bool]] = MappingProxyType({})
+    _replaced: Mapping[str, Replaced] = MappingProxyType({})
 
     def original(self, name: str) -> nn.Parameter:
         """The module's own Parameter `name`, whether or not it is replaced."""
-        W: nn.Parameter = self._replaced[name][0] if name in self._replaced else getattr(self, name)
+        W: nn.Parameter = self._replaced[name].original if name in self._replaced else getattr(self, name)
         return W
+
+    def holds_replacement(self, name: str) -> bool:
+        """Whether what is at `name` is what `replace_temporarily` put there. It is not where a functional call gives the module
+        other tensors, or a hook brings a weight that was offloaded: those are what the module's state dict has, originals."""
+        return same_memory(self._parameters[name], self._replaced[name].replacement)
+
+    def waiting(self) -> dict[str, nn.Parameter]:
+        """The originals in whose places our replacements are at present."""
+        return {name: entry.original for name, entry in self._replaced.items() if self.holds_replacement(name)}
 
     def replace_temporarily(self, name: str, tensor: Tensor) -> None:
         """Put `tensor` in the place of the Parameter `name`, or of its present replacement."""
         present: nn.Parameter = getattr(self, name)
-        if name not in self._replaced:  # past nn.Module.__setattr__, which would register it
-            self.__dict__["_replaced"] = dict(self._replaced) | {name: (present, present.requires_grad)}
-        self._parameters[name] = nn.Parameter(tensor, requires_grad=present.requires_grad)
+        new = nn.Parameter(tensor, requires_grad=present.requires_grad)
+        waiting = self._replaced.get(name, Replaced(present, present.requires_grad, new, 0))
+        entry = waiting._replace(replacement=new, version=version(new))
+        self.__dict__["_replaced"] = dict(self._replaced) | {name: entry}  # past __setattr__, which would register it
+        self._parameters[name] = new
+        _STANDS_FOR[new] = entry.original
 
     def restore(self, name: str) -> None:
-        """Put the original Parameter `name` back."""
+        """Put the original Parameter `name` back.
+
+        Raises:
+            LayerError: When the replacement was given another shape meanwhile.
+        """
         if name not in self._replaced:
             return
-        W, flag = self._replaced[name]
+        W, flag, replacement, before = self._replaced[name]
         present: nn.Parameter = getattr(self, name)
+        if present.shape != W.shape:
+            raise LayerError(
+                f"{type(self).__name__} was resized while it was merged: its {name} has shape {tuple(present.shape)}, the "
+                f"original {tuple(W.shape)}; resize before merging, or merge(model, keep=False) first. Nothing was changed."
+            )
+        if version(replacement) > before:
+            warnings.warn(
+                f"The merged {name} of a {type(self).__name__} was changed in place, which is lost as the original returns; "
+                "change it in an unmerged model, or after merge(model, keep=False).",
+                stacklevel=2,
+            )
         if present.requires_grad != flag:  # set meanwhile; else the original's own flag stands
             W.requires_grad_(present.requires_grad)
         self._parameters[name] = W
@@ -65,9 +113,39 @@ class TemporaryWeights(_Module):
         """Context manager: all originals are in their places inside the block; replacements are computed again after it."""
         raise NotImplementedError
 
+    def make_final(self, name: str) -> None:
+        """Let what is at `name` be the module's own from now on, with nothing more to add to it."""
+        raise NotImplementedError
+
+    def taken_for(self, name: str, value: nn.Parameter) -> nn.Parameter | None:
+        """The original that `value` stands for when it is assigned to `name`, which is replaced at present.
+
+        A merged weight, of another layer or this one, stands for that layer's original: what was tied stays tied. A Parameter
+        that another module holds, or that equals the original bit for bit, is itself a new original. None for any other: it was
+        computed from the replacement (a batch norm folded into it, say).
+        """
+        if value in _STANDS_FOR:
+            original: nn.Parameter = _STANDS_FOR[value]
+            return original
+        is_base = same_bits(value.data, self._replaced[name].original.data) or is_held(value)
+        return value if is_base else None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copied or pickled state; how often a tensor was changed is counted from the start in a copy."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._replaced:
+            counted = {name: entry._replace(version=version(entry.replacement)) for name, entry in self._replaced.items()}
+            self.__dict__["_replaced"] = counted
+            _STANDS_FOR.update({entry.replacement: entry.original for entry in counted.values()})
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if not self._replaced or isinstance(destination, Baked):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        if not isinstance(destination, Quiet):
+            warnings.warn(MergedStateDictWarning(), stacklevel=2)
         present = {name: self._parameters[name] for name in self._replaced}
-        self._parameters.update({name: W for name, (W, _) in self._replaced.items()})
+        self._parameters.update({name: entry.original for name, entry in self._replaced.items()})
         try:
             super()._save_to_state_dict(destination, prefix, keep_vars)
         finally:
@@ -83,8 +161,13 @@ class TemporaryWeights(_Module):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._replaced and name in self._parameters:  # a replica of DataParallel has no Parameters
-            with self.originals():
-                super().__setattr__(name, value)
-        else:
+        if name not in self._replaced or name not in self._parameters:  # a replica of DataParallel has no Parameters
+            super().__setattr__(name, _STANDS_FOR.get(value, value) if isinstance(value, nn.Parameter) else value)
+            return
+        new = self.taken_for(name, value) if isinstance(value, nn.Parameter) else value
+        if new is None:
+            self.make_final(name)
             super().__setattr__(name, value)
+        else:
+            with self.originals():
+                super().__setattr__(name, new)

@@ -4,6 +4,8 @@ with loralib.ops.use("reference"):
     ...
 """
 
+import torch
+
 from .autograd.merging import add_to_block, breaks_of, row_blocks, single_threads
 from .dispatch import (
     IMPLEMENTATIONS,
@@ -52,3 +54,9 @@ __all__ = [
     "single_threads",
     "use",
 ]
+
+for _name in (
+    *("lora_linear", "add_linear_update", "add_embedding_update", "lora_convolution"),
+    *("add_expanded", "add_pointwise", "convolve", "reshaped_sum"),
+):
+    torch.fx.wrap(_name)  # one node of a graph that torch.fx traces, which then computes as the layer does

@@ -25,7 +25,7 @@ from .reference import Geometry, Slices, Strip, block_diagonal
 
 IMPLEMENTATIONS = ("reference", "autograd", "onednn", "triton")
 
-_SMALL = 1 << 15  # elements of input and output of a linear layer, below which the plain form is faster (`benchmarks tiny`)
+SMALL = 1 << 15  # elements of input and output of a linear layer, below which the plain form is faster (`benchmarks tiny`)
 _LOW = (torch.bfloat16, torch.float16)
 
 _forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=None)
@@ -97,7 +97,7 @@ def _is_small(x: Tensor, W: Tensor) -> bool:
     if torch.compiler.is_compiling() or not isinstance(x, Tensor) or not x.is_cpu or x.dtype in _LOW:
         return False
     k, d = W.shape
-    few = x.numel() * (k + d) < _SMALL * d
+    few = x.numel() * (k + d) < SMALL * d
     return few and not torch.is_autocast_enabled("cpu") and _forced.get() in (None, "onednn")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .eligibility import ineligibility
+from .matrices import like, rows
 
 
 def available() -> bool:
@@ -28,7 +29,7 @@ def product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """x·Wᵀ + b for a W without a gradient."""
+    """x·Wᵀ + b (n, k) for x (n, d) and a W without a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -43,7 +44,7 @@ class _Product(torch.autograd.Function):
         if for_x:
             dX = dY @ Wt.t() if torch.is_grad_enabled() else product(dY, Wt, None)
         if for_b:
-            db = dY.flatten(0, -2).sum(0)
+            db = dY.sum(0)
         return dX, None, db
 
 
@@ -63,7 +64,7 @@ class Frozen(TorchFunctionMode):
         if func is F.linear and 2 <= len(args) + len(kwargs) <= 3 and self.wanted():
             x, W, b = _arguments(("input", "weight", "bias"), args, kwargs)
             if _suits(x, W, b):
-                return _Product.apply(x, W, b)  # type: ignore[no-untyped-call]
+                return like(x, _Product.apply(rows(x), W, b))  # type: ignore[no-untyped-call]
         elif func is torch.addmm and len(args) == 3 and not kwargs and self.wanted():  # as transformers' Conv1D calls it
             b, x, W = args
             if isinstance(W, Tensor) and W.dim() == 2 and _suits(x, W.t(), b):

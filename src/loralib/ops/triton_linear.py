@@ -36,14 +36,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, LayerError
-from .autograd.gemm import rows
+from .matrices import like, rows
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_N, _BLOCK_D = 32, 64  # a program's share: rows, and columns (a multiple of 4)
-_PROGRAMS = 256  # about what fills a GPU; with fewer, a sum is split
+PROGRAMS = 256  # about what fills a GPU; with fewer, a sum is split
 
 
 # --- on the device --------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def _rank_block(r: int, dtype: torch.dtype) -> int:
 def _split(size: int, block: int, programs: int) -> tuple[int, int]:
     """(splits, span): into how many parts of how much a sum over `size` is split, for as many `programs` in each."""
     blocks = _blocks(size, block)
-    span = _blocks(blocks, max(1, min(blocks, _PROGRAMS // programs)))
+    span = _blocks(blocks, max(1, min(blocks, PROGRAMS // programs)))
     return _blocks(blocks, span), span * block
 
 
@@ -325,7 +325,7 @@ def gradient(
 
 
 class _Linear(torch.autograd.Function):
-    """y = W·x + b + s·B·A·dropout(x)."""
+    """y (n, k) = W·x + b + s·B·A·dropout(x) for x (n, d)."""
 
     @staticmethod
     def forward(
@@ -339,18 +339,18 @@ class _Linear(torch.autograd.Function):
         p: float,
         seed: Tensor | None,
     ) -> Tensor:
-        x_2, W_, b_ = rows(x), W.to(x.dtype), None if b is None else b.to(x.dtype)
-        t = shrink(x_2, A, p, seed, scaling)  # (n, r)
+        W_, b_ = W.to(x.dtype), None if b is None else b.to(x.dtype)
+        t = shrink(x, A, p, seed, scaling)  # (n, r)
         if x.dtype == torch.float32:
-            y = expand_onto(F.linear(x_2, W_, b_), t, B.t())
+            y = expand_onto(F.linear(x, W_, b_), t, B.t())
         else:
-            y = expand_onto(x_2.new_empty(len(x_2), len(W)), t, B.t(), fresh=True).addmm_(x_2, W_.t())
+            y = expand_onto(x.new_empty(len(x), len(W)), t, B.t(), fresh=True).addmm_(x, W_.t())
             if b_ is not None:
                 y.add_(b_)
         _, for_W, _, for_A, for_B, *_ = ctx.needs_input_grad
         ctx.save_for_backward(x if for_W or for_A else None, W, A, B, t if for_B else None, seed)
         ctx.scaling, ctx.p = scaling, p
-        return y.view(*x.shape[:-1], len(W))
+        return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
@@ -361,19 +361,19 @@ class _Linear(torch.autograd.Function):
             )
         x, W, A, B, t, seed = ctx.saved_tensors
         for_x, for_W, for_b, for_A, for_B, *_ = ctx.needs_input_grad
-        dY_2, x_2 = rows(dY).contiguous(), None if x is None else rows(x)
-        u = shrink(dY_2, B.t(), scale=ctx.scaling) if for_x or for_A else None  # (n, r)
+        dY = dY.contiguous()
+        u = shrink(dY, B.t(), scale=ctx.scaling) if for_x or for_A else None  # (n, r)
         dX = dW = db = dA = dB = None
         if for_x and u is not None:
-            dX = _input_gradient(dY_2, u, W, A, ctx.p, seed).view(*dY.shape[:-1], A.shape[1])
-        if for_W and x_2 is not None:
-            dW = (dY_2.t() @ x_2).to(W.dtype)
+            dX = _input_gradient(dY, u, W, A, ctx.p, seed)
+        if for_W and x is not None:
+            dW = (dY.t() @ x).to(W.dtype)
         if for_b:
-            db = dY_2.sum(0)
-        if for_A and u is not None and x_2 is not None:
-            dA = gradient(u, x_2, A.dtype, ctx.p, seed)
+            db = dY.sum(0)
+        if for_A and u is not None and x is not None:
+            dA = gradient(u, x, A.dtype, ctx.p, seed)
         if for_B:
-            dB = gradient(t, dY_2, B.dtype, transposed=True)
+            dB = gradient(t, dY, B.dtype, transposed=True)
         return (dX, dW, db, dA, dB, None, None, None)
 
 
@@ -402,5 +402,5 @@ def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, sc
     Raises `ConfigError` where the kernels cannot run (see `problem`), and `LayerError` for shapes that do not go together.
     """
     _check(x, W, b, A, B)
-    y: Tensor = _Linear.apply(x, W, b, A, B, scaling, p, draw_seed(x, p))  # type: ignore[no-untyped-call]
-    return y
+    y: Tensor = _Linear.apply(rows(x), W, b, A, B, scaling, p, draw_seed(x, p))  # type: ignore[no-untyped-call]
+    return like(x, y)

@@ -100,7 +100,7 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_bytes(run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
         words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
-        code = _wait_for([sys.executable, "-m", "loralib", *words])
+        code = wait_for([sys.executable, "-m", "loralib", *words])
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
@@ -119,7 +119,7 @@ def _has_options(run: Path, options: TrainOptions) -> bool:
     return run_folder.read_options(run)[0].to_dict() | {"output": None} == wanted
 
 
-def _wait_for(words: Sequence[str]) -> int:
+def wait_for(words: Sequence[str]) -> int:
     """Run a process that gets Ctrl-C itself, and wait for it to end in its own way."""
     previous = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..surgery.bound import Bound
 from ..surgery.inject import inject as inject_lora
 from ..surgery.load_factors import load_factors
 from ..surgery.roles import role_targets
@@ -18,7 +19,7 @@ from . import run_folder
 from .options import TrainOptions
 
 
-def inject(model: PreTrainedModel, options: TrainOptions, head: Sequence[str] = ()) -> list[str]:
+def inject(model: PreTrainedModel, options: TrainOptions, head: Sequence[str] = ()) -> Bound:
     """LoRA as the options ask, and factors to start from; all is frozen but LoRA and the `head`. The adapted layers' names."""
     lora = options.lora
     targets = {} if lora.target_modules else role_targets(model, options.roles)

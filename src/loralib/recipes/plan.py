@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ..surgery.bound import Bound
 from .options import TrainOptions
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ class Plan:
 
     labels: the names of the classes; None where there are none. data: the rows to train on, those to evaluate on after every
     epoch and, where there are some, those to score once, at the end. datasets: the same as the model takes them. task_type:
-    what PEFT calls the task. trainer: further arguments of transformers' Trainer, such as the metrics.
+    what PEFT calls the task. trainer: further arguments of transformers' Trainer, such as the metrics. bound: the layers with
+    LoRA, where there are any.
     """
 
     model: "PreTrainedModel"
@@ -28,6 +30,7 @@ class Plan:
     datasets: Sequence[list[dict[str, Any]]]
     task_type: str
     trainer: Mapping[str, Any]
+    bound: Bound | None = None
 
 
 class Implementation(Protocol):

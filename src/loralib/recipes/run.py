@@ -110,9 +110,10 @@ def _checkpoint_to_resume(folder: Path) -> Path:
 def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -> str:
     count, total, (rows, held_out, *test) = parameters["trained"], parameters["total"], planned.data
     tested = "".join(f", and once, at the end, on {len(part):,} rows of {source(part)}" for part in test)
+    layers = f"\n{planned.bound.summary()}" if planned.bound is not None else ""
     return (
         f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
-        f"on {len(rows):,} rows of {source(rows)}, evaluating on {len(held_out):,} rows of {source(held_out)}{tested}"
+        f"on {len(rows):,} rows of {source(rows)}, evaluating on {len(held_out):,} rows of {source(held_out)}{tested}{layers}"
     )
 
 

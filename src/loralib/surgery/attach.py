@@ -14,11 +14,13 @@ from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError
 from ..layers import AdaptedLayer
 from ..patterns import within
-from ..tensors import same_bits
+from ..tensors import factor_dtype, same_bits
 from . import shared
+from .bound import Bound
 from .extract import token_rows
-from .inject import adopt_in
-from .saved_modules import record, replace_with_copies
+from .inject import adopt_in, all_or_nothing
+from .resized import check_sizes, remember_sizes
+from .saved_modules import ExtraTensors, record, replace_with_copies
 from .statistics import note_statistics
 from .survey import Survey
 from .trainable import bias_names, extra_names
@@ -26,12 +28,13 @@ from .trainable import bias_names, extra_names
 T = TypeVar("T")
 
 
-def attach(model: nn.Module, adapter: Adapter) -> list[str]:
+def attach(model: nn.Module, adapter: Adapter) -> Bound:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
 
+    Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
-    adapted layers are returned.
+    adapted layers are returned, as by `inject`.
     On a model on the meta device factors and other tensors are put on the adapter's device, where they wait for the base's
     weights to be loaded (`load_state_dict` with `assign=True`; `to_empty` keeps the factors only, so attach again after it).
     Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
@@ -47,16 +50,23 @@ def attach(model: nn.Module, adapter: Adapter) -> list[str]:
     read.check_enabled("attached to")
     shared.check_not_flattened(read, "attached to")
     shared.check_not_sharded(read, [*adapter.layers, *adapter.tensors, *adapter.rows], "attached to")
+    check_sizes(read, "attached to")
     updates = {name: _own_form(read.adapted.get(name), update) for name, update in adapter.layers.items()}
     if problems := list(_problems(read, adapter, updates)):
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise AttachError(f"The adapter does not fit {type(read.model).__name__}: {shown}. Nothing was changed.")
     extra = _plan_extra(read, adapter)
     shared.check_synchronized(read, _added(read, adapter, extra), "attached to")
-    for name, update in updates.items():
-        _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
-    _put_extra(read, adapter, extra)
-    return list(adapter.layers)
+    with all_or_nothing(read):
+        for name, update in updates.items():
+            _put_update(read, read.sites[name], update, adapter.settings.lora_dropout)
+        kept = record(read.model)
+        note_statistics(read, kept)
+        names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
+        replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
+    _put_extra(read, adapter, extra, kept)
+    remember_sizes(read.model, kept, {name: read.sites[name] for name in updates})
+    return Bound(adapter.layers, sum(update.A.numel() + update.B.numel() for update in updates.values()))
 
 
 def _own_form(layer: AdaptedLayer | None, update: LoRAUpdate) -> LoRAUpdate:
@@ -156,26 +166,33 @@ def _put_update(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout
         layer.load_update(update)
         return
     assert isinstance(layer.weight, Tensor)
-    device = None if layer.weight.is_meta else layer.weight.device
-    own = update.with_tensors({key: tensor.to(device, copy=True) for key, tensor in update.tensors().items()})
+    W = layer.weight
+    device, least = None if W.is_meta else W.device, factor_dtype(W)
+
+    def made(tensor: Tensor) -> Tensor:
+        return tensor.to(device, torch.promote_types(tensor.dtype, least), copy=True)
+
+    own = update.with_tensors({key: made(tensor) for key, tensor in update.tensors().items()})
     adopt_in(read, layer, own, lora_dropout)
 
 
 @dataclass(frozen=True)
 class _Extra:
-    """Where tensors trained in full go. modules: those to record as saved. tied: all names of each tensor with rows."""
+    """Where tensors trained in full go. modules: those to record as saved. biases: those among the tensors. tied: all names of
+    each tensor with rows."""
 
     modules: tuple[str, ...]
+    biases: frozenset[str]
     tied: dict[str, list[str]]
 
 
 def _plan_extra(read: Survey, adapter: Adapter) -> _Extra:
     saved = adapter.settings.modules_to_save
     modules = [name for name in read.sites if any(patterns.ends_with(name, entry) for entry in saved)] if saved else []
-    named = bias_names(read, adapter.settings.bias, (read.sites[name] for name in adapter.layers))
+    named = bias_names(read, adapter.settings.bias, [read.sites[name] for name in adapter.layers])
     strays = [name for name in adapter.tensors if name not in named and not within(name, modules)]
     modules += dict.fromkeys(name.rpartition(".")[0] for name in strays)
-    return _Extra(tuple(modules), {name: read.tied(name) for name in adapter.rows})
+    return _Extra(tuple(modules), frozenset(named & adapter.tensors.keys()), {name: read.tied(name) for name in adapter.rows})
 
 
 def _added(read: Survey, adapter: Adapter, extra: _Extra) -> list[str]:
@@ -191,13 +208,9 @@ def _with_values(copy: Tensor, tensor: Tensor) -> Tensor:
     return nn.Parameter(values, copy.requires_grad) if isinstance(copy, nn.Parameter) else values
 
 
-def _put_extra(read: Survey, adapter: Adapter, extra: _Extra) -> None:
-    """Replace tensors by copies with the adapter's values, and record it."""
-    kept = record(read.model)
-    note_statistics(read, kept)
-    kept.bias, kept.modules = adapter.settings.bias, extra.modules
-    names = [*adapter.tensors, *(tied for names in extra.tied.values() for tied in names)]
-    replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
+def _put_extra(read: Survey, adapter: Adapter, extra: _Extra, kept: ExtraTensors) -> None:
+    """Give the copies of tensors the adapter's values, and record it."""
+    kept.bias, kept.biases, kept.modules = adapter.settings.bias, extra.biases, extra.modules
     made: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, tensor in adapter.tensors.items():

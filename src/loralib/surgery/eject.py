@@ -1,6 +1,6 @@
 """`eject`: take LoRA out of a model, which is then what it was."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from torch import nn
 
@@ -8,6 +8,7 @@ from .. import layers
 from ..errors import LayerError
 from ..layers import AdaptedLayer
 from . import shared
+from .resized import check_sizes
 from .saved_modules import forget, swap_originals
 from .survey import Survey
 
@@ -33,17 +34,20 @@ def eject(model: nn.Module) -> None:
     read.check_enabled("ejected")
     shared.check_not_flattened(read, "ejected")
     read.check_originals("ejected")
-    check_all(read.adapted, layers.eject_problem, "ejected")
-    shared.check_not_sharded(read, read.adapted, "ejected")
+    check_sizes(read, "ejected")
+    check_all(read.carriers, layers.eject_problem, "ejected")
+    shared.check_not_sharded(read, read.carriers, "ejected")
     eject_layers(read)
     for _, module, kept in reversed(read.records):
         swap_originals(module, kept)
     forget(read.modules.values())
 
 
-def eject_layers(read: Survey) -> None:
-    """Make the adapted layers plain again, and the attention modules that hold some of them."""
-    for layer in read.adapted.values():
+def eject_layers(read: Survey, but: Container[str] = ()) -> None:
+    """Make the adapted layers plain again, except those named in `but`, and the attention modules that hold none any more."""
+    for name, layer in read.carriers.items():
+        if name in but:
+            continue
         layers.eject(layer)
         if isinstance(layer, layers.Projection):
             del layer.owner._modules[layer.name]

@@ -1,7 +1,7 @@
 """`extract`: copy what was trained out of a model, as an `Adapter`."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -16,9 +16,10 @@ from ..layers import AdaptedLayer, LoRALayer
 from ..patterns import within
 from . import shared
 from .module_tree import join, own_parameters, persistent_buffers
+from .resized import check_sizes
 from .statistics import moved_statistics
 from .survey import Survey
-from .trainable import bias_names, check_complete, extra_names
+from .trainable import bias_names, check_complete, extra_names, factors
 
 
 def _check_held(name: str, tensor: Tensor) -> None:
@@ -37,11 +38,12 @@ def _plain_copy(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def extract(model: nn.Module) -> Adapter:
+def extract(model: nn.Module, strict: bool = False) -> Adapter:
     """Copy the trained LoRA weights (and `modules_to_save`) out of `model` as an `Adapter`.
 
     Names are relative to `model`, without the wrappers around it or its parts (DDP, FSDP, checkpoint_wrapper, `torch.compile`
     …). Merged and unmerged models give the same.
+    strict: refuse updates that training has not changed: ΔW is still zero, as it starts.
     Warns when running statistics (batch norm's) have moved since the update was put on, and `modules_to_save` does not name
     their modules: they are not in the adapter.
     Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
@@ -56,16 +58,30 @@ def extract(model: nn.Module) -> Adapter:
     read.check_enabled("extracted from")
     read.require_adapted()
     shared.check_gathered(read)
+    check_sizes(read, "extracted from")
+    held = {id(factor) for layer in read.adapted.values() for factor in (layer.lora_A, layer.lora_B)}
     for name, module in read.modules.items():
-        if isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer):
+        unknown = isinstance(module, LoRALayer) and module.r and not isinstance(module, AdaptedLayer)
+        if unknown or any(id(factor) not in held for factor in factors(module).values()):
             raise LayerError(
                 f"{name!r} is a {type(module).__name__}, whose update only it knows; use lora_state_dict. "
                 "Nothing was extracted."
             )
     updates = {name: _copied(name, layer) for name, layer in read.adapted.items()}
+    if strict:
+        _check_changed(updates)
     tensors = _extra_tensors(read)
     _warn_of_statistics(read, tensors)
     return Adapter(_settings(read, tensors), updates, tensors, rows=token_rows(read))
+
+
+def _check_changed(updates: Mapping[str, LoRAUpdate]) -> None:
+    """`LayerError` when updates are zero, as all are before they are trained."""
+    if zero := [name for name, update in updates.items() if not (update.A.any() and update.B.any())]:
+        raise LayerError(
+            f"{len(zero)} of {len(updates)} updates are zero, {zero[0]!r} first: no gradient has reached them (see "
+            "check_trained). Nothing was extracted."
+        )
 
 
 def _copied(name: str, layer: AdaptedLayer) -> LoRAUpdate:

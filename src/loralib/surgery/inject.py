@@ -1,7 +1,8 @@
 """`inject`: put LoRA on the targeted layers of a model, in place."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,21 +16,27 @@ from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
+from ..tensors import factor_dtype
 from . import shared
+from .bound import Bound
+from .eject import eject_layers
 from .module_tree import Slot
-from .saved_modules import record, replace_with_copies
+from .resized import check_sizes, remember_sizes
+from .saved_modules import forget, record, record_biases, record_of, replace_with_copies
 from .statistics import note_statistics
 from .survey import Survey
 from .targets import find_targets, saved_names, slices_of
 from .trainable import bias_names
 
 
-def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> list[str]:
-    """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned.
+def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> Bound:
+    """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned, with
+    how many parameters their factors have and what "all-linear" left out, and why (`Bound`).
 
-    B starts at zero, so the model computes bit for bit what it did (but for `nn.MultiheadAttention`, whose products are then
-    done one by one: up to rounding). dtype: of the factors; None means float32 where the
-    weight has a lower precision and the weight's own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
+    B starts at zero, so the model computes what it did: bit for bit in float32, and in lower precision where a layer has no
+    bias. A bias is added after the update there, so that W·x is rounded once by itself: small updates would be lost otherwise.
+    (The products of an `nn.MultiheadAttention` are done one by one: up to rounding.) dtype: of the factors; None means
+    float32 where the weight has a lower precision and its own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
     does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
     Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted, and `LayerError` when the model is
     wrapped in DDP or FSDP already, which would not keep the factors in step; the model is then unchanged.
@@ -45,20 +52,38 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     read = Survey(model)
     read.check_enabled("injected")
     shared.check_not_flattened(read, "adapted")
+    check_sizes(read, "injected")
     plan = _plan(read, config)
     names = [*(target.name for target in plan.targets), *plan.extra]
     shared.check_not_sharded(read, names, "adapted")
     shared.check_synchronized(read, names, "adapted")
     _warn_of_ranks(plan.targets)
     updates = [target.new_update(config, dtype) for target in plan.targets]
-    for target, update in zip(plan.targets, updates, strict=True):
-        adopt_in(read, target.layer, update, config.lora_dropout)
-    kept = record(read.model)
-    note_statistics(read, kept)
-    kept.bias = config.bias if config.bias != "none" else kept.bias
+    with all_or_nothing(read):
+        for target, update in zip(plan.targets, updates, strict=True):
+            adopt_in(read, target.layer, update, config.lora_dropout)
+        kept = record(read.model)
+        note_statistics(read, kept)
+        replace_with_copies(kept, plan.extra, read.replaced)
+    record_biases(kept, config.bias, plan.biases)
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
-    replace_with_copies(kept, plan.extra, read.replaced)
-    return [target.name for target in plan.targets]
+    remember_sizes(read.model, kept, {target.name: target.layer for target in plan.targets})
+    parameters = sum(update.A.numel() + update.B.numel() for update in updates)
+    return Bound([target.name for target in plan.targets], parameters, plan.left_out)
+
+
+@contextmanager
+def all_or_nothing(read: Survey) -> Iterator[None]:
+    """Context manager: when the block raises, the layers that it adapted are plain again, and the record of the model is the
+    one that it had."""
+    before, record_before = set(read.carriers), record_of(read.model)
+    try:
+        yield
+    except BaseException:
+        eject_layers(Survey(read.model), but=before)
+        if record_before is None:
+            forget([read.model])
+        raise
 
 
 class _Target(NamedTuple):
@@ -76,7 +101,7 @@ class _Target(NamedTuple):
         """Freshly drawn factors; `TargetError` when the class makes none that go together."""
         W = self.layer.weight
         assert isinstance(W, Tensor)
-        dtype = dtype or torch.promote_types(W.dtype, torch.float32)
+        dtype = dtype or factor_dtype(W)
         try:
             return self.handler.new_update(self.layer, self.r, self.lora_alpha, config.use_rslora, dtype, **self.slices)
         except ConfigError as error:
@@ -85,25 +110,28 @@ class _Target(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an injection does. saved: the modules that are trained in full. extra: the places of all tensors that are."""
+    """What an injection does. left_out: what is not adapted, and why. saved: the modules that are trained in full. biases:
+    those that are trained. extra: the places of all tensors that are trained in full."""
 
     targets: list[_Target]
+    left_out: dict[str, str]
     saved: list[str]
+    biases: set[str]
     extra: dict[str, Slot]
 
 
 def _plan(read: Survey, config: LoRAConfig) -> _Plan:
     """What `config` asks for; `TargetError` when it cannot be done."""
-    names, saved = find_targets(read, config), saved_names(read, config)
+    (names, left_out), saved = find_targets(read, config), saved_names(read, config)
     if both := [name for name in names if within(name, saved)]:
         raise TargetError(f"{both[0]!r} is both a target and in modules_to_save; choose one. Nothing was changed.")
     for field in ("rank_pattern", "alpha_pattern", "enable_lora", "slice_widths"):
         patterns.check_lookup(getattr(config, field), names, field)
     extra = [name for name in read.slots if within(name, saved)] if saved else []
-    extra += sorted(bias_names(read, config.bias, (read.sites[name] for name in names)) - set(extra))
-    if absent := [
-        name for name in extra if tensors.kind(read.tensors[name]) == "partitioned" and not read.tensors[name].numel()
-    ]:
+    biases = bias_names(read, config.bias, [read.sites[name] for name in names])
+    extra += sorted(biases - set(extra))
+    absent = [name for name in extra if not read.tensors[name].numel() and tensors.kind(read.tensors[name]) == "partitioned"]
+    if absent:
         raise TargetError(
             f"{absent[0]!r} is to be trained in full, and DeepSpeed has partitioned it (ZeRO-3), so that it cannot be copied; "
             "inject inside `with deepspeed.zero.GatheredParameters(list(model.parameters()))`. Nothing was changed."
@@ -112,7 +140,7 @@ def _plan(read: Survey, config: LoRAConfig) -> _Plan:
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")
     targets = [_target(name, read.sites[name], config) for name in names]
-    return _Plan(targets, saved, {name: read.slots[name] for name in extra})
+    return _Plan(targets, left_out, saved, biases, {name: read.slots[name] for name in extra})
 
 
 def _target(name: str, layer: nn.Module, config: LoRAConfig) -> _Target:

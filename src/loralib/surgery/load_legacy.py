@@ -10,11 +10,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import AttachError, FormatError
-from ..layers import AdaptedLayer, ConvLoRA, rename_legacy_keys
+from ..layers import AdaptedLayer, ConvLoRA, delta_of, quiet_state_dict, relation, rename_legacy_keys
 from ..storage.pickled import read_state_dict
 from .module_tree import join
 from .survey import Survey
@@ -73,7 +72,7 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     everything, when the checkpoint is not for this model, or when it cannot be told whether it is merged. The model is then
     unchanged.
 
-    >>> import tempfile, loralib as lora
+    >>> import tempfile, torch, loralib as lora
     >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
     >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
     ...     torch.save(lora.lora_state_dict(model), file.name)
@@ -87,14 +86,14 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     for name, module in read.modules.items():
         if isinstance(module, ConvLoRA):
             rename_legacy_keys(state, f"{name}." if name else "")
-    held_under = {plain_name(model, key): (key, tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
+    held_under = {plain_name(model, key): (key, tensor) for key, tensor in quiet_state_dict(model, keep_vars=True).items()}
     own = {name: tensor for name, (_, tensor) in held_under.items()}
     skipped = tuple(name for name in state if name not in own and _is_old_buffer(name))
     state = {name: tensor for name, tensor in state.items() if name not in skipped}
     _check_fit(read, path, state, own)
     held = {name: layer for name, layer in read.adapted.items() if join(name, "weight") in state}
     deltas = {name: _delta(layer, name, state) for name, layer in held.items()}
-    relations = {n: _relation(state[join(n, "weight")], own[join(n, "weight")], delta) for n, delta in deltas.items()}
+    relations = {n: relation(state[join(n, "weight")], own[join(n, "weight")], delta) for n, delta in deltas.items()}
     merged = (_found_merged(path, relations) if assume_merged is None else assume_merged) if held else None
     kept = tuple(name for name in held if merged and relations[name] == "merged")
     subtracted = tuple(name for name in held if merged and name not in kept)
@@ -102,7 +101,7 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
         state[join(name, "weight")] = own[join(name, "weight")].detach()
     for name in subtracted:
         W = state[join(name, "weight")]
-        state[join(name, "weight")] = (W.to(deltas[name].dtype) - deltas[name]).to(W.dtype)
+        state[join(name, "weight")] = (W.to(deltas[name]) - deltas[name]).to(W.dtype)
     model.load_state_dict({held_under[name][0]: tensor for name, tensor in state.items()}, strict=False)
     factors = factor_names(read)
     others = tuple(name for name in state if name not in factors)
@@ -146,30 +145,7 @@ def _listed(problems: list[str]) -> str:
 
 
 def _delta(layer: AdaptedLayer, name: str, state: dict[str, Tensor]) -> Tensor:
-    """ΔW of the checkpoint's factors, in the layout of the layer's weight and at least float32."""
-    W = layer.pristine_weight
-    zeros = torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32), device="cpu")
-    factors = {key: nn.Parameter(state[join(name, key)], requires_grad=False) for key in layer.adapter_parameters()}
-    twin = object.__new__(type(layer))
-    vars(twin).update(vars(layer), _parameters=layer._parameters | factors)
-    return twin.effective_weight(zeros).detach()
-
-
-def _relation(saved: Tensor, own: Tensor, delta: Tensor) -> str:
-    """What a saved weight is to the model's own one: that weight ("unmerged"), that weight with ΔW added ("merged"), both,
-    because ΔW is lost in rounding ("either"), or another weight altogether ("other").
-
-    The nearer one counts, if it is nearer by far than ΔW is large: 0.1's own merging left traces of rounding.
-    """
-    eps = max(torch.finfo(t.dtype).eps for t in (saved, own))
-    saved, own = saved.to(delta.dtype), own.detach().to("cpu", delta.dtype)
-    to_own, to_merged = float((saved - own).norm()), float((saved - own - delta).norm())
-    size, noise = float(delta.norm()), 4 * eps * float(own.norm() + delta.norm())
-    if size <= noise:
-        return "either" if to_own <= 2 * noise else "other"
-    if min(to_own, to_merged) > size / 4:
-        return "other"
-    return "unmerged" if to_own < to_merged else "merged"
+    return delta_of(layer, {key: state[join(name, key)] for key in layer.adapter_parameters()}, layer.pristine_weight)
 
 
 def _found_merged(path: Path, relations: dict[str, str]) -> bool:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import AdaptedLayer
+from ..layers import AdaptedLayer, baked_state_dict
 from . import shared
 from .eject import check_all, eject_layers
 from .module_tree import join
+from .resized import check_sizes
 from .saved_modules import forget, swap_originals
 from .survey import Survey
+from .trainable import factor_names
 
 
 def merge(model: nn.Module, keep: bool = True) -> None:
@@ -36,7 +38,7 @@ def merge(model: nn.Module, keep: bool = True) -> None:
     read.require_adapted()
     _check_mergeable(read, read.adapted)
     if not keep:
-        check_all(read.adapted, layers.eject_problem, "merged for good")
+        check_all(read.carriers, layers.eject_problem, "merged for good")
         _warn_of_ties(read)
     for layer in read.adapted.values():
         layer.merge()
@@ -49,6 +51,7 @@ def merge(model: nn.Module, keep: bool = True) -> None:
 
 def _check_mergeable(read: Survey, adapted: Mapping[str, AdaptedLayer]) -> None:
     shared.check_not_flattened(read, "merged")
+    check_sizes(read, "merged")
     check_all({n: layer for n, layer in adapted.items() if not layer.merged}, lambda layer: layer.merge_problem(), "merged")
     shared.check_not_sharded(read, adapted, "merged")
 
@@ -106,6 +109,37 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
             layer.unmerge()
 
 
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that the plain model has with W + ΔW for weights: to be loaded, or saved, where there is no LoRA.
+
+    Names are those of a model without LoRA. Tensors trained in full are as trained. Merging leaves the model as it is; a layer
+    that is merged already shares its weight's memory with the result.
+
+    Args:
+        model: A model with LoRA layers, merged or not.
+
+    Returns:
+        All parameters and persistent buffers but the factors, by name.
+
+    Raises:
+        LayerError: When the model has no LoRA layers or a weight cannot be merged (see `merge`), or inside `disabled`.
+
+    Example:
+        >>> import loralib as lora
+        >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+        >>> list(lora.merged_state_dict(model))
+        ['0.weight', '0.bias']
+    """
+    read = Survey(model)
+    read.require_adapted()
+    read.check_enabled("merged")
+    factors = factor_names(read)
+    with merged(model):
+        for layer in read.adapted.values():
+            layer.merge()  # brings one up to date that was merged before
+        return {name: tensor for name, tensor in baked_state_dict(model).items() if name not in factors}
+
+
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Run the base model inside the block: LoRA is disabled, and `modules_to_save` and biases are the originals.
@@ -121,6 +155,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         shared.check_not_flattened(read, "disabled")
         read.check_originals("disabled")
         shared.check_not_sharded(read, read.replaced_names, "disabled")
+    check_sizes(read, "disabled")
     extra = [(module, kept) for _, module, kept in read.records if not kept.swapped]
     before = [(layer, layer.merged, layer.training) for layer in found]
     try:

@@ -7,7 +7,7 @@ adapts query and value). `architectures` has the names.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import patterns
 from ..architectures import DECODERS, ENCODERS, FUSED
@@ -27,7 +27,7 @@ def role_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
         `target_modules`, the full names of the layers, and for fused projections `enable_lora`, their slices.
 
     Raises:
-        ConfigError: For a model type whose layers are not known here.
+        ConfigError: For a model type whose layers are not known here, or a fused projection of another width than known.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     table = ENCODERS.get(kind) or DECODERS.get(kind)
@@ -44,10 +44,23 @@ def role_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Any]:
     if not any(mask):
         return {"target_modules": targets}
     whole = [name for name in linear if patterns.ends_with(name, fused)]
+    for name in whole:
+        _check_parts(name, model.get_submodule(name), len(parts))
     return {
         "target_modules": [name for name in linear if name in targets or name in whole],
         "enable_lora": {patterns.exactly(name): mask for name in whole},
     }
+
+
+def _check_parts(name: str, layer: nn.Module, parts: int) -> None:
+    """`ConfigError` unless the output of a fused projection is `parts` times as wide as its input."""
+    W = layer.weight
+    assert isinstance(W, Tensor)
+    if sorted(W.shape) != [min(W.shape), parts * min(W.shape)]:
+        raise ConfigError(
+            f"{name!r} has a weight of {tuple(W.shape)}, which does not fuse {parts} projections of equal width; "
+            "give --target-modules, with enable_lora and slice_widths."
+        )
 
 
 def _longest(name: str, endings: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .. import tensors
 from ..choices import Bias
@@ -16,24 +17,38 @@ _RECORD = "_lora_extra_tensors"
 class ExtraTensors:
     """What is trained in full in the module that carries this record.
 
-    modules: the modules asked for. originals: the tensors that copies replace, by name (all tensors of `modules`, and the
-    biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not trained further.
-    swapped: whether the originals are in their places at present, and the copies here. statistics: the running means when the
-    update was put on, by name.
+    bias: the mode that was asked for. biases: those that are trained, where an injection or an adapter named them; None: those
+    that the mode names. modules: the modules asked for. originals: the tensors that copies replace, by name (all tensors of
+    `modules`, and the biases). rows: of tensors among them, the rows that an adapter brought; they are saved again, but not
+    trained further. swapped: whether the originals are in their places at present, and the copies here. statistics: the
+    running means when the update was put on, by name. sizes: the shapes that the weights of the adapted layers had.
+    head_watch: see `resized`.
     """
 
     bias: Bias = "none"
+    biases: frozenset[str] | None = None
     modules: tuple[str, ...] = ()
     originals: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     swapped: bool = False
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    head_watch: RemovableHandle | None = None
 
 
 def record(model: nn.Module) -> ExtraTensors:
     """The record of `model` itself, made when it is missing."""
     found: ExtraTensors = vars(model).setdefault(_RECORD, ExtraTensors())
     return found
+
+
+def record_biases(kept: ExtraTensors, bias: Bias, names: Iterable[str]) -> None:
+    """Record that the mode `bias` was asked for and named these biases, in addition to those of earlier injections."""
+    if bias == "none":
+        return
+    if kept.bias == "none" or kept.biases is not None:
+        kept.biases = frozenset(names) | (kept.biases or frozenset())
+    kept.bias = bias
 
 
 def record_of(module: nn.Module) -> ExtraTensors | None:
@@ -44,24 +59,27 @@ def record_of(module: nn.Module) -> ExtraTensors | None:
 def forget(modules: Iterable[nn.Module]) -> None:
     """Drop the records of `modules`."""
     for module in modules:
-        vars(module).pop(_RECORD, None)
+        kept: ExtraTensors | None = vars(module).pop(_RECORD, None)
+        if kept is not None and kept.head_watch is not None:
+            kept.head_watch.remove()
 
 
 def replace_with_copies(kept: ExtraTensors, slots: Mapping[str, Slot], replaced: Iterable[Slot]) -> None:
     """Put copies of the tensors in `slots` into their places, and record the originals in `kept`. Tied tensors share one
     copy; a place that has several names is recorded under the first; those in `replaced` have their copy already."""
     done = set(replaced)
-    copies: dict[int, Tensor] = {}
+    first: dict[Slot, str] = {}
     for name, slot in slots.items():
-        if slot in done:
-            continue
-        done.add(slot)
-        original = slot.tensor
-        if id(original) not in copies:
-            copy = original.detach().clone()
-            is_parameter = isinstance(original, nn.Parameter)
-            copies[id(original)] = nn.Parameter(copy, original.requires_grad) if is_parameter else copy
-        kept.originals[name] = slot.put(copies[id(original)])
+        if slot not in done:
+            first.setdefault(slot, name)
+    copies = {id(slot.tensor): _copy(slot.tensor) for slot in first}  # all of them, before any is put in its place
+    for slot, name in first.items():
+        kept.originals[name] = slot.put(copies[id(slot.tensor)])
+
+
+def _copy(original: Tensor) -> Tensor:
+    copy = original.detach().clone()
+    return nn.Parameter(copy, original.requires_grad) if isinstance(original, nn.Parameter) else copy
 
 
 def swap_problem(kept: ExtraTensors, module: nn.Module) -> str | None:

@@ -1,5 +1,6 @@
 """Reading a model once: its modules and tensors by name, which layers are adapted, and which can be."""
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from ..errors import LayerError
 from ..layers import AdaptedLayer
 from .module_tree import Slot, join, own_parameters, persistent_buffers, slot_of, walk
 from .saved_modules import ExtraTensors, record_of, swap_problem
+from .surroundings import Reasons, parts_of_adapters, read_directly, routers
 from .wrappers import unwrap
 
 
@@ -36,6 +38,12 @@ class Survey:
         return {name: m for name, m in self.modules.items() if isinstance(m, AdaptedLayer) and m.has_update}
 
     @cached_property
+    def carriers(self) -> dict[str, AdaptedLayer]:
+        """The layers that hold factors, by name: all `adapted` ones, and those whose rank was set to 0 by hand."""
+        found = {name: m for name, m in self.modules.items() if isinstance(m, AdaptedLayer)}
+        return {name: layer for name, layer in found.items() if layer.has_update or layer.adapter_parameters()}
+
+    @cached_property
     def sites(self) -> dict[str, nn.Module]:
         """All modules by name, and with them the projections of each `nn.MultiheadAttention`, which become modules when they
         are adapted."""
@@ -55,14 +63,23 @@ class Survey:
         found = [module for module in self.modules.values() if isinstance(module, readers) or layers.is_fusable(module)]
         return {id(child): module for module in found for child in module.children()}
 
+    @cached_property
+    def unreached(self) -> Reasons:
+        """Why an update of some layers would have no effect where they are, or belongs to another adapter, by their ids."""
+        found = parts_of_adapters(self.modules.values()) | routers(self.modules.values())
+        if read := read_directly(self.modules.values()):  # a layer that another module holds as well may be called there
+            holders = Counter(id(child) for module in self.modules.values() for child in module._modules.values())
+            found |= {layer: reason for layer, reason in read.items() if holders[layer] == 1}
+        for layer, owner in self.owners.items():
+            if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
+                found[layer] = problem
+            if layers.is_fusable(owner):
+                found |= layers.fused_away(owner)
+        return found
+
     def layer_problem(self, layer: nn.Module, lora_dropout: float, update_class: type[LoRAUpdate] | None = None) -> str | None:
         """Why `layer`, one of `sites`, cannot be given an update, or None."""
-        owner = self.owners.get(id(layer))
-        if isinstance(owner, nn.MultiheadAttention) and (problem := layers.attention_problem(owner)):
-            return problem
-        if owner is not None and layers.is_fusable(owner) and (problem := layers.fused_away(owner).get(id(layer))):
-            return problem
-        return layers.adoption_problem(layer, lora_dropout, update_class)
+        return self.unreached.get(id(layer)) or layers.adoption_problem(layer, lora_dropout, update_class)
 
     # --- tensors ----------------------------------------------------------------------------------------------------
 

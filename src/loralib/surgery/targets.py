@@ -1,7 +1,7 @@
 """From a `LoRAConfig` to the names of the layers that it targets in a model."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -10,9 +10,12 @@ from ..adapters.fused_update import FusedUpdate
 from ..config import ALL_LINEAR, LoRAConfig
 from ..errors import TargetError
 from ..patterns import within
-from .module_tree import join
+from .module_tree import join, own_parameters
+from .resized import output_embedding
+from .surroundings import Reasons, called_on_request, fresh_heads, parts_of_choosers, read_by_kernels, slices_problem
 from .survey import Survey
-from .wrappers import unwrap
+
+_OF_LINEAR = frozenset({"in_features", "out_features"})
 
 
 def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
@@ -21,13 +24,6 @@ def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
         return []
     names = list(filter(None, read.modules))
     return patterns.match(names, config.modules_to_save, "modules_to_save", type(read.model).__name__)
-
-
-def _output_embedding(model: nn.Module) -> nn.Module | None:
-    """The layer that maps hidden states to the vocabulary, where the model follows Hugging Face's protocol for it."""
-    protocol: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
-    output = protocol() if protocol else None
-    return None if output is None else unwrap(output)
 
 
 def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
@@ -41,42 +37,90 @@ def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: s
     return [name for name in modules if name in chosen]
 
 
-def find_targets(read: Survey, config: LoRAConfig) -> list[str]:
-    """The names of the layers that `config` targets, in the model's order.
+class Targets(NamedTuple):
+    """The names of the layers to adapt, in the model's order, and why others that hold matrices are not among them."""
+
+    names: list[str]
+    left_out: dict[str, str]
+
+
+def find_targets(read: Survey, config: LoRAConfig) -> Targets:
+    """The layers that `config` targets.
 
     Raises `TargetError` when a pattern matches nothing or matches a layer that cannot be adapted.
     """
     where = type(read.model).__name__
     if layers.handler_of(type(read.model)):
         raise TargetError(f"{where} is itself a layer, and layers are known by name; put it in an nn.Sequential first.")
-    names = _all_linear(read, config) if config.target_modules == ALL_LINEAR else _named(read, config.target_modules)
+    found = _all_linear(read, config) if config.target_modules == ALL_LINEAR else _named(read, config.target_modules)
     if config.exclude_modules:
         excluded = set(_match(read.sites, config.exclude_modules, "exclude_modules", where))
-        names = [name for name in names if name not in excluded]
-        if not names:
+        left_out = found.left_out | {name: "it is in exclude_modules" for name in found.names if name in excluded}
+        found = Targets([name for name in found.names if name not in excluded], left_out)
+        if not found.names:
             raise TargetError(f"exclude_modules leaves no layer of {where} to adapt. Nothing was changed.")
-    for name in names:
-        update_class = FusedUpdate if slices_of(name, config) else None
-        if problem := read.layer_problem(read.sites[name], config.lora_dropout, update_class):
+    for name in found.names:
+        if problem := _problem(read, name, config):
             raise TargetError(f"{name!r} of {where} cannot be adapted: {problem}. Nothing was changed.")
-    return names
+    return found
 
 
-def _all_linear(read: Survey, config: LoRAConfig) -> list[str]:
-    saved, output = saved_names(read, config), _output_embedding(read.model)
-    names = [n for n, m in read.sites.items() if layers.is_linear(m) and m is not output and not within(n, saved)]
+def _problem(read: Survey, name: str, config: LoRAConfig) -> str | None:
+    """Why the layer `name` cannot be adapted as `config` asks, or None."""
+    layer, slices = read.sites[name], slices_of(name, config)
+    if problem := read.layer_problem(layer, config.lora_dropout, FusedUpdate if slices else None):
+        return problem
+    parent, _, leaf = name.rpartition(".")
+    return slices_problem(read.sites[parent], leaf, layer, slices) if slices and parent in read.sites else None
+
+
+def _all_linear(read: Survey, config: LoRAConfig) -> Targets:
+    reasons = _reasons(read, config)
+    names, left_out = [], {}
+    for name, module in read.sites.items():
+        reason = reasons.get(id(module))
+        if layers.is_linear(module) and reason is None:
+            names.append(name)
+        elif name and name not in read.adapted and _holds_matrices(module):
+            left_out[name] = reason or _kind(module)
+    left_out |= {leaf: _kind(read.model) for leaf, own in own_parameters(read.model).items() if own.dim() > 1}
     if not names:
         raise TargetError(
             f"target_modules={ALL_LINEAR!r}: {type(read.model).__name__} has no linear layer to adapt. Nothing was changed."
         )
-    return names
+    return Targets(names, left_out)
 
 
-def _named(read: Survey, pattern: str | Sequence[str]) -> list[str]:
+def _reasons(read: Survey, config: LoRAConfig) -> Reasons:
+    """Why "all-linear" leaves out modules that it could take by their kind, by their ids. What is listed last counts."""
+    modules, saved = read.modules.values(), saved_names(read, config)
+    reasons = fresh_heads(modules) | read_by_kernels(modules) | called_on_request(modules) | parts_of_choosers(modules)
+    reasons |= read.unreached
+    if (output := output_embedding(read.model)) is not None:
+        reasons[id(output)] = "it is the output embedding"
+    return reasons | {id(m): "it is in modules_to_save" for name, m in read.modules.items() if within(name, saved)}
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    """Whether `module` itself holds what an update could change: a matrix, or what a quantized linear layer makes of one."""
+    if isinstance(module, nn.MultiheadAttention) and layers.attention_problem(module) is None:  # its projections do
+        return False
+    return any(own.dim() > 1 for own in own_parameters(module).values()) or vars(module).keys() >= _OF_LINEAR
+
+
+def _kind(module: nn.Module) -> str:
+    cls = type(module)
+    if layers.handler_of(cls):
+        return f"{cls.__name__} layers are adapted when target_modules names them"
+    other = vars(nn).get(cls.__name__, cls) is not cls  # such as the quantized Linear
+    return f"{f'{cls.__module__}.' if other else ''}{cls.__name__} layers cannot be adapted"
+
+
+def _named(read: Survey, pattern: str | Sequence[str]) -> Targets:
     names = _match(read.sites, pattern, "target_modules", type(read.model).__name__)
     if not names:
         raise TargetError("target_modules=[] names no layer to adapt. Nothing was changed.")
-    return names
+    return Targets(names, {})
 
 
 def slices_of(name: str, config: LoRAConfig) -> dict[str, tuple[Any, ...]]:

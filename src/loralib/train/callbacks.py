@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from ..errors import RunError
+from ..surgery.check_trained import message, partly_untrained
 
 _FINISHING = b"\nFinishing this step; Ctrl-C again stops at once.\n"
 
@@ -75,6 +76,23 @@ class StopOnNonFinite(TrainerCallback):
                     f"the {name.replace('_', ' ')} is {logs[name]} at step {state.global_step}; lower the learning rate "
                     f"(it is {args.learning_rate:g}) and train again."
                 )
+
+
+class CheckTrained(TrainerCallback):
+    """After the first backward pass, the factors that it did not reach are named on the `console`."""
+
+    def __init__(self, console: Console):
+        self.console, self.done = console, False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the gradients, once."""
+        if self.done:
+            return
+        self.done = True
+        if (found := partly_untrained(kwargs["model"])) and state.is_world_process_zero:
+            self.console.print(f"warning: {message(found)}", highlight=False, soft_wrap=True, markup=False)
 
 
 class ProgressBar(TrainerCallback):

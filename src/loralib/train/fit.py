@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .callbacks import ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
+from .callbacks import CheckTrained, ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
 
 
 def fit(
@@ -20,7 +20,9 @@ def fit(
     Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written, and `RunError` when the loss is no number.
     """
     stop, bar, board = StopOnInterrupt(), ProgressBar(console, metric), TensorBoardLog(log)
-    trainer = kind(**{**arguments, "callbacks": [stop, bar, board, StopOnNonFinite(), *arguments["callbacks"]]})
+    trainer = kind(
+        **{**arguments, "callbacks": [stop, bar, board, StopOnNonFinite(), CheckTrained(console), *arguments["callbacks"]]}
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:

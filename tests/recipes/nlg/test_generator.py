@@ -53,8 +53,8 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.rows, self.stop_after, self.error = 0, 10**6, RuntimeError("out of memory")
-        self.inner = decoding._decode_batch
-        monkeypatch.setattr(decoding, "_decode_batch", self)
+        self.inner = decoding.decode_batch
+        monkeypatch.setattr(decoding, "decode_batch", self)
 
     def __call__(self, model: Any, tokenizer: Any, rows: Sequence[list[int]], how: Decoding) -> list[str]:
         if self.rows + len(rows) > self.stop_after:

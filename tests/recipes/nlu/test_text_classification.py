@@ -205,6 +205,36 @@ def test_dropouts_and_the_classifier_alone(encoder: Path, reviews: Path, tmp_pat
     assert planned.model.classifier.weight.requires_grad
 
 
+class OneMoreLayer(torch.nn.Module):
+    """A pooler that also has a layer on which nothing depends."""
+
+    def __init__(self, pooler: torch.nn.Module):
+        super().__init__()
+        self.pooler, self.idle = pooler, torch.nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pooler(x)
+
+
+def test_a_run_says_what_has_lora_and_which_factors_do_not_train(
+    encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = encoders.load_encoder
+
+    def with_one_more(*args: Any, **kwargs: Any) -> encoders.Encoder:
+        found = load(*args, **kwargs)
+        found.model.bert.pooler = OneMoreLayer(found.model.bert.pooler)
+        return found
+
+    monkeypatch.setattr(encoders, "load_encoder", with_one_more)
+    console = Console(file=io.StringIO(), width=500)
+    train(options(encoder, reviews, num_train_epochs=1, max_train_rows=48), tmp_path / "run", console=console)
+    said = console.file.getvalue()
+    assert "LoRA on 14 layers (" in said
+    assert "1 (it is in modules_to_save)" in said
+    assert "warning: 2 LoRA factors do not train: bert.pooler.idle.lora_A: it has no gradient" in said
+
+
 def test_a_regression_begins_at_the_mean_of_its_labels(encoder: Path, reviews: Path, tmp_path: Path) -> None:
     chosen = options(encoder, reviews, problem="regression", label_column="score")
     planned = text_classification.plan(chosen, text_classification.read_rows(chosen))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _EXACT = 0.01  # the smallest p for which 24 random bits a gap are enough; below it 53 are drawn
-_FEW = 1 << 12  # elements for which a mask is faster
+FEW = 1 << 12  # elements for which a mask is faster
 _GAPS = (torch.uint8, torch.int16, torch.int64)
 
 
@@ -20,14 +20,14 @@ def draw(x: Tensor, p: float) -> tuple[Tensor | None, Tensor | None]:
     places it stands for. Nothing for p = 0."""
     if not p:
         return None, None
-    if p > 0.5 or x.numel() < _FEW or x.device.type != "cpu":
+    if p > 0.5 or x.numel() < FEW or x.device.type != "cpu":
         mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(p)
         return mask, mask
     n = x.numel()
-    gaps = _gaps(n, p)
+    gaps = draw_gaps(n, p)
     places = gaps.cumsum(0, dtype=torch.int64)  # counted from 1
     while (end := int(places[-1])) <= n:
-        gaps = torch.cat([gaps, _gaps(n - end, p)])
+        gaps = torch.cat([gaps, draw_gaps(n - end, p)])
         places = gaps.cumsum(0, dtype=torch.int64)
     count = int(torch.searchsorted(places, n, right=True))
     gaps = gaps[:count]
@@ -66,7 +66,7 @@ def _dtype_of_gaps(p: float) -> torch.dtype:
     return next(dtype for dtype in _GAPS if torch.iinfo(dtype).max >= largest or dtype is _GAPS[-1])
 
 
-def _gaps(n: int, p: float) -> Tensor:
+def draw_gaps(n: int, p: float) -> Tensor:
     """The distances from one dropped element to the next, geometric with mean 1 / p: most probably enough for `n` elements."""
     count = int(n * p + 6 * math.sqrt(n * p)) + 16
     u = torch.rand(count, dtype=torch.float32 if _bits(p) == 24 else torch.float64, device="cpu")

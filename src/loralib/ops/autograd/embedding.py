@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gemm import rows, shrink
+from ..matrices import rows
+from .gemm import shrink
 
 
 class _Embedding(torch.autograd.Function):

@@ -1,7 +1,5 @@
 """Products with a big or a small matrix, in the order and by the kernel that measured fastest (docs/performance.md)."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,11 +10,6 @@ LOW = (torch.bfloat16, torch.float16)
 
 _LARGE = 1 << 21  # elements of a low-precision x from which the transposed order pays
 _NARROW = 16  # rank up to which MKL's float32 product wants A with its rows contiguous
-
-
-def rows(x: Tensor) -> Tensor:
-    """`x` (..., d) as a matrix (n, d)."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def big(x: Tensor, W: Tensor, b: Tensor | None, onednn: bool) -> Tensor:

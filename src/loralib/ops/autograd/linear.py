@@ -15,7 +15,6 @@ Kept are x (for dA) and t (for dB): nothing of size (n, k), no second (n, d). Tw
 With dropout, x with zeros in the dropped places takes the place of x in t and dA; it is made again in the backward pass.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -24,13 +23,14 @@ from torch import Tensor
 
 from ...errors import LayerError
 from ..eligibility import INPUT_NOT_KEPT
+from ..matrices import like, rows
 from ..reference import Slices, block_diagonal
 from . import dropout
-from .gemm import LOW, big, rows, shrink
+from .gemm import LOW, big, shrink
 
 
 class _Linear(torch.autograd.Function):
-    """y = W·x + b + scaling·B·A·dropout(x). With `slices`, B is block-diagonal."""
+    """y (n, k) = W·x + b + scaling·B·A·dropout(x) for x (n, d). With `slices`, B is block-diagonal."""
 
     @staticmethod
     def forward(
@@ -52,16 +52,14 @@ class _Linear(torch.autograd.Function):
         if effective:
             y = big(x, torch.addmm(W_, B_, A_, alpha=s), b_, onednn)
         else:
-            x_2 = rows(x)
-            kept, places = dropout.draw(x_2, p)
-            t = shrink(dropout.zeroed(x_2, places), A_, onednn)  # (n, r)
+            kept, places = dropout.draw(x, p)
+            t = shrink(dropout.zeroed(x, places), A_, onednn)  # (n, r)
             if x.dtype in LOW:
-                y = torch.mm(t * s, B_.t()).addmm_(x_2, W_.t()).view(*x.shape[:-1], len(W))
+                y = torch.mm(t * s, B_.t()).addmm_(x, W_.t())
                 if b_ is not None:
                     y.add_(b_)
             else:
-                y = big(x, W_, b_, onednn)
-                y.view(len(t), len(W)).addmm_(t, B_.t(), alpha=s)
+                y = big(x, W_, b_, onednn).addmm_(t, B_.t(), alpha=s)
         _, for_W, _, for_A, for_B, *_ = ctx.needs_input_grad
         keeps_x = for_W or for_A or (for_B and t is None)
         ctx.save_for_backward(x if keeps_x else None, W, A, B, t if for_B else None, kept)
@@ -76,23 +74,21 @@ class _Linear(torch.autograd.Function):
         W_, A_, B_ = (tensor.to(dY.dtype) for tensor in (W, A, B_all))
         onednn, places = ctx.onednn and not torch.is_grad_enabled(), dropout.places(kept)
         dY = dY.contiguous()
-        dY_2, x_2 = rows(dY), None if x is None else rows(x)
-        u = shrink(dY_2, B_.t(), onednn) * s  # (n, r)
+        u = shrink(dY, B_.t(), onednn) * s  # (n, r)
         dX = dW = db = None
         if for_x:
             if ctx.effective:
                 dX = big(dY, torch.addmm(W_, B_, A_, alpha=s).t(), None, onednn)
             elif dY.dtype in LOW or (kept is not None and not onednn):
-                dX = dropout.zero_(u @ A_, places).addmm_(dY_2, W_).view(*dY.shape[:-1], A.shape[1])
+                dX = dropout.zero_(u @ A_, places).addmm_(dY, W_)
             else:
                 dX = big(dY, W_.t(), None, onednn)
-                dX_2 = dX.view(len(u), A.shape[1])
-                dX_2.addmm_(u, A_) if kept is None else dX_2.add_(dropout.zero_(u @ A_, places))
-        if for_W and x_2 is not None:
-            dW = (dY_2.t() @ x_2).to(W.dtype)
+                dX.addmm_(u, A_) if kept is None else dX.add_(dropout.zero_(u @ A_, places))
+        if for_W and x is not None:
+            dW = (dY.t() @ x).to(W.dtype)
         if for_b:
-            db = dY_2.sum(0)
-        dA, dB = _factor_gradients(dY_2, x_2, t, u, A, B, s, places, for_A, for_B)
+            db = dY.sum(0)
+        dA, dB = _factor_gradients(dY, x, t, u, A, B, s, places, for_A, for_B)
         if dB is not None and ctx.slices:
             dB = of_blocks(dB, B.shape[1], ctx.slices)
         return (dX, dW, db, dA, dB, None, None, None, None, None)
@@ -134,32 +130,32 @@ def lora_linear(
     onednn: bool = False,
 ) -> Tensor:
     """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear`, computed in the dtype of x."""
-    (k, d), n = W.shape, math.prod(x.shape[:-1])
-    effective = slices is None and not p and x.dtype not in LOW and n * (d + k) > 2 * d * k
+    (k, d), x_2 = W.shape, rows(x)
+    effective = slices is None and not p and x.dtype not in LOW and len(x_2) * (d + k) > 2 * d * k
     onednn = onednn and x.dtype == W.dtype == torch.float32
-    y: Tensor = _Linear.apply(x, W, b, A, B, scaling, p, slices, effective, onednn)  # type: ignore[no-untyped-call]
-    return y
+    y: Tensor = _Linear.apply(x_2, W, b, A, B, scaling, p, slices, effective, onednn)  # type: ignore[no-untyped-call]
+    return like(x, y)
 
 
 class _Update(torch.autograd.Function):
-    """y + scaling·B·A·dropout(x), for y and x of one dtype."""
+    """y (n, k) + scaling·B·A·dropout(x) for x (n, d), both of one dtype."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
-        kept, places = dropout.draw(rows(x), p)
-        t = shrink(dropout.zeroed(rows(x), places), A.to(x.dtype))  # (n, r)
+        kept, places = dropout.draw(x, p)
+        t = shrink(dropout.zeroed(x, places), A.to(x.dtype))  # (n, r)
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, A, B, t if ctx.needs_input_grad[3] else None, kept)
         ctx.s = scaling / (1 - p)
-        return torch.addmm(rows(y), t, B.to(x.dtype).t(), alpha=ctx.s).view(y.shape)
+        return torch.addmm(y, t, B.to(x.dtype).t(), alpha=ctx.s)
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         x, A, B, t, kept = ctx.saved_tensors
         s, places, (for_y, for_x, for_A, for_B, *_) = ctx.s, dropout.places(kept), ctx.needs_input_grad
-        dY_2, x_2 = rows(dY).contiguous(), None if x is None else rows(x)
-        u = shrink(dY_2, B.to(dY.dtype).t()) * s  # (n, r)
-        dX = dropout.zero_(u @ A.to(dY.dtype), places).view(*dY.shape[:-1], A.shape[1]) if for_x else None
-        dA, dB = _factor_gradients(dY_2, x_2, t, u, A, B, s, places, for_A, for_B)
+        dY = dY.contiguous()
+        u = shrink(dY, B.to(dY.dtype).t()) * s  # (n, r)
+        dX = dropout.zero_(u @ A.to(dY.dtype), places) if for_x else None
+        dA, dB = _factor_gradients(dY, x, t, u, A, B, s, places, for_A, for_B)
         return (dY if for_y else None, dX, dA, dB, None, None)
 
 
@@ -168,8 +164,8 @@ def add_linear_update(
 ) -> Tensor:
     """y + scaling·B·A·dropout(x), as `reference.add_linear_update`, for y and x of one dtype."""
     B = B if slices is None else block_diagonal(B, slices)
-    added: Tensor = _Update.apply(y, x, A, B, scaling, p)  # type: ignore[no-untyped-call]
-    return added
+    added: Tensor = _Update.apply(rows(y), rows(x), A, B, scaling, p)  # type: ignore[no-untyped-call]
+    return like(y, added)
 
 
 def of_blocks(full: Tensor, r: int, slices: Slices) -> Tensor:

@@ -56,16 +56,17 @@ def decode(
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        found = _decode_batch(model, tokenizer, [prompt[i] for i in chosen], decoding)
+        found = decode_batch(model, tokenizer, [prompt[i] for i in chosen], decoding)
         batch = dict(zip(chosen, found, strict=True))
         told(batch)
         texts |= batch
     return [texts[i] for i in range(len(contexts))]
 
 
-def _decode_batch(
+def decode_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], decoding: Decoding
 ) -> list[str]:
+    """The texts with which the model continues `rows` of tokens, decoded together."""
     width = max(len(row) for row in rows)
     pad, ends = int(tokenizer.pad_token_id), prompts.end_ids(tokenizer)
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)  # (rows, width)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
 from ...errors import ConfigError, DataError
+from ...surgery.bound import Bound
 from ...train import devices
 from .. import lora_setup, model_loader, records, sources
 from ..options import TrainOptions
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def prepare(model: PreTrainedModel, options: TrainOptions) -> None:
-    """Inject, freeze and start as the options ask for."""
+def prepare(model: PreTrainedModel, options: TrainOptions) -> Bound | None:
+    """Inject, freeze and start as the options ask for. The layers with LoRA, where there are any."""
+    bound = None
     if options.method == "lora":
-        lora_setup.inject(model, options)
+        bound = lora_setup.inject(model, options)
     elif options.method == "last-layers":
         language_models.freeze_all_but_last_blocks(model)
+    return bound
 
 
 def read_rows(options: TrainOptions) -> "list[Dataset]":
@@ -56,7 +59,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         )
     model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout)
     model_loader.check_length(model.config, options.length)
-    prepare(model, options)
+    bound = prepare(model, options)
     return Plan(
         model=model,
         tokenizer=tokenizer,
@@ -70,6 +73,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
             "compute_loss_func": loss.training_loss(model, options.label_smoothing_factor),
             "preprocess_logits_for_metrics": _losses,
         },
+        bound=bound,
     )
 
 

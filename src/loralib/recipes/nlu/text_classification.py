@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import DataCollatorWithPadding, EvalPrediction
 
+from ...surgery.bound import Bound
 from .. import lora_setup
 from ..options import TrainOptions
 from ..plan import Plan
@@ -21,16 +22,18 @@ def read_rows(options: TrainOptions) -> "list[Dataset]":
     return inputs.read_data(options)
 
 
-def prepare(encoder: encoders.Encoder, options: TrainOptions) -> None:
-    """Inject, freeze and start as the options ask for."""
+def prepare(encoder: encoders.Encoder, options: TrainOptions) -> Bound | None:
+    """Inject, freeze and start as the options ask for. The layers with LoRA, where there are any."""
+    bound = None
     if options.method == "lora":
-        lora_setup.inject(encoder.model, options, encoder.head)
+        bound = lora_setup.inject(encoder.model, options, encoder.head)
     elif options.method == "last-layers":
         encoder.model.requires_grad_(False)
         for name in encoder.head:
             encoder.model.get_submodule(name).requires_grad_(True)
     if options.train_head == "classifier":
         encoders.freeze_all_but_last(encoder)
+    return bound
 
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
@@ -41,7 +44,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     encoders.check_length(encoder, options.length, options.takes_pairs)
     if labels is None:
         encoders.center(encoder, statistics.fmean(data[0]["label"][:]))
-    prepare(encoder, options)
+    bound = prepare(encoder, options)
     return Plan(
         model=encoder.model,
         tokenizer=encoder.tokenizer,
@@ -50,6 +53,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         datasets=[inputs.encode(part, encoder.tokenizer, options.length) for part in data],
         task_type="SEQ_CLS",
         trainer={"data_collator": DataCollatorWithPadding(encoder.tokenizer), "compute_metrics": _judge},
+        bound=bound,
     )
 
 

@@ -13,8 +13,8 @@ from ops.conftest import FEW, SMALL
 
 @pytest.fixture(autouse=True)
 def what_is_small_is_small(nothing_is_small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_SMALL", SMALL)
-    monkeypatch.setattr(dropout, "_FEW", FEW)
+    monkeypatch.setattr(dispatch, "SMALL", SMALL)
+    monkeypatch.setattr(dropout, "FEW", FEW)
 
 
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
