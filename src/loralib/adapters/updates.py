@@ -63,11 +63,8 @@ class LoRAUpdate:
     of_base: ClassVar[frozenset[str]] = frozenset()  # fields that describe the base layer, not the update
 
     def __post_init__(self) -> None:
-        kind: Any = type(self)
-        for name in ("lora_alpha", "use_rslora", *_own_field_names(kind)):
-            value = getattr(self, name)
-            if not isinstance(value, Tensor) and (found := in_python(value)) is not value:
-                object.__setattr__(self, name, found)
+        if not torch.compiler.is_compiling():  # numbers are Python's own there
+            self._take_numbers_in_python()
         if problem := self._problem():
             raise ConfigError(
                 f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: {problem}."
@@ -77,6 +74,13 @@ class LoRAUpdate:
                 f"magnitude {tuple(self.magnitude.shape)} of a {type(self).__name__} with lora_B {tuple(self.B.shape)}: "
                 "expected one number an output, for a linear layer, an embedding or a convolution."
             )
+
+    def _take_numbers_in_python(self) -> None:
+        kind: Any = type(self)
+        for name in ("lora_alpha", "use_rslora", *_own_field_names(kind)):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (found := in_python(value)) is not value:
+                object.__setattr__(self, name, found)
 
     def _problem(self) -> str | None:
         A, B = self.A, self.B
