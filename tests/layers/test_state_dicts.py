@@ -4,6 +4,7 @@ import copy
 import io
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -107,3 +108,16 @@ def test_there_is_no_merged_state_dict_of_a_model_without_lora_nor_of_a_disabled
     model = merged_model()
     with lora.disabled(model), pytest.raises(lora.LayerError, match="inside a `disabled` block"):
         lora.merged_state_dict(model)
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "averaged", "a part compiled"])
+def test_the_merged_state_dict_of_a_wrapped_model_has_the_plain_model_s_names(wrap):
+    model = fill(injected(mlp(6, 5, 4)))
+    wanted = lora.merged_state_dict(model)
+    if wrap == "a part compiled":
+        model[0] = torch.compile(model[0], backend="eager")
+    compiled = partial(torch.compile, backend="eager")
+    wrapped = {"compiled": compiled, "averaged": torch.optim.swa_utils.AveragedModel}.get(wrap, lambda m: m)(model)
+    found = lora.merged_state_dict(wrapped)
+    assert [name for name in found if name != "n_averaged"] == list(wanted)
+    assert all(bits(found[name]) == bits(tensor) for name, tensor in wanted.items())

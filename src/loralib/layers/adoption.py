@@ -14,13 +14,14 @@ from ..adapters.updates import LoRAUpdate
 from ..config import check_dropout
 from ..errors import ConfigError, LayerError
 from .adopted import own_attributes
-from .base import AdaptedLayer, LoRALayer
+from .base import AdaptedLayer
 from .bilinear import BilinearLoRA
 from .class_factory import can_become, lora_class
 from .conv import ConvolutionLoRA
 from .embedding import EmbeddingBagLoRA, EmbeddingLoRA
 from .fused_linear import Conv1DFusedLoRA, FusedLinearLoRA
 from .linear import Conv1DLoRA, LinearLoRA, declare_affine, is_affine
+from .lora_layer import LoRALayer
 from .projection import OutProjectionLoRA, Projection, ProjectionLoRA
 
 Handlers = tuple[type[AdaptedLayer], ...]

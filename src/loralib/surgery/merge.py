@@ -15,6 +15,7 @@ from .resized import check_sizes
 from .saved_modules import forget, swap_originals
 from .survey import Survey
 from .trainable import factor_names
+from .wrappers import plain_name
 
 
 def merge(model: nn.Module, keep: bool = True) -> None:
@@ -112,8 +113,8 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict that the plain model has with W + ΔW for weights: to be loaded, or saved, where there is no LoRA.
 
-    Names are those of a model without LoRA. Tensors trained in full are as trained. Merging leaves the model as it is; a layer
-    that is merged already shares its weight's memory with the result.
+    Names are those of the model without LoRA and without wrappers (DDP, `torch.compile` …). Tensors trained in full are as
+    trained. Merging leaves the model as it is; a layer that is merged already shares its weight's memory with the result.
 
     Args:
         model: A model with LoRA layers, merged or not.
@@ -137,7 +138,8 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     with merged(model):
         for layer in read.adapted.values():
             layer.merge()  # brings one up to date that was merged before
-        return {name: tensor for name, tensor in baked_state_dict(model).items() if name not in factors}
+        state = {plain_name(model, key): tensor for key, tensor in baked_state_dict(model).items()}
+    return {name: tensor for name, tensor in state.items() if name not in factors}
 
 
 @contextmanager

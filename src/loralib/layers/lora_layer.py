@@ -1,0 +1,39 @@
+"""loralib 0.1's base class of LoRA layers: attributes, and what they may be."""
+
+from torch import nn
+
+from ..config import check_alpha, check_dropout, check_rank
+from .dropout import Dropout, no_dropout
+
+
+class LoRALayer:
+    """The attributes that every LoRA layer has: loralib 0.1's base class, for layers of one's own and for `isinstance`.
+
+    r: rank, 0 for none. lora_alpha: numerator of the scaling. lora_dropout: dropout on the update's input: the constructor
+    takes a probability; the attribute is a module, or without dropout a function, so that the layer has no submodules.
+    merge_weights: merge on `eval()`, unmerge on `train()`.
+    Raises `ConfigError` for values that cannot work.
+
+    >>> class MyLayer(nn.Module, LoRALayer):
+    ...     def __init__(self):
+    ...         nn.Module.__init__(self)
+    ...         LoRALayer.__init__(self, r=4, lora_alpha=8, lora_dropout=0.1, merge_weights=False)
+    >>> MyLayer().lora_dropout
+    Dropout(p=0.1, inplace=False)
+    """
+
+    r: int = 0
+    lora_alpha: float = 1
+    lora_dropout: Dropout
+    merged: bool = False
+    merge_weights: bool = False
+
+    def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
+        r, lora_alpha = check_rank(r, zero=True), check_alpha(lora_alpha) if r else lora_alpha
+        self.set_up(r, lora_alpha, check_dropout(lora_dropout), merge_weights)
+
+    def set_up(self, r: int, lora_alpha: float, p: float, merge_weights: bool) -> None:
+        """Set the attributes to values that were checked."""
+        vars(self).update(r=r, lora_alpha=lora_alpha, lora_dropout=no_dropout, merged=False, merge_weights=merge_weights)
+        if p:
+            self.lora_dropout = nn.Dropout(p)
