@@ -66,7 +66,10 @@ def factor_dtype(W: Tensor) -> torch.dtype:
 
 def version(tensor: Tensor) -> int:
     """How often `tensor` was changed in place; -1 where torch does not count (tensors made in inference mode)."""
-    return -1 if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
 
 
 def same_memory(a: Tensor | None, b: Tensor) -> bool:

@@ -162,15 +162,16 @@ class Mergeable(TemporaryWeights):
             return False
         if made is None or self.scaling != made.scaling or not self.r:
             return True
-        if not same_memory(A, made.A) or not same_memory(B, made.B):
+        if not (A is made.A or same_memory(A, made.A)) or not (B is made.B or same_memory(B, made.B)):
             return True
-        if version(made.A) != made.version_A or version(made.B) != made.version_B:
+        if version(A) != made.version_A or version(B) != made.version_B:
             return True
         return not self.weight_is_merged()
 
     def weight_is_merged(self) -> bool:
         """Whether the weight in place is the one that merging put there."""
-        return "weight" not in self._replaced or self.holds_replacement("weight")
+        entry = self._replaced.get("weight")
+        return entry is None or entry.replacement is self._parameters["weight"] or self.holds_replacement("weight")
 
     def unmerged_twin(self) -> Self:
         """A layer that shares all with this merged one and is not merged. The layer itself, which other threads may be using,
