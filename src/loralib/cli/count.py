@@ -10,7 +10,7 @@ from ..recipes import presets
 from ..recipes.nlg.tasks import TASKS as GENERATION_TASKS
 from ..recipes.nlu.glue import TASKS
 from ..recipes.options import TrainOptions
-from .parsing import OneSentenceParser
+from .parsing import OneSentenceParser, add_trust
 
 PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
     "roberta-base": ("0.3M", "r = 8 on query and value"),
@@ -39,12 +39,13 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
     parser.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    add_trust(parser)
     parsed = parser.parse_args(words)
     given = {name: getattr(parsed, name) for name in ("r", "layers", "target_modules") if getattr(parsed, name) is not None}
 
     if parsed.preset:
         given = presets.resolve(parsed.preset, parsed.task or presets.usual_task(parsed.model), parsed.model).updated(given)
-    counts = _count(parsed.model, parsed.task, given)
+    counts = _count(parsed.model, parsed.task, given, parsed.trust_remote_code)
     if parsed.json:
         print(json.dumps(counts))
     else:
@@ -52,11 +53,11 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _count(model: str, task: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def _count(model: str, task: str | None, given: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
     from ..recipes import lora_setup, paper_models
     from ..train.measure import count_parameters
 
-    shape = paper_models.build(model, _labels(task))
+    shape = paper_models.build(model, _labels(task), trust_remote_code)
     if shape.is_causal and task in TASKS:
         raise ConfigError(
             f"--task {task}: {model} generates text; leave --task out, or give one of {', '.join(GENERATION_TASKS)}."

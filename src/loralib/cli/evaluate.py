@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 
-from .parsing import OneSentenceParser, add_run
+from .parsing import OneSentenceParser, add_run, add_trust
 
 
 def run(words: Sequence[str]) -> int:
     """Evaluate; returns the exit code."""
     parser = OneSentenceParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
     add_run(parser)
+    add_trust(parser)
     parser.add_argument(
         "--data",
         required=True,
@@ -29,7 +30,7 @@ def run(words: Sequence[str]) -> int:
 
     options, _ = predictor.Run.options_of(parsed.run)
     data = predictor.read_rows(options, parsed.data, vars(parsed))
-    metrics = predictor.open_run(parsed.run).evaluate(data)
+    metrics = predictor.open_run(parsed.run, parsed.trust_remote_code).evaluate(data)
     if parsed.json:
         print(json.dumps({"data": parsed.data, "rows": len(data), **metrics}))
         return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
 from ..recipes.presets.nlg import DECODING, Decoding
-from .parsing import OneSentenceParser, add_run
+from .parsing import OneSentenceParser, add_run, add_trust
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +30,7 @@ def run(words: Sequence[str]) -> int:
         description="Write texts with the model of a run (or of each seed in a folder of seeds), by beam search.",
     )
     add_run(parser)
+    add_trust(parser)
     parser.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to write the texts of, printed a line each")
     what = parser.add_argument_group("inputs from data, into RUN/generated/")
     what.add_argument("--split", choices=["test", "dev", "train"], help="the inputs of a split of the run's task")
@@ -57,7 +58,7 @@ def run(words: Sequence[str]) -> int:
         options, _ = run_folder.read_options(folder)
         decoding = _decoding(parsed, options.task)
         if parsed.texts:
-            _print(folder, parsed.texts, decoding, parsed.batch_size)
+            _print(folder, parsed, decoding)
         else:
             _write(folder, parsed, options, decoding)
     task = options.task or "any"
@@ -89,10 +90,11 @@ def _decoding(parsed: Any, task: str | None) -> Decoding:
     return Decoding(**asdict(usual) | {name: value for name, value in given.items() if value is not None})
 
 
-def _print(folder: Path, texts: Sequence[str], decoding: Decoding, batch_size: int) -> None:
+def _print(folder: Path, parsed: Any, decoding: Decoding) -> None:
     from ..recipes.nlg import generator
 
-    for text in generator.open_run(folder).generate(texts, decoding, batch_size):
+    run = generator.open_run(folder, parsed.trust_remote_code)
+    for text in run.generate(parsed.texts, decoding, parsed.batch_size):
         print(text)
 
 
@@ -110,7 +112,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     if parsed.resume and path.exists():
         print(f"Kept {path}, which is finished.")
         return
-    run = generator.open_run(folder)
+    run = generator.open_run(folder, parsed.trust_remote_code)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
         bar = progress.add_task(f"{folder.name}", total=len(data)) if progress else None

@@ -13,6 +13,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder that loralib train wrote")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option that lets a model's own code run."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code that comes with the model, where it needs some (default: refuse)",
+    )
+
+
 class OneSentenceParser(argparse.ArgumentParser):
     """A parser whose complaints are one sentence: a `ConfigError`."""
 

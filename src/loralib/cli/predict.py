@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
-from .parsing import OneSentenceParser, add_run
+from .parsing import OneSentenceParser, add_run, add_trust
 from .terminal import printable
 
 
@@ -14,6 +14,7 @@ def run(words: Sequence[str]) -> int:
     """Predict; returns the exit code."""
     parser = OneSentenceParser(prog="loralib predict", description="Classify (or score) new text with the model of a run.")
     add_run(parser)
+    add_trust(parser)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text each (default: a line each from standard input)")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="the second text, once for each text (tasks on pairs)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -24,7 +25,7 @@ def run(words: Sequence[str]) -> int:
     if parsed.split:
         if parsed.texts or parsed.pair or parsed.json:
             raise ConfigError("--split predicts a test set into files; leave out texts, --pair and --json.")
-        return _submit(parsed.run, parsed.data_dir, parsed.output)
+        return _submit(parsed.run, parsed.data_dir, parsed.output, parsed.trust_remote_code)
     if parsed.data_dir or parsed.output:
         raise ConfigError("--data-dir and --output belong to --split test; add it, or leave them out.")
     texts = [_utf8(text) for text in parsed.texts] or _lines()
@@ -34,7 +35,8 @@ def run(words: Sequence[str]) -> int:
 
     from ..recipes.nlu import predictor
 
-    for text, (prediction, probability) in zip(texts, predictor.open_run(parsed.run).predict(texts, pairs), strict=True):
+    opened = predictor.open_run(parsed.run, parsed.trust_remote_code)
+    for text, (prediction, probability) in zip(texts, opened.predict(texts, pairs), strict=True):
         if parsed.json:
             print(json.dumps({"text": text, "prediction": prediction, "probability": probability}))
         else:
@@ -43,7 +45,7 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
+def _submit(run: Path, data_dir: str | None, output: Path | None, trust_remote_code: bool) -> int:
     """Predict the test sets of the run's task, and write the files that GLUE's server takes."""
     from ..recipes import run_folder
     from ..recipes.nlu import predictor, submission
@@ -61,7 +63,7 @@ def _submit(run: Path, data_dir: str | None, output: Path | None) -> int:
     if where and not (Path(where) / "diagnostic" / "diagnostic.tsv").is_file():
         splits.pop("AX", None)
     inputs = {name: read_glue_inputs(options.task, split, where) for name, split in splits.items()}
-    opened = predictor.open_run(run)
+    opened = predictor.open_run(run, trust_remote_code)
     for name, rows in inputs.items():
         predictions = [prediction for prediction, _ in opened.predict(*texts(rows))]
         print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {source(rows)}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
 from ..recipes import presets, run_folder
-from ..recipes.options import TrainOptions
+from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
 from .dataclass_parsing import dataclass_parser, given
 
@@ -115,6 +115,7 @@ def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | No
 
 
 def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -> TrainOptions:
+    options = replace(options, trust_remote_code=values.get(PERMISSION, False))
     asked, kept = options.updated(values).with_absolute_paths().flat(), options.flat()
     for name in values:
         if asked[name] != kept[name]:

@@ -100,6 +100,7 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_bytes(run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
         words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
+        words += ["--trust-remote-code"] if options.trust_remote_code else []
         code = wait_for([sys.executable, "-m", "loralib", *words])
         if code == INTERRUPTED:
             raise KeyboardInterrupt

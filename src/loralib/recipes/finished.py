@@ -29,7 +29,7 @@ class FinishedRun:
     tokenizer: PreTrainedTokenizerBase
 
     @staticmethod
-    def load(name: str, labels: list[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(name: str, labels: list[str] | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model `name` and its tokenizer, with a head for `labels` where there is one."""
         raise NotImplementedError
 
@@ -42,12 +42,15 @@ class FinishedRun:
         return options, labels
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """The model that the run in `folder` trained, LoRA merged, on the GPU where there is one."""
+    def open(cls, folder: Path, trust_remote_code: bool = False) -> Self:
+        """The model that the run in `folder` trained, LoRA merged, on the GPU where there is one.
+
+        trust_remote_code: whether to run the Python code that comes with the model, where it needs some, whatever the run says.
+        """
         options, labels = cls.options_of(folder)
         saved = run_folder.trained_part(folder, options)
         is_lora = options.method == "lora"
-        model, tokenizer = cls.load(str(options.model) if is_lora else str(saved), labels)
+        model, tokenizer = cls.load(str(options.model) if is_lora else str(saved), labels, trust_remote_code)
         if is_lora:
             attach(model, formats.load(saved))
             merge(model)

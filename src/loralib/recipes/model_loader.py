@@ -27,21 +27,33 @@ class Loaded:
 
 @quiet_transformers()
 def load(
-    kind: Any, name: str, title: str, outputs: Mapping[str, Any], configure: Callable[[PretrainedConfig], None], **how: Any
+    kind: Any,
+    name: str,
+    title: str,
+    outputs: Mapping[str, Any],
+    configure: Callable[[PretrainedConfig], None],
+    *,
+    trust_remote_code: bool = False,
+    **how: Any,
 ) -> Loaded:
     """The pretrained model `name` of the class `kind`, in float32.
 
-    title: what a message calls such a model. outputs: fields of its config. configure: sets more of them. how: more for
-    `from_pretrained`. Raises `RunError` when the model cannot be had, offline included.
+    title: what a message calls such a model. outputs: fields of its config. configure: sets more of them. trust_remote_code:
+    whether to run the Python code that comes with the model, where it needs some. how: more for `from_pretrained`.
+    Raises `RunError` when the model cannot be had, offline included.
     """
+    trust = {"trust_remote_code": bool(trust_remote_code)}  # None would let transformers ask on standard input
     try:
-        stored, config = AutoConfig.from_pretrained(name), AutoConfig.from_pretrained(name, **outputs)
+        stored = AutoConfig.from_pretrained(name, **trust)
+        config = AutoConfig.from_pretrained(name, **trust, **outputs)
         configure(config)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, info = kind.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True, **how)
+        tokenizer = AutoTokenizer.from_pretrained(name, **trust)
+        exact = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        model, info = kind.from_pretrained(name, **exact, **trust, **how)
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        refuse_code(name, error)
         reason = " ".join(str(error).split())[:300]
         raise RunError(
             f"model {name!r} cannot be loaded as {title}; give a local folder, or a name on the Hugging Face hub and a "
@@ -50,6 +62,16 @@ def load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in training and decoding
     return Loaded(model, tokenizer, stored, set(info["missing_keys"]))
+
+
+def refuse_code(name: str, error: Exception) -> None:
+    """`RunError` where `error` is transformers' refusal to run code that was not trusted."""
+    if "trust_remote_code" in str(error):
+        raise RunError(
+            f"model {name!r} needs Python code that comes with it, which is not run",
+            "read that code and, if you trust it, set trust_remote_code=True",
+            option="read that code and, if you trust it, add --trust-remote-code",
+        ) from None
 
 
 def set_dropout(

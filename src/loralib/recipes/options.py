@@ -22,6 +22,7 @@ from .task import TASKS, Method, Problem, Task, kind_of
 Head = Literal["all", "classifier"]
 
 HELD_OUT = 0.1
+PERMISSION = "trust_remote_code"
 
 _PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
 _NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
@@ -147,6 +148,10 @@ class TrainOptions:
     onednn: bool = _training(
         False, "on a CPU: frozen products by oneDNN's kernel, which on some processors takes half the time"
     )
+    trust_remote_code: bool = _run(
+        False,
+        "run the Python code that comes with the model, where it needs some (never read from a file, nor kept with the run)",
+    )
     seed: int = _run(0, "seed of initialisation, sampling, order and dropout")
     save_merged: bool = _run(False, "also write the merged model, for plain transformers, to <output>/merged")
 
@@ -227,11 +232,14 @@ class TrainOptions:
 
     def flat(self) -> dict[str, Any]:
         """All options by name, LoRA's own among the others."""
-        return {name: value for name, value in self.to_dict().items() if name != "lora"} | lora_options.plain(self.lora)
+        own = {name: value for name, value in self.to_dict().items() if name != "lora"}
+        return own | {PERMISSION: self.trust_remote_code} | lora_options.plain(self.lora)
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as plain values, ready for YAML; LoRA's own in a mapping of their own."""
-        return {option.name: getattr(self, option.name) for option in fields(self)} | {"lora": lora_options.plain(self.lora)}
+        """All options as plain values, ready for YAML; LoRA's own in a mapping of their own. A permission to run code is not
+        among them: it is given to one command and not to a file."""
+        own = {option.name: getattr(self, option.name) for option in fields(self) if option.name != PERMISSION}
+        return own | {"lora": lora_options.plain(self.lora)}
 
     @property
     def tests(self) -> bool:

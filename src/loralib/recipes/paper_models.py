@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from ..architectures import ENCODERS, PUBLISHED
 from ..errors import RunError
+from . import model_loader
 from .nlu import encoders
 
 
@@ -27,16 +28,20 @@ class Shape:
         return not self.head
 
 
-def read_config(name: str) -> PretrainedConfig:
-    """The config of a model: of a local folder, known here by the last part of its name, or from the hub (or `RunError`)."""
+def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of a model: of a local folder, known here by the last part of its name, or from the hub (or `RunError`).
+
+    trust_remote_code: whether to run the Python code that comes with the model, where it needs some.
+    """
     known = name.rstrip("/").rpartition("/")[2].lower()
     try:
         if known in PUBLISHED:
             kind, values = PUBLISHED[known]
             config: PretrainedConfig = AutoConfig.for_model(kind, **values)
         else:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=bool(trust_remote_code))
     except (OSError, ValueError, KeyError) as error:
+        model_loader.refuse_code(name, error)
         reason = " ".join(str(error).split())[:200]
         raise RunError(
             f"the shape of model {name!r} cannot be had; give a local folder, a name on the Hugging Face hub and a network, or "
@@ -45,14 +50,22 @@ def read_config(name: str) -> PretrainedConfig:
     return config
 
 
-def build(name: str, labels: list[str] | None) -> Shape:
-    """The model `name` on the meta device: an encoder with a head for `labels` (None: regression), or a language model."""
-    config = read_config(name)
+def build(name: str, labels: list[str] | None, trust_remote_code: bool = False) -> Shape:
+    """The model `name` on the meta device: an encoder with a head for `labels` (None: regression), or a language model.
+
+    trust_remote_code: as in `read_config`.
+    """
+    config = read_config(name, trust_remote_code)
     causal = config.model_type not in ENCODERS
     if not causal:
         for key, value in encoders.outputs(labels).items():
             setattr(config, key, value)
     with torch.device("meta"):
         kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-        model = kind.from_config(config)
+        try:
+            model = kind.from_config(config, trust_remote_code=bool(trust_remote_code))
+        except ValueError as error:
+            model_loader.refuse_code(name, error)
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"model {name!r} cannot be built from its config ({reason}); give another one.") from None
     return Shape(model, () if causal else encoders.head_of(model))

@@ -21,7 +21,7 @@ import yaml
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
 from ..storage.folders import Writer
-from .options import TrainOptions
+from .options import PERMISSION, TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
@@ -74,7 +74,13 @@ def as_yaml(values: Mapping[str, Any]) -> bytes:
 
 
 def check_names(path: Path, values: Mapping[str, Any]) -> None:
-    """`RunError` for options in a file that a run does not have, as files of earlier versions do."""
+    """`RunError` for options in a file that a run does not have, as files of earlier versions do, or that no file may give."""
+    if PERMISSION in values:
+        raise RunError(
+            f"{path} asks to run Python code that comes with a model, which a file cannot allow",
+            f"take {PERMISSION} out of it, and give TrainOptions({PERMISSION}=True) if you trust the model's folder",
+            option=f"take {PERMISSION} out of it, and add --trust-remote-code if you trust the model's folder",
+        )
     known = {option.name for option in fields(TrainOptions)}
     if unknown := [name for name in values if name not in known]:
         raise RunError(

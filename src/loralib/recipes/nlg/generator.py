@@ -32,9 +32,9 @@ class Run(FinishedRun):
     kinds = ("generation",)
 
     @staticmethod
-    def load(name: str, labels: list[str] | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(name: str, labels: list[str] | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The language model `name`, whole."""
-        return language_models.load_language_model(name)
+        return language_models.load_language_model(name, trust_remote_code=trust_remote_code)
 
     def generate(self, contexts: Sequence[str], how: Decoding, batch_size: int = 16) -> list[str]:
         """The text of each context. Raises `DataError` for an input that leaves no room for its text."""

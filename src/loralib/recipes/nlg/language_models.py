@@ -8,13 +8,21 @@ from ...errors import ConfigError, RunError
 from .. import model_loader, records
 
 
-def load_language_model(name: str, base_dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_language_model(
+    name: str, base_dropout: float | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model `name` and its tokenizer, or `RunError` when its checkpoint lacks a weight.
 
-    base_dropout: all dropouts of the model itself; None means as its config says.
+    base_dropout: all dropouts of the model itself; None means as its config says. trust_remote_code: whether to run the Python
+    code in the model's folder, where it needs some.
     """
     loaded = model_loader.load(
-        AutoModelForCausalLM, name, "a causal language model", {}, lambda config: set_dropouts(config, base_dropout)
+        AutoModelForCausalLM,
+        name,
+        "a causal language model",
+        {},
+        lambda config: set_dropouts(config, base_dropout),
+        trust_remote_code=trust_remote_code,
     )
     if loaded.missing:
         names = records.listed(sorted(loaded.missing), most=3)

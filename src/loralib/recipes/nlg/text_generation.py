@@ -57,7 +57,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
             f"this process sees {devices.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
             "--nproc-per-node N -m loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
-    model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout)
+    model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout, options.trust_remote_code)
     model_loader.check_length(model.config, options.length)
     bound = prepare(model, options)
     return Plan(

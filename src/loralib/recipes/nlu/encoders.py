@@ -49,8 +49,11 @@ def load_encoder(
     *,
     head_dropout: float | None = None,
     attention_dropout: float | None = None,
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """The pretrained encoder `name` with a head: one output a label, or a single one (regression) for None.
+
+    trust_remote_code: whether to run the Python code that comes with the model, where it needs some.
 
     A head that the checkpoint brings along is kept only when it was trained for the same labels in the same order.
     """
@@ -60,6 +63,7 @@ def load_encoder(
         "an encoder",
         outputs(labels),
         lambda config: set_dropouts(config, head_dropout=head_dropout, attention_dropout=attention_dropout),
+        trust_remote_code=trust_remote_code,
         ignore_mismatched_sizes=True,
     )
     model, stored = loaded.model, loaded.stored

@@ -39,8 +39,13 @@ def prepare(encoder: encoders.Encoder, options: TrainOptions) -> Bound | None:
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     """Load the encoder and prepare it, with the rows as it takes them."""
     labels = getattr(data[0].features["label"], "names", None)
-    dropouts = {"head_dropout": options.head_dropout, "attention_dropout": options.attention_dropout}
-    encoder = encoders.load_encoder(options.model or "", labels, **dropouts)
+    encoder = encoders.load_encoder(
+        options.model or "",
+        labels,
+        head_dropout=options.head_dropout,
+        attention_dropout=options.attention_dropout,
+        trust_remote_code=options.trust_remote_code,
+    )
     encoders.check_length(encoder, options.length, options.takes_pairs)
     if labels is None:
         encoders.center(encoder, statistics.fmean(data[0]["label"][:]))
