@@ -1,7 +1,9 @@
 """Names of layers: exact parts, whole expressions, and PEFT's reading of rank and alpha patterns."""
 
+import dataclasses
 import re
 import string
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -71,7 +73,10 @@ def test_rank_and_alpha_patterns_are_read_as_peft_reads_them(keys):
 
 NAME_KEYS = ["query", "0.query", "a.b", "b.a", "a", "b", "a_b", "aab", "c.a.b", "0"]
 EXPRESSIONS = [r"encoder\.\d\.key", "^query", ".*", "^", "^a.b"]
-KEYS = st.one_of(PARTS.map(patterns.exactly), st.sampled_from(NAME_KEYS + EXPRESSIONS))
+ESCAPED = st.builds(
+    lambda start, name, end: start + re.escape(name) + end, st.sampled_from(["", "^"]), PARTS, st.sampled_from(["", "$"])
+)
+KEYS = st.one_of(PARTS.map(patterns.exactly), ESCAPED, st.sampled_from(NAME_KEYS + EXPRESSIONS))
 OTHER_NAMES = st.one_of(PARTS, st.text("ab._\n", max_size=6), st.sampled_from([*NAMES, ""]))
 
 
@@ -87,10 +92,21 @@ def test_exact_keys_are_found_where_a_walk_through_all_entries_finds_them(keys, 
 def test_exact_keys_need_no_regular_expression(monkeypatch):
     names = [f"layers.{i}.q_proj" for i in range(100)]
     monkeypatch.setattr(re, "compile", None)
-    for keys in ([patterns.exactly(name) for name in names], names):
+    for keys in (names, *([form.format(re.escape(name)) for name in names] for form in ("{}", "^{}", "{}$", "^{}$"))):
         table = patterns.Patterns({key: i for i, key in enumerate(keys)})
         assert [table.of(name, None) for name in names] == list(range(100))
         assert table.unused(names[1:]) == [keys[0]]
+
+
+def test_an_expression_is_compiled_once_however_many_layers_are_looked_up(monkeypatch):
+    keys = [rf"once\.{i}\..*" for i in range(50)]
+    compiled = Counter()
+    compile_ = re.compile
+    monkeypatch.setattr(re, "compile", lambda text, flags=0: compiled.update([text]) or compile_(text, flags))
+    config = lora.LoRAConfig(rank_pattern=dict.fromkeys(keys, 4), alpha_pattern=dict.fromkeys(keys, 4))
+    for pattern in (config.rank_pattern, dataclasses.replace(config, r=2).alpha_pattern):
+        assert [patterns.lookup(pattern, f"once.{i}.q", 8) for i in range(60)] == [4] * 50 + [8] * 10
+    assert max(compiled.values()) == 1
 
 
 def test_patterns_are_mappings():

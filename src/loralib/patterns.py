@@ -4,6 +4,7 @@ A pattern is a list of names, each of which must equal a layer's full name or en
 `encoder.layer.0.attention.self.query`, not `my_query`), or one regular expression that must match whole names.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,10 +13,12 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import TypeVar
 
+from . import expressions
 from .errors import ConfigError, TargetError
 
 T = TypeVar("T")
 _PLAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
+_LITERAL = re.compile(r"(\^?)((?:[\w-]|\\[^\w\s])+)\$?")  # every character that could mean something is escaped
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -61,11 +64,19 @@ def _named_by(key: str) -> str | None:
     return name if re.escape(name) == key[1:] else None
 
 
+@functools.lru_cache(maxsize=4096)
+def _of_ending(key: str) -> re.Pattern[str]:
+    """The expression for names, or what follows a dot in them, that `key` matches."""
+    re.compile(key)  # a mistake in it may be none inside of the other one
+    return re.compile(rf"(.*\.)?({key})")
+
+
 class Patterns(Mapping[str, T]):
     """A rank or alpha pattern, read as PEFT reads it: a key is a name, its last dotted parts, or a regular expression for them.
 
-    Names and keys made by `exactly` are looked up, not tried one after the other, so that a value for each of n layers costs n
-    steps, not n². A dot in a name is that of regular expressions, any character: what counts are the parts around it.
+    Names, keys made by `exactly` and expressions for one name (`a\\.b`) are looked up, not tried one after the other, so that a
+    value for each of n layers costs n steps, not n². A dot in a name is that of regular expressions, any character: what counts
+    are the parts around it.
     Raises `ConfigError`, with the name of the `field`, for a key that is not a regular expression.
     """
 
@@ -73,19 +84,27 @@ class Patterns(Mapping[str, T]):
         self._entries = dict(entries)
         self._exact: dict[str, tuple[int, T]] = {}
         self._plain: dict[tuple[int, ...], dict[str, tuple[int, T]]] = {}  # by the lengths of a name's parts
+        self._endings: dict[str, tuple[int, T]] = {}
         self._others: list[tuple[int, re.Pattern[str], T]] = []
         for place, (key, value) in enumerate(self._entries.items()):
             try:
                 if (name := _named_by(key)) is not None:
-                    self._exact[name] = place, value
+                    if self._exact.setdefault(name, (place, value))[0] != place:
+                        self._others.append((place, _of_ending(key), value))
                 elif _PLAIN.fullmatch(key):
                     parts = key.split(".")
                     self._plain.setdefault(tuple(map(len, parts)), {})["".join(parts)] = place, value
-                else:
-                    re.compile(key)  # a mistake in it may be none inside of the other one
-                    self._others.append((place, re.compile(rf"(.*\.)?({key})"), value))
+                elif not self._add_literal(key, place, value):
+                    self._others.append((place, _of_ending(key), value))
             except (TypeError, re.error, OverflowError, RecursionError) as error:
                 raise ConfigError(f"{field}: {key!r:.80} is neither a name nor a regular expression: {error}.") from None
+
+    def _add_literal(self, key: str, place: int, value: T) -> bool:
+        """Whether `key` is an expression for one name, and the first for it, which is then looked up from here on."""
+        if (literal := _LITERAL.fullmatch(key)) is None:
+            return False
+        known, name = self._exact if literal[1] else self._endings, _ESCAPED.sub(r"\1", literal[2])
+        return known.setdefault(name, (place, value))[0] == place
 
     @classmethod
     def exact(cls, values: Mapping[str, T]) -> "Patterns[T]":
@@ -138,8 +157,29 @@ class Patterns(Mapping[str, T]):
         used |= {place for place, expression, _ in self._others if any(map(expression.fullmatch, names))}
         return [key for place, key in enumerate(keys) if place not in used]
 
+    def check_cost(self, names: Sequence[str], field: str = "pattern") -> None:
+        """`ConfigError` for a key that could take too long to match, with `names` or any: see `expressions`."""
+        keys, steps = list(self._entries), 0
+        longest, dots = max(map(len, names), default=0), max((name.count(".") for name in names), default=0)
+        for place, _, _ in self._others:
+            problem, ways = "", expressions.ways(keys[place])
+            if ways is None:
+                problem = "repeats a group, which may take exponential time to match"
+            elif ways > expressions.MOST_WAYS:
+                problem = "has more than three unbounded quantifiers, or as many choices, which may take too long to match"
+            else:
+                steps += (expressions.ways(keys[place], longest) or 0) * (dots + 1) * len(names)
+                if steps > expressions.MOST_STEPS:
+                    problem = (
+                        f"and those before it may take too long to match with {len(names)} names of up to {longest} letters"
+                    )
+            if problem:
+                raise ConfigError(f"{field}: {keys[place]!r:.80} {problem}; write names, or simpler expressions.")
+
     def _plain_entries(self, name: str) -> Iterator[tuple[int, T]]:
         """The entries whose keys are names that fit `name`, with their places."""
+        if self._endings and "\n" not in name:
+            yield from (self._endings[ending] for ending in (name, *_endings(name)) if ending in self._endings)
         for lengths, entries in self._plain.items() if "\n" not in name else ():
             start = len(name) - sum(lengths) - len(lengths) + 1
             if start == 0 or (start > 0 and name[start - 1] == "."):

@@ -42,7 +42,7 @@ from ..storage.atomic import write_atomically
 from ..storage.safetensors import SUFFIX, tensor_bytes
 from . import diffusers_scaling as scaling
 from .opened import Opened
-from .peft_config import configuration, refuse_unknown
+from .peft_config import configuration, refuse_costly, refuse_unknown
 from .validation import (
     FACTORS,
     MAGNITUDE,
@@ -212,6 +212,8 @@ def _updates(
             f"{len(parts)} have magnitudes, and use_dora={fields.get('use_dora')}; DoRA is for all of them or none."
         )
     config = _configuration(path, fields) if fields else None
+    if config:
+        refuse_costly(path, config, list(parts))
     return {name: _update(f"{path}: layer {name!r}", name, component, found, config) for name, found in parts.items()}
 
 

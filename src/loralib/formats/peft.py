@@ -38,7 +38,7 @@ from ..storage.safetensors import tensor_bytes
 from ..tensors import same_bits
 from .opened import Opened
 from .peft_attention import apart, configured, joined, plain
-from .peft_config import METADATA, configuration, configuration_of, refuse_unknown
+from .peft_config import METADATA, configuration, configuration_of, refuse_costly, refuse_unknown
 from .validation import FACTORS, MAGNITUDE, common_form, from_shapes_of_peft, in_shapes_of_peft, kind_of, made, named, parts_of
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -74,6 +74,7 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
         raise FormatError(f"{path / CONFIG}: {error}") from None
     where = str(path / TENSORS)
     factors, tensors, rows = _sort(where, _stored(folder))
+    refuse_costly(path / CONFIG, found, list(factors))
     layers = apart({name: _update(where, name, parts, found) for name, parts in factors.items()})
     if not layers:
         raise FormatError(f"{where} holds no LoRA factors; it is no LoRA adapter.")

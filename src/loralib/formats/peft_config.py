@@ -5,7 +5,7 @@ Fields that say how layers were *chosen* are not needed on reading (the tensors'
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.config_of import described
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError
 from .peft_attention import configured
 
 METADATA = ("base_model_name_or_path", "task_type", "revision")
@@ -30,6 +30,16 @@ def configuration(values: Mapping[str, Any]) -> LoRAConfig:
     """What the fields of PEFT's configuration say, those of its first versions included; `ConfigError` where they cannot be."""
     found = LoRAConfig(**{key: values[key] for key in _OURS if values.get(key) is not None})
     return dataclasses.replace(found, enable_lora=values["enable_lora"]) if values.get("enable_lora") else found
+
+
+def refuse_costly(where: Path | str, config: LoRAConfig, names: Sequence[str]) -> None:
+    """`FormatError` for an expression of a file that could take too long to match with the `names` of its layers."""
+    for field in ("rank_pattern", "alpha_pattern", "enable_lora"):
+        entries: Any = getattr(config, field)
+        try:
+            entries.check_cost(names, field)
+        except ConfigError as error:
+            raise FormatError(f"{where}: {error}") from None
 
 
 def refuse_unknown(path: Path, values: Mapping[str, Any]) -> None:
