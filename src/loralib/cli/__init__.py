@@ -11,6 +11,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import LoRAError
+from .terminal import printable
 
 TRAINING = {
     "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
@@ -102,7 +103,7 @@ def _goodbye(interrupt: KeyboardInterrupt) -> str:
 def complain(message: str, code: int) -> int:
     """Print one sentence to standard error (by the first of several processes) and return `code`."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"loralib: {message}", file=sys.stderr)
+        print(f"loralib: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import ConfigError
 from ..recipes.run_folder import check_names
+from ..storage.plain_yaml import read_yaml
 
 
 def dataclass_parser(options: type, prog: str, description: str, without: Collection[str] = ()) -> ArgumentParser:
@@ -86,5 +86,12 @@ def _check_config_files(words: Sequence[str]) -> None:
     named = [after for word, after in pairwise(words) if word == "--config"]
     named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     for path in map(Path, named):
-        with suppress(OSError, ValueError, yaml.YAMLError):  # of which the parser speaks
-            check_names(path, dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        if not path.is_file():
+            continue  # of which the parser speaks
+        try:
+            values = read_yaml(path)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"--config {path} cannot be read ({reason}); give a YAML file of options.") from None
+        if isinstance(values, dict):
+            check_names(path, values)

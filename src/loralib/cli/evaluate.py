@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from .parsing import OneSentenceParser, add_run, add_trust
+from .terminal import printable
 
 
 def run(words: Sequence[str]) -> int:
@@ -34,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     if parsed.json:
         print(json.dumps({"data": parsed.data, "rows": len(data), **metrics}))
         return 0
-    table = Table("metric", "value", title=f"{len(data):,} rows of {source(data)}")
+    table = Table("metric", "value", title=printable(f"{len(data):,} rows of {source(data)}"))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)

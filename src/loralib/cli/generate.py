@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, RunError
 from ..recipes.presets.nlg import DECODING, Decoding
 from .parsing import OneSentenceParser, add_run, add_trust
+from .terminal import printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +96,7 @@ def _print(folder: Path, parsed: Any, decoding: Decoding) -> None:
 
     run = generator.open_run(folder, parsed.trust_remote_code)
     for text in run.generate(parsed.texts, decoding, parsed.batch_size):
-        print(text)
+        print(printable(text))
 
 
 def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decoding) -> None:

@@ -40,7 +40,7 @@ def run(words: Sequence[str]) -> int:
         if parsed.json:
             print(json.dumps({"text": text, "prediction": prediction, "probability": probability}))
         else:
-            outcome = f"{prediction:.4f}" if probability is None else f"{prediction} ({probability:.2f})"
+            outcome = f"{prediction:.4f}" if probability is None else f"{printable(str(prediction))} ({probability:.2f})"
             print(f"{outcome}  {printable(text)}")
     return 0
 
@@ -66,7 +66,8 @@ def _submit(run: Path, data_dir: str | None, output: Path | None, trust_remote_c
     opened = predictor.open_run(run, trust_remote_code)
     for name, rows in inputs.items():
         predictions = [prediction for prediction, _ in opened.predict(*texts(rows))]
-        print(f"Wrote {submission.write(folder, name, predictions)}: {len(rows):,} rows of {source(rows)}.")
+        wrote = submission.write(folder, name, predictions)
+        print(printable(f"Wrote {wrote}: {len(rows):,} rows of {source(rows)}."))
     return 0
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
+LEAST_UNZIPPED, MOST_TIMES = 1 << 26, 100  # a .gz file may become so large, or so many times its size
 KINDS = ".tsv, .csv or .jsonl file (or .gz of one)"
 RENAME = "Rename one, or name the right one with an option --…-column."
 
@@ -55,12 +56,19 @@ def read_text(path: Path, kinds: str = KINDS) -> str:
     if not path.is_file():
         raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give the path of a {kinds}.")
     try:
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            return file.read()
+        if path.suffix.lower() != ".gz":
+            with path.open(encoding="utf-8-sig", newline="") as plain:
+                return plain.read()
+        most = max(LEAST_UNZIPPED, MOST_TIMES * path.stat().st_size)
+        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+            text = file.read(most + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file ({error}); fetch or compress it again.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}); convert it to UTF-8 first.") from None
+    if len(text) > most:
+        raise DataError(f"{path} becomes more than {most:,} characters when it is unzipped; if you trust it, unzip it first.")
+    return text
 
 
 def read_records(

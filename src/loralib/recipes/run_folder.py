@@ -21,6 +21,7 @@ import yaml
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
 from ..storage.folders import Writer
+from ..storage.plain_yaml import read_yaml
 from .options import PERMISSION, TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
@@ -49,7 +50,7 @@ def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
         raise RunError(f"{folder} is no run folder ({CONFIG} is missing); give a folder that loralib train wrote.")
     with _damage_named(f"{path} or {LABELS} beside it"):
         labels: list[str] | None = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        values = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = dict(read_yaml(path))
     return _options(path, values), labels
 
 
@@ -63,7 +64,7 @@ def read_seeds(folder: Path) -> tuple[TrainOptions, int]:
     """The options and the number of seeds that `folder` was begun with; `RunError` when they cannot be read."""
     path = folder / SEEDS
     with _damage_named(str(path)):
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored = read_yaml(path)
         values, seeds = dict(stored["options"]), int(stored["seeds"])
     return _options(path, values), seeds
 
@@ -100,7 +101,7 @@ def _damage_named(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, LoRAError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
         raise RunError(f"{what} is damaged ({reason}); restore it, or train again with --overwrite.") from None
 
 

@@ -1,6 +1,7 @@
 """Pickled checkpoints from strangers: read as data, never executed, and never larger in memory than the file."""
 
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..errors import FormatError
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _DDP = "module."
+_REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")
 _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -43,9 +45,16 @@ def read_pickled(path: Path) -> Any:
     except FormatError:
         raise
     except _UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is no checkpoint of tensors that is safe to read ({reason}).") from None
+        raise FormatError(f"{path} is no checkpoint of tensors that is safe to read ({_reason(error)}).") from None
     return content
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong with a file, without torch's advice to let it run code."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return str(error).partition("\n")[0]
+    refused = _REFUSED.search(str(error))
+    return f"it names {refused[1]}, which could run code" if refused else "it holds more than tensors and plain values"
 
 
 def _check_archive(path: Path) -> None:
