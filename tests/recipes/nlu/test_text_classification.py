@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import loralib as lora
 from loralib import ops
+from loralib.cli import main
 from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
 from loralib.recipes import run_folder
 from loralib.recipes.nlu import encoders, predictor, text_classification
@@ -411,6 +412,21 @@ def test_the_signal_handlers_are_given_back(encoder: Path, reviews: Path, tmp_pa
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("part", ["", run_folder.ADAPTER])
+def test_merging_a_run_into_the_files_of_its_base_gives_the_classifier_that_it_trained(
+    part: str, encoder: Path, tmp_path: Path, lora_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", str(encoder), str(lora_run / part), "-o", str(tmp_path / "out"), "--check"]) == 0
+    assert "The result is a BertForSequenceClassification" in capsys.readouterr().out
+    trained = predictor.open_run(lora_run)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert merged.config.id2label == {0: "blame", 1: "praise"}
+    batch = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding=True, return_tensors="pt")
+    assert close(merged(**batch).logits.detach(), trained.logits(TEXTS), factor=64)
+    loaded = encoders.load_encoder(str(tmp_path / "out"), ["blame", "praise"])
+    assert not loaded.drawn
 
 
 def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
