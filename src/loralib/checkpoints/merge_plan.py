@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
-from ..adapters.soundness import not_finite, not_finite_tensor
+from ..adapters.soundness import problems
 from ..adapters.token_rows import TokenRows
 from ..choices import TiedWeights
 from ..errors import FormatError
@@ -82,7 +82,7 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights, labels:
             f"{checkpoint.path} is quantized; merge into the weights that it was made from, and quantize the result again. "
             "Nothing was written."
         )
-    _check_finite(adapter)
+    _check_sound(adapter)
     config = config_with_head(checkpoint.config, adapter, labels)
     tie = tie_of(checkpoint)
     located, rename = locate_in_files(adapter, checkpoint, tie)
@@ -112,14 +112,10 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights, labels:
     return Plan(checkpoint, _by_file(checkpoint, list(targets.values())), config, untied)
 
 
-def _check_finite(adapter: Adapter) -> None:
-    """`FormatError` when a number of `adapter` is NaN or infinite."""
-    problems = {name: not_finite(update) for name, update in adapter.layers.items()}
-    problems |= {name: not_finite_tensor("it", tensor) for name, tensor in adapter.tensors.items()}
-    problems |= {name: not_finite_tensor("a row of it", rows.values) for name, rows in adapter.rows.items()}
-    for name, problem in problems.items():
-        if problem:
-            raise FormatError(f"{name!r} of the adapter cannot be merged: {problem}. Nothing was written.")
+def _check_sound(adapter: Adapter) -> None:
+    """`FormatError` when a number of `adapter` is NaN or infinite, or makes others so."""
+    for name, problem in problems(adapter.layers, adapter.tensors, adapter.rows):
+        raise FormatError(f"{name!r} of the adapter cannot be merged: {problem}. Nothing was written.")
 
 
 def _place(name: str, rename: Renaming, targets: Mapping[str, Target], tie: Tie | None) -> str:
