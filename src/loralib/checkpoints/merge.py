@@ -18,12 +18,15 @@ from ..adapters.adapter import Adapter
 from ..choices import TiedWeights, names
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import sync_folder
+from ..storage.folders import MARK, all_files, files_by_mark, write_mark
 from .checkpoint import SAFE, open_checkpoint
 from .merge_plan import Plan, planned
 from .other_files import OtherFiles, check_links, other_files
 from .write import file_of
 
 Progress = Callable[[int, int], None]
+
+_TITLE = "loralib merge"
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def merge_checkpoint(
         labels: The names of the classes, for `config.json`, when the adapter brings a head that classifies (its `task_type` is
             "SEQ_CLS" or "TOKEN_CLS"). Default: the base's, where it has as many, or LABEL_0, LABEL_1 and so on.
         threads: Default: one for each core.
-        force: Replace what is at `output`.
+        force: Replace what an earlier merge wrote to `output`, if nothing else is there.
         progress: Called with bytes done and bytes in all.
 
     Returns:
@@ -137,15 +140,25 @@ def merge_checkpoint(
 
 
 def _check_place(output: Path, base: Path, force: bool) -> None:
-    """`FormatError` when the result may not be put at `output`: only a model's folder is replaced, and that only by `force`."""
+    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced, and only by `force`."""
     if not output.exists():
         return
+    if not output.is_dir():
+        raise FormatError(f"{output} is a file, and the result is a folder; choose another place. Nothing was written.")
     if not force:
         raise FormatError(f"{output} exists; choose another place, or force the replacement. Nothing was written.")
     if base.resolve().is_relative_to(output.resolve()):
         raise FormatError(f"{output} is or holds the base, which would be lost; choose another place. Nothing was written.")
-    if output.is_dir() and any(path.is_dir() for path in output.iterdir()):
-        raise FormatError(f"{output} holds folders, which no result of this has; remove it yourself. Nothing was written.")
+    held, known = list(all_files(output)), files_by_mark(output, _TITLE)
+    if held and known is None:
+        raise FormatError(
+            f"{output} has no mark ({MARK}) that a merge wrote it, so it is not replaced; choose another place, or remove it "
+            "yourself. Nothing was written."
+        )
+    if foreign := [name for name in held if name not in (MARK, *(known or ()))]:
+        raise FormatError(
+            f"{output} holds what no merge wrote ({', '.join(foreign[:3])}); choose another place. Nothing was written."
+        )
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -167,6 +180,7 @@ def _write(plan: Plan, others: OtherFiles, work: Path, threads: int, progress: P
                         future.cancel()
                     raise
     _copy_others(plan, others, work)
+    write_mark(work, _TITLE, list(all_files(work)))
     sync_folder(work)
 
 

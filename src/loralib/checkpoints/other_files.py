@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FormatError
+from ..storage.folders import MARK
 from .checkpoint import STEMS
 
 _AGAIN = re.compile(  # names of files that hold a whole model: other copies of its weights
@@ -37,7 +38,7 @@ def other_files(folder: Path, weights: set[Path]) -> OtherFiles:
     indices = {f"{stem}.index.json" for stem in STEMS}
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
-        if path in weights or name in indices:
+        if path in weights or name in indices or name == MARK:
             continue
         leave = not path.is_file() or path.name in _NOT_OF_THE_MODEL or _holds_weights_again(path, path.parent == folder)
         (left_out if leave else copied).append(name + "/" * path.is_dir())

@@ -166,7 +166,7 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
     group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file, or for peft the folder")
     usual = f" (default: {format})" if format else ""
     group.add_argument("--format", choices=FORMATS, default=format, metavar="FORMAT", help=f"{', '.join(FORMATS)}{usual}")
-    group.add_argument("--force", action="store_true", help="replace what is at OUT")
+    group.add_argument("--force", action="store_true", help="replace the adapter that is at OUT")
 
 
 def targets(output: Path, format: str) -> list[Path]:
@@ -190,6 +190,20 @@ def check_output(output: Path, format: str, force: bool, inputs: Sequence[Path])
     taken = [file for file in files if file.exists()]
     if taken and not force:
         raise ConfigError(f"{taken[0]} exists; add --force to replace it, or give another place.")
+    for file in taken:
+        _check_replaceable(output if len(files) > 1 else file)
+
+
+def _check_replaceable(path: Path) -> None:
+    """`ConfigError` unless an adapter in a known format is at `path`: --force replaces nothing else."""
+    from .. import formats
+
+    try:
+        formats.open(path)
+    except FormatError:
+        raise ConfigError(
+            f"{path} is there and is no adapter, which --force would replace; give another place, or remove it yourself."
+        ) from None
 
 
 def same_file(a: Path, b: Path) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run(words: Sequence[str]) -> int:
     """Merge; returns the exit code."""
     parsed = _parser().parse_args(words)
-    if parsed.output.exists() and not parsed.force:
+    if parsed.output.is_dir() and not parsed.force:
         raise ConfigError(f"{parsed.output} exists; add --force to replace it, or give another place.")
     if any(path.resolve().is_relative_to(parsed.output.resolve()) for path in (parsed.base, parsed.adapter)):
         raise ConfigError(f"-o {parsed.output}: that is, or holds, what is read; give another place.")
@@ -72,7 +72,7 @@ def _parser() -> OneSentenceParser:
         "adapter", type=Path, metavar="ADAPTER", help="an adapter in any known format, or the folder of a run of loralib train"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write")
-    parser.add_argument("--force", action="store_true", help="replace what is at OUT")
+    parser.add_argument("--force", action="store_true", help="replace what an earlier merge wrote to OUT")
     parser.add_argument(
         "--tied",
         choices=names(TiedWeights),

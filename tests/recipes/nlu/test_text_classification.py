@@ -429,6 +429,53 @@ def test_merging_a_run_into_the_files_of_its_base_gives_the_classifier_that_it_t
     assert not loaded.drawn
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fails", ["interrupted", "damaged"])
+def test_a_finished_run_comes_back_when_the_one_that_replaces_it_fails_at_its_beginning(
+    fails: str, encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path
+) -> None:
+    shutil.copytree(lora_run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    chosen = options(encoder, reviews, num_train_epochs=1, **({"learning_rate": 1e30} if fails == "damaged" else {}))
+    callbacks = [InterruptAt(1)] if fails == "interrupted" else []
+    with pytest.raises((Interrupted, RunError)):
+        run(tmp_path / "run", chosen, overwrite=True, callbacks=callbacks)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_finished_run_waits_until_the_one_that_replaces_it_is_whole(
+    encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(lora_run, folder)
+    before = contents(folder)
+    chosen = options(encoder, reviews, num_train_epochs=2)
+    with pytest.raises(Interrupted) as stopped:
+        run(folder, chosen, overwrite=True, callbacks=[InterruptAt(14)])
+    assert stopped.value.checkpoint is not None
+    assert contents(folder / ".replaced") == before
+    run(folder, chosen, resume=True)
+    assert not (folder / ".replaced").exists()
+    assert json.loads((folder / run_folder.METRICS).read_text())["steps"] == 24
+
+
+@pytest.mark.parametrize("place", ["thesis.tex", "adapter/thesis.tex", "checkpoints/data.csv", "merged/notes.md"])
+def test_a_run_with_somebodys_file_in_it_is_not_replaced(
+    place: str, encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path
+) -> None:
+    shutil.copytree(lora_run, tmp_path / "run")
+    (tmp_path / "run" / place).write_text("precious")
+    with pytest.raises(RunError, match=f"holds what no run wrote .{place}"):
+        run(tmp_path / "run", options(encoder, reviews), overwrite=True)
+    (tmp_path / "run" / place).unlink()
+    (tmp_path / "run" / ".loralib.json").unlink()
+    with pytest.raises(RunError, match="has no mark"):
+        run(tmp_path / "run", options(encoder, reviews), overwrite=True)
+
+
 def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
     before = (lora_run / run_folder.METRICS).read_bytes()
     with pytest.raises(RunError, match="add --resume to go on with it, or --overwrite"):
