@@ -133,7 +133,9 @@ def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, ca
 def test_force_replaces_an_adapter_and_nothing_else(
     name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lora.save(lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)}), tmp_path / "a")
+    lora.save(
+        lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)}), tmp_path / "a"
+    )
     out, format = tmp_path / name, {".safetensors": "safetensors", ".pt": "loralib"}[Path(name).suffix]
     if kind == "tensors":
         tensors = {"embeddings": torch.ones(3, 4)}
