@@ -111,6 +111,31 @@ OUTPUT_LAYERS = {  # the output layer of language models whose name does not beg
     "Electra": "generator_lm_head",
     "Albert": "predictions.decoder",
 }
+TASK_CLASSES = {  # what PEFT calls a task whose models have a head of their own, and how the names of their classes end
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
+CLASS_NAMES = {  # by model type, how the names of classes begin, where a base model's own class may not tell it
+    "albert": "Albert",
+    "bert": "Bert",
+    "cohere_compass_text": "CohereCompassText",
+    "deberta-v2": "DebertaV2",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "gemma3_text": "Gemma3Text",
+    "mpnet": "MPNet",
+    "qwen3_5_text": "Qwen3_5Text",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+}
+CLASSIFIERS = (  # the last layers of heads that classify, one output a class
+    "classifier",
+    "classifier.out_proj",
+    "classification_head.out_proj",
+    "logits_proj",
+    "score",
+)
 # fmt: off
 EMBEDDINGS = frozenset({  # last parts of the names of embeddings in models
     "emb", "embed", "embed_in", "embed_positions", "embed_tokens", "embedding", "embeddings", "position_embedding",

@@ -113,7 +113,8 @@ def test_what_is_not_adapted_is_copied_byte_for_byte(tmp_path):
     update = lora.LoRAUpdate(torch.randn(2, 4), torch.randn(3, 2), 4)
     adapter = lora.Adapter(described(lora.LoRAConfig(), {"a": update}), {"a": update})
     report = lora.merge_checkpoint(base, adapter, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    names = [".loralib.json", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(bits(found[name]) == bits(tensors[name]) for name in "bcdefg")
     assert close(found["a.weight"], update.effective_weight(tensors["a.weight"]))
@@ -320,17 +321,46 @@ def test_weights_of_integers_are_refused(tmp_path):
         lora.merge_checkpoint(base, adapter, tmp_path / "out")
 
 
-def test_what_is_there_is_replaced_only_by_force(tmp_path):
+def test_only_what_a_merge_wrote_is_replaced_and_only_by_force(tmp_path):
     base, adapter = simple(tmp_path)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("x")
+    out = tmp_path / "out"
+    lora.merge_checkpoint(base, adapter, out)
+    first = load_file(out / "model.safetensors")
     with pytest.raises(lora.FormatError, match="exists"):
-        lora.merge_checkpoint(base, adapter, tmp_path / "out")
-    assert (tmp_path / "out" / "precious").exists()
-    lora.merge_checkpoint(base, adapter, tmp_path / "out", force=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors"]
+        lora.merge_checkpoint(base, adapter, out)
+    lora.merge_checkpoint(base, 0 * adapter, out, force=True)
+    assert not same_tensors(load_file(out / "model.safetensors"), first)
+    (out / "inner").mkdir()
+    (out / "inner" / "thesis.tex").write_text("x")
+    with pytest.raises(lora.FormatError, match=r"holds what no merge wrote \(inner/thesis.tex\)"):
+        lora.merge_checkpoint(base, adapter, out, force=True)
+    assert (out / "inner" / "thesis.tex").read_text() == "x"
     with pytest.raises(lora.FormatError, match="is or holds the base"):
         lora.merge_checkpoint(base, adapter, base, force=True)
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder without a mark", "the mark of others"])
+def test_what_no_merge_wrote_is_never_replaced(there, tmp_path):
+    base, adapter = simple(tmp_path)
+    out = tmp_path / "out"
+    if there == "a file":
+        out.write_text("data")
+    else:
+        out.mkdir()
+        (out / "model.safetensors").write_text("data")
+        if there == "the mark of others":
+            (out / ".loralib.json").write_text('{"written_by": "run", "files": ["model.safetensors"]}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(lora.FormatError, match=r"is a file|has no mark .* so it is not replaced"):
+        lora.merge_checkpoint(base, adapter, out, force=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_mark_of_a_base_that_was_merged_is_not_the_results(tmp_path):
+    base, adapter = simple(tmp_path)
+    lora.merge_checkpoint(base, adapter, tmp_path / "one")
+    lora.merge_checkpoint(tmp_path / "one", adapter, tmp_path / "two")
+    lora.merge_checkpoint(base, adapter, tmp_path / "two", force=True)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -417,28 +447,24 @@ def test_force_replaces_a_models_folder_and_nothing_larger(tmp_path):
     before = load_file(base / "model.safetensors")
     with pytest.raises(lora.FormatError, match="is or holds the base"):
         lora.merge_checkpoint(base, adapter, tmp_path, force=True)
-    (tmp_path / "home" / "work").mkdir(parents=True)
-    with pytest.raises(lora.FormatError, match="holds folders"):
-        lora.merge_checkpoint(base, adapter, tmp_path / "home", force=True)
-    assert (tmp_path / "home" / "work").exists()
     assert same_tensors(load_file(base / "model.safetensors"), before)
 
 
 def test_what_was_there_is_put_back_when_the_result_cannot_take_its_place(tmp_path, monkeypatch):
     base, adapter = simple(tmp_path)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("x")
+    lora.merge_checkpoint(base, adapter, tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
     replace_path = Path.replace
 
     def fails(self, target):
-        if self.suffix == ".tmp":
+        if self.is_dir() and self.suffix == ".tmp":
             raise OSError(5, "Input/output error")
         return replace_path(self, target)
 
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OSError, match="Input/output"):
-        lora.merge_checkpoint(base, adapter, tmp_path / "out", force=True)
-    assert (tmp_path / "out" / "precious").read_text() == "x"
+        lora.merge_checkpoint(base, 0 * adapter, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
 
@@ -459,7 +485,7 @@ def test_pickled_files_of_diffusers_keep_their_name(tmp_path):
     torch.save(load_file(base / "model.safetensors"), base / "diffusion_pytorch_model.bin")
     (base / "model.safetensors").unlink()
     lora.merge_checkpoint(base, adapter, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["diffusion_pytorch_model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir())[1:] == ["diffusion_pytorch_model.safetensors"]
 
 
 def test_dora_of_a_layer_that_stores_its_weight_as_in_out(tmp_path):

@@ -44,7 +44,7 @@ def test_a_search_and_a_comparison_end_to_end(
     assert f"loralib train --config {tmp_path}/out/best.yaml" in shown.replace("\n", " ")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("lora", "lora.yaml", "last-layers", "last-layers.yaml", "search"),
-        *("search.csv", "comparison.csv", "comparison.png", "best.yaml"),
+        *("search.csv", "comparison.csv", "comparison.png", "best.yaml", ".loralib.json"),
     }
     with (tmp_path / "out" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -183,10 +183,11 @@ def test_factors_that_are_not_finite_are_named_and_json_stays_json(tmp_path: Pat
     layers["layers.33.proj"] = replace(linear(), A=torch.full((4, 12), float("nan")))
     lora.save(of_layers(layers), tmp_path / "diverged")
     shown = told(capsys, tmp_path / "diverged")
-    assert re.search(r"not finite +1 of 40 .*layers\.33\.proj", shown)
+    assert re.search(r"unusable +1 of 40: layers\.33\.proj: its lora_A\s+holds\s+48 numbers that\s+are\s+not\s+finite", shown)
     assert "nan" not in shown
     said = json.loads(told(capsys, tmp_path / "diverged", "--json"), parse_constant=pytest.fail)
     assert said["layers"]["layers.33.proj"]["singular_values"] is None
+    assert said["unusable"] == {"layers.33.proj": "its lora_A holds 48 numbers that are not finite, of 48"}
 
 
 def test_an_update_that_is_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_one_command_trains_mnli_first_and_then_the_seeds(
     assert "accuracy, median of 2: " in shown
     assert "the paper, for the median of 5 and its own budget: 89.7 ± 0.7" in shown
     first, second = tmp_path / "runs" / "mnli-scripts-roberta-base", tmp_path / "runs" / "mrpc-scripts-roberta-base"
-    assert {path.name for path in second.iterdir()} == {"seed-0", "seed-1", "seeds.yaml", "summary.json"}
+    assert {path.name for path in second.iterdir()} == {"seed-0", "seed-1", "seeds.yaml", "summary.json", ".loralib.json"}
     chosen, labels = run_folder.read_options(second / "seed-1")
     assert labels == ["not_equivalent", "equivalent"]
     assert (chosen.init_adapter, chosen.lora.r, chosen.lora.lora_alpha, chosen.weight_decay) == (

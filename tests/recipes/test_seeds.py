@@ -44,7 +44,14 @@ def three(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_each_seed_has_its_run_and_the_median_is_written(three: Path) -> None:
-    assert {path.name for path in three.iterdir()} == {"seed-4", "seed-5", "seed-6", "seeds.yaml", "summary.json"}
+    assert {path.name for path in three.iterdir()} == {
+        "seed-4",
+        "seed-5",
+        "seed-6",
+        "seeds.yaml",
+        "summary.json",
+        ".loralib.json",
+    }
     found = json.loads((three / run_folder.SUMMARY).read_text())
     values = {seed: json.loads((three / f"seed-{seed}" / run_folder.METRICS).read_text())["value"] for seed in (4, 5, 6)}
     assert found["values"] == {str(seed): value for seed, value in values.items()}

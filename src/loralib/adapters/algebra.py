@@ -20,6 +20,7 @@ from ..config import alpha_for, check_rank
 from ..errors import AlgebraError
 from ..tensors import without_autocast
 from . import low_rank
+from .soundness import not_finite, out_of_range
 from .updates import LoRAUpdate, Product
 
 Weighted = tuple[LoRAUpdate, float]
@@ -147,7 +148,7 @@ def truncated_sum(terms: Sequence[Weighted], r: int | None = None, energy: float
     if any(update.is_dora and weight != 1 for update, weight in terms):
         return added(terms)  # which says why not
     for update, _ in terms:
-        _check_finite(update)
+        check_computable(update)
     rows, common = first.rows_per_rank, _common_scaling(terms)
     found = [low_rank.svd(part, limit * rows if energy is None else None) for part in _parts(terms)]
     if energy is not None:
@@ -193,12 +194,13 @@ def spectrum(update: LoRAUpdate) -> Tensor:
     >>> spectrum(LoRAUpdate(torch.eye(2, 3), torch.eye(4, 2) * torch.tensor([1.0, 3.0]), lora_alpha=4))
     tensor([6., 2.], dtype=torch.float64)
     """
-    _check_finite(update)
+    check_computable(update)
     plain = update.plain()
     ((B, A),) = plain.products()
     return low_rank.singular_values([low_rank.Term(B, A, plain.scaling)])
 
 
-def _check_finite(update: LoRAUpdate) -> None:
-    if not bool(update.A.isfinite().all() and update.B.isfinite().all()):
-        raise AlgebraError("factors with NaN or infinite numbers have no singular values; the training of them diverged.")
+def check_computable(update: LoRAUpdate) -> None:
+    """`AlgebraError` for an update whose ΔW has no singular values."""
+    if problem := not_finite(update) or out_of_range(update):
+        raise AlgebraError(f"{problem}; the training of it diverged, or the file is damaged.")

@@ -13,6 +13,7 @@ full rank, is brought to the rank that was asked for. (Of slices, the disabled o
 signs among the weighted updates, so that a negative weight votes against.
 """
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -76,6 +77,8 @@ def combine(
     layers: dict[str, LoRAUpdate] = {}
     for name, terms in terms_by_layer([adapter.layers for adapter in adapters], weights):
         with in_layer(name):
+            for update, weight in terms if method != "exact" else ():
+                algebra.check_computable(dataclasses.replace(update, lora_alpha=update.lora_alpha * (abs(weight) or 1)))
             if method == "exact":
                 layers[name] = algebra.added(terms)
             elif method == "svd":

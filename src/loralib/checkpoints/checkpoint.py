@@ -21,7 +21,7 @@ from ..storage.atomic import read_json
 from ..storage.pickled import read_pickled
 from ..storage.safetensors import CODES, read_header
 
-_STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
+STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
 SAFE = ".safetensors"
 _QUANTIZED_CONFIG = ("quantization_config", "compression_config")
 _QUANTIZED_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
@@ -100,7 +100,7 @@ def _files(path: Path) -> tuple[list[Path], set[str]]:
     """The files that hold tensors, and the names that the index says they hold."""
     if path.is_file():
         return [path], set()
-    for stem in _STEMS:
+    for stem in STEMS:
         if (path / stem).is_file():
             return [path / stem], set()
         index = path / f"{stem}.index.json"
@@ -114,7 +114,7 @@ def _files(path: Path) -> tuple[list[Path], set[str]]:
                     raise FormatError(f"{index} names {file.name!r}, which is not in {path}; fetch the checkpoint again.")
             return files, set(shards)
     raise FormatError(
-        f"{path} holds no weights of a model: expected a folder with {', '.join(_STEMS)} or shards of one, or a file."
+        f"{path} holds no weights of a model: expected a folder with {', '.join(STEMS)} or shards of one, or a file."
     )
 
 

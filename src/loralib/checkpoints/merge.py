@@ -1,14 +1,15 @@
 """Merging an adapter into a model's files, file to file: no model is built, and no weight is in memory as a whole.
 
 Every file of weights becomes one of the same name (a pickled one a safetensors file) with the same tensors, in which the
-adapted ones are W + ΔW, computed in blocks of rows by several threads (see `write`). The folder's other files are copied. All
-of it is written to a temporary folder next to `output`, which is renamed at the end.
+adapted ones are W + ΔW, computed in blocks of rows by several threads (see `write`). The folder's other files are copied (see
+`other_files`); `config.json` says which class the result has (see `classifiers`). All of it is written to a temporary folder
+next to `output`, which is renamed at the end.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from ..adapters.adapter import Adapter
 from ..choices import TiedWeights, names
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import sync_folder
+from ..storage.folders import MARK, all_files, files_by_mark, write_mark
 from .checkpoint import SAFE, open_checkpoint
 from .merge_plan import Plan, planned
+from .other_files import OtherFiles, check_links, other_files
 from .write import file_of
 
 Progress = Callable[[int, int], None]
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".index.json")
+_TITLE = "loralib merge"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class MergeReport:
         nbytes: How many bytes the tensors have.
         added: The tensors that the base does not have.
         untied: Whether the output layer was untied from the embedding.
+        left_out: Files in the base's folder that were not copied: the weights again, in another format.
+        architecture: The class that `config.json` names, where it is not the base's.
     """
 
     path: Path
@@ -47,6 +52,8 @@ class MergeReport:
     nbytes: int
     added: tuple[str, ...] = ()
     untied: bool = False
+    left_out: tuple[str, ...] = ()
+    architecture: str | None = None
 
 
 def merge_checkpoint(
@@ -55,6 +62,7 @@ def merge_checkpoint(
     output: str | os.PathLike[str],
     *,
     tied: TiedWeights = "refuse",
+    labels: Sequence[str] | None = None,
     threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -71,15 +79,19 @@ def merge_checkpoint(
         output: The folder to write. It appears when it is complete; nothing is left behind on an error or Ctrl-C.
         tied: When an update is for an embedding that the output layer shares, or for that layer: "refuse", or "untie", which
             writes both and says so in `config.json`.
+        labels: The names of the classes, for `config.json`, when the adapter brings a head that classifies (its `task_type` is
+            "SEQ_CLS" or "TOKEN_CLS"). Default: the base's, where it has as many, or LABEL_0, LABEL_1 and so on.
         threads: Default: one for each core.
-        force: Replace what is at `output`.
+        force: Replace what an earlier merge wrote to `output`, if nothing else is there.
         progress: Called with bytes done and bytes in all.
 
     Returns:
         What was written.
 
     Raises:
-        FormatError: When the adapter does not fit the base (everything is listed), the base is quantized, or `output` exists.
+        FormatError: When the adapter does not fit the base (everything is listed), the base is quantized or holds a link that
+            leads out of its folder, or `output` exists.
+        ConfigError: When `labels` do not fit the head.
         OSError: When the disk is full.
 
     Example:
@@ -97,12 +109,16 @@ def merge_checkpoint(
     if tied not in names(TiedWeights):
         raise ConfigError(f"tied={tied!r}: must be 'refuse' or 'untie'.")
     _check_place(output, Path(base), force)
-    plan = planned(open_checkpoint(base), adapter, tied)
+    if Path(base).is_dir():
+        check_links(Path(base))
+    plan = planned(open_checkpoint(base), adapter, tied, labels)
+    folder, weights = plan.checkpoint.path, set(plan.checkpoint.files)
+    others = other_files(folder, weights) if folder.is_dir() else OtherFiles()
     work = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     missing = [folder for folder in output.parents if not folder.exists()]
     try:
         work.mkdir(parents=True)
-        _write(plan, work, threads or os.cpu_count() or 1, progress or (lambda done, total: None))
+        _write(plan, others, work, threads or os.cpu_count() or 1, progress or (lambda done, total: None))
         _put(work, output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -118,25 +134,37 @@ def merge_checkpoint(
         sum(target.nbytes for target in targets),
         tuple(target.name for target in targets if not target.source),
         plan.untied,
+        others.left_out,
+        plan.config["architectures"][0] if plan.changes_architecture else None,
     )
 
 
 def _check_place(output: Path, base: Path, force: bool) -> None:
-    """`FormatError` when the result may not be put at `output`: only a model's folder is replaced, and that only by `force`."""
+    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced, and only by `force`."""
     if not output.exists():
         return
+    if not output.is_dir():
+        raise FormatError(f"{output} is a file, and the result is a folder; choose another place. Nothing was written.")
     if not force:
         raise FormatError(f"{output} exists; choose another place, or force the replacement. Nothing was written.")
     if base.resolve().is_relative_to(output.resolve()):
         raise FormatError(f"{output} is or holds the base, which would be lost; choose another place. Nothing was written.")
-    if output.is_dir() and any(path.is_dir() for path in output.iterdir()):
-        raise FormatError(f"{output} holds folders, which no result of this has; remove it yourself. Nothing was written.")
+    held, known = list(all_files(output)), files_by_mark(output, _TITLE)
+    if held and known is None:
+        raise FormatError(
+            f"{output} has no mark ({MARK}) that a merge wrote it, so it is not replaced; choose another place, or remove it "
+            "yourself. Nothing was written."
+        )
+    if foreign := [name for name in held if name not in (MARK, *(known or ()))]:
+        raise FormatError(
+            f"{output} holds what no merge wrote ({', '.join(foreign[:3])}); choose another place. Nothing was written."
+        )
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def _write(plan: Plan, work: Path, threads: int, progress: Progress) -> None:
+def _write(plan: Plan, others: OtherFiles, work: Path, threads: int, progress: Progress) -> None:
     total = sum(target.nbytes for target in plan.targets())
     done = 0
     with ops.single_threads(threads) as pool:
@@ -151,18 +179,17 @@ def _write(plan: Plan, work: Path, threads: int, progress: Progress) -> None:
                     for future in futures:
                         future.cancel()
                     raise
-    _copy_others(plan, work)
+    _copy_others(plan, others, work)
+    write_mark(work, _TITLE, list(all_files(work)))
     sync_folder(work)
 
 
-def _copy_others(plan: Plan, work: Path) -> None:
+def _copy_others(plan: Plan, others: OtherFiles, work: Path) -> None:
     """Copy the files that hold no weights, and write the index and, where it changed, the configuration."""
-    base = plan.checkpoint.path
-    if base.is_dir():
-        for file in sorted(base.iterdir()):
-            if file.is_file() and not file.name.endswith(_WEIGHTS):
-                shutil.copyfile(file, work / file.name)
-    if plan.untied:
+    for name in others.copied:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(plan.checkpoint.path / name, work / name)
+    if plan.changes_config:
         (work / "config.json").write_text(json.dumps(dict(plan.config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if len(plan.files) > 1:
         stem = "diffusion_pytorch_model" if next(iter(plan.files)).startswith("diffusion") else "model"

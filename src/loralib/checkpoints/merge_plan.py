@@ -3,7 +3,7 @@
 Everything is checked here, before anything is written: names, shapes, dtypes, tied weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
-from ..adapters.soundness import not_finite, not_finite_tensor
+from ..adapters.soundness import problems
 from ..adapters.token_rows import TokenRows
 from ..choices import TiedWeights
 from ..errors import FormatError
@@ -21,6 +21,7 @@ from ..storage.safetensors import CODES, DTYPES
 from ..tensors import same_bits
 from .base_weights import locate_in_files
 from .checkpoint import SAFE, Checkpoint
+from .classifiers import config_with_head, of_outputs
 from .layouts import Located
 from .merge_blocks import Change
 from .names import Renaming, Tie, tie_of
@@ -51,7 +52,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is to be written. files: by name, what each holds."""
+    """All that is to be written. files: by name, what each holds. config: what `config.json` then says."""
 
     checkpoint: Checkpoint
     files: Mapping[str, list[Target]]
@@ -62,15 +63,27 @@ class Plan:
         """The tensors of all files."""
         return [target for held in self.files.values() for target in held]
 
+    @property
+    def changes_config(self) -> bool:
+        """Whether `config.json` differs from the base's."""
+        return self.config != self.checkpoint.config
 
-def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights) -> Plan:
-    """What merging `adapter` into `checkpoint` writes; every shape and name has been checked then."""
+    @property
+    def changes_architecture(self) -> bool:
+        """Whether it names another class."""
+        return self.config.get("architectures") != self.checkpoint.config.get("architectures")
+
+
+def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights, labels: Sequence[str] | None = None) -> Plan:
+    """What merging `adapter` into `checkpoint` writes; every shape and name has been checked then. labels: as in
+    `config_with_head`."""
     if checkpoint.is_quantized:
         raise FormatError(
             f"{checkpoint.path} is quantized; merge into the weights that it was made from, and quantize the result again. "
             "Nothing was written."
         )
-    _check_finite(adapter)
+    _check_sound(adapter)
+    config = config_with_head(checkpoint.config, adapter, labels)
     tie = tie_of(checkpoint)
     located, rename = locate_in_files(adapter, checkpoint, tie)
     targets = {name: Target(name, place.dtype, place.shape, name) for name, place in checkpoint.tensors.items()}
@@ -84,7 +97,7 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights) -> Plan
         )
     if tie and not untied and tie.head not in targets:
         full.pop(tie.head, None)  # the same as the embedding, to which it stays tied
-    added = _put_full(checkpoint, full, targets)
+    added = _put_full(checkpoint, full, targets, {_place(name, rename, targets, tie) for name in of_outputs(adapter)})
     for name, rows in adapter.rows.items():
         place = rename(name)
         _check_rows(checkpoint, targets, place, rows)
@@ -95,18 +108,14 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights) -> Plan
         for target in targets.values():
             own = target.name in added or (tie is not None and target.name == tie.head)
             target.name = target.name if own else rename.off + target.name
-    config = dict(checkpoint.config) | ({"tie_word_embeddings": False} if untied else {})
+    config |= {"tie_word_embeddings": False} if untied else {}
     return Plan(checkpoint, _by_file(checkpoint, list(targets.values())), config, untied)
 
 
-def _check_finite(adapter: Adapter) -> None:
-    """`FormatError` when a number of `adapter` is NaN or infinite."""
-    problems = {name: not_finite(update) for name, update in adapter.layers.items()}
-    problems |= {name: not_finite_tensor("it", tensor) for name, tensor in adapter.tensors.items()}
-    problems |= {name: not_finite_tensor("a row of it", rows.values) for name, rows in adapter.rows.items()}
-    for name, problem in problems.items():
-        if problem:
-            raise FormatError(f"{name!r} of the adapter cannot be merged: {problem}. Nothing was written.")
+def _check_sound(adapter: Adapter) -> None:
+    """`FormatError` when a number of `adapter` is NaN or infinite, or makes others so."""
+    for name, problem in problems(adapter.layers, adapter.tensors, adapter.rows):
+        raise FormatError(f"{name!r} of the adapter cannot be merged: {problem}. Nothing was written.")
 
 
 def _place(name: str, rename: Renaming, targets: Mapping[str, Target], tie: Tie | None) -> str:
@@ -141,8 +150,13 @@ def _untie(
     return True
 
 
-def _put_full(checkpoint: Checkpoint, full: Mapping[str, Tensor], targets: dict[str, Target]) -> list[str]:
-    """Let the tensors `full` take the places of the base's; the names of those that have none there, new ones, are returned."""
+def _put_full(
+    checkpoint: Checkpoint, full: Mapping[str, Tensor], targets: dict[str, Target], of_outputs: Set[str]
+) -> list[str]:
+    """Let the tensors `full` take the places of the base's; the names of those that have none there, new ones, are returned.
+
+    of_outputs: tensors whose first dimension may be another one in the base.
+    """
     added, problems = [], []
     for name, tensor in full.items():
         if name not in targets and tensor.dtype not in CODES:
@@ -150,6 +164,8 @@ def _put_full(checkpoint: Checkpoint, full: Mapping[str, Tensor], targets: dict[
         elif name not in targets:
             targets[name] = Target(name, CODES[tensor.dtype], tuple(tensor.shape), value=tensor)
             added.append(name)
+        elif name in of_outputs and not targets[name].changes and tensor.shape[1:] == targets[name].shape[1:]:
+            targets[name].shape, targets[name].value = tuple(tensor.shape), tensor
         elif tuple(tensor.shape) != targets[name].shape:
             problems.append(f"{name}: shape {tuple(tensor.shape)} in the adapter, {targets[name].shape} in the checkpoint")
         else:

@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 from ..errors import ConfigError
 from ..recipes.comparison import METHODS
 from ..recipes.options import TrainOptions
-from ..recipes.run_folder import as_yaml
+from ..recipes.run_folder import as_yaml, has_begun, holding_runs
 from ..recipes.search import Space
 from ..recipes.task import CLASSIFICATION, Method
-from ..storage.folders import Writer
 from .dataclass_parsing import dataclass_parser, given
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
@@ -23,8 +21,8 @@ table, a plot, and LoRA's options, ready for loralib train --config. With --sear
 learning rate are first looked for by successive halving, on a held-out share of the training rows."""
 
 TABLE, PLOT, BEST, TRIALS, SEARCH = "comparison.csv", "comparison.png", "best.yaml", "search.csv", "search"
-_FILES = (TABLE, PLOT, BEST, TRIALS, SEARCH, *METHODS, *(f"{method}.yaml" for method in METHODS))
-WRITER = Writer("comparison", "|".join(map(re.escape, _FILES)), alone=True)
+_ROOTS = "|".join([*METHODS, SEARCH])
+WRITER = holding_runs("comparison", "|".join(map(re.escape, (TABLE, PLOT, BEST, TRIALS))), _ROOTS, done=TABLE)
 
 
 def run(words: Sequence[str]) -> int:
@@ -36,10 +34,17 @@ def run(words: Sequence[str]) -> int:
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
     WRITER.check_free(folder, chosen["overwrite"], chosen["resume"])
+    if not chosen["resume"]:
+        WRITER.begin(folder)
     try:
         _compare(options, values, chosen, folder, methods, rates)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not has_begun(folder):
+            WRITER.give_up(folder)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
+    WRITER.finish(folder)
     return 0
 
 
@@ -106,8 +111,6 @@ def _compare(
     console = Console()
     own: dict[Method, dict[str, Any]] = {method: {"learning_rate": rate} for method, rate in rates.items()}
     shared = {name: value for name, value in options.flat().items() if name in values and name != "output"}
-    if chosen["overwrite"]:
-        shutil.rmtree(folder, ignore_errors=True)
     if chosen["search"]:
         space = Space(**{field.name: tuple(chosen[f"search_{field.name}"]) for field in fields(Space)})
         how = {"n": chosen["search"], "eta": chosen["eta"], "resume": chosen["resume"]}

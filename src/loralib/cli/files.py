@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import choices
-from ..errors import ConfigError, FormatError
+from ..errors import AlgebraError, ConfigError, FormatError
 from .terminal import printable, say
 
 if TYPE_CHECKING:
@@ -82,8 +82,19 @@ def read_guessing(path: Path, parsed: argparse.Namespace) -> Read:
 
 
 def read_all(paths: Sequence[Path], parsed: argparse.Namespace) -> list["Adapter"]:
-    """The adapters at `paths`. What the options say of files that do not say it themselves is for those among them."""
-    return [found.adapter for found in _read_all(paths, parsed, guess=False)]
+    """The adapters at `paths`. What the options say of files that do not say it themselves is for those among them. Raises
+    `AlgebraError` for one that is unusable."""
+    adapters = [found.adapter for found in _read_all(paths, parsed, guess=False)]
+    for path, adapter in zip(paths, adapters, strict=True):
+        _check_sound(str(path), adapter)
+    return adapters
+
+
+def _check_sound(where: str, adapter: "Adapter") -> None:
+    from ..adapters.soundness import problems
+
+    for name, problem in problems(adapter.layers, adapter.tensors, adapter.rows):
+        raise AlgebraError(f"{where}: {name!r} is unusable: {problem}. Nothing was written.")
 
 
 def _read_all(paths: Sequence[Path], parsed: argparse.Namespace, guess: bool) -> list[Read]:
@@ -155,7 +166,7 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
     group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file, or for peft the folder")
     usual = f" (default: {format})" if format else ""
     group.add_argument("--format", choices=FORMATS, default=format, metavar="FORMAT", help=f"{', '.join(FORMATS)}{usual}")
-    group.add_argument("--force", action="store_true", help="replace what is at OUT")
+    group.add_argument("--force", action="store_true", help="replace the adapter that is at OUT")
 
 
 def targets(output: Path, format: str) -> list[Path]:
@@ -179,6 +190,20 @@ def check_output(output: Path, format: str, force: bool, inputs: Sequence[Path])
     taken = [file for file in files if file.exists()]
     if taken and not force:
         raise ConfigError(f"{taken[0]} exists; add --force to replace it, or give another place.")
+    for file in taken:
+        _check_replaceable(output if len(files) > 1 else file)
+
+
+def _check_replaceable(path: Path) -> None:
+    """`ConfigError` unless an adapter in a known format is at `path`: --force replaces nothing else."""
+    from .. import formats
+
+    try:
+        formats.open(path)
+    except FormatError:
+        raise ConfigError(
+            f"{path} is there and is no adapter, which --force would replace; give another place, or remove it yourself."
+        ) from None
 
 
 def same_file(a: Path, b: Path) -> bool:
@@ -201,9 +226,11 @@ def _misnamed(output: Path, format: str) -> str | None:
 
 
 def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
-    """Write the adapter and, unless `quiet`, say what was written. Missing folders are made, and taken away where it fails."""
+    """Write the adapter and, unless `quiet`, say what was written. Missing folders are made, and taken away where it fails.
+    Raises `AlgebraError` for one that is unusable."""
     from .. import formats
 
+    _check_sound("the result", adapter)
     missing = [folder for folder in output.parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -87,8 +87,8 @@ def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guess
         facts.pop("scaling", None)
         facts["lora_alpha"] = "not in the file: norms below are those for lora_alpha = r; give the true one with --lora-alpha"
     facts["digest"] = adapter.digest()
-    if broken := [name for name, spectrum in found.items() if spectrum.values is None]:
-        facts["not finite"] = f"{len(broken)} of {len(found)} layers have NaN or infinite numbers: {', '.join(broken)}"
+    if broken := [f"{name}: {problem}" for name, problem in _problems(adapter).items()]:
+        facts["unusable"] = f"{len(broken)} of {len(found) + len(adapter.tensors) + len(adapter.rows)}: {'; '.join(broken)}"
     indent = " " * (_LABEL + 1)
     for what, said in facts.items():
         text = printable(said if len(said) <= _LONGEST else said[:_LONGEST] + " …")
@@ -98,6 +98,13 @@ def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guess
             text, width(), initial_indent=label, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
         ):
             say(line.replace(_UNBROKEN, " "))
+
+
+def _problems(adapter: "Adapter") -> dict[str, str]:
+    """Why layers and tensors are unusable, by their names."""
+    from ..adapters.soundness import problems
+
+    return dict(problems(adapter.layers, adapter.tensors, adapter.rows))
 
 
 def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], everything: bool) -> None:
@@ -137,6 +144,7 @@ def _as_json(read: files.Read, found: Mapping[str, spectra.Spectrum], path: Path
         "lora_alpha_is_known": not read.guessed,
         "config": adapter.config.to_dict(),
         "metadata": dict(adapter.metadata),
+        "unusable": _problems(adapter),
         "layers": {name: _layer_as_json(update, found[name]) for name, update in adapter.layers.items()},
         "tensors": {name: _tensor_as_json(tensor) for name, tensor in adapter.tensors.items()},
         "rows": {n: {"indices": list(rows.indices), **_tensor_as_json(rows.values)} for n, rows in adapter.rows.items()},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..choices import TiedWeights, names
 from ..errors import ConfigError
-from . import FAILED, complain, files
+from . import FAILED, complain, files, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import printable, say
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def run(words: Sequence[str]) -> int:
     """Merge; returns the exit code."""
     parsed = _parser().parse_args(words)
-    if parsed.output.exists() and not parsed.force:
+    if parsed.output.is_dir() and not parsed.force:
         raise ConfigError(f"{parsed.output} exists; add --force to replace it, or give another place.")
     if any(path.resolve().is_relative_to(parsed.output.resolve()) for path in (parsed.base, parsed.adapter)):
         raise ConfigError(f"-o {parsed.output}: that is, or holds, what is read; give another place.")
     if parsed.threads is not None and parsed.threads < 1:
         raise ConfigError(f"--threads {parsed.threads}: must be 1 or more.")
-    adapter = files.read(parsed.adapter, parsed)
+    labels = parsed.labels.split(",") if parsed.labels else runs.labels_of(parsed.adapter)
+    adapter = files.read(runs.adapter_in(parsed.adapter), parsed)
     say(f"Read {files.described(adapter)}.")
 
     from ..checkpoints.merge import merge_checkpoint
@@ -38,6 +39,7 @@ def run(words: Sequence[str]) -> int:
             adapter,
             parsed.output,
             tied=parsed.tied,
+            labels=labels,
             threads=parsed.threads,
             force=parsed.force,
             progress=progress.at,
@@ -48,6 +50,10 @@ def run(words: Sequence[str]) -> int:
         say(f"Added {printable(', '.join(report.added))}.")
     if report.untied:
         say("The output layer is stored apart from the embedding now, and config.json says so.")
+    if report.architecture:
+        say(f"The result is a {printable(report.architecture)}, and config.json says so.")
+    if report.left_out:
+        say(f"Left out, as they hold no part of the merged model: {printable(', '.join(report.left_out))}.")
     if parsed.check and not _checked(parsed.base, adapter, parsed.output, parsed.tied):
         return FAILED
     count = f"{report.files} file{'' if report.files == 1 else 's'} of weights"
@@ -62,14 +68,21 @@ def _parser() -> OneSentenceParser:
         "whole. The result is a folder that transformers loads. To merge several adapters, combine them first.",
     )
     parser.add_argument("base", type=Path, metavar="BASE", help="the base model's folder, or file of weights")
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="an adapter in any known format")
+    parser.add_argument(
+        "adapter", type=Path, metavar="ADAPTER", help="an adapter in any known format, or the folder of a run of loralib train"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write")
-    parser.add_argument("--force", action="store_true", help="replace what is at OUT")
+    parser.add_argument("--force", action="store_true", help="replace what an earlier merge wrote to OUT")
     parser.add_argument(
         "--tied",
         choices=names(TiedWeights),
         default="refuse",
         help="when the adapter changes an embedding that the output layer shares: refuse (default), or store both",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="NAMES",
+        help="the names of the classes of a head that the adapter brings, such as negative,positive (default: the run's)",
     )
     parser.add_argument("--check", action="store_true", help="compute a sample of it again in float64, and compare")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")

@@ -99,7 +99,7 @@ def _shared_out(room: int, groups: Sequence["_Group"], most: int) -> tuple[int, 
 
 def _picture(spectrum: Spectrum, bars: int) -> str:
     if spectrum.values is None:
-        return "NaN or infinite"
+        return "not finite"
     return sparkline(spectrum.values, bars) if any(spectrum.values) else "zero"
 
 

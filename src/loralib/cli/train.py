@@ -161,7 +161,7 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
             value, spread = stage.preset.reported
             said += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
         console.print(f"{found['metric']}, {said}", highlight=False, soft_wrap=True)
-    parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir()))
+    parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir() if path.name[0] != "."))
     console.print(f"Wrote {stage.folder}/: {parts}.", highlight=False, soft_wrap=True)
     if options.task and (following := options.task_kind.following):
         console.print(f"Next: {following.format(run=folder, task=options.task)}", highlight=False, soft_wrap=True)

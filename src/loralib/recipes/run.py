@@ -1,6 +1,5 @@
 """One run, from its options to its run folder: the same for every kind of task."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +45,8 @@ def train(
 ) -> dict[str, Any]:
     """Train as `options` say, write the run folder, and return what `metrics.json` holds.
 
-    overwrite: replace the run that is in `folder`. resume: go on from its last whole checkpoint. console: where progress is
+    overwrite: replace the run that is in `folder`, which is removed when this one is whole, and put back when this one fails
+    before its first checkpoint. resume: go on from its last whole checkpoint. console: where progress is
     shown (standard error). callbacks: further ones for Trainer.
     Everything that can be wrong with the words is found before anything is written. Raises `RunError`, `DataError`,
     `ConfigError` or `TargetError` then, `Interrupted` after Ctrl-C, and `OSError` with the path when writing fails.
@@ -67,13 +67,12 @@ def train(
     console.print(_opening(options, planned, parameters), highlight=False, soft_wrap=True)
     if options.bf16 and measure.emulates_bf16():
         console.print("this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out", highlight=False)
-    fresh = not folder.exists()
     how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": callbacks}
     began = time.perf_counter()
     try:
         with write_errors_named(folder):
             if processes.is_main_process and not resume:
-                run_folder.RUN.clear(folder)
+                run_folder.RUN.begin(folder)
                 run_folder.write_options(folder, options, planned.labels)
             processes.wait_for_everyone()
             trainer = training.run_trainer(options, folder, planned, **how)
@@ -86,12 +85,12 @@ def train(
     except BaseException as error:
         last = last_whole_checkpoint(folder / run_folder.CHECKPOINTS)
         if last is None and processes.is_main_process:
-            run_folder.RUN.clear(folder)
-            if fresh:
-                shutil.rmtree(folder, ignore_errors=True)
+            run_folder.RUN.give_up(folder)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(folder, last) from None
         raise
+    if processes.is_main_process:
+        run_folder.RUN.finish(folder)
     processes.wait_for_everyone()
     return results
 

@@ -6,6 +6,7 @@ RUN/merged/              with --save-merged            RUN/learning_curve.png
 RUN/checkpoints/         for --resume                  RUN/tensorboard/
 RUN/submission/          a GLUE task's test set, predicted
 RUN/generated/           texts that were generated, by split
+RUN/.replaced/           the run that this one replaces, until this one is whole
 """
 
 import json
@@ -20,7 +21,7 @@ import yaml
 
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
-from ..storage.folders import Writer
+from ..storage.folders import MARK, REPLACED, Writer
 from ..storage.plain_yaml import read_yaml
 from .options import PERMISSION, TrainOptions
 
@@ -29,11 +30,36 @@ ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "check
 CURVE, SUBMISSION, GENERATED = "learning_curve.png", "submission", "generated"
 SEEDS, SUMMARY = "seeds.yaml", "summary.json"  # in a folder that holds a run for each of several seeds
 
-PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED}
+PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED, MARK}
 
 
-RUN = Writer("run", "|".join(map(re.escape, PARTS)))
-MANY = Writer("seeds", rf"{re.escape(SEEDS)}|{re.escape(SUMMARY)}|seed-\d+", inner=RUN)
+_OF_A_MODEL = r"[^/]+\.(json|safetensors|jinja|model|spm)|(vocab|merges)\.txt"
+_OF_A_RUN = "|".join(
+    [
+        *map(re.escape, (CONFIG, LABELS, METRICS, CURVE)),
+        rf"{ADAPTER}/adapter_(config\.json|model\.safetensors)",
+        rf"({MODEL}|{MERGED})/({_OF_A_MODEL})",
+        rf"{CHECKPOINTS}/checkpoint-\d+/(.+/)?({_OF_A_MODEL}|[^/]+\.(bin|pth?|distcp)|README\.md|latest)",
+        rf"{LOGS}/events\.out\.tfevents\.[^/]+",
+        rf"{SUBMISSION}/[^/]+\.tsv",
+        rf"{GENERATED}/[^/]+\.(jsonl|txt)",
+    ]
+)
+_OF_SEEDS = rf"{re.escape(SEEDS)}|{re.escape(SUMMARY)}|seed-\d+/({_OF_A_RUN})"
+
+RUN = Writer("run", _OF_A_RUN, done=METRICS)
+MANY = Writer("seeds", _OF_SEEDS, done=SUMMARY)
+
+
+def holding_runs(title: str, own: str, roots: str, done: str) -> Writer:
+    """Who writes files with the paths `own`, and in the folders `roots` runs, with the options of each next to it."""
+    return Writer(title, rf"{own}|({roots})(\.yaml|/([\w-]+/)*([\w-]+\.yaml|({_OF_A_RUN})))", done, alone=True)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether there is anything in `folder` to go on from: a checkpoint or a finished run, at any depth."""
+    found = [path for name in (METRICS, "trainer_state.json") for path in folder.rglob(name)]
+    return any(REPLACED not in path.relative_to(folder).parts for path in found)
 
 
 def write_options(folder: Path, options: TrainOptions, labels: list[str] | None) -> None:

@@ -6,7 +6,6 @@ FOLDER/summary.json       what came out
 """
 
 import json
-import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
-from ..errors import LoRAError, RunError
+from ..errors import RunError
 from ..storage.atomic import write_atomically
 from ..train import devices
 from ..train.checkpoints import last_whole_checkpoint
@@ -37,7 +36,8 @@ def train_seeds(
 ) -> list[dict[str, Any]]:
     """Train with the seeds `options.seed`, `options.seed` + 1, … into `folder`, and return what the runs' `metrics.json` hold.
 
-    overwrite: replace what earlier seeds wrote to `folder`. resume: keep the seeds that are finished, and go on with the rest.
+    overwrite: replace what earlier seeds wrote to `folder`, once all are done. resume: keep the seeds that
+    are finished, and go on with the rest.
     Raises as `train`; after Ctrl-C a `KeyboardInterrupt` that says how to go on.
     """
     if seeds < 1:
@@ -46,8 +46,8 @@ def train_seeds(
     main = processes.is_main_process
     if main:
         run_folder.MANY.check_free(folder, overwrite, resume)
-        if overwrite:
-            run_folder.MANY.clear(folder)
+        if not resume:
+            run_folder.MANY.begin(folder)
     processes.wait_for_everyone()
     results = []
     for chosen, run in run_folder.seed_runs(options, folder, range(options.seed, options.seed + seeds)):
@@ -56,21 +56,24 @@ def train_seeds(
             continue
         go_on = last_whole_checkpoint(run / run_folder.CHECKPOINTS) is not None
         how: dict[str, Any] = {"resume": go_on, "overwrite": not go_on, "console": console, "callbacks": callbacks}
-        fresh = not folder.exists()
         try:
             if main:
                 run_folder.write_seeds(folder, options, seeds)
             results.append(train(chosen, run, **how))
-        except KeyboardInterrupt:
+        except BaseException as error:
+            begun = run_folder.has_begun(folder)
+            if main and not begun:
+                run_folder.MANY.give_up(folder)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            if not begun:
+                raise KeyboardInterrupt("interrupted before the first checkpoint; nothing new was kept.") from None
             again = f"loralib train --output {folder} --resume"
             said = f"interrupted at seed {chosen.seed}; what is finished is kept. Go on with: {again}"
             raise KeyboardInterrupt(said) from None
-        except LoRAError:
-            if fresh and main:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
     if main:
         write_atomically(folder / run_folder.SUMMARY, (json.dumps(summary(results), indent=2) + "\n").encode())
+        run_folder.MANY.finish(folder)
     return results
 
 

@@ -1,44 +1,126 @@
-"""Folders that a command writes: whether one is free, and removing what was written there before, and nothing else."""
+"""Folders that a command writes: whether one is free, and replacing what the same command wrote there before, and nothing else.
 
+A folder carries a mark, `.loralib.json`, of who writes it; without the mark nothing in it is replaced, and neither is what
+does not have a name that its writer gives. What is replaced waits in `.replaced/` within the folder until the new content is
+whole, and comes back when that fails at its beginning. On its way it is in `.moving/`, so that no kill can lose any of it.
+"""
+
+import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RunError
+from .atomic import write_atomically
+
+MARK, REPLACED, _MOVING = ".loralib.json", ".replaced", ".moving"
+
+
+def write_mark(folder: Path, title: str, files: list[str] | None = None) -> None:
+    """Mark `folder` as written by the command `title`. files: all that it holds, where that is known."""
+    said = {"written_by": title, **({} if files is None else {"files": files})}
+    write_atomically(folder / MARK, (json.dumps(said, indent=2) + "\n").encode())
+
+
+def files_by_mark(folder: Path, title: str) -> list[str] | None:
+    """The files that the mark of `title` in `folder` names; None when there is no such mark."""
+    try:
+        said = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return [str(name) for name in said.get("files", [])] if said["written_by"] == title else None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def all_files(folder: Path) -> Iterator[str]:
+    """The paths of all files and links below `folder`, within it and in order."""
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        folders.sort()
+        yield from (Path(parent, name).relative_to(folder).as_posix() for name in sorted([*names, *links]))
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes into a folder. title: what messages call it. pattern: of the names that it writes. inner: the writer of its
-    folders. alone: whether what others wrote is refused even where nothing is replaced."""
+    """Who writes into a folder. title: what messages call it. pattern: of the paths of the files that it writes, within the
+    folder. done: the file that it writes last. alone: whether what others wrote is refused even where nothing is replaced."""
 
     title: str
     pattern: str
-    inner: "Writer | None" = None
+    done: str
     alone: bool = False
 
     def check_free(self, folder: Path, overwrite: bool, resume: bool) -> None:
         """`RunError` unless `folder` may be written: it is new or empty, or may be overwritten or gone on with."""
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; give another --output.")
-        names = sorted(path.name for path in folder.glob("*"))
-        foreign = [name for name in names if not re.fullmatch(self.pattern, name)]
+        names = list(all_files(folder))
+        foreign = [name for name in names if not self._wrote(name)]
         if foreign and (overwrite or self.alone):
             raise RunError(f"{folder} holds what no {self.title} wrote ({', '.join(foreign[:3])}); give another --output.")
         if names and not overwrite and not resume:
             raise RunError(f"{folder} exists and is not empty; add --resume to go on with it, or --overwrite to replace it.")
+        places = (folder, folder / REPLACED, folder / _MOVING)
+        if names and overwrite and all(files_by_mark(place, self.title) is None for place in places):
+            raise RunError(
+                f"{folder} has no mark ({MARK}) that a {self.title} wrote it, so it is not replaced; give another --output, or "
+                "remove it yourself."
+            )
+
+    def begin(self, folder: Path) -> None:
+        """Mark `folder` as this writer's; what was written to it before is set aside until `finish` or `give_up`."""
+        aside, moving = folder / REPLACED, folder / _MOVING
+        if aside.is_dir() and not moving.is_dir():
+            if (folder / self.done).exists():  # what replaced it is whole
+                shutil.rmtree(aside)
+            else:
+                self.clear(folder)
+        if not aside.is_dir() and (moving.is_dir() or any(self._own(folder))):
+            moving.mkdir(exist_ok=True)
+            _move(folder, moving)
+            moving.replace(aside)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_mark(folder, self.title)
+
+    def finish(self, folder: Path) -> None:
+        """Remove what was set aside, now that the new content is whole."""
+        shutil.rmtree(folder / REPLACED, ignore_errors=True)
+
+    def give_up(self, folder: Path) -> None:
+        """Remove what was written since `begin`, and put back what was set aside; an empty folder is removed."""
+        self.clear(folder)
+        aside, moving = folder / REPLACED, folder / _MOVING
+        if aside.is_dir():
+            aside.replace(moving)
+            _move(moving, folder)
+            with suppress(OSError):  # what somebody's new files are in the way of stays there
+                moving.rmdir()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
     def clear(self, folder: Path) -> None:
-        """Remove what was written to `folder` before."""
-        for path in folder.glob("*"):
-            if not re.fullmatch(self.pattern, path.name):
-                continue
-            if not path.is_dir():
-                path.unlink()
-            elif self.inner is None:
-                shutil.rmtree(path)
-            else:
-                self.inner.clear(path)
-                if not any(path.iterdir()):
-                    path.rmdir()
+        """Remove the files that this writer wrote, but for those set aside, and folders that are empty then."""
+        for name in list(self._own(folder)):
+            (folder / name).unlink()
+        for parent, _, _ in os.walk(folder, topdown=False):
+            if Path(parent) != folder and not any(Path(parent).iterdir()):
+                Path(parent).rmdir()
+
+    def _own(self, folder: Path) -> Iterator[str]:
+        """The files of this writer, but for those set aside."""
+        return (n for n in all_files(folder) if self._wrote(n) and not n.startswith((f"{REPLACED}/", f"{_MOVING}/")))
+
+    def _wrote(self, name: str) -> bool:
+        *folders, last = (part for part in name.split("/") if part not in (REPLACED, _MOVING))
+        last = re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", last)  # what a write that was killed leaves
+        return last == MARK or re.fullmatch(self.pattern, "/".join([*folders, last])) is not None
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move all that is in `source` to `target`, but for what is set aside; what is there already stays."""
+    for path in sorted(source.iterdir()):
+        if path.name not in (REPLACED, _MOVING) and not (target / path.name).exists():
+            path.replace(target / path.name)

@@ -242,6 +242,17 @@ def test_a_damaged_file_of_texts_is_one_error(
         opened.generate_into(path, some, HOW, resume=True)
 
 
+@pytest.mark.parametrize("name", ["some.jsonl", "some.txt"])
+@pytest.mark.parametrize("content", ["", "notes", "[1]", '{"context": 1}', "\x00"])
+def test_files_that_hold_no_texts_of_ours_are_never_overwritten(
+    opened: generator.Run, some: Any, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunError, match=f"{name} is there and was not written by loralib generate"):
+        opened.generate_into(tmp_path / "some.jsonl", some, HOW, overwrite=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
+
+
 def test_an_input_without_room_is_found_before_anything_is_written(opened: generator.Run, some: Any, tmp_path: Path) -> None:
     long = collected("some", [*some.to_list(), example(" | ".join(meal(*both)[0] for both in MEALS), ["x"])])
     with pytest.raises(DataError, match="give a smaller --max-new-tokens"):

@@ -1,5 +1,6 @@
 """A run from data to run folder: what it learns, writes, and can be resumed from."""
 
+import hashlib
 import io
 import json
 import random
@@ -16,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import loralib as lora
 from loralib import ops
+from loralib.cli import main
 from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
 from loralib.recipes import run_folder
 from loralib.recipes.nlu import encoders, predictor, text_classification
@@ -411,6 +413,82 @@ def test_the_signal_handlers_are_given_back(encoder: Path, reviews: Path, tmp_pa
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("part", ["", run_folder.ADAPTER])
+def test_merging_a_run_into_the_files_of_its_base_gives_the_classifier_that_it_trained(
+    part: str, encoder: Path, tmp_path: Path, lora_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", str(encoder), str(lora_run / part), "-o", str(tmp_path / "out"), "--check"]) == 0
+    assert "The result is a BertForSequenceClassification" in capsys.readouterr().out
+    trained = predictor.open_run(lora_run)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert merged.config.id2label == {0: "blame", 1: "praise"}
+    batch = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding=True, return_tensors="pt")
+    assert close(merged(**batch).logits.detach(), trained.logits(TEXTS), factor=64)
+    loaded = encoders.load_encoder(str(tmp_path / "out"), ["blame", "praise"])
+    assert not loaded.drawn
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A digest of every file."""
+    digest = hashlib.sha256
+    return {
+        path.relative_to(folder).as_posix(): digest(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class FailAt(TrainerCallback):
+    """Lets the disk fail at the beginning of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise OSError(5, "Input/output error")
+
+
+def test_a_finished_run_comes_back_when_the_one_that_replaces_it_fails_at_its_beginning(
+    encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path
+) -> None:
+    shutil.copytree(lora_run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(OSError, match="Input/output"):
+        run(tmp_path / "run", options(encoder, reviews, num_train_epochs=1), overwrite=True, callbacks=[FailAt(1)])
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_finished_run_waits_until_the_one_that_replaces_it_is_whole(
+    encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(lora_run, folder)
+    before = contents(folder)
+    chosen = options(encoder, reviews, num_train_epochs=2)
+    with pytest.raises(Interrupted) as stopped:
+        run(folder, chosen, overwrite=True, callbacks=[InterruptAt(14)])
+    assert stopped.value.checkpoint is not None
+    assert contents(folder / ".replaced") == before
+    run(folder, chosen, resume=True)
+    assert not (folder / ".replaced").exists()
+    assert json.loads((folder / run_folder.METRICS).read_text())["steps"] == 24
+
+
+@pytest.mark.parametrize("place", ["thesis.tex", "adapter/thesis.tex", "checkpoints/data.csv", "merged/notes.md"])
+def test_a_run_with_somebodys_file_in_it_is_not_replaced(
+    place: str, encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path
+) -> None:
+    shutil.copytree(lora_run, tmp_path / "run")
+    (tmp_path / "run" / place).write_text("precious")
+    with pytest.raises(RunError, match=f"holds what no run wrote .{place}"):
+        run(tmp_path / "run", options(encoder, reviews), overwrite=True)
+    (tmp_path / "run" / place).unlink()
+    (tmp_path / "run" / ".loralib.json").unlink()
+    with pytest.raises(RunError, match="has no mark"):
+        run(tmp_path / "run", options(encoder, reviews), overwrite=True)
 
 
 def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:

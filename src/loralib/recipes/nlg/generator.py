@@ -59,8 +59,7 @@ class Run(FinishedRun):
         inputs = data["context"][:]
         decoding.check_room(self.model, self.tokenizer, inputs, how.max_new_tokens)
         partial = Resumable(path.with_suffix(".partial.jsonl"), self._settings(inputs, how))
-        if path.exists() and not overwrite:
-            raise RunError(f"{path} exists; add --overwrite to replace it, or give another --output.")
+        _check_free(path, overwrite)
         if partial.path.exists() and not overwrite and not resume:
             raise RunError(f"{partial.path} was interrupted; add --resume to go on with it, or --overwrite to begin again.")
         texts = partial.read() if resume and partial.path.exists() else partial.begin()
@@ -84,6 +83,27 @@ class Run(FinishedRun):
         inputs = hashlib.sha256(json.dumps(contexts).encode()).hexdigest()
         trained = hashlib.sha256((self.folder / run_folder.METRICS).read_bytes()).hexdigest()
         return {"inputs": inputs, "trained": trained, "decoding": asdict(how)}
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    """`RunError` unless texts may be written to `path`: nothing is there, or texts that may be overwritten."""
+    beside = path.with_suffix(".txt")
+    if path.exists() and not overwrite:
+        raise RunError(f"{path} exists; add --overwrite to replace it, or give another --output.")
+    foreign = [path] if path.exists() and not _holds_texts(path) else []
+    foreign += [beside] if beside.exists() and not path.exists() else []
+    if foreign:
+        raise RunError(f"{foreign[0]} is there and was not written by loralib generate; give another --output.")
+
+
+def _holds_texts(path: Path) -> bool:
+    """Whether `path` begins as a file of texts does."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            said = json.loads(file.readline() or "{}")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.keys() >= {"context", "prediction"}
 
 
 def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:

@@ -1,0 +1,33 @@
+"""Run folders where an adapter is asked for: the adapter in one, and the names of its classes."""
+
+from pathlib import Path
+
+_OF_A_RUN = ("config.yaml", "labels.json")  # `recipes.run_folder` needs a package for its files, and is imported for runs only
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `loralib train` wrote to `folder`."""
+    return all((folder / name).is_file() for name in _OF_A_RUN)
+
+
+def adapter_in(path: Path) -> Path:
+    """The adapter of the run at `path`; a path that is no run's is returned. `RunError` when there is no adapter (yet)."""
+    if not is_run(path):
+        return path
+    from ..errors import RunError
+    from ..recipes import run_folder
+
+    options, _ = run_folder.read_options(path)
+    if options.method != "lora":
+        raise RunError(f"the run in {path} trained a whole model, which is in {path / run_folder.MODEL}; it has no adapter.")
+    return run_folder.trained_part(path, options)
+
+
+def labels_of(path: Path) -> list[str] | None:
+    """The names of the classes of the run that `path` is, or is the adapter of; None without a run, and for regression."""
+    folder = path if is_run(path) else path.parent
+    if not is_run(folder):
+        return None
+    from ..recipes import run_folder
+
+    return run_folder.read_options(folder)[1]
