@@ -23,6 +23,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    Trainer,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -211,27 +212,33 @@ def test_nor_for_an_adapter(tmp_path: Path) -> None:
     def make() -> nn.Module:
         model = bert(BertForSequenceClassification, problem_type="single_label_classification")
         lora.inject(model, lora.LoRAConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
-        return model.requires_grad_(True)
+        lora.mark_only_lora_as_trainable(model)
+        return model
 
     whole = trained(tmp_path, make, rows("class"), 1, AdapterTrainer)
     agree(trained(tmp_path, make, rows("class"), 4, AdapterTrainer), whole)
 
 
-class SumOfSquares(GroupingTrainer):
-    """A loss of its own, by Trainer's convention: a mean of the part."""
+class Doubles(Trainer):
+    """A Trainer with a loss of its own, by Trainer's rules."""
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        outputs = model(input_ids=inputs["input_ids"])
-        loss = outputs["logits"].pow(2).mean()
-        return (loss, outputs) if return_outputs else loss
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().compute_loss(*args, **kwargs)
 
 
-@pytest.mark.parametrize("make", [Plain, pytest.param(Divides, marks=pytest.mark.slow)])
-def test_a_subclass_with_a_loss_of_its_own_meets_what_trainer_gives_it(make: Any, tmp_path: Path) -> None:
-    class Own(SumOfSquares):
-        loss_is_scaled_for_ga = False
+class InFront(Doubles, StepMeanTrainer):
+    pass
 
-    assert not Own(make(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))._weighs
+
+class Behind(StepMeanTrainer, Doubles):
+    pass
+
+
+@pytest.mark.parametrize("kind", [InFront, Behind])
+def test_a_loss_of_a_class_of_its_own_gets_what_trainer_gives_it(kind: Any, tmp_path: Path) -> None:
+    found, plain, once = (trained(tmp_path, Divides, rows("class"), 4, of) for of in (kind, Doubles, Trainer))
+    torch.testing.assert_close(found[0], plain[0])
+    torch.testing.assert_close(found[0][0, 0], 2 * once[0][0, 0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

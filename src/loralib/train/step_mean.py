@@ -23,7 +23,8 @@ class StepMeanTrainer(Trainer):
     """Trainer, with the loss of a step as the mean over its labels for every head.
 
     Trainer's own way is kept where it is right: for a `compute_loss_func`, for a language model that divides by
-    `num_items_in_batch`, for one that claims to (`accepts_loss_kwargs = True`), and for a subclass with a `compute_loss`.
+    `num_items_in_batch`, for one that claims to (`accepts_loss_kwargs = True`), and for a
+    subclass, or another Trainer behind this one, with a `compute_loss`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -31,10 +32,15 @@ class StepMeanTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         self._shifts = _predicts_next_token(model)
         divides = self.model_accepts_loss_kwargs and (self._shifts or self.label_smoother is not None)
-        own = type(self).compute_loss is not StepMeanTrainer.compute_loss
-        self._weighs = not (own or divides or self.compute_loss_func or getattr(model, "accepts_loss_kwargs", None) is True)
+        claims = getattr(model, "accepts_loss_kwargs", None) is True
+        self._weighs = not (divides or claims or self.compute_loss_func) and self._loss_is_the_models()
         if self._weighs:
             self.model_accepts_loss_kwargs = False  # the model gives its mean, and Trainer divides by the number of parts
+
+    def _loss_is_the_models(self) -> bool:
+        """Whether no subclass, and no Trainer behind this one, computes a loss of its own."""
+        behind: Any = super().compute_loss
+        return type(self).compute_loss is StepMeanTrainer.compute_loss and behind.__func__ is Trainer.compute_loss
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The parts of a step and, where they are weighed, how many labels a part has on average."""
