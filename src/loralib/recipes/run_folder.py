@@ -21,6 +21,7 @@ import yaml
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
 from ..storage.folders import Writer
+from ..storage.json_text import as_json
 from .options import TrainOptions
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
@@ -38,7 +39,7 @@ MANY = Writer("seeds", rf"{re.escape(SEEDS)}|{re.escape(SUMMARY)}|seed-\d+", inn
 def write_options(folder: Path, options: TrainOptions, labels: list[str] | None) -> None:
     """Write every option and the names of the classes (None for regression)."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / LABELS, (json.dumps(labels) + "\n").encode())
+    write_atomically(folder / LABELS, (as_json(labels) + "\n").encode())
     write_atomically(folder / CONFIG, as_yaml(options.to_dict()))
 
 
@@ -134,8 +135,8 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write what came out."""
-    write_atomically(folder / METRICS, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    """Write what came out; a number that is not finite, such as a gradient's length in float16, as null."""
+    write_atomically(folder / METRICS, (as_json(metrics, indent=2) + "\n").encode())
 
 
 def size(folder: Path) -> int:

@@ -5,7 +5,6 @@ FOLDER/seed-0/ …          a run folder each
 FOLDER/summary.json       what came out
 """
 
-import json
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from transformers import TrainerCallback
 
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
+from ..storage.json_text import as_json
 from ..train import devices
 from ..train.checkpoints import last_whole_checkpoint
 from . import run_folder
@@ -70,7 +70,7 @@ def train_seeds(
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     if main:
-        write_atomically(folder / run_folder.SUMMARY, (json.dumps(summary(results), indent=2) + "\n").encode())
+        write_atomically(folder / run_folder.SUMMARY, (as_json(summary(results), indent=2) + "\n").encode())
     return results
 
 
