@@ -262,7 +262,6 @@ def test_replicas_of_unequal_size_count_by_their_labels(training: bool, tmp_path
             return {"loss": torch.stack([model(*part)["loss"] for part in parts])}
 
     trainer = StepMeanTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
-    trainer.args._n_gpu = 2
     batch = default_data_collator(data)
     items = torch.tensor(5.0) if training else None
     found = trainer.compute_loss(Replicated().train(training), batch, num_items_in_batch=items).mean()
@@ -283,16 +282,16 @@ torch.save(found, Path(sys.argv[3], "found-" + str(torch.distributed.get_rank())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["single label", "tokens"])
-def test_nor_on_the_number_of_processes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "parts"), [("single label", 2), ("tokens", 4)])
+def test_nor_on_the_number_of_processes(name: str, parts: int, tmp_path: Path) -> None:
+    """Two processes compute half of the parts each."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     make, labels = MODELS[name]
     data = rows(labels) + rows(labels)[:3]
     whole = trained(tmp_path, make, data, 1, eval_dataset=data)
-    for parts in (2, 4):  # a process computes half of each
-        words = [*torchrun, str(script), str(Path(__file__).parent), name, str(tmp_path), str(parts)]
-        subprocess.run(words, check=True, capture_output=True, timeout=300)
-        for rank in (0, 1):
-            agree(torch.load(tmp_path / f"found-{rank}.pt"), whole)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, str(script), str(Path(__file__).parent), name, str(tmp_path), str(parts)]
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    for rank in (0, 1):
+        agree(torch.load(tmp_path / f"found-{rank}.pt"), whole)

@@ -58,7 +58,7 @@ class StepMeanTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        replicas = labels.chunk(self.args.n_gpu) if loss.dim() else [labels]
+        replicas = labels.chunk(loss.numel())  # as DataParallel shares out rows, which gives a loss a replica
         counts = torch.stack([self._count(part) for part in replicas]).to(loss.device).reshape(loss.shape)
         items = num_items_in_batch.to(loss.device) if model.training else counts.sum().clamp(min=1)
         loss = loss.where(counts > 0, 0.0) * (counts * counts.numel() / items)
