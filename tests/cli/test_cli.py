@@ -61,6 +61,7 @@ def test_train_prints_the_table_and_what_it_wrote(
     shown = capsys.readouterr()
     for word in ("method", "trained", "share", "accuracy", "time", "memory", "disk", str(tmp_path / "run"), "adapter/"):
         assert word in shown.out
+    assert shown.out.startswith(f"Loading libraries, data and {encoder}")
     assert "epoch 1/1" in shown.err
 
 

@@ -1,6 +1,6 @@
 """The command line: `loralib COMMAND …`, one file a command, each loaded only when it is asked for.
 
-Exit codes: 0 done; 2 the words were off (one sentence says what to do); 1 failed; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 the words were off (one sentence says what to do); 1 failed; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import LoRAError
+from ..train.signals import handling, interrupt
 from .terminal import printable
 
 TRAINING = {
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"loralib {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
     chosen, rest = parser.parse_known_args(words[:1])[0].command, words[1:]
-    return guarded(lambda: import_module(f".{chosen}", __name__).run(rest), debug)
+    with handling(interrupt, only_usual=True):
+        return guarded(lambda: import_module(f".{chosen}", __name__).run(rest), debug)
 
 
 def _listing() -> str:

@@ -1,6 +1,5 @@
 """`loralib count`: how many parameters LoRA would train, exactly, beside what the paper prints. Loads no weights."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from ..recipes import presets
 from ..recipes.nlg.tasks import TASKS as GENERATION_TASKS
 from ..recipes.nlu.glue import TASKS
 from ..recipes.options import TrainOptions
+from ..storage.json_text import as_json
 from .parsing import OneSentenceParser, add_trust
 
 PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
@@ -47,7 +47,7 @@ def run(words: Sequence[str]) -> int:
         given = presets.resolve(parsed.preset, parsed.task or presets.usual_task(parsed.model), parsed.model).updated(given)
     counts = _count(parsed.model, parsed.task, given, parsed.trust_remote_code)
     if parsed.json:
-        print(json.dumps(counts))
+        print(as_json(counts))
     else:
         _show(counts)
     return 0

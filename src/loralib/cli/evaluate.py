@@ -1,8 +1,8 @@
 """`loralib evaluate`: score a run on labelled text."""
 
-import json
 from collections.abc import Sequence
 
+from ..storage.json_text import as_json
 from .parsing import OneSentenceParser, add_run, add_trust
 from .terminal import printable
 
@@ -33,7 +33,7 @@ def run(words: Sequence[str]) -> int:
     data = predictor.read_rows(options, parsed.data, vars(parsed))
     metrics = predictor.open_run(parsed.run, parsed.trust_remote_code).evaluate(data)
     if parsed.json:
-        print(json.dumps({"data": parsed.data, "rows": len(data), **metrics}))
+        print(as_json({"data": parsed.data, "rows": len(data), **metrics}))
         return 0
     table = Table("metric", "value", title=printable(f"{len(data):,} rows of {source(data)}"))
     for name, value in metrics.items():

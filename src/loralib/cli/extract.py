@@ -1,11 +1,11 @@
 """`loralib extract`: an adapter of the difference between two models' files."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..storage.json_text import as_json
 from . import files
 from .parsing import OneSentenceParser
 from .progress import Progress
@@ -37,7 +37,7 @@ def run(words: Sequence[str]) -> int:
     found = list(_shown(looked))
     adapter = as_adapter(found, f"the difference of {parsed.tuned} and {parsed.base}")
     if parsed.json:
-        print(json.dumps({"layers": [_row(item) for item in found if item.update], "in_full": sorted(adapter.tensors)}))
+        print(as_json({"layers": [_row(item) for item in found if item.update], "in_full": sorted(adapter.tensors)}))
     else:
         _report(found, files.described(adapter))
     files.write(adapter, parsed.output, parsed.format, quiet=parsed.json)

@@ -1,13 +1,13 @@
 """`loralib info`: what is in an adapter's file, without a model."""
 
 import dataclasses
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AlgebraError
+from ..storage.json_text import as_json
 from . import files, spectra
 from .parsing import OneSentenceParser
 from .terminal import note, printable, say, width
@@ -37,7 +37,7 @@ def run(words: Sequence[str]) -> int:
         said = _as_json(read, found, parsed.path)
         for name, of_layer in intruders.items():
             said["layers"][name]["intruders"] = [dataclasses.asdict(intruder) for intruder in of_layer]
-        print(json.dumps(said, allow_nan=False))
+        print(as_json(said))
         return 0
     _show_facts(adapter, found, read.guessed)
     _show_spectra(adapter, found, parsed.all)

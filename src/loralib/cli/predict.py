@@ -1,11 +1,11 @@
 """`loralib predict`: classify new text with a run, or a GLUE task's test set for its server."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
+from ..storage.json_text import as_json
 from .parsing import OneSentenceParser, add_run, add_trust
 from .terminal import printable
 
@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> int:
     opened = predictor.open_run(parsed.run, parsed.trust_remote_code)
     for text, (prediction, probability) in zip(texts, opened.predict(texts, pairs), strict=True):
         if parsed.json:
-            print(json.dumps({"text": text, "prediction": prediction, "probability": probability}))
+            print(as_json({"text": text, "prediction": prediction, "probability": probability}))
         else:
             outcome = f"{prediction:.4f}" if probability is None else f"{printable(str(prediction))} ({probability:.2f})"
             print(f"{outcome}  {printable(text)}")

@@ -1,6 +1,5 @@
 """`loralib score`: how close generated text comes to what people wrote, with the LoRA paper's figures."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
 from ..recipes.nlg.metrics.paper import FIGURES, MODELS, TASKS
+from ..storage.json_text import as_json
 from .parsing import OneSentenceParser
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(words: Sequence[str]) -> int:
     if parsed.output:
         _write(parsed.output, result)
     if parsed.json:
-        print(json.dumps(result))
+        print(as_json(result))
         return 0
     console = Console()
     console.print(_table(result))
@@ -138,7 +138,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
     from ..storage.atomic import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, (as_json(result, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _table(found: dict[str, Any]) -> "Table":

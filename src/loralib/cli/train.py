@@ -1,6 +1,8 @@
 """`loralib train`: from a model, a data set and a method to a run folder, or from a recipe of the paper to its median."""
 
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from ..recipes import presets, run_folder
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
 from .dataclass_parsing import dataclass_parser, given
+from .terminal import printable, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +60,9 @@ def run(words: Sequence[str]) -> int:
     stages = [_stage_to_resume(values, seeds, preset)] if resume else _stages(values, seeds, preset)
     if dry:
         return _describe(stages)
+    if os.environ.get("RANK", "0") == "0":
+        say(printable(f"Loading libraries, data and {stages[0].options.model} …"))
+        sys.stdout.flush()
 
     from rich.console import Console
 

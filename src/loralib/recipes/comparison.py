@@ -11,10 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args
 
 from ..errors import RunError
 from ..train.checkpoints import last_whole_checkpoint
+from ..train.signals import handling
 from . import run_folder
 from .options import IDLE, TrainOptions
 from .task import Method
@@ -121,9 +123,21 @@ def _has_options(run: Path, options: TrainOptions) -> bool:
 
 
 def wait_for(words: Sequence[str]) -> int:
-    """Run a process that gets Ctrl-C itself, and wait for it to end in its own way."""
-    previous = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        return subprocess.run(words, check=False, stdout=subprocess.DEVNULL).returncode
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    """Run a process and wait for it to end in its own way; its exit code, or `INTERRUPTED` after Ctrl-C or SIGTERM.
+
+    Both are passed on as SIGTERM. At a terminal the process has Ctrl-C already, and takes the two for one.
+    """
+    asked: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+
+    with handling(pass_on):
+        child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        if asked:
+            child.send_signal(signal.SIGTERM)
+        code = child.wait()
+    return INTERRUPTED if asked else code

@@ -22,6 +22,7 @@ import yaml
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
 from ..storage.folders import MARK, REPLACED, Writer
+from ..storage.json_text import as_json
 from ..storage.plain_yaml import read_yaml
 from .options import PERMISSION, TrainOptions
 
@@ -65,7 +66,7 @@ def has_begun(folder: Path) -> bool:
 def write_options(folder: Path, options: TrainOptions, labels: list[str] | None) -> None:
     """Write every option and the names of the classes (None for regression)."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / LABELS, (json.dumps(labels) + "\n").encode())
+    write_atomically(folder / LABELS, (as_json(labels) + "\n").encode())
     write_atomically(folder / CONFIG, as_yaml(options.to_dict()))
 
 
@@ -167,8 +168,8 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write what came out."""
-    write_atomically(folder / METRICS, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    """Write what came out; a number that is not finite, such as a gradient's length in float16, as null."""
+    write_atomically(folder / METRICS, (as_json(metrics, indent=2) + "\n").encode())
 
 
 def size(folder: Path) -> int:

@@ -5,7 +5,6 @@ FOLDER/seed-0/ …          a run folder each
 FOLDER/summary.json       what came out
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import TrainerCallback
 
 from ..errors import RunError
 from ..storage.atomic import write_atomically
+from ..storage.json_text import as_json
 from ..train import devices
 from ..train.checkpoints import last_whole_checkpoint
 from . import run_folder
@@ -72,7 +72,7 @@ def train_seeds(
             said = f"interrupted at seed {chosen.seed}; what is finished is kept. Go on with: {again}"
             raise KeyboardInterrupt(said) from None
     if main:
-        write_atomically(folder / run_folder.SUMMARY, (json.dumps(summary(results), indent=2) + "\n").encode())
+        write_atomically(folder / run_folder.SUMMARY, (as_json(summary(results), indent=2) + "\n").encode())
         run_folder.MANY.finish(folder)
     return results
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import RunError
 from .atomic import write_atomically
+from .json_text import as_json
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Resumable:
     def begin(self) -> dict[int, str]:
         """Begin the file; no texts."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, (json.dumps(self.settings) + "\n").encode())
+        write_atomically(self.path, (as_json(self.settings) + "\n").encode())
         return {}
 
     def read(self) -> dict[int, str]:
@@ -51,6 +52,6 @@ class Resumable:
     def append(self, texts: Mapping[int, str]) -> None:
         """Add texts, and wait until they are on the disk."""
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps({"i": i, "prediction": text}) + "\n" for i, text in texts.items())
+            file.writelines(as_json({"i": i, "prediction": text}) + "\n" for i, text in texts.items())
             file.flush()
             os.fsync(file.fileno())

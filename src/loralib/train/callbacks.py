@@ -15,16 +15,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from ..errors import RunError
+from ..storage.json_text import finite
 from ..surgery.check_trained import message, partly_untrained
 
 _FINISHING = b"\nFinishing this step; Ctrl-C again stops at once.\n"
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C (or SIGTERM) finishes the step in hand, saves a checkpoint and ends training; a second one ends it at once."""
+    """Ctrl-C or SIGTERM finishes the current step, saves a checkpoint and ends training; the same again ends it at once."""
 
     def __init__(self) -> None:
-        self.requested = self.cut_short = self._pressed = False
+        self.requested = self.cut_short = False
+        self._pressed: set[int] = set()
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -33,16 +35,17 @@ class StopOnInterrupt(TrainerCallback):
             self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self._pressed:
+        if number in self._pressed:
             raise KeyboardInterrupt
-        self._pressed = True
-        os.write(2, _FINISHING)  # unlike print, safe in a signal handler
+        if not self._pressed:
+            os.write(2, _FINISHING)  # unlike print, safe in a signal handler
+        self._pressed.add(number)  # `compare` passes Ctrl-C on as SIGTERM, which its own SIGINT may have come before
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop, when asked to. An epoch that ends with this step is evaluated as ever before."""
-        self.requested = self._pressed
+        self.requested = bool(self._pressed)
         if args.world_size > 1:  # all processes stop at the same step
-            asked = torch.tensor(int(self._pressed), device=args.device)
+            asked = torch.tensor(int(self.requested), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
             self.requested = bool(asked)
         if self.requested:
@@ -65,10 +68,13 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class StopOnNonFinite(TrainerCallback):
-    """A loss that is no number ends training with a `RunError` instead of a result."""
+    """A loss that is NaN or infinite ends training with a `RunError` instead of a result.
+
+    The gradient norm of a step that float16's loss scaling skips is not finite either; it ends nothing, and is kept as None.
+    """
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the training and evaluation losses."""
+        """Look at the training and evaluation losses, and keep the log as JSON can hold it."""
         logs: dict[str, float] = kwargs.get("logs") or {}
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
@@ -76,6 +82,8 @@ class StopOnNonFinite(TrainerCallback):
                     f"the {name.replace('_', ' ')} is {logs[name]} at step {state.global_step}; lower the learning rate "
                     f"(it is {args.learning_rate:g}) and train again."
                 )
+        if state.log_history:
+            state.log_history[-1] = finite(state.log_history[-1])
 
 
 class CheckTrained(TrainerCallback):

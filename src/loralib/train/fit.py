@@ -9,6 +9,7 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .callbacks import CheckTrained, ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
+from .log_lines import LogLines, mean_tokens
 
 
 def fit(
@@ -20,9 +21,9 @@ def fit(
     Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written, and `RunError` when the loss is no number.
     """
     stop, bar, board = StopOnInterrupt(), ProgressBar(console, metric), TensorBoardLog(log)
-    trainer = kind(
-        **{**arguments, "callbacks": [stop, bar, board, StopOnNonFinite(), CheckTrained(console), *arguments["callbacks"]]}
-    )
+    lines = LogLines(console, mean_tokens(arguments["train_dataset"]))
+    own = [stop, bar, lines, board, StopOnNonFinite(), CheckTrained(console)]
+    trainer = kind(**{**arguments, "callbacks": [*own, *arguments["callbacks"]]})
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from .. import formats
@@ -22,12 +21,13 @@ from ..surgery.attach import attach
 from ..surgery.extract import extract
 from ..surgery.survey import Survey
 from .sampling import GroupingTrainer
+from .step_mean import StepMeanTrainer
 
 # what safetensors and torch.save say, neither of them as an OSError
 _SIGNS_OF_FAILED_WRITING = ("I/O error", "PytorchStreamWriter", "inline_container.cc", "iostream error")
 
 
-class AdapterTrainer(Trainer):
+class AdapterTrainer(StepMeanTrainer):
     """A Trainer for a model with LoRA, or a mixin in front of any other Trainer: `class T(AdapterTrainer, SFTTrainer): pass`.
 
     A checkpoint, and what `save_model` writes, is a PEFT folder with the factors and what `modules_to_save` named, next to the

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import RunError
 from ...storage.atomic import write_atomically
+from ...storage.json_text import as_json
 from ...storage.resumable import Resumable
 from .. import run_folder
 from ..finished import FinishedRun
@@ -80,7 +81,7 @@ class Run(FinishedRun):
 
     def _settings(self, contexts: Sequence[str], how: Decoding) -> dict[str, Any]:
         """What a text depends on: the training, the inputs and the decoding."""
-        inputs = hashlib.sha256(json.dumps(contexts).encode()).hexdigest()
+        inputs = hashlib.sha256(as_json(contexts).encode()).hexdigest()
         trained = hashlib.sha256((self.folder / run_folder.METRICS).read_bytes()).hexdigest()
         return {"inputs": inputs, "trained": trained, "decoding": asdict(how)}
 
@@ -110,7 +111,7 @@ def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:
     """Write `path`, and the predictions alone to a `.txt` file beside it."""
     examples = zip(data.to_list(), predictions, strict=True)
     rows = [{"context": row["context"], "prediction": text, **row} for row, text in examples]
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_atomically(path, "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows).encode())
     write_atomically(path.with_suffix(".txt"), "".join(f"{text}\n" for text in predictions).encode())
 
 

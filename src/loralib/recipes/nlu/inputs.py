@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+LARGEST = 3.4028234663852886e38  # of float32, in which labels are learned
+
 
 def read_data(options: TrainOptions) -> "list[Dataset]":
     """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled, with labels as a model
@@ -58,6 +60,10 @@ def label_names(data: "Dataset") -> list[str]:
     if len(names) > max(50, rows / 2):
         problem = f"{source(data)} has {len(names)} labels in {rows} rows: the label column looks like text or a number"
         raise DataError(f"{problem}: use --label-column or --problem regression.")
+    numbers = [_as_float(name) for name in names]
+    for name, number in zip(names, numbers, strict=True):
+        if None not in numbers and number is not None and not math.isfinite(number):
+            raise DataError(f"{source(data)} has the label {listed([name])} among numbers; give each of its rows a class.")
     return sorted(names, key=_class_order)
 
 
@@ -81,14 +87,19 @@ def targets(data: "Dataset", labels: Sequence[str] | None) -> list[float] | list
 
 
 def _number(data: "Dataset", label: str, row: int) -> float:
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = _as_float(label)
+    if value is None or not abs(value) <= LARGEST:
         where = f"{source(data)}: the label {listed([label])} of the text {listed([data[row]['text']])}"
-        raise DataError(f"{where} is no number, and regression needs numbers.")
+        problem = "is too large for float32" if value is not None and math.isfinite(value) else "is no number"
+        raise DataError(f"{where} {problem}, and regression needs numbers.")
     return value
+
+
+def _as_float(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
 
 
 def learnable(data: "Dataset", labels: Sequence[str] | None) -> "Dataset":

@@ -26,14 +26,15 @@ def classification(predicted: NDArray[np.int64], expected: NDArray[np.int64], cl
 
 
 def regression(predicted: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, float]:
-    """Pearson's and Spearman's correlation; 0 where one side is constant, which correlates with nothing.
+    """Pearson's and Spearman's correlation; 0 where one side is constant, or so nearly that none can be computed.
 
     >>> regression(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))["spearman"]
     1.0
     """
     constant = np.ptp(predicted) == 0 or np.ptp(expected) == 0
     metrics = {"pearson": pearsonr, "spearman": spearmanr}
-    return {name: 0.0 if constant else float(metric(predicted, expected).statistic) for name, metric in metrics.items()}
+    found = {name: 0.0 if constant else float(metric(predicted, expected).statistic) for name, metric in metrics.items()}
+    return {name: value if np.isfinite(value) else 0.0 for name, value in found.items()}
 
 
 def of_logits(logits: NDArray[np.float64], expected: NDArray[np.float64]) -> dict[str, float]:

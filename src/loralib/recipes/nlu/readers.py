@@ -3,6 +3,7 @@
 text    pair (only where texts come in pairs)    label (as it stands in the data, without space around it)
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,4 +78,6 @@ def _label_of(where: str, row: Mapping[str, object], column: str) -> str:
         raise DataError(f"{where}: {column!r} is empty; give every row a label.")
     if not isinstance(value, str | int | float):
         raise DataError(f"{where}: {column!r} is {value!r:.60}; a label is a string, a number or a boolean.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where}: {column!r} is {value}; give the row a label.")
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
