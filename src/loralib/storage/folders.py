@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import RunError
 from .atomic import write_atomically
+from .json_text import as_json
 
 MARK, REPLACED, _MOVING = ".loralib.json", ".replaced", ".moving"
 
@@ -23,7 +24,7 @@ MARK, REPLACED, _MOVING = ".loralib.json", ".replaced", ".moving"
 def write_mark(folder: Path, title: str, files: list[str] | None = None) -> None:
     """Mark `folder` as written by the command `title`. files: all that it holds, where that is known."""
     said = {"written_by": title, **({} if files is None else {"files": files})}
-    write_atomically(folder / MARK, (json.dumps(said, indent=2) + "\n").encode())
+    write_atomically(folder / MARK, (as_json(said, indent=2) + "\n").encode())
 
 
 def files_by_mark(folder: Path, title: str) -> list[str] | None:
