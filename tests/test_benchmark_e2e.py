@@ -88,7 +88,8 @@ def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     of_full = e2e.perplexity(generator.open_run(tmp_path / "runs" / "full"), options)
     assert of_full == pytest.approx(rows[-1]["perplexity"], rel=1e-4)  # as Trainer found it
 
-    (tmp_path / "runs" / "full" / "generated" / "test.jsonl").unlink()
+    for suffix in (".jsonl", ".txt"):
+        (tmp_path / "runs" / "full" / "generated" / "test").with_suffix(suffix).unlink()
     again, same = e2e.measure(data(), tmp_path / "runs", TINY, console, resume=True)
     assert len(trained) == 5  # nothing was trained again
     assert same == texts
