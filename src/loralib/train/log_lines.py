@@ -1,7 +1,7 @@
 """What a log file shows while training runs, where there is no terminal for a bar."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 EVERY = 30.0  # seconds
+_LOOKED_AT = 1000  # rows, to find how long they are
 
 
 class LogLines(TrainerCallback):
@@ -44,11 +45,11 @@ class LogLines(TrainerCallback):
         )
 
 
-def mean_tokens(rows: Iterable[Mapping[str, Any]]) -> float:
-    """How many tokens a row has on average.
+def mean_tokens(rows: Sequence[Mapping[str, Any]]) -> float:
+    """How many tokens a row has on average; of many rows, about: a thousand of them are looked at.
 
     >>> mean_tokens([{"input_ids": [5, 6]}, {"input_ids": [5, 6, 7, 8]}])
     3.0
     """
-    lengths = [len(row["input_ids"]) for row in rows]
+    lengths = [len(rows[i]["input_ids"]) for i in range(0, len(rows), 1 + len(rows) // _LOOKED_AT)]
     return sum(lengths) / max(1, len(lengths))
