@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from .. import ops
 from .layout import Layout
 from .token_rows import TokenRows
 from .updates import LoRAUpdate
@@ -22,8 +23,9 @@ def not_finite(update: LoRAUpdate) -> str | None:
     >>> not_finite(LoRAUpdate(torch.ones(1, 2), torch.tensor([[1.0], [torch.nan]]), lora_alpha=1))
     'its lora_B holds 1 number that is not finite, of 2'
     """
-    found = (not_finite_tensor(f"its {name}", tensor) for name, tensor in update.tensors().items())
-    return next(filter(None, found), None)
+    with ops.one_thread():  # else torch's other threads wait for more in a busy loop, in the way of the merge that follows
+        found = (not_finite_tensor(f"its {name}", tensor) for name, tensor in update.tensors().items())
+        return next(filter(None, found), None)
 
 
 def not_finite_tensor(name: str, tensor: Tensor) -> str | None:
@@ -45,7 +47,8 @@ def out_of_range(update: LoRAUpdate) -> str | None:
     if A.is_meta or not (A.numel() and B.numel()):
         return None
     wide = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
-    a, b, info = float(A.abs().max()), float(B.abs().max()), torch.finfo(wide)
+    with ops.one_thread():
+        a, b, info = float(A.abs().max()), float(B.abs().max()), torch.finfo(wide)
     scaling = abs(update.scaling)
     if max(scaling, scaling * a * b * len(A)) <= info.max and (scaling >= info.tiny or not scaling):
         return None
@@ -84,11 +87,20 @@ def overflowed(before: Tensor, after: Tensor) -> str | None:
     return _BEYOND
 
 
+def devices_problem(update: LoRAUpdate, W: Tensor) -> str | None:
+    """Why `update` and the weight `W`, which are on different devices, cannot be merged; None where they are on one."""
+    held = {"the weight": W, **update.tensors()}
+    if len({tensor.device for tensor in held.values()}) == 1:
+        return None
+    places = sorted(held.items(), key=lambda item: not item[1].is_meta)
+    said = "its tensors are on different devices: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in places)
+    return f"{said}; {ops.ON_META}" if places[0][1].is_meta else said
+
+
 def merge_problem(update: LoRAUpdate, W: Tensor, layout: Layout) -> str | None:
     """Why `update` cannot be merged into the stored weight `W`, or None."""
-    devices = {"the weight": W.device, **{name: tensor.device for name, tensor in update.tensors().items()}}
-    if len(set(devices.values())) > 1:
-        return "its tensors are on different devices: " + ", ".join(f"{name} on {device}" for name, device in devices.items())
+    if problem := devices_problem(update, W):
+        return problem
     fitting = layout.stored_shape(update.canonical_shape)
     if fitting != tuple(W.shape):
         return f"its weight has shape {tuple(W.shape)}, and its update is for {fitting}"

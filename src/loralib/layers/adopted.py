@@ -7,20 +7,15 @@ torch would read its weight directly, it must go on being called.
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .class_factory import LoRAClass
-
-if TYPE_CHECKING:
-    _Module = nn.Module
-else:
-    _Module = object
+from .class_factory import LoRAClass, ModuleMixin
 
 
-class Adopted(LoRAClass, _Module):
+class Adopted(LoRAClass, ModuleMixin):
     """A module whose class is one of ours in front of its own. Each mixin lists in `own_attributes` what it adds to it."""
 
     own_attributes: ClassVar[tuple[str, ...]] = ("_carried_forward", "_stays_called")

@@ -5,25 +5,19 @@
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.updates import LoRAUpdate
-from ..ops import ON_META
-
-if TYPE_CHECKING:
-    _Module = nn.Module
-else:
-    _Module = object
+from .class_factory import ModuleMixin
 
 
-class KeepsFactors(_Module):
+class KeepsFactors(ModuleMixin):
     """A layer whose factors outlive the allocation of its weight."""
 
     weight: nn.Parameter
-    _carried_forward: Callable[..., Any] | None
 
     def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
         """The layer's own Parameters that belong to the adapter, by name."""
@@ -48,16 +42,6 @@ class KeepsFactors(_Module):
         if before is not None:
             self.restore_values(before)
         return self
-
-    def merge_problem(self) -> str | None:
-        """Why the weight cannot be merged, or None."""
-        offloaded = "forward" in vars(self) or self._carried_forward is not None
-        places = {} if offloaded else {"the weight": "meta" if self.weight_on_meta() else "memory"}
-        places |= {name: "meta" if factor.is_meta else "memory" for name, factor in self.adapter_parameters().items()}
-        if len(set(places.values())) > 1:
-            found = ", ".join(f"{name} on meta" for name, place in places.items() if place == "meta")
-            return f"its weight and factors are on different devices: {found}, and others not; {ON_META}"
-        return super().merge_problem()  # type: ignore[misc,no-any-return]
 
     def weight_on_meta(self) -> bool:
         """Whether the weight has a shape and no values."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..adapters.soundness import merge_problem, not_finite
+from ..adapters.soundness import devices_problem, merge_problem, not_finite
 from ..adapters.updates import LoRAUpdate
 from ..config import lora_scaling
 from ..errors import ConfigError, LayerError
@@ -169,7 +169,7 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         if W.is_meta and ("forward" in vars(self) or self._carried_forward is not None):
             return "its weight is offloaded, and brought back only while the layer is called; load the model without offloading"
         if not type(self).effective_weight.__module__.startswith(__package__):  # only its author knows what fits
-            return not_finite(self.update)
+            return devices_problem(self.update, W) or not_finite(self.update)
         return merge_problem(self.update, W, self.layout(self))
 
     def update_of(self, A: Tensor, B: Tensor) -> LoRAUpdate:

@@ -5,9 +5,14 @@ its instances can be pickled although no module holds it by name. Where a class 
 `lora.Linear`, that is the one.
 """
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
+
+if TYPE_CHECKING:
+    ModuleMixin = nn.Module  # what a mixin may take for granted of the class that it goes in front of
+else:
+    ModuleMixin = object
 
 _CLASSES: dict[tuple[type, type[nn.Module]], type["LoRAClass"]] = {}
 

@@ -102,10 +102,20 @@ class Mergeable(TemporaryWeights):
             LayerError: When the weight is sharded, quantized, offloaded or computed by a parametrization, or the factors do not
                 fit it or hold numbers that are not finite.
         """
-        if (self.merged and not self.is_stale()) or not self.has_update:
-            return
+        if self.needs_merging():
+            self._check_mergeable()
+            self.merge_fitting()
+
+    def needs_merging(self) -> bool:
+        """Whether the layer has an update that is not in its weight as it is now."""
+        return self.has_update and (not self.merged or self.is_stale())
+
+    def _check_mergeable(self) -> None:
         if problem := self.merge_problem():
             raise LayerError(f"{type(self).__name__} cannot be merged: {problem}. Nothing was changed.")
+
+    def merge_fitting(self) -> None:
+        """`merge` for a layer that needs it, and in which `merge_problem` finds nothing."""
         self.merge_again()
         vars(self)["merged"] = True
 
@@ -215,8 +225,7 @@ class Mergeable(TemporaryWeights):
         """The weight holds W + ΔW, says whoever assigned `merged`: take W out of it, in place, and merge."""
         if self.merged or not self.has_update:
             return
-        if problem := self.merge_problem():
-            raise LayerError(f"{type(self).__name__} cannot be merged: {problem}. Nothing was changed.")
+        self._check_mergeable()
         W = self.weight
         with torch.inference_mode(False), torch.no_grad():
             delta = self.effective_weight(torch.zeros_like(W, dtype=torch.promote_types(W.dtype, torch.float32)))

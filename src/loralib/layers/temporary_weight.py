@@ -12,22 +12,18 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import LayerError
 from ..tensors import same_bits, same_memory, version
+from .class_factory import ModuleMixin
 from .holders import is_held
 from .state_dicts import Baked, MergedStateDictWarning, Quiet
 
 _STANDS_FOR: WeakIdKeyDictionary = WeakIdKeyDictionary()  # replacements that are in use, and the originals that wait for them
-
-if TYPE_CHECKING:
-    _Module = nn.Module
-else:
-    _Module = object
 
 
 class Replaced(NamedTuple):
@@ -45,7 +41,7 @@ def original(module: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-class TemporaryWeights(_Module):
+class TemporaryWeights(ModuleMixin):
     """A module whose Parameters can be replaced temporarily. Mixed in front of a module class, by classes that know how the
     replacements are computed, and say so in `originals`."""
 

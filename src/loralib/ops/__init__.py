@@ -6,7 +6,7 @@ with loralib.ops.use("reference"):
 
 import torch
 
-from .autograd.merging import add_to_block, breaks_of, row_blocks, single_threads
+from .autograd.merging import add_to_block, breaks_of, one_thread, row_blocks, single_threads
 from .dispatch import (
     IMPLEMENTATIONS,
     add_embedding_update,
@@ -49,6 +49,7 @@ __all__ = [
     "linear_delta",
     "lora_convolution",
     "lora_linear",
+    "one_thread",
     "reshaped_sum",
     "row_blocks",
     "single_threads",

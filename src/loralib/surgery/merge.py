@@ -37,12 +37,13 @@ def merge(model: nn.Module, keep: bool = True) -> None:
     """
     read = Survey(model)
     read.require_adapted()
-    _check_mergeable(read, read.adapted)
+    left = _to_merge(read, read.adapted)
     if not keep:
         check_all(read.carriers, layers.eject_problem, "merged for good")
         _warn_of_ties(read)
-    for layer in read.adapted.values():
-        layer.merge()
+    for name, layer in read.adapted.items():
+        if name in left:
+            layer.merge_fitting()
         if not keep:
             layer.keep_merged()
     if not keep:
@@ -50,11 +51,14 @@ def merge(model: nn.Module, keep: bool = True) -> None:
         forget(read.modules.values())
 
 
-def _check_mergeable(read: Survey, adapted: Mapping[str, AdaptedLayer]) -> None:
+def _to_merge(read: Survey, adapted: Mapping[str, AdaptedLayer]) -> dict[str, AdaptedLayer]:
+    """Those of the `adapted` layers that need merging; `LayerError` when one of them cannot be merged."""
     shared.check_not_flattened(read, "merged")
     check_sizes(read, "merged")
-    check_all({n: layer for n, layer in adapted.items() if not layer.merged}, lambda layer: layer.merge_problem(), "merged")
+    left = {name: layer for name, layer in adapted.items() if layer.needs_merging()}
+    check_all(left, lambda layer: layer.merge_problem(), "merged")
     shared.check_not_sharded(read, adapted, "merged")
+    return left
 
 
 def _warn_of_ties(read: Survey) -> None:
@@ -100,10 +104,10 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     """
     read = Survey(model)
     ours = {name: layer for name, layer in read.require_adapted().items() if not layer.merged}
-    _check_mergeable(read, ours)
+    left = _to_merge(read, ours)
     try:
-        for layer in ours.values():
-            layer.merge()
+        for layer in left.values():
+            layer.merge_fitting()
         yield model
     finally:
         for layer in ours.values():

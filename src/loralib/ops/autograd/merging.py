@@ -54,7 +54,7 @@ def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
         first, last = block
         add_to_block(W[first:last], first, strips, scaling, merged[first:last])
 
-    with _one_thread() if W.is_cpu else nullcontext(1) as threads:
+    with one_thread() if W.is_cpu else nullcontext(1) as threads:
         if threads > 1 and len(blocks) >= _FEW:
             with single_threads(min(threads, len(blocks))) as pool:
                 list(pool.map(compute, blocks))
@@ -67,7 +67,7 @@ def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
 @contextmanager
 def single_threads(count: int) -> Iterator[Executor]:
     """Context manager: `count` threads, in each of which torch computes without autograd and without threads of its own."""
-    with _one_thread(), ThreadPoolExecutor(count, initializer=_compute_alone) as pool:
+    with one_thread(), ThreadPoolExecutor(count, initializer=_compute_alone) as pool:
         yield pool
 
 
@@ -78,7 +78,7 @@ def _compute_alone() -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[int]:
+def one_thread() -> Iterator[int]:
     """Context manager: torch computes with one thread; the number that it had is what `with` gives. One caller at a time, or a
     second one would find 1 and leave that behind. Nothing happens in a thread that computes alone."""
     if getattr(_here, "alone", False):
