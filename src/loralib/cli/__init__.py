@@ -7,12 +7,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from .. import __version__
-from ..errors import LoRAError
+from ..errors import ConfigError, LoRAError
+from ..printing import printable
 from ..train.signals import handling, interrupt
-from .terminal import printable
+from .streams import delivering
 
 TRAINING = {
     "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
@@ -31,6 +33,7 @@ ADAPTERS = {
     "merge": "merge an adapter into a model's files, without building the model",
 }
 COMMANDS = TRAINING | ADAPTERS
+OF_TEXTS = ("predict", "generate")  # whose words may be texts in any encoding
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -52,8 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"loralib {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
     chosen, rest = parser.parse_known_args(words[:1])[0].command, words[1:]
+
+    def work() -> int:
+        if chosen not in OF_TEXTS:
+            check_names(rest)
+        code: int = import_module(f".{chosen}", __name__).run(rest)
+        return code
+
     with handling(interrupt, only_usual=True):
-        return guarded(lambda: import_module(f".{chosen}", __name__).run(rest), debug)
+        return guarded(work, debug)
+
+
+def check_names(words: Sequence[str]) -> None:
+    """`ConfigError` for a path that other libraries could not open, before any work: its bytes are no text here."""
+    with suppress(FileNotFoundError):
+        words = [*words, os.getcwd()]
+    for word in words:
+        if any("\udc80" <= char <= "\udcff" for char in word):
+            raise ConfigError(_unreadable(word))
+
+
+def _unreadable(name: str) -> str:
+    ours = "no valid UTF-8" if sys.getfilesystemencoding() == "utf-8" else f"not in {sys.getfilesystemencoding()}"
+    return f"{name!r} is {ours}, the encoding of file names here; rename it, or set PYTHONUTF8=1 or a locale such as C.UTF-8."
 
 
 def _listing() -> str:
@@ -78,19 +102,15 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
             raise
         remedy = "install this library with its extras: pip install '.[train,eval,plot]' in its folder"
         return complain(f"the package that provides {error.name!r} is missing; {remedy}.", MISUSED)
-    except BrokenPipeError:
-        return _unheard()
+    except UnicodeEncodeError as error:
+        if debug or not any("\udc80" <= char <= "\udcff" for char in error.object):
+            raise
+        return complain(_unreadable(error.object), MISUSED)
     except OSError as error:
         if debug:
             raise
         where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         return complain(f"{error.strerror or error}{where}.", FAILED)
-
-
-def _unheard() -> int:
-    """What happens when nobody reads standard output any more, as in `loralib … | head`: nothing, and no complaint at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return FAILED
 
 
 def _goodbye(interrupt: KeyboardInterrupt) -> str:
@@ -110,6 +130,6 @@ def complain(message: str, code: int) -> int:
 
 
 def console_script() -> None:  # pragma: no cover - the installed `loralib` command
-    """Entry point of the installed command: quiet libraries, then `main`."""
+    """Entry point of the installed command: quiet libraries, then `main`, whose work no standard stream can end."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(main())
+    sys.exit(delivering(main, complain, FAILED))

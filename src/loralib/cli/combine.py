@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 from .. import choices
 from ..errors import ConfigError
+from ..printing import printable
 from . import files
 from .parsing import OneSentenceParser
-from .terminal import printable, say
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..adapters.updates import LoRAUpdate
 
+ROUNDING = 1e-12  # of float32, squared and then some
 METHODS = choices.names(choices.CombineMethod)
 
 
@@ -75,10 +78,20 @@ def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapte
     """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
     if method != "svd":
         return ""
-    from ..adapters.algebra import added, spectrum
+    from ..adapters.algebra import added
     from ..adapters.sums import terms_by_layer
 
     terms_of = terms_by_layer([adapter.layers for adapter in adapters], weights)
-    whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_of)
-    rest = sum(float(spectrum(update).square().sum()) for update in combined.layers.values())
-    return f"; {rest / whole:.2%} of the exact sum's ‖ΔW‖² is kept" if whole else ""
+    whole = sum(_energy(added(terms)) for _, terms in terms_of)
+    parts = sum(_energy(update) * weight**2 for _, terms in terms_of for update, weight in terms)
+    if whole <= ROUNDING * parts:
+        return "; the sum is zero up to rounding"
+    rest = sum(_energy(update) for update in combined.layers.values())
+    return f"; {min(1.0, rest / whole):.2%} of the exact sum's ‖ΔW‖² is kept"
+
+
+def _energy(update: "LoRAUpdate") -> float:
+    """‖ΔW‖² of an update."""
+    from ..adapters.algebra import spectrum
+
+    return float(spectrum(update).double().square().sum())

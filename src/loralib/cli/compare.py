@@ -107,6 +107,7 @@ def _compare(
 
     from ..recipes import comparison, comparison_report, search
     from ..storage.atomic import write_atomically
+    from ..train.rich_text import say
 
     console = Console()
     own: dict[Method, dict[str, Any]] = {method: {"learning_rate": rate} for method, rate in rates.items()}
@@ -131,8 +132,8 @@ def _compare(
     if "lora" in methods:
         write_atomically(folder / BEST, as_yaml(TrainOptions.of({**shared, **own.get("lora", {})}).to_dict()))
         wrote.append(BEST)
-        console.print(f"LoRA's options again: loralib train --config {folder / BEST}", highlight=False, soft_wrap=True)
-    console.print(f"Wrote {', '.join(str(folder / name) for name in wrote)}.", highlight=False, soft_wrap=True)
+        say(console, f"LoRA's options again: loralib train --config {folder / BEST}")
+    say(console, f"Wrote {', '.join(str(folder / name) for name in wrote)}.")
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

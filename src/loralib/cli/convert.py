@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AlgebraError, ConfigError, FormatError
+from ..printing import printable
 from . import files
 from .parsing import OneSentenceParser
-from .terminal import note, printable, say
+from .terminal import note, say
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -55,7 +55,7 @@ def run(words: Sequence[str]) -> int:
 
 def _count(model: str, task: str | None, given: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
     from ..recipes import lora_setup, paper_models
-    from ..train.measure import count_parameters
+    from ..train.measure import count_parameters, share
 
     shape = paper_models.build(model, _labels(task), trust_remote_code)
     if shape.is_causal and task in TASKS:
@@ -78,7 +78,7 @@ def _count(model: str, task: str | None, given: dict[str, Any], trust_remote_cod
         "head": found["trained"] - found["lora"],
         "trained": found["trained"],
         "base": found["total"],
-        "share": found["trained"] / found["total"],
+        "share": share(found),
         "adapter_bytes": BYTES * found["trained"],
         "paper": printed,
         "paper_note": note,
@@ -98,8 +98,10 @@ def _show(counts: dict[str, Any]) -> None:
 
     from ..recipes.report import human_bytes
     from ..surgery.bound import by_reason
+    from ..train.rich_text import plain, say
 
-    table = Table("", "parameters", title=f"{counts['model']}, LoRA of rank {counts['r']} on {counts['layers']} layers")
+    title = f"{counts['model']}, LoRA of rank {counts['r']} on {counts['layers']} layers"
+    table = Table("", "parameters", title=plain(title))
     table.columns[1].justify = "right"
     table.add_row("LoRA factors", f"{counts['lora']:,}")
     table.add_row("head", f"{counts['head']:,}")
@@ -110,6 +112,6 @@ def _show(counts: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     if counts["left_out"]:
-        console.print(f"Without LoRA: {by_reason(counts['left_out'])}.", highlight=False, soft_wrap=True)
+        say(console, f"Without LoRA: {by_reason(counts['left_out'])}.")
     if counts["paper"]:
-        console.print(f"The paper prints {counts['paper']} for LoRA ({counts['paper_note']}).", highlight=False, soft_wrap=True)
+        say(console, f"The paper prints {counts['paper']} for LoRA ({counts['paper_note']}).")

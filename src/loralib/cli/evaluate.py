@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from ..storage.json_text import as_json
 from .parsing import OneSentenceParser, add_run, add_trust
-from .terminal import printable
 
 
 def run(words: Sequence[str]) -> int:
@@ -28,6 +27,7 @@ def run(words: Sequence[str]) -> int:
 
     from ..recipes.nlu import predictor
     from ..recipes.records import source
+    from ..train.rich_text import plain
 
     options, _ = predictor.Run.options_of(parsed.run)
     data = predictor.read_rows(options, parsed.data, vars(parsed))
@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     if parsed.json:
         print(as_json({"data": parsed.data, "rows": len(data), **metrics}))
         return 0
-    table = Table("metric", "value", title=printable(f"{len(data):,} rows of {source(data)}"))
+    table = Table("metric", "value", title=plain(f"{len(data):,} rows of {source(data)}"))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..printing import printable
 from ..storage.json_text import as_json
 from . import files
 from .parsing import OneSentenceParser
 from .progress import Progress
-from .terminal import printable, say
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..checkpoints.difference import Found

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from .. import choices
 from ..errors import AlgebraError, ConfigError, FormatError
-from .terminal import printable, say
+from ..printing import printable
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter

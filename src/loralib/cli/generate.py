@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
+from ..printing import printable
 from ..recipes.presets.nlg import DECODING, Decoding
 from .parsing import OneSentenceParser, add_run, add_trust
-from .terminal import printable
+from .terminal import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,7 +65,7 @@ def run(words: Sequence[str]) -> int:
             _write(folder, parsed, options, decoding)
     task = options.task or "any"
     if not parsed.texts and not parsed.output and parsed.split == "test":
-        print(f"Score them: loralib score {task} {parsed.run}")
+        say(printable(f"Score them: loralib score {task} {parsed.run}"))
     return 0
 
 
@@ -96,12 +97,12 @@ def _print(folder: Path, parsed: Any, decoding: Decoding) -> None:
 
     run = generator.open_run(folder, parsed.trust_remote_code)
     for text in run.generate(parsed.texts, decoding, parsed.batch_size):
-        print(printable(text))
+        say(printable(text))
 
 
 def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decoding) -> None:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from ..recipes import run_folder
     from ..recipes.nlg import generator
@@ -111,12 +112,13 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     name = parsed.split or parsed.data.name.split(".")[0]
     path = parsed.output or folder / run_folder.GENERATED / f"{name}.jsonl"
     if parsed.resume and path.exists():
-        print(f"Kept {path}, which is finished.")
+        say(printable(f"Kept {path}, which is finished."))
         return
     run = generator.open_run(folder, parsed.trust_remote_code)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
-        bar = progress.add_task(f"{folder.name}", total=len(data)) if progress else None
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as progress:
+        bar = progress.add_task(printable(folder.name), total=len(data)) if progress else None
 
         def told(done: int) -> None:
             if progress is not None and bar is not None:
@@ -127,7 +129,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
             run.generate_into(path, data, decoding, **how)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; what was decoded is kept. Go on with the same words and --resume.") from None
-    print(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {source(data)}.")
+    say(printable(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {source(data)}."))
 
 
 def _data(parsed: Any, options: "TrainOptions") -> "Dataset":

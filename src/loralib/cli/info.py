@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AlgebraError
+from ..printing import printable
 from ..storage.json_text import as_json
 from . import files, spectra
 from .parsing import OneSentenceParser
-from .terminal import note, printable, say, width
+from .terminal import note, say, width
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..choices import TiedWeights, names
 from ..errors import ConfigError
+from ..printing import printable
 from . import FAILED, complain, files, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
-from .terminal import printable, say
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter

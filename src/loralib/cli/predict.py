@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
+from ..printing import printable
 from ..storage.json_text import as_json
 from .parsing import OneSentenceParser, add_run, add_trust
-from .terminal import printable
+from .terminal import say
 
 
 def run(words: Sequence[str]) -> int:
@@ -41,7 +42,7 @@ def run(words: Sequence[str]) -> int:
             print(as_json({"text": text, "prediction": prediction, "probability": probability}))
         else:
             outcome = f"{prediction:.4f}" if probability is None else f"{printable(str(prediction))} ({probability:.2f})"
-            print(f"{outcome}  {printable(text)}")
+            say(f"{outcome}  {printable(text)}")
     return 0
 
 
@@ -67,7 +68,7 @@ def _submit(run: Path, data_dir: str | None, output: Path | None, trust_remote_c
     for name, rows in inputs.items():
         predictions = [prediction for prediction, _ in opened.predict(*texts(rows))]
         wrote = submission.write(folder, name, predictions)
-        print(printable(f"Wrote {wrote}: {len(rows):,} rows of {source(rows)}."))
+        say(printable(f"Wrote {wrote}: {len(rows):,} rows of {source(rows)}."))
     return 0
 
 

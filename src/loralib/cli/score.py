@@ -41,13 +41,14 @@ def run(words: Sequence[str]) -> int:
     from ..recipes.nlg import scoring
     from ..recipes.nlg.metrics.by_sacrebleu import perl_line
     from ..recipes.nlg.metrics.files import read_predictions
+    from ..train.rich_text import plain, say
 
     results, notes = [], []
     for file in _files(parsed.predictions):
         found = read_predictions(file)
         references, texts = _references(parsed, found), found.column("prediction") or ()
         rows = (parsed.task, texts, references.column("references") or (), references.column("category"))
-        with Console(stderr=True).status(f"Scoring {len(texts):,} predictions of {file} …"):
+        with Console(stderr=True).status(plain(f"Scoring {len(texts):,} predictions of {file} …")):
             metrics = scoring.score(*rows, parsed.meteor_jar)
             bleus = scoring.multi_bleus(*rows) if parsed.task in ("webnlg", "dart") else {}
         what = {"task": parsed.task, "predictions": found.source, "references": references.source, "rows": len(texts)}
@@ -64,7 +65,7 @@ def run(words: Sequence[str]) -> int:
     notes += [] if any(name.startswith("meteor") for name in result["metrics"]) else [WITHOUT_METEOR]
     notes += [f"Wrote {parsed.output}."] if parsed.output else []
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        say(console, note)
     return 0
 
 
@@ -144,8 +145,10 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 def _table(found: dict[str, Any]) -> "Table":
     from rich.table import Table
 
+    from ..train.rich_text import plain
+
     task, printed = found["task"], FIGURES[found["task"]]
-    title = f"{found['rows']:,} predictions of {found['predictions']}"
+    title = plain(f"{found['rows']:,} predictions of {found['predictions']}")
     table = Table("metric", "value", *([f"paper: LoRA,\n{model}" for model in MODELS] if printed else []), title=title)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -1,4 +1,4 @@
-"""What is shown in a terminal without further packages: text that the terminal does not obey, its width, small pictures."""
+"""What is shown in a terminal without further packages: text in the characters it has, its width, small pictures."""
 
 import itertools
 import math
@@ -9,27 +9,26 @@ from collections.abc import Sequence
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _DECADES = 2
 _INSTEAD = str.maketrans(
-    {"Δ": "d", "‖": "||", "√": "sqrt ", "…": "...", "·": "*", "²": "^2"} | dict(zip(BLOCKS, ASCII, strict=True))
+    {"Δ": "d", "‖": "||", "√": "sqrt ", "…": "...", "·": "*", "²": "^2", "±": "+-"} | dict(zip(BLOCKS, ASCII, strict=True))
 )
-
-
-def printable(text: str) -> str:
-    """The text with control characters shown, so that it stays on its line and the terminal obeys nobody.
-
-    >>> printable("tab\\there")
-    'tab\\\\there'
-    """
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shown(text: str) -> str:
     """The text, in ASCII where standard output has not all of its characters."""
-    encoding = sys.stdout.encoding or "ascii"
     try:
-        text.encode(encoding)
+        text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return text.translate(_INSTEAD).encode(encoding, "backslashreplace").decode(encoding)
+        return in_ascii(text)
     return text
+
+
+def in_ascii(text: str) -> str:
+    """The text in ASCII: common signs by others, the rest escaped.
+
+    >>> in_ascii("‖ΔW‖² é")
+    '||dW||^2 \\\\xe9'
+    """
+    return text.translate(_INSTEAD).encode("ascii", "backslashreplace").decode("ascii")
 
 
 def say(text: str) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
+from ..printing import printable
 from ..recipes import presets, run_folder
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
 from .dataclass_parsing import dataclass_parser, given
-from .terminal import printable, say
+from .terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,9 +134,10 @@ def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -
 def _prepare(stage: Stage, console: "Console") -> None:
     """Train the stage that another one starts from, unless that was done before."""
     from ..recipes import seeds as many_seeds
+    from ..train import rich_text
 
     if many_seeds.best_of(stage.folder) is None:
-        console.print(f"1 of 2: {stage.options.task}, whose factors the next starts from", highlight=False)
+        rich_text.say(console, f"1 of 2: {stage.options.task}, whose factors the next starts from")
         _train(stage, overwrite=False, resume=(stage.folder / run_folder.SEEDS).is_file(), console=console)
 
 
@@ -149,6 +151,7 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
     from ..recipes import report
     from ..recipes import seeds as many_seeds
     from ..recipes.run import train
+    from ..train import rich_text
     from ..train.devices import processes
 
     options, folder = stage.options, stage.folder
@@ -166,11 +169,11 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
         if stage.preset and stage.preset.reported:
             value, spread = stage.preset.reported
             said += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
-        console.print(f"{found['metric']}, {said}", highlight=False, soft_wrap=True)
+        rich_text.say(console, f"{found['metric']}, {said}")
     parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir() if path.name[0] != "."))
-    console.print(f"Wrote {stage.folder}/: {parts}.", highlight=False, soft_wrap=True)
+    rich_text.say(console, f"Wrote {stage.folder}/: {parts}.")
     if options.task and (following := options.task_kind.following):
-        console.print(f"Next: {following.format(run=folder, task=options.task)}", highlight=False, soft_wrap=True)
+        rich_text.say(console, f"Next: {following.format(run=folder, task=options.task)}")
 
 
 def _describe(stages: Sequence[Stage]) -> int:

@@ -9,6 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from ..printing import printable
+from ..train.measure import share
+from ..train.rich_text import plain
+
 
 def human_bytes(size: float) -> str:
     """A size in the unit that fits it.
@@ -37,7 +41,7 @@ def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> T
 
     runs: what `metrics.json` holds; with "spread", that of the metric over several seeds.
     """
-    table = Table(title=title)
+    table = Table(title=None if title is None else plain(title))
     for heading in ("method", "trained", "share", runs[0]["metric"], "time", "memory", "disk"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for run in runs:
@@ -45,7 +49,7 @@ def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> T
         table.add_row(
             run["method"],
             f"{counts['trained']:,}",
-            human_share(counts["trained"] / counts["total"]),
+            human_share(share(counts)),
             f"{run['value']:.4f}" + (f" ± {run['spread']:.4f}" if "spread" in run else ""),
             f"{run['train_seconds']:.0f} s",
             human_bytes(run["peak_memory_bytes"]),
@@ -62,7 +66,7 @@ def two_plots(path: Path, title: str) -> Iterator[tuple[Axes, Axes]]:
     yield left, right
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     figure.savefig(path, dpi=120)
 
 

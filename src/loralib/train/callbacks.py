@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from ..errors import RunError
 from ..storage.json_text import finite
 from ..surgery.check_trained import message, partly_untrained
+from .rich_text import say
 
 _FINISHING = b"\nFinishing this step; Ctrl-C again stops at once.\n"
 
@@ -100,7 +101,7 @@ class CheckTrained(TrainerCallback):
             return
         self.done = True
         if (found := partly_untrained(kwargs["model"])) and state.is_world_process_zero:
-            self.console.print(f"warning: {message(found)}", highlight=False, soft_wrap=True, markup=False)
+            say(self.console, f"warning: {message(found)}")
 
 
 class ProgressBar(TrainerCallback):
@@ -147,10 +148,10 @@ class ProgressBar(TrainerCallback):
         if state.is_world_process_zero:
             loss = f"{sum(self.losses) / len(self.losses):.4f}" if self.losses else "-"
             self.losses = []
-            self.console.print(
+            say(
+                self.console,
                 f"epoch {state.epoch or 0:g}/{args.num_train_epochs:g}  loss {loss}  "
                 f"eval loss {metrics['eval_loss']:.4f}  {self.metric} {metrics[f'eval_{self.metric}']:.4f}",
-                highlight=False,
             )
 
     def close(self) -> None:
