@@ -1,4 +1,4 @@
-"""No command's work ends because its output cannot be shown: characters, closed descriptors, full disks, pipes without a reader."""
+"""No command's work ends because its output cannot be shown: characters, closed descriptors, full disks, closed pipes."""
 
 import json
 import os

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import ops
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, check_adapter
+from ..arguments import as_path
 from ..choices import TiedWeights, names
 from ..errors import ConfigError, FormatError
+from ..formats import load
 from ..storage.atomic import sync_folder
 from ..storage.folders import MARK, all_files, files_by_mark, write_mark
 from .checkpoint import SAFE, open_checkpoint
@@ -58,7 +60,7 @@ class MergeReport:
 
 def merge_checkpoint(
     base: str | os.PathLike[str],
-    adapter: Adapter,
+    adapter: Adapter | str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     tied: TiedWeights = "refuse",
@@ -75,7 +77,7 @@ def merge_checkpoint(
 
     Args:
         base: The model's folder, or its file of weights.
-        adapter: The adapter to merge; to merge several, `combine` them first.
+        adapter: The adapter to merge, or the path of its files; to merge several, `combine` them first.
         output: The folder to write. It appears when it is complete; nothing is left behind on an error or Ctrl-C.
         tied: When an update is for an embedding that the output layer shares, or for that layer: "refuse", or "untie", which
             writes both and says so in `config.json`.
@@ -105,7 +107,10 @@ def merge_checkpoint(
         tensor([[2., 1.],
                 [1., 2.]])
     """
-    output = Path(output)
+    base, output = as_path(base, "base"), as_path(output, "output")
+    if isinstance(adapter, str | os.PathLike):
+        adapter = load(adapter)
+    check_adapter(adapter)
     if tied not in names(TiedWeights):
         raise ConfigError(f"tied={tied!r}: must be 'refuse' or 'untie'.")
     _check_place(output, Path(base), force)

@@ -17,12 +17,14 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import patterns
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, check_adapter
 from ..adapters.updates import ProjectionUpdate
+from ..arguments import as_path, wrong
 from ..config import LoRAConfig
 from ..errors import FormatError
+from ..printing import short
 from . import diffusers, kohya, loralib_0_1, one_file, peft
-from .keys import KeyMap
+from .keys import KeyMap, check_keys
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
 from .opened import Opened
@@ -68,7 +70,7 @@ class AdapterFile:
 
 def open(path: str | os.PathLike[str], format: str | None = None) -> AdapterFile:
     """Find the format of the adapter at `path`, where it is not given. Nothing is read twice, neither now nor by `read`."""
-    path = Path(path)
+    path = as_path(path)
     if format is not None:
         _check_format(format)
     _check_exists(path)
@@ -102,9 +104,12 @@ def load(
     ...     lora.load(folder)
     Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
     """
+    if config is not None and not isinstance(config, LoRAConfig):
+        raise wrong("config", "a LoRAConfig", config)
     if keys is None:
         return open(path, format).read(config)
-    path = Path(path)
+    check_keys(keys)
+    path = as_path(path)
     _check_exists(path)
     return _agreeing(path, read_by_keys(Opened(path), keys, config), config)
 
@@ -127,7 +132,8 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
     Raises `FormatError` for an unknown format, or naming what the format cannot hold; `OSError` (with the path) when the disk
     is full.
     """
-    path = Path(path)
+    check_adapter(adapter)
+    path = as_path(path)
     check_sound(adapter)
     if "" in adapter.layers and (keys is not None or format != "safetensors"):
         raise FormatError(
@@ -137,6 +143,7 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
             outcome=NOT_WRITTEN,
         )
     if keys is not None:
+        check_keys(keys)
         write_by_keys(adapter, path, keys)
         return
     _check_format(format)
@@ -144,8 +151,10 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
 
 
 def _check_format(format: str) -> None:
-    if format not in FORMATS:
-        raise FormatError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}. Nothing was read or written.")
+    if not isinstance(format, str) or format not in FORMATS:
+        raise FormatError(
+            f"format={short(format)} is not known; choose one of {', '.join(FORMATS)}. Nothing was read or written."
+        )
 
 
 def _check_exists(path: Path) -> None:

@@ -13,11 +13,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..arguments import check_mapping
 from ..config import LoRAConfig
 from ..errors import FormatError
 from ..storage.atomic import write_atomically
@@ -31,6 +32,12 @@ _LINEAR = {part: part for part in PARTS}
 _EMBEDDING = _LINEAR | {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
 _PARTS = {*_LINEAR.values(), *_EMBEDDING.values(), "alpha"}
 _ENDS = tuple(f".{part}" for part in _PARTS)
+
+
+def check_keys(keys: object) -> None:
+    """`ArgumentError` unless `keys` is a key map."""
+    if not callable(keys) or isinstance(keys, type | nn.Module):
+        check_mapping(keys, "keys", str, "a replacement (a str)")
 
 
 def read(opened: Opened, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:

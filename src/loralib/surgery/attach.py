@@ -1,5 +1,6 @@
 """`attach`: put an adapter on a model. All or nothing: everything that does not fit is listed before anything changes."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +19,7 @@ from ..tensors import factor_dtype, same_bits
 from . import shared
 from .bound import Bound
 from .extract import token_rows
+from .given import as_adapter
 from .inject import adopt_in, all_or_nothing
 from .resized import check_sizes, remember_sizes
 from .saved_modules import ExtraTensors, record, replace_with_copies
@@ -28,9 +30,10 @@ from .trainable import bias_names, extra_names
 T = TypeVar("T")
 
 
-def attach(model: nn.Module, adapter: Adapter) -> Bound:
+def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
 
+    adapter: an `Adapter`, or the path of one's files, as for `load`.
     Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
@@ -46,7 +49,7 @@ def attach(model: nn.Module, adapter: Adapter) -> Bound:
     >>> lora.attach(other, lora.extract(model))
     ['0']
     """
-    read = Survey(model)
+    read, adapter = Survey(model), as_adapter(adapter)
     read.check_enabled("attached to")
     shared.check_not_flattened(read, "attached to")
     shared.check_not_sharded(read, [*adapter.layers, *adapter.tensors, *adapter.rows], "attached to")
