@@ -73,7 +73,7 @@ def test_a_search_and_a_comparison_end_to_end(
         (["--seeds", "0"], "--seeds 0: must be positive"),
         (["--overwrite", "--resume"], "contradict"),
         (["--r", "0"], "r=0"),
-        (["--method", "lora"], "unrecognized arguments: --method"),
+        (["--method", "lora"], "no option --method; nearest: --methods"),
         (["--layers", "query", "--target-modules", "query"], "layers='query' has no effect beside target_modules"),
     ],
 )

@@ -168,7 +168,7 @@ def test_nothing_is_written_onto_what_is_read(peft: Path, tmp_path: Path, capsys
         (["--format", "safetensors", "-o", "{}/a"], ".safetensors"),
         (["--format", "safetensors", "-o", "{}"], "folder"),
         (["--format", "loralib", "-o", "{}/a.safetensors"], ".pt"),
-        (["--format", "pfet", "-o", "{}/a"], "invalid choice"),
+        (["--format", "pfet", "-o", "{}/a"], "nearest: peft"),
         (["-o", "{}/a"], "--format"),
         (["--format", "peft"], "--output"),
         (["--format", "peft", "-o", "{}/a", "--r", "0"], "r=0"),

@@ -85,11 +85,7 @@ def test_every_command_shows_a_strange_path_as_it_is(
         given = [str(place / word) if word.split("/")[0] in files | {"run", "text", "out"} else word for word in words]
         assert main(given) == 0, (words, capsys.readouterr())
         shown = capsys.readouterr()
-        told = (
-            STRANGE
-            if words[0] not in ("predict", "extract", "info")
-            else {"predict": "[/b] good", "extract": "[b].proj", "info": "[b].proj"}[words[0]]
-        )
+        told = {"predict": "[/b] good", "extract": "[b].proj", "info": "[b].proj"}.get(words[0], STRANGE)
         assert told.replace(" ", "") in "".join((shown.out + shown.err).split()), words
 
 

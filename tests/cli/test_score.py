@@ -99,8 +99,8 @@ def test_a_folder_of_data_of_which_the_published_file_is_preferred(tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["e2e"], "the following arguments are required: PREDICTIONS"),
-        (["xsum", "p"], "invalid choice: 'xsum'"),
+        (["e2e"], "PREDICTIONS is missing"),
+        (["xsum", "p"], "'xsum' is not one of"),
         (["e2e", "nope.txt", "--data-dir", "."], "nope.txt does not exist"),
         (["e2e", "."], "generated/test.jsonl does not exist; first: loralib generate . --split test"),
         (["e2e", "p.txt"], "has no references in it; give --references, or --data-dir"),

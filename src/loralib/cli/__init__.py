@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import ConfigError, LoRAError
 from ..printing import printable
 from ..train.signals import handling, interrupt
+from .parsing import OneSentenceParser
 from .streams import delivering
 
 TRAINING = {
@@ -32,7 +33,8 @@ ADAPTERS = {
     "extract": "make an adapter of the difference between two models' files",
     "merge": "merge an adapter into a model's files, without building the model",
 }
-COMMANDS = TRAINING | ADAPTERS
+OTHERS = {"completion": "print a script for a shell that completes these commands and their options"}
+COMMANDS = TRAINING | ADAPTERS | OTHERS
 OF_TEXTS = ("predict", "generate")  # whose words may be texts in any encoding
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -45,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in options
     if debug:
         words.remove("--debug")
-    parser = argparse.ArgumentParser(
+    with handling(interrupt, only_usual=True):
+        return guarded(lambda: _run(words), debug)
+
+
+def _run(words: list[str]) -> int:
+    """Run the command that the words begin with."""
+    parser = OneSentenceParser(
         prog="loralib",
         usage="loralib [-h] [--version] COMMAND ...",
         description=f"LoRA for any PyTorch model.\n\n{_listing()}",
@@ -53,17 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"loralib {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
-    chosen, rest = parser.parse_known_args(words[:1])[0].command, words[1:]
-
-    def work() -> int:
-        if chosen not in OF_TEXTS:
-            check_names(rest)
-        code: int = import_module(f".{chosen}", __name__).run(rest)
-        return code
-
-    with handling(interrupt, only_usual=True):
-        return guarded(work, debug)
+    parser.add_argument("command", nargs="?", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
+    parsed, unknown = parser.parse_known_args(words[:1])
+    if unknown or parsed.command is None:
+        raise ConfigError("the first word is a command, such as loralib train; loralib --help lists them.")
+    if parsed.command not in OF_TEXTS:
+        check_names(words[1:])
+    code: int = import_module(f".{parsed.command}", __name__).run(words[1:])
+    return code
 
 
 def check_names(words: Sequence[str]) -> None:
@@ -82,7 +87,8 @@ def _unreadable(name: str) -> str:
 
 def _listing() -> str:
     """The commands, in groups, with what each does."""
-    groups = {"to train a model and use it:": TRAINING, "to work on files of adapters (no model library needed):": ADAPTERS}
+    adapters = "to work on files of adapters (no model library needed):"
+    groups = {"to train a model and use it:": TRAINING, adapters: ADAPTERS, "and:": OTHERS}
     lines = [[title, *(f"  {name:<10} {summary}" for name, summary in group.items())] for title, group in groups.items()]
     return "\n\n".join("\n".join(group) for group in lines)
 

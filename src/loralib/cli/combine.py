@@ -21,7 +21,7 @@ METHODS = choices.names(choices.CombineMethod)
 
 def run(words: Sequence[str]) -> int:
     """Combine; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if parsed.weights is not None and len(parsed.weights) != len(parsed.adapters):
         raise ConfigError(f"--weights gives {len(parsed.weights)} for {len(parsed.adapters)} adapters; give one to each.")
     files.check_output(parsed.output, parsed.format, parsed.force, parsed.adapters)
@@ -42,7 +42,8 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib combine",
         description="Add adapters up: exactly (the ranks add up), at a lower rank (svd), or after pruning ΔW "

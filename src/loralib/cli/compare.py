@@ -14,7 +14,7 @@ from ..recipes.options import TrainOptions
 from ..recipes.run_folder import as_yaml, has_begun, holding_runs
 from ..recipes.search import Space
 from ..recipes.task import CLASSIFICATION, Method
-from .dataclass_parsing import dataclass_parser, given
+from .dataclass_parsing import OptionsParser, dataclass_parser, given
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
 table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and
@@ -27,9 +27,8 @@ WRITER = holding_runs("comparison", "|".join(map(re.escape, (TABLE, PLOT, BEST, 
 
 def run(words: Sequence[str]) -> int:
     """Compare; returns the exit code."""
-    parser = dataclass_parser(TrainOptions, "loralib compare", DESCRIPTION, without=("method", "learning_rate", "save_merged"))
-    own = _add_own(parser)
-    values = given(parser, words)
+    made, own = _with_own()
+    values = given(made, words)
     chosen = {name: values.pop(name, default) for name, default in own.items()}
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
@@ -46,6 +45,17 @@ def run(words: Sequence[str]) -> int:
         raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
     WRITER.finish(folder)
     return 0
+
+
+def parser() -> OptionsParser:
+    """The parser of this command."""
+    return _with_own()[0]
+
+
+def _with_own() -> tuple[OptionsParser, dict[str, Any]]:
+    """The parser, and the defaults of the words that only this command knows."""
+    made = dataclass_parser(TrainOptions, "loralib compare", DESCRIPTION, without=("method", "learning_rate", "save_merged"))
+    return made, _add_own(made)
 
 
 def _add_own(parser: Any) -> dict[str, Any]:

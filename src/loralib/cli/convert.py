@@ -29,7 +29,7 @@ REFUSED_WITH_KEYS = ("rows", "metadata")
 
 def run(words: Sequence[str]) -> int:
     """Convert; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if bool(parsed.format) == bool(parsed.out_keys):
         raise ConfigError("--format FORMAT or --out-keys FILE.json says what to write; give one of them.")
     if (parsed.reduce_intruders is None) != (parsed.base is None):
@@ -46,7 +46,8 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib convert",
         description="Write an adapter in another format. What the format cannot hold is named, and nothing is written.",

@@ -24,23 +24,7 @@ BYTES = 4
 
 def run(words: Sequence[str]) -> int:
     """Count; returns the exit code."""
-    parser = OneSentenceParser(
-        prog="loralib count",
-        description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
-    )
-    parser.add_argument("--model", required=True, help="a model by name, such as roberta-base, or a local folder")
-    parser.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's recipe")
-    parser.add_argument(
-        "--task",
-        choices=[*TASKS, *GENERATION_TASKS],
-        help="task, for the recipe and the head's size (default: two labels)",
-    )
-    parser.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")
-    parser.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
-    parser.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    add_trust(parser)
-    parsed = parser.parse_args(words)
+    parsed = parser().parse_args(words)
     given = {name: getattr(parsed, name) for name in ("r", "layers", "target_modules") if getattr(parsed, name) is not None}
 
     if parsed.preset:
@@ -51,6 +35,27 @@ def run(words: Sequence[str]) -> int:
     else:
         _show(counts)
     return 0
+
+
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
+    made = OneSentenceParser(
+        prog="loralib count",
+        description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
+    )
+    made.add_argument("--model", required=True, help="a model by name, such as roberta-base, or a local folder")
+    made.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's recipe")
+    made.add_argument(
+        "--task",
+        choices=[*TASKS, *GENERATION_TASKS],
+        help="task, for the recipe and the head's size (default: two labels)",
+    )
+    made.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")
+    made.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
+    made.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
+    made.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    add_trust(made)
+    return made
 
 
 def _count(model: str, task: str | None, given: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:

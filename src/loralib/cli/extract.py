@@ -20,7 +20,7 @@ SHOWN = 5
 
 def run(words: Sequence[str]) -> int:
     """Extract; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if parsed.r is None and parsed.energy is None:
         raise ConfigError("give --r, the rank of the updates, or --energy, the fraction of ‖ΔW‖² to keep, such as 0.99.")
     files.check_output(parsed.output, parsed.format, parsed.force, [parsed.tuned, parsed.base])
@@ -45,7 +45,8 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib extract",
         description="Make an adapter of what fine-tuning changed, by an SVD of the difference of each weight. Biases, norms "

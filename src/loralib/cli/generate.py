@@ -27,28 +27,7 @@ HELP = {
 
 def run(words: Sequence[str]) -> int:
     """Generate; returns the exit code."""
-    parser = OneSentenceParser(
-        prog="loralib generate",
-        description="Write texts with the model of a run (or of each seed in a folder of seeds), by beam search.",
-    )
-    add_run(parser)
-    add_trust(parser)
-    parser.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to write the texts of, printed a line each")
-    what = parser.add_argument_group("inputs from data, into RUN/generated/")
-    what.add_argument("--split", choices=["test", "dev", "train"], help="the inputs of a split of the run's task")
-    what.add_argument("--data-dir", help="folder with the task's own files (default: as in training)")
-    what.add_argument("--data", type=Path, help="the inputs of a .jsonl file with the columns of training")
-    what.add_argument("--max-inputs", type=int, help="the first so many inputs only")
-    what.add_argument("-o", "--output", type=Path, help="the .jsonl file to write (default: RUN/generated/SPLIT.jsonl)")
-    what.add_argument("--resume", action="store_true", help="go on with texts that were interrupted")
-    what.add_argument("--overwrite", action="store_true", help="replace texts that are there")
-    how = parser.add_argument_group("decoding")
-    how.add_argument("--preset", choices=list(DECODING), default="paper", help="where the defaults come from (default: paper)")
-    for field in fields(Decoding):
-        kind = float if field.name == "length_penalty" else int
-        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=HELP[field.name])
-    how.add_argument("--batch-size", type=int, default=16, help="inputs decoded at once (default: 16)")
-    parsed = parser.parse_intermixed_args(words)
+    parsed = parser().parse_intermixed_args(words)
     _check(parsed)
 
     from ..recipes import run_folder
@@ -67,6 +46,32 @@ def run(words: Sequence[str]) -> int:
     if not parsed.texts and not parsed.output and parsed.split == "test":
         say(printable(f"Score them: loralib score {task} {parsed.run}"))
     return 0
+
+
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
+    made = OneSentenceParser(
+        prog="loralib generate",
+        description="Write texts with the model of a run (or of each seed in a folder of seeds), by beam search.",
+    )
+    add_run(made)
+    add_trust(made)
+    made.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to write the texts of, printed a line each")
+    what = made.add_argument_group("inputs from data, into RUN/generated/")
+    what.add_argument("--split", choices=["test", "dev", "train"], help="the inputs of a split of the run's task")
+    what.add_argument("--data-dir", help="folder with the task's own files (default: as in training)")
+    what.add_argument("--data", type=Path, help="the inputs of a .jsonl file with the columns of training")
+    what.add_argument("--max-inputs", type=int, help="the first so many inputs only")
+    what.add_argument("-o", "--output", type=Path, help="the .jsonl file to write (default: RUN/generated/SPLIT.jsonl)")
+    what.add_argument("--resume", action="store_true", help="go on with texts that were interrupted")
+    what.add_argument("--overwrite", action="store_true", help="replace texts that are there")
+    how = made.add_argument_group("decoding")
+    how.add_argument("--preset", choices=list(DECODING), default="paper", help="where the defaults come from (default: paper)")
+    for field in fields(Decoding):
+        kind = float if field.name == "length_penalty" else int
+        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=HELP[field.name])
+    how.add_argument("--batch-size", type=int, default=16, help="inputs decoded at once (default: 16)")
+    return made
 
 
 def _check(parsed: Any) -> None:

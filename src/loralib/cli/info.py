@@ -29,7 +29,7 @@ _UNBROKEN = "\xa0"  # a space at which no line ends
 
 def run(words: Sequence[str]) -> int:
     """Tell; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     read = files.read_guessing(parsed.path, parsed)
     adapter = read.adapter
     intruders = _intruders(adapter, parsed.base)
@@ -45,7 +45,8 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib info",
         description="Tell what is in an adapter's file: format, base model, ranks, targets, counts, and the singular values of "

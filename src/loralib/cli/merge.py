@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(words: Sequence[str]) -> int:
     """Merge; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if parsed.output.is_dir() and not parsed.force:
         raise ConfigError(f"{parsed.output} exists; add --force to replace it, or give another place.")
     if any(path.resolve().is_relative_to(parsed.output.resolve()) for path in (parsed.base, parsed.adapter)):
@@ -62,7 +62,8 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib merge",
         description="Merge an adapter into a model's files, in blocks: no model is built, and no weight is in memory as a "

@@ -32,7 +32,7 @@ WITHOUT_METEOR = (
 
 def run(words: Sequence[str]) -> int:
     """Score; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if parsed.references and parsed.data_dir:
         raise ConfigError("--references and --data-dir both say what to compare with; give one of them.")
 
@@ -69,7 +69,8 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib score",
         description="Score generated text against what people wrote, as the evaluations of E2E, WebNLG and DART do.",

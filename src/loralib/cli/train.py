@@ -13,7 +13,7 @@ from ..printing import printable
 from ..recipes import presets, run_folder
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
-from .dataclass_parsing import dataclass_parser, given
+from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -41,17 +41,7 @@ class Stage:
 
 def run(words: Sequence[str]) -> int:
     """Train; returns the exit code."""
-    parser = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
-    parser.add_argument("--preset", help="a task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        help="train with so many seeds and report them together (default: 1; with --preset the paper's)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
-    values = given(parser, words)
+    values = given(parser(), words)
     overwrite, resume, dry = (values.pop(name, False) for name in ("overwrite", "resume", "dry_run"))
     preset, seeds = values.pop("preset", None), values.pop("seeds", None)
     if overwrite and resume:
@@ -78,6 +68,21 @@ def run(words: Sequence[str]) -> int:
             last = replace(last, options=replace(last.options, init_adapter=str(_best(stage))))
         _train(last, overwrite, resume, console)
     return 0
+
+
+def parser() -> OptionsParser:
+    """The parser of this command."""
+    made = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
+    made.add_argument("--preset", help="a task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
+    made.add_argument(
+        "--seeds",
+        type=int,
+        help="train with so many seeds and report them together (default: 1; with --preset the paper's)",
+    )
+    made.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
+    made.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
+    made.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
+    return made
 
 
 def _stages(values: Mapping[str, Any], seeds: int | None, preset: str | None) -> list[Stage]:
