@@ -19,6 +19,7 @@ from ..arguments import as_path
 from ..choices import TiedWeights, names
 from ..errors import ConfigError, FormatError
 from ..formats import load
+from ..storage import hub
 from ..storage.atomic import sync_folder
 from ..storage.folders import MARK, all_files, files_by_mark, write_mark
 from .checkpoint import SAFE, open_checkpoint
@@ -107,7 +108,7 @@ def merge_checkpoint(
         tensor([[2., 1.],
                 [1., 2.]])
     """
-    base, output = as_path(base, "base"), as_path(output, "output")
+    base, output = hub.located(as_path(base, "base")), as_path(output, "output")
     if isinstance(adapter, str | os.PathLike):
         adapter = load(adapter)
     check_adapter(adapter)

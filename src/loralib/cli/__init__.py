@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 the words were off (one sentence says what to do); 1 faile
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -115,8 +116,14 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
     except OSError as error:
         if debug:
             raise
-        where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+        where = f" ({_place(error)})" if error.filename else ""
         return complain(f"{error.strerror or error}{where}.", FAILED)
+
+
+def _place(error: OSError) -> str:
+    """The file that an error is about: where there are two, the one written to is full, or else both."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name]
+    return names[-1] if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else " → ".join(names)
 
 
 def _goodbye(interrupt: KeyboardInterrupt) -> str:

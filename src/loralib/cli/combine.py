@@ -50,7 +50,7 @@ def parser() -> OneSentenceParser:
         "(magnitude, dare, ties, dare_ties). Tensors trained in full, such as heads, must agree, unless --tensors says "
         "otherwise.",
     )
-    parser.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER", help="an adapter in any known format")
+    parser.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER", help="adapters of any known format, or runs")
     parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each adapter, of any sign (default: 1)")
     parser.add_argument(
         "--method", choices=METHODS, default="exact", metavar="METHOD", help=", ".join(METHODS) + " (default: exact)"

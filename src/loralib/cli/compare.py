@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..recipes.comparison import METHODS
 from ..recipes.options import TrainOptions
+from ..recipes.resolved import resolved
 from ..recipes.run_folder import as_yaml, has_begun, holding_runs
 from ..recipes.search import Space
 from ..recipes.task import CLASSIFICATION, Method
@@ -140,7 +141,7 @@ def _compare(
     comparison_report.comparison_plot(folder / PLOT, outcomes, title)
     wrote = [TABLE, PLOT, *([TRIALS] if chosen["search"] else [])]
     if "lora" in methods:
-        write_atomically(folder / BEST, as_yaml(TrainOptions.of({**shared, **own.get("lora", {})}).to_dict()))
+        write_atomically(folder / BEST, as_yaml(resolved(TrainOptions.of({**shared, **own.get("lora", {})}))))
         wrote.append(BEST)
         say(console, f"LoRA's options again: loralib train --config {folder / BEST}")
     say(console, f"Wrote {', '.join(str(folder / name) for name in wrote)}.")

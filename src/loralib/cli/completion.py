@@ -59,7 +59,7 @@ def options_of(command: str) -> dict[str, Sequence[str]]:
     for action in made._actions:
         words = list(map(str, action.choices or named.get(action.dest, ())))
         options = [option for option in action.option_strings if not option.endswith("+")]
-        found |= dict.fromkeys(options or [""], words)
+        found = dict.fromkeys(options or [""], words) | found
     return found
 
 

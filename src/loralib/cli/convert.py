@@ -52,7 +52,7 @@ def parser() -> OneSentenceParser:
         prog="loralib convert",
         description="Write an adapter in another format. What the format cannot hold is named, and nothing is written.",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter: a folder or a file of any known format")
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter of any known format, or the folder of a run")
     files.add_reading(parser)
     files.add_writing(parser, format=None)
     parser.add_argument(

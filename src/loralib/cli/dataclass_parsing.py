@@ -78,7 +78,8 @@ def _add(group: Any, name: str, kind: Any, usual: Any, help_: str, dest: str) ->
         how = {}  # the choices are shown
     if kind == Sequence[str]:
         kind = str | Sequence[str]  # names joined by commas
-    group.add_argument(_flag(name), dest=dest, type=kind, default=usual, help=help_ + shown, **how)
+    flags = ["-o", _flag(name)] if name == "output" else [_flag(name)]
+    group.add_argument(*flags, dest=dest, type=kind, default=usual, help=help_ + shown, **how)
 
 
 def _flag(name: str) -> str:

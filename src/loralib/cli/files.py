@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import choices
+from .. import choices, expressions
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
+from . import runs
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _read_all(paths: Sequence[Path], parsed: argparse.Namespace, guess: bool) ->
 
     if parsed.keys and parsed.from_:
         raise ConfigError("--from names a known format, and --keys is for files of none; give one of them.")
+    paths = [runs.adapter_in(path) for path in paths]
     files = [None if parsed.keys else formats.open(path, parsed.from_) for path in paths]
     _check_options(paths[0], {file.format if file else None for file in files}, parsed)
     return [_read(path, file, parsed, guess) for path, file in zip(paths, files, strict=True)]
@@ -143,6 +145,9 @@ def read_keys(path: Path) -> dict[str, str]:
     keys = read_json(path)
     if not keys or not all(isinstance(replacement, str) for replacement in keys.values()):
         raise FormatError(f"{path} is no key map; expected a JSON object {{regular expression: replacement}}, both texts.")
+    for expression in keys:
+        if problem := expressions.problem(expression):
+            raise FormatError(f"{path}: {expression!r:.80} {problem}; write simpler expressions.")
     return keys
 
 

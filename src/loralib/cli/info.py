@@ -52,7 +52,7 @@ def parser() -> OneSentenceParser:
         description="Tell what is in an adapter's file: format, base model, ranks, targets, counts, and the singular values of "
         "each layer's update.",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter: a folder or a file of any known format")
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter of any known format, or the folder of a run")
     parser.add_argument("--all", action="store_true", help="show every layer (default: at most about 24)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, with all singular values")
     parser.add_argument("--base", type=Path, metavar="BASE", help="the base model's files: counts intruder dimensions, too")

@@ -28,7 +28,7 @@ def run(words: Sequence[str]) -> int:
     if parsed.threads is not None and parsed.threads < 1:
         raise ConfigError(f"--threads {parsed.threads}: must be 1 or more.")
     labels = parsed.labels.split(",") if parsed.labels else runs.labels_of(parsed.adapter)
-    adapter = files.read(runs.adapter_in(parsed.adapter), parsed)
+    adapter = files.read(parsed.adapter, parsed)
     say(f"Read {files.described(adapter)}.")
 
     from ..checkpoints.merge import merge_checkpoint

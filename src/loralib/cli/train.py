@@ -13,6 +13,7 @@ from ..printing import printable
 from ..recipes import presets, run_folder
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
+from ..recipes.resolved import resolved
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .terminal import say
 
@@ -206,7 +207,7 @@ def _describe(stages: Sequence[Stage]) -> int:
                 "training_rows": known,
                 "steps": steps,
                 "reported_by_the_paper": list(reported) if reported else None,
-                "options": {name: value for name, value in options.to_dict().items() if value is not None},
+                "options": resolved(options),
                 "trainer": trainer,
             }
         )

@@ -23,6 +23,7 @@ from ..arguments import as_path, wrong
 from ..config import LoRAConfig
 from ..errors import FormatError
 from ..printing import short
+from ..storage import hub
 from . import diffusers, kohya, loralib_0_1, one_file, peft
 from .keys import KeyMap, check_keys
 from .keys import read as read_by_keys
@@ -70,7 +71,7 @@ class AdapterFile:
 
 def open(path: str | os.PathLike[str], format: str | None = None) -> AdapterFile:
     """Find the format of the adapter at `path`, where it is not given. Nothing is read twice, neither now nor by `read`."""
-    path = as_path(path)
+    path = hub.located(as_path(path))
     if format is not None:
         _check_format(format)
     _check_exists(path)
@@ -109,7 +110,7 @@ def load(
     if keys is None:
         return open(path, format).read(config)
     check_keys(keys)
-    path = as_path(path)
+    path = hub.located(as_path(path))
     _check_exists(path)
     return _agreeing(path, read_by_keys(Opened(path), keys, config), config)
 
@@ -159,7 +160,8 @@ def _check_format(format: str) -> None:
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise FormatError(f"{path} does not exist; give the path of a saved adapter.")
+        remedy = hub.advice(path) or "give the path of a saved adapter"
+        raise FormatError(f"{path} does not exist; {remedy}.")
 
 
 def _found(opened: Opened) -> tuple[str, Opened]:

@@ -19,6 +19,7 @@ from ..train.checkpoints import last_whole_checkpoint
 from ..train.signals import handling
 from . import run_folder
 from .options import IDLE, TrainOptions
+from .resolved import resolved
 from .task import Method
 
 INTERRUPTED = 130
@@ -100,7 +101,7 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
         go_on = same and last_whole_checkpoint(run / run_folder.CHECKPOINTS)
         config = run.with_name(f"{run.name}.yaml")
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_bytes(run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
+        config.write_bytes(run_folder.as_yaml(resolved(options) | {"output": str(run)}))
         words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
         words += ["--trust-remote-code"] if options.trust_remote_code else []
         code = wait_for([sys.executable, "-m", "loralib", *words])
@@ -118,8 +119,8 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
 def _has_options(run: Path, options: TrainOptions) -> bool:
     if not (run / run_folder.CONFIG).is_file():
         return False
-    wanted = options.with_absolute_paths().to_dict() | {"output": None}
-    return run_folder.read_options(run)[0].to_dict() | {"output": None} == wanted
+    wanted = resolved(options.with_absolute_paths()) | {"output": None}
+    return resolved(run_folder.read_options(run)[0]) | {"output": None} == wanted
 
 
 def wait_for(words: Sequence[str]) -> int:
