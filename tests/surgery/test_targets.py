@@ -1,6 +1,7 @@
 """Which layers a configuration targets, and what it says when it targets none or the wrong ones."""
 
 import pytest
+import torch
 from torch import nn
 
 import loralib as lora

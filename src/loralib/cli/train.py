@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Fine-tune a Hugging Face model with LoRA, on its last layers, or in full: an encoder on labelled text, or a
 causal language model on inputs and their texts. Writes a run folder: the adapter (or model), metrics.json, config.yaml,
 learning_curve.png and checkpoints. With --preset, a task as in the LoRA paper. On several GPUs: torchrun --nproc-per-node N
--m loralib train ..."""
+-m -- loralib train ..."""
 
 
 @dataclass(frozen=True)
