@@ -15,6 +15,7 @@ from ..recipes.run_folder import as_yaml, has_begun, holding_runs
 from ..recipes.search import Space
 from ..recipes.task import CLASSIFICATION, Method
 from .dataclass_parsing import dataclass_parser, given
+from .offline import check_local, hub_names, offline_if_unreachable
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
 table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and
@@ -33,11 +34,13 @@ def run(words: Sequence[str]) -> int:
     chosen = {name: values.pop(name, default) for name, default in own.items()}
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
+    check_local(options)
     WRITER.check_free(folder, chosen["overwrite"], chosen["resume"])
     if not chosen["resume"]:
         WRITER.begin(folder)
     try:
-        _compare(options, values, chosen, folder, methods, rates)
+        with offline_if_unreachable(*hub_names(options)):
+            _compare(options, values, chosen, folder, methods, rates)
     except BaseException as error:
         if not has_begun(folder):
             WRITER.give_up(folder)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
 from ..recipes.presets.nlg import DECODING, Decoding
+from .offline import hub_names, offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust
 from .terminal import printable
 
@@ -58,10 +59,11 @@ def run(words: Sequence[str]) -> int:
     for folder in found:
         options, _ = run_folder.read_options(folder)
         decoding = _decoding(parsed, options.task)
-        if parsed.texts:
-            _print(folder, parsed, decoding)
-        else:
-            _write(folder, parsed, options, decoding)
+        with offline_if_unreachable(*hub_names(options)):
+            if parsed.texts:
+                _print(folder, parsed, decoding)
+            else:
+                _write(folder, parsed, options, decoding)
     task = options.task or "any"
     if not parsed.texts and not parsed.output and parsed.split == "test":
         print(f"Score them: loralib score {task} {parsed.run}")
