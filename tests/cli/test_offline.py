@@ -140,8 +140,8 @@ def test_the_hubs_libraries_do_not_retry(words: list[str], tmp_path: Path) -> No
     environment = {name: value for name, value in os.environ.items() if name != offline.OFFLINE}
     environment[offline.ENDPOINT] = f"http://127.0.0.1:{_closed_port()}"
     command = [sys.executable, "-m", "loralib", *words]
-    how: dict[str, Any] = {"check": False, "capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, **how)
+    how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, **how)
     assert done.returncode == 2
     assert "The Hugging Face hub cannot be reached" in done.stderr
     assert "Retrying" not in done.stderr

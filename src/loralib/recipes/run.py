@@ -17,7 +17,7 @@ from ..train import devices, measure
 from ..train.checkpoints import last_whole_checkpoint
 from ..train.quiet import quiet_transformers, same_environment
 from ..train.trainer import AdapterTrainer, write_errors_named
-from . import report, run_folder, training
+from . import figures, run_folder, training
 from .options import TrainOptions
 from .plan import Plan, implementation
 from .records import source
@@ -160,7 +160,8 @@ def _write(options: TrainOptions, folder: Path, planned: Plan, trainer: Trainer,
         _save_model(planned, folder / run_folder.MODEL)
         results["saved_bytes"] = run_folder.size(folder / run_folder.MODEL)
     title = f"{options.method}, {options.data_name}"
-    report.learning_curve(folder / run_folder.CURVE, results["history"], results["metric"], title)
+    curve = results["history"], results["metric"], results["kept_epoch"]
+    figures.learning_curve(folder / run_folder.CURVE, *curve, title)
     run_folder.write_metrics(folder, results)
 
 
