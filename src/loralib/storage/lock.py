@@ -134,9 +134,9 @@ def _take(descriptor: int, lock: Path, what: Path, is_new: bool) -> bool:
     if not _is_at(descriptor, lock):
         return False
     if not is_new:
-        _check_left(descriptor, lock, what, empty_is_free=exclusive is True)
-    if exclusive is None and not is_new:
-        return _succeed(descriptor, lock, what)
+        left = _left(descriptor, lock, what, empty_is_free=exclusive is True)
+        if left and exclusive is None:
+            return _succeed(left, descriptor, lock, what)
     _write(descriptor)
     return True
 
@@ -154,8 +154,8 @@ def _flock(descriptor: int) -> bool | None:
     return True
 
 
-def _check_left(descriptor: int, lock: Path, what: Path, *, empty_is_free: bool) -> None:
-    """`RunError` unless a lock that was there was left by a process that is gone."""
+def _left(descriptor: int, lock: Path, what: Path, *, empty_is_free: bool) -> Owner | None:
+    """The process, now gone, that left a lock that was there; `RunError` for any other."""
     content = _content(descriptor)
     owner = Owner.read(content)
     if owner is None and content and not content.isspace():
@@ -164,13 +164,12 @@ def _check_left(descriptor: int, lock: Path, what: Path, *, empty_is_free: bool)
         )
     if (owner is None and not empty_is_free) or (owner is not None and not owner.process.is_gone):
         raise _in_use(what, lock, owner)
+    return owner
 
 
-def _succeed(descriptor: int, lock: Path, what: Path) -> bool:
-    """Take over the lock of a process that is gone without the system's locks: one process creates the file that names what
-    was taken over, and no other can write to the lock as long as that is there."""
-    left = Owner.read(_content(descriptor))
-    assert left is not None
+def _succeed(left: Owner, descriptor: int, lock: Path, what: Path) -> bool:
+    """Take over the lock that a process left, without the system's locks: one process creates the file that names it, and
+    nobody else writes to the lock as long as that is there. False when another has taken it over since it was read."""
     claim = next_to(lock, f"{left.process.pid}.tmp")
     try:
         os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -206,8 +205,10 @@ def _is_at(descriptor: int, lock: Path) -> bool:
 
 
 def _content(descriptor: int) -> bytes:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return b"a pipe or a device, from which reading would wait"
     os.lseek(descriptor, 0, os.SEEK_SET)
-    return os.read(descriptor, _LONGEST) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b"?"
+    return os.read(descriptor, _LONGEST)
 
 
 def _write(descriptor: int) -> None:
