@@ -118,9 +118,9 @@ def test_the_number_of_a_process_that_is_gone_may_be_anothers_now(tmp_path: Path
 def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remove(ended: Any, tmp_path: Path) -> None:
     written = write_lock(tmp_path / LOCK, Process("elsewhere", int(ended), "x"))
     content = written.read_bytes()
-    with pytest.raises(RunError, match=rf"on elsewhere, since 2026.*; if it has ended, .*, remove {written}\. Nothing"):
-        with folder_lock(tmp_path):
-            pass
+    message = rf"on elsewhere, since 2026.*; if it has ended, .*, remove {written}\. Nothing"
+    with pytest.raises(RunError, match=message), folder_lock(tmp_path):
+        pass
     assert written.read_bytes() == content
     written.unlink()
     with folder_lock(tmp_path):
@@ -153,18 +153,20 @@ def test_an_empty_lock_is_free_where_the_system_tells_and_named_where_not(system
         with folder_lock(tmp_path):
             assert (tmp_path / LOCK).read_text()
     else:
-        with pytest.raises(RunError, match=f"by another process; .*; if there is none, remove {tmp_path / LOCK}"):
-            with folder_lock(tmp_path):
-                pass
+        message = f"by another process; .*; if there is none, remove {tmp_path / LOCK}"
+        with pytest.raises(RunError, match=message), folder_lock(tmp_path):
+            pass
 
 
 @pytest.mark.usefixtures("system_locks")
-@pytest.mark.parametrize("content", ["my notes", "[]", "{}", '{"host": "h", "pid": -1, "started": "", "since": ""}', "[" * 9999])
+@pytest.mark.parametrize(
+    "content", ["my notes", "[]", "{}", '{"host": "h", "pid": -1, "started": "", "since": ""}', "[" * 9999]
+)
 def test_a_file_that_is_no_lock_stays(content: str, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(content)
-    with pytest.raises(RunError, match="is in the place of a lock, and loralib did not write it; move it away"):
-        with folder_lock(tmp_path):
-            pass
+    message = "is in the place of a lock, and loralib did not write it; move it away"
+    with pytest.raises(RunError, match=message), folder_lock(tmp_path):
+        pass
     assert (tmp_path / LOCK).read_text() == content
 
 
@@ -210,9 +212,9 @@ def test_a_lock_that_was_removed_by_hand_and_taken_by_another_stays(tmp_path: Pa
 
 
 def test_a_folder_in_which_another_process_writes_a_folder_is_refused(tmp_path: Path) -> None:
-    with folder_lock(tmp_path / "out" / "lora"):
-        with pytest.raises(RunError, match="out/lora is being written by process"), folder_lock(tmp_path / "out"):
-            pass
+    out, refused = tmp_path / "out", pytest.raises(RunError, match="out/lora is being written by process")
+    with folder_lock(out / "lora"), refused, folder_lock(out):
+        pass
     with folder_lock(tmp_path / "out"), folder_lock(tmp_path / "out" / "lora"):
         pass
 

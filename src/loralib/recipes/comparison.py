@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, get_args
 
 from ..errors import RunError
+from ..storage.atomic import write_atomically
 from ..train.checkpoints import last_whole_checkpoint
 from ..train.signals import handling
 from . import run_folder
@@ -100,7 +101,7 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
         go_on = same and last_whole_checkpoint(run / run_folder.CHECKPOINTS)
         config = run.with_name(f"{run.name}.yaml")
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_bytes(run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
+        write_atomically(config, run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
         words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
         words += ["--trust-remote-code"] if options.trust_remote_code else []
         code = wait_for([sys.executable, "-m", "loralib", *words])
