@@ -90,10 +90,8 @@ def test_two_at_once_are_refused(command: str, tmp_path: Path, capfd: Any) -> No
     in_fresh_process(program, tmp_path, command, "True", "True")
     out = tmp_path / "work" / "out"
     held = out if command == "merge" else out / "adapter_config.json"
-    rest = [str(tmp_path / "two"), "-o", str(out), "--force"]
-    words = (
-        ["merge", str(tmp_path / "base.safetensors"), *rest] if command == "merge" else ["convert", *rest, "--format", "peft"]
-    )
+    more = [str(tmp_path / "base.safetensors")] if command == "merge" else ["--format", "peft"]
+    words = [command, *more, str(tmp_path / "two"), "-o", str(out), "--force"]
 
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"}

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -145,12 +146,11 @@ def test_what_fails_is_undone_or_finished(there: bool, fails: int, tmp_path: Pat
             raise OSError(5, "Input/output error")
         return replace(self, target)
 
+    moves = 3 if there else 2
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", moved)
-        try:
+        with pytest.raises(OSError, match=r"Input/output error.*[ab]'") if fails < moves else nullcontext():
             write_together({path: b"new" for path in paths})
-        except OSError as error:
-            assert error.filename in map(str, paths)
     found = [path.read_bytes() for path in paths if path.exists()]
     assert found in ([b"old", b"old"] if there else [], [b"new", b"new"])
     assert names(tmp_path) == ["a", "b"][: len(found)]
