@@ -35,6 +35,20 @@ def run(words: Sequence[str]) -> int:
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
     check_local(options)
+    with WRITER.alone_in(folder):
+        _write(options, values, chosen, folder, methods, rates)
+    return 0
+
+
+def _write(
+    options: TrainOptions,
+    values: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    folder: Path,
+    methods: Sequence[Method],
+    rates: dict[Method, float],
+) -> None:
+    """Compare, and keep in `folder` what is to be kept."""
     WRITER.check_free(folder, chosen["overwrite"], chosen["resume"])
     if not chosen["resume"]:
         WRITER.begin(folder)
@@ -48,7 +62,6 @@ def run(words: Sequence[str]) -> int:
             raise
         raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
     WRITER.finish(folder)
-    return 0
 
 
 def _add_own(parser: Any) -> dict[str, Any]:

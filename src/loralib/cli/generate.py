@@ -112,7 +112,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     data = _data(parsed, options)
     name = parsed.split or parsed.data.name.split(".")[0]
     path = parsed.output or folder / run_folder.GENERATED / f"{name}.jsonl"
-    if parsed.resume and path.exists():
+    if parsed.resume and generator.is_finished(path):
         print(f"Kept {path}, which is finished.")
         return
     run = generator.open_run(folder, parsed.trust_remote_code)

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, get_args
 
 from ..errors import RunError
+from ..storage.atomic import write_atomically
 from ..train.checkpoints import last_whole_checkpoint
 from ..train.signals import handling
 from . import run_folder
@@ -100,10 +101,10 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
         go_on = same and last_whole_checkpoint(run / run_folder.CHECKPOINTS)
         config = run.with_name(f"{run.name}.yaml")
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_bytes(run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
+        write_atomically(config, run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
         words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
         words += ["--trust-remote-code"] if options.trust_remote_code else []
-        code = wait_for([sys.executable, "-m", "loralib", *words])
+        code = wait_for([sys.executable, "-m", "loralib.cli.apart", *words])
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
@@ -125,7 +126,8 @@ def _has_options(run: Path, options: TrainOptions) -> bool:
 def wait_for(words: Sequence[str]) -> int:
     """Run a process and wait for it to end in its own way; its exit code, or `INTERRUPTED` after Ctrl-C or SIGTERM.
 
-    Both are passed on as SIGTERM. At a terminal the process has Ctrl-C already, and takes the two for one.
+    Both are passed on as SIGTERM. At a terminal the process has Ctrl-C already, and takes the two for one. Its standard input
+    is a pipe that nothing is written to, and that ends when this process does, killed or not.
     """
     asked: list[int] = []
     child: subprocess.Popen[bytes] | None = None
@@ -135,8 +137,7 @@ def wait_for(words: Sequence[str]) -> int:
         if child is not None:
             child.send_signal(signal.SIGTERM)
 
-    with handling(pass_on):
-        child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    with handling(pass_on), subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
         if asked:
             child.send_signal(signal.SIGTERM)
         code = child.wait()
