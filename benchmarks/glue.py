@@ -21,8 +21,8 @@ from rich.table import Table
 from benchmarks.provenance import provenance, write_rows
 from loralib.cli import guarded
 from loralib.recipes import comparison, comparison_report, figures
-from loralib.recipes.comparison import METHODS, Outcome
-from loralib.recipes.options import Method
+from loralib.recipes.comparison import Outcome
+from loralib.recipes.task import METHODS, Method
 from loralib.train import measure
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "glue.png"

@@ -8,7 +8,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from loralib.recipes import comparison_report, figures
-from loralib.recipes.comparison import METHODS, Outcome
+from loralib.recipes.comparison import Outcome
+from loralib.recipes.task import METHODS
 
 HISTORY = [
     {"epoch": 0.5, "loss": 0.7},

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..recipes.comparison import METHODS
 from ..recipes.options import TrainOptions
 from ..recipes.run_folder import as_yaml, has_begun, holding_runs
-from ..recipes.search import Space
-from ..recipes.task import CLASSIFICATION, Method
+from ..recipes.search_space import Space
+from ..recipes.task import CLASSIFICATION, METHODS, Method
 from .dataclass_parsing import dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
 
