@@ -7,6 +7,7 @@ benchmarks with ours and the earlier version only, and lists what is worse than 
 import argparse
 import ast
 import os
+import re
 import sys
 import warnings
 from importlib import import_module
@@ -47,6 +48,14 @@ def listing() -> str:
     """All benchmarks, a line each."""
     comparing = f"  {COMPARE:14} All of them: the time of ours over that of --before, and where ours is slower."
     return "\n".join(["Benchmarks:", *(f"  {name:14} {description(name)}" for name in NAMES), comparing])
+
+
+def plot_title(name: str, row: Row) -> str:
+    """What a benchmark measures, without the numbers of its goals, and where the figures of a row come from."""
+    known = {"threads": "{} threads", "load": "load {} at the start"}
+    machine = ", ".join([row["device"], *(text.format(row[name]) for name, text in known.items() if row.get(name) is not None)])
+    what = re.sub(r"^G[^:]+: ", "", description(name))
+    return f"{what[0].upper()}{what[1:]}\n{machine}; torch {row['torch']}, loralib {row['commit']}"
 
 
 def arguments() -> argparse.Namespace:
@@ -96,8 +105,7 @@ def run(name: str, given: argparse.Namespace, load: float, console: Console) -> 
     benchmark: Benchmark = import_module(f"benchmarks.{name}").BENCHMARK
     origin = provenance.provenance(given.device) | {"load": f"{load:.1f}"}
     rows = measured(benchmark, given, console)
-    machine = f"{origin['device']}, {given.threads} threads, load {origin['load']} at the start"
-    title = f"{description(name)}\n{machine}; torch {origin['torch']}, loralib {origin['commit']}"
+    title = plot_title(name, {**origin, "threads": given.threads})
     console.print(report.table(benchmark, rows, title))
     for goal in benchmark.goals(rows):
         console.print(str(goal), style={True: "green", False: "red", None: ""}[goal.met], highlight=False)

@@ -24,7 +24,7 @@ class Combine(Case):
     """So many adapters of rank r on so many layers (d, d), brought to rank r."""
 
     group_title = "{adapters} adapters of rank {r}"
-    case_title = "{layers} layers of {d} x {d}"
+    case_title = "{d} x {d}, layers: {layers}"
     layers: int
     d: int
     adapters: int

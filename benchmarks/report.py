@@ -1,6 +1,8 @@
 """What was measured, for people: a table and a plot. Goals print themselves."""
 
 import math
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import groupby
@@ -15,10 +17,11 @@ from rich.table import Table
 from benchmarks.goals import Benchmark
 from benchmarks.harness import BEFORE, OURS, Row
 from benchmarks.peers import LEGACY, PEFT
+from loralib.recipes import figures
 from loralib.recipes.report import human_bytes
 
 HIDDEN = ("group", "case", "contender", "what", "saved_share", "peak_share", "rounds", "calls", "threads")
-COLOURS = {LEGACY: "C0", PEFT: "C1", OURS: "C2"}
+COLOURS = {LEGACY: figures.PURPLE, PEFT: figures.VERMILION, OURS: figures.BLUE}
 HEADINGS = {
     "speedup": "time / ours",
     "milliseconds": "ms",
@@ -27,6 +30,8 @@ HEADINGS = {
 }
 NOISE = 1.03  # a ratio to the earlier version up to this one is noise
 PANELS, BAR = 3, 0.17  # panels side by side; inches that a bar is high
+LETTERS = 14  # of the caption, an inch
+HATCHES = ("", "///", "...", "xxx")  # of a contender's variants
 
 
 def shown(name: str, value: Any) -> str:
@@ -84,17 +89,29 @@ def comparisons(rows: Sequence[Row]) -> dict[str, bool]:
     return found
 
 
-def draw_panel(axes: Axes, benchmark: Benchmark, rows: Sequence[Row], colours: dict[str, str]) -> None:
+def styles(contenders: Sequence[str]) -> dict[str, dict[str, str]]:
+    """How the bars of each contender look: a colour a library, the same in all figures, and a hatch a variant."""
+    variants: dict[str, list[str]] = {}
+    for name in contenders:
+        variants.setdefault(re.split(r", | \(", name)[0], []).append(name)
+    return {
+        name: {"facecolor": COLOURS.get(library, figures.GREY), "hatch": HATCHES[i], "edgecolor": "white"}
+        for library, names in variants.items()
+        for i, name in enumerate(names)
+    }
+
+
+def draw_panel(axes: Axes, benchmark: Benchmark, rows: Sequence[Row], look: dict[str, dict[str, str]]) -> None:
     """The cases of one group: a bar for each contender but the reference, with whiskers from the 20 % to the 80 % quantile."""
     name, ticks, labels, y = benchmark.figure, [], [], 0.0
     for case, lines in groupby(rows, key=lambda row: row["case"]):
-        bars = [row for row in lines if row["contender"] in colours]
+        bars = [row for row in lines if row["contender"] in look]
         ticks.append(y + (len(bars) - 1) / 2)
         labels.append(case)
         for row in bars:
             if row[name] is not None:
                 whiskers = [[max(0.0, row[name] - row[f"{name}_20"])], [max(0.0, row[f"{name}_80"] - row[name])]]
-                axes.barh(y, row[name], height=0.9, color=colours[row["contender"]], xerr=whiskers, error_kw={"lw": 0.8})
+                axes.barh(y, row[name], height=0.9, **look[row["contender"]], xerr=whiskers, error_kw={"lw": 0.8})
             y += 1
         y += 0.6
     axes.set_yticks(ticks, labels, fontsize=8)
@@ -109,21 +126,23 @@ def plot(benchmark: Benchmark, rows: Sequence[Row], path: Path, title: str) -> N
     groups = [list(lines) for _, lines in groupby(rows, key=lambda row: row["group"])]
     contenders = [name for name in dict.fromkeys(row["contender"] for row in rows) if not name.startswith(BEFORE)]
     bars = contenders[1:] if benchmark.figure == "ratio" else contenders
-    colours = {contender: COLOURS.get(contender, f"C{i + len(COLOURS)}") for i, contender in enumerate(bars)}
+    look = styles(bars)
     across, bands = min(PANELS, len(groups)), math.ceil(len(groups) / PANELS)
     highest = max(len(lines) for lines in groups) * BAR + 0.8
-    figure = Figure(figsize=(4.6 * across, highest * bands + 0.8), layout="constrained")
+    width = 4.6 * across + 1.8 * (across == 1)
+    figure = Figure(figsize=(width, highest * bands + 0.8), layout="constrained")
     grid = figure.subplots(bands, across, squeeze=False, sharex=True).flatten()
     for axes, lines in zip(grid, groups, strict=False):
-        draw_panel(axes, benchmark, lines, colours)
+        draw_panel(axes, benchmark, lines, look)
     for axes in grid[len(groups) :]:
         axes.remove()
     figure.legend(
-        handles=[Patch(color=colour, label=name) for name, colour in colours.items()],
+        handles=[Patch(**style, label=name) for name, style in look.items()],
         loc="outside upper center",
-        ncols=len(colours),
+        ncols=len(look),
         fontsize=8,
     )
-    figure.supxlabel(f"{benchmark.axis}\n{title}", fontsize=9)
+    caption = [line for part in title.split("\n") for line in textwrap.wrap(part, round(LETTERS * width))]
+    figure.supxlabel("\n".join([benchmark.axis, *caption]), fontsize=9)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figures.write(figure, path, dpi=110)

@@ -31,8 +31,10 @@ from torch import Tensor, nn
 
 import loralib as lora
 from loralib.cli import guarded
+from loralib.recipes import figures
 from loralib.recipes.report import human_bytes
 
+TITLE = "ResNet-20 on CIFAR-10 as JPEG: {}"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZES = {"train": 50_000, "test": 10_000}
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -245,14 +247,16 @@ def draw(path: Path, results: Sequence[dict[str, Any]], title: str) -> None:
     axes = figure.subplots()
     start = 100 * results[0]["curve"][0]
     axes.axhline(start, color="gray", linestyle="--", label=f"before: {start:.1f} %")
-    for run, marker in zip(results, "os^", strict=False):
+    for run, marker, colour in zip(results, "os^", (figures.BLUE, figures.GREEN, figures.ORANGE), strict=False):
         percent = [100 * value for value in run["curve"]]
-        axes.plot(percent, marker=marker, label=f"{run['method']}: {run['trained']:,} trained, {percent[-1]:.1f} %")
+        axes.plot(
+            percent, marker=marker, color=colour, label=f"{run['method']}: {run['trained']:,} trained, {percent[-1]:.1f} %"
+        )
     axes.set(title=title, xlabel="epoch", ylabel="accuracy in %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=120)
+    figures.write(figure, path)
 
 
 def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -267,7 +271,7 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
         for m in given.method
     ]
     CONSOLE.print(table(results, f"{len(training):,} JPEG images, {given.epochs} epochs; {where}"))
-    draw(given.output / "curve.png", results, f"ResNet-20 on CIFAR-10 as JPEG: {where}")
+    draw(given.output / "curve.png", results, TITLE.format(where))
     CONSOLE.print(f"What was trained and curve.png are in {given.output}/.", highlight=False)
     return results
 

@@ -373,3 +373,28 @@ def test_the_merging_of_a_checkpoint_is_measured():
     assert row["layers"] == 7
     assert row["peak_bytes"] > 50e6
     assert row["ratio_20"] <= row["ratio"] <= row["ratio_80"]
+
+
+def test_a_library_has_one_colour_and_each_variant_its_own_look():
+    looks = report.styles(
+        ["PEFT", "PEFT, low_cpu_mem_usage", "PEFT (full width)", "loralib", "loralib, oneDNN", "loralib 0.1.2"]
+    )
+    colours = {name: look["facecolor"] for name, look in looks.items()}
+    assert len({colours[name] for name in colours if name.startswith("PEFT")}) == 1
+    assert len({colours["PEFT"], colours["loralib"], colours["loralib 0.1.2"]}) == 3
+    assert len({tuple(look.values()) for look in looks.values()}) == len(looks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in __main__.NAMES if (provenance.RESULTS / f"{name}.csv").exists()])
+def test_a_figure_is_drawn_from_the_recorded_rows_and_its_caption_fits(name, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        report.figures, "write", lambda figure, path, dpi: (figure.savefig(path, dpi=dpi), drawn.append(figure))
+    )
+    rows = provenance.read_rows(provenance.RESULTS / f"{name}.csv")
+    benchmark = import_module(f"benchmarks.{name}").BENCHMARK
+    report.plot(benchmark, rows, tmp_path / "plot.png", __main__.plot_title(name, rows[0]))
+    (figure,) = drawn
+    box, whole = figure._supxlabel.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1

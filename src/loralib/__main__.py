@@ -2,4 +2,5 @@
 
 from .cli import console_script
 
-console_script()
+if __name__ == "__main__":
+    console_script()

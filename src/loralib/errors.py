@@ -68,4 +68,4 @@ class DataError(LoRAError, ValueError):
 
 
 class RunError(LoRAError, RuntimeError):
-    """A run folder or a model name that cannot be used as asked."""
+    """A run folder, an output or a model name that cannot be used as asked."""

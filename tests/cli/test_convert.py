@@ -140,8 +140,8 @@ def test_nothing_is_overwritten_unasked(peft: Path, tmp_path: Path, capsys: pyte
     output = tmp_path / f"out{SUFFIX[format]}"
     words = [peft, "-o", output, "--format", format]
     converted(capsys, *words)
-    assert "--force" in refused(capsys, tmp_path, *words, "--r", 1)
-    converted(capsys, *words, "--r", 1, "--force")
+    assert "--overwrite" in refused(capsys, tmp_path, *words, "--r", 1)
+    converted(capsys, *words, "--r", 1, "--overwrite")
     assert {update.r for update in lora.load(output).layers.values()} == {1}
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_written_onto_what_is_read(peft: Path, tmp_path: Path, capsys
         [file, "-o", tmp_path / "x" / ".." / "a.safetensors", "--format", "kohya"],
     ):
         (tmp_path / "x").mkdir(exist_ok=True)
-        assert "what is read" in refused(capsys, tmp_path, *words, "--force")
+        assert "what is read" in refused(capsys, tmp_path, *words, "--overwrite")
 
 
 @pytest.mark.parametrize(

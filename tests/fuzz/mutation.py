@@ -100,20 +100,30 @@ def refused(files: Files, folder: Path) -> bool:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     path = folder if len(files) > 1 else folder / next(iter(files))
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        adapter = lora.load(path, config=lora.LoRAConfig(lora_alpha=4) if "adapter.pt" in files else None)
-        for tensor in adapter.all_tensors():
-            tensor.contiguous().reshape(-1).view(torch.uint8).sum()
-    except lora.LoRAError as error:
-        if "alloc" in str(error):  # that is how torch says that there is not enough memory
-            raise MemoryError(str(error)) from None
-        return True
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    with Time(SECONDS):
+        try:
+            adapter = lora.load(path, config=lora.LoRAConfig(lora_alpha=4) if "adapter.pt" in files else None)
+            for tensor in adapter.all_tensors():
+                tensor.contiguous().reshape(-1).view(torch.uint8).sum()
+        except lora.LoRAError as error:
+            if "alloc" in str(error):  # that is how torch says that there is not enough memory
+                raise MemoryError(str(error)) from None
+            return True
     return False
 
 
-def _too_long(number: int, frame: FrameType | None) -> None:
-    raise Hang(f"reading took more than {SECONDS} seconds")
+class Time:
+    """A block that raises `Hang` when it takes more than so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGALRM, self._too_long)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def __exit__(self, *error: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _too_long(self, number: int, frame: FrameType | None) -> None:
+        raise Hang(f"it took more than {self.seconds} seconds")

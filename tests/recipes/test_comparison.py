@@ -21,8 +21,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     words: list[list[str]] = []
 
     def train(given: list[str]) -> int:
-        words.append(given[3:])
-        return main(given[3:])
+        words.append(given)
+        return main(given)
 
     monkeypatch.setattr(comparison, "wait_for", train)
     return words

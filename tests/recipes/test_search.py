@@ -75,8 +75,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     folders: list[str] = []
 
     def train(words: list[str]) -> int:
-        folders.append(Path(words[5]).stem)
-        return main(words[3:])
+        folders.append(Path(words[2]).stem)
+        return main(words)
 
     monkeypatch.setattr(comparison, "wait_for", train)
     return folders

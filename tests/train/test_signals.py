@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from loralib.cli import INTERRUPTED, info, main
-from loralib.recipes import comparison
 from loralib.train.callbacks import StopOnInterrupt
 from loralib.train.checkpoints import last_whole_checkpoint
 from loralib.train.signals import handling, interrupt
@@ -81,41 +80,13 @@ def test_ctrl_c_that_comes_as_both_signals_is_one_and_a_second_ends_at_once(capf
             stop._request(number, None)
 
 
-CHILD = """
-import signal, sys, time
-from pathlib import Path
-folder = Path(sys.argv[1])
-def end(number, frame):
-    (folder / "got").write_text(str(number))
-    sys.exit(int(sys.argv[2]))
-signal.signal(signal.SIGTERM, end)
-(folder / "ready").touch()
-time.sleep(60)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("code", [0, 1, INTERRUPTED])
-@pytest.mark.parametrize("number", BOTH)
-def test_a_signal_to_this_process_alone_ends_the_one_it_waits_for(number: Any, code: int, tmp_path: Path) -> None:
-    def press() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    before, thread = handlers(), threading.Thread(target=press)
-    thread.start()
-    found = comparison.wait_for([sys.executable, "-c", CHILD, str(tmp_path), str(code)])
-    thread.join()
-    assert found == comparison.INTERRUPTED
-    assert (tmp_path / "got").read_text() == str(int(signal.SIGTERM))
-    assert handlers() == before
-
-
-@pytest.mark.slow
-def test_a_process_that_ends_by_itself_gives_its_code() -> None:
-    assert [comparison.wait_for([sys.executable, "-c", f"raise SystemExit({code})"]) for code in (0, 2)] == [0, 2]
+def ends(pid: int, seconds: float = 30) -> bool:
+    """Whether a process ends within so many seconds."""
+    for _ in range(round(seconds / 0.05)):
+        if not Path(f"/proc/{pid}").exists():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.mark.slow
@@ -138,7 +109,7 @@ def test_a_comparison_leaves_no_process_and_goes_on(
     _, shown = process.communicate(timeout=300)
     assert process.returncode == INTERRUPTED
     assert children
-    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert not [child for child in children if not ends(int(child))]
     assert "finished runs are kept" in shown
     assert "Traceback" not in shown
     assert last_whole_checkpoint(run / "checkpoints") is not None

@@ -136,4 +136,8 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
 
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json" if path.is_dir() else path.with_name("config.json")
-    return read_json(file) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise FormatError(f"{file}: architectures={names!r}: must be a list of class names; fetch the model again.")
+    return config

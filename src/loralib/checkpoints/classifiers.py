@@ -67,7 +67,7 @@ def _class_name(config: Mapping[str, Any], ending: str) -> str | None:
     'GPT2ForTokenClassification'
     """
     known = architectures.CLASS_NAMES.get(str(config.get("model_type")))
-    names = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    names: Sequence[str] = config.get("architectures") or ()
     if names and names[0].endswith(ending):
         return names[0]
     if known is None and names:

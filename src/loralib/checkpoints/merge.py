@@ -20,8 +20,8 @@ from ..choices import TiedWeights, names
 from ..errors import ConfigError, FormatError
 from ..formats import load
 from ..storage import hub
-from ..storage.atomic import sync_folder
 from ..storage.folders import MARK, all_files, files_by_mark, write_mark
+from ..storage.swap import new_folder, sole_writer
 from .checkpoint import SAFE, open_checkpoint
 from .merge_plan import Plan, planned
 from .other_files import OtherFiles, check_links, other_files
@@ -67,8 +67,9 @@ def merge_checkpoint(
     tied: TiedWeights = "refuse",
     labels: Sequence[str] | None = None,
     threads: int | None = None,
-    force: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> MergeReport:
     """Write to the folder `output` the model at `base`, a folder or a file of weights, with `adapter` merged into it.
 
@@ -85,8 +86,9 @@ def merge_checkpoint(
         labels: The names of the classes, for `config.json`, when the adapter brings a head that classifies (its `task_type` is
             "SEQ_CLS" or "TOKEN_CLS"). Default: the base's, where it has as many, or LABEL_0, LABEL_1 and so on.
         threads: Default: one for each core.
-        force: Replace what an earlier merge wrote to `output`, if nothing else is there.
+        overwrite: Replace what an earlier merge wrote to `output`, if nothing else is there.
         progress: Called with bytes done and bytes in all.
+        check: Called with the complete folder before it takes its place. When it raises, what was at `output` is still there.
 
     Returns:
         What was written.
@@ -95,6 +97,7 @@ def merge_checkpoint(
         FormatError: When the adapter does not fit the base (everything is listed), the base is quantized or holds a link that
             leads out of its folder, or `output` exists.
         ConfigError: When `labels` do not fit the head.
+        RunError: When another process is writing `output`.
         OSError: When the disk is full.
 
     Example:
@@ -114,23 +117,17 @@ def merge_checkpoint(
     check_adapter(adapter)
     if tied not in names(TiedWeights):
         raise ConfigError(f"tied={tied!r}: must be 'refuse' or 'untie'.")
-    _check_place(output, Path(base), force)
-    if Path(base).is_dir():
-        check_links(Path(base))
-    plan = planned(open_checkpoint(base), adapter, tied, labels)
-    folder, weights = plan.checkpoint.path, set(plan.checkpoint.files)
-    others = other_files(folder, weights) if folder.is_dir() else OtherFiles()
-    work = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    missing = [folder for folder in output.parents if not folder.exists()]
-    try:
-        work.mkdir(parents=True)
-        _write(plan, others, work, threads or os.cpu_count() or 1, progress or (lambda done, total: None))
-        _put(work, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in missing:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+    with sole_writer(output, _TITLE):
+        _check_place(output, Path(base), overwrite)
+        if Path(base).is_dir():
+            check_links(Path(base))
+        plan = planned(open_checkpoint(base), adapter, tied, labels)
+        folder, weights = plan.checkpoint.path, set(plan.checkpoint.files)
+        others = other_files(folder, weights) if folder.is_dir() else OtherFiles()
+        with new_folder(output) as work:
+            _write(plan, others, work, threads or os.cpu_count() or 1, progress or (lambda done, total: None))
+            if check is not None:
+                check(work)
     targets = plan.targets()
     return MergeReport(
         output,
@@ -145,14 +142,19 @@ def merge_checkpoint(
     )
 
 
-def _check_place(output: Path, base: Path, force: bool) -> None:
-    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced, and only by `force`."""
+def _check_place(output: Path, base: Path, overwrite: bool) -> None:
+    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced."""
     if not output.exists():
         return
     if not output.is_dir():
         raise FormatError(f"{output} is a file, and the result is a folder; choose another place. Nothing was written.")
-    if not force:
-        raise FormatError(f"{output} exists; choose another place, or force the replacement. Nothing was written.")
+    if not overwrite:
+        raise FormatError(
+            f"{output} exists",
+            "choose another place, or say overwrite=True",
+            option="add --overwrite to replace it, or give another place",
+            outcome="Nothing was written.",
+        )
     if base.resolve().is_relative_to(output.resolve()):
         raise FormatError(f"{output} is or holds the base, which would be lost; choose another place. Nothing was written.")
     held, known = list(all_files(output)), files_by_mark(output, _TITLE)
@@ -187,7 +189,6 @@ def _write(plan: Plan, others: OtherFiles, work: Path, threads: int, progress: P
                     raise
     _copy_others(plan, others, work)
     write_mark(work, _TITLE, list(all_files(work)))
-    sync_folder(work)
 
 
 def _copy_others(plan: Plan, others: OtherFiles, work: Path) -> None:
@@ -203,21 +204,3 @@ def _copy_others(plan: Plan, others: OtherFiles, work: Path) -> None:
         total = sum(target.nbytes for target in plan.targets())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (work / f"{stem}{SAFE}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _put(work: Path, output: Path) -> None:
-    """Let the finished folder take its place; what was there is removed only then, and put back where that fails."""
-    old = output.with_name(f".{output.name}.{os.getpid()}.old")
-    if output.exists():
-        output.replace(old)
-    try:
-        work.replace(output)
-    except OSError:
-        if old.exists():
-            old.replace(output)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
-    sync_folder(output.parent)

@@ -48,11 +48,7 @@ class Renaming(NamedTuple):
 def tie_of(checkpoint: Checkpoint) -> Tie | None:
     """The embedding and the output layer that share a tensor, if `config.json` is that of a language model that ties them."""
     config = checkpoint.config
-    names = [
-        name
-        for name in config.get("architectures") or ()
-        if isinstance(name, str) and name.endswith(architectures.LANGUAGE_MODELS)
-    ]
+    names = [name for name in config.get("architectures") or () if name.endswith(architectures.LANGUAGE_MODELS)]
     if not names or config.get("tie_word_embeddings", True) is not True:
         return None
     size = config.get("vocab_size")

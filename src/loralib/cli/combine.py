@@ -1,5 +1,6 @@
 """`loralib combine`: one adapter of several, by a weighted sum, exactly or at a lower rank."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,11 @@ def run(words: Sequence[str]) -> int:
     parsed = parser().parse_args(words)
     if parsed.weights is not None and len(parsed.weights) != len(parsed.adapters):
         raise ConfigError(f"--weights gives {len(parsed.weights)} for {len(parsed.adapters)} adapters; give one to each.")
-    files.check_output(parsed.output, parsed.format, parsed.force, parsed.adapters)
+    with files.free_output(parsed.output, parsed.format, parsed.overwrite, parsed.adapters):
+        return _combine(parsed)
+
+
+def _combine(parsed: argparse.Namespace) -> int:
     adapters = files.read_all(parsed.adapters, parsed)
     weights = parsed.weights or [1.0] * len(adapters)
     for adapter, weight in zip(adapters, weights, strict=True):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..recipes.comparison import METHODS
 from ..recipes.options import TrainOptions
 from ..recipes.resolved import resolved
 from ..recipes.run_folder import as_yaml, has_begun, holding_runs
-from ..recipes.search import Space
-from ..recipes.task import CLASSIFICATION, Method
+from ..recipes.search_space import Space
+from ..recipes.task import CLASSIFICATION, METHODS, Method
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
+from .offline import check_local, hub_names, offline_if_unreachable
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
 table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and
@@ -33,11 +33,27 @@ def run(words: Sequence[str]) -> int:
     chosen = {name: values.pop(name, default) for name, default in own.items()}
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
+    check_local(options)
+    with WRITER.alone_in(folder):
+        _write(options, values, chosen, folder, methods, rates)
+    return 0
+
+
+def _write(
+    options: TrainOptions,
+    values: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    folder: Path,
+    methods: Sequence[Method],
+    rates: dict[Method, float],
+) -> None:
+    """Compare, and keep in `folder` what is to be kept."""
     WRITER.check_free(folder, chosen["overwrite"], chosen["resume"])
     if not chosen["resume"]:
         WRITER.begin(folder)
     try:
-        _compare(options, values, chosen, folder, methods, rates)
+        with offline_if_unreachable(*hub_names(options)):
+            _compare(options, values, chosen, folder, methods, rates)
     except BaseException as error:
         if not has_begun(folder):
             WRITER.give_up(folder)
@@ -45,7 +61,6 @@ def run(words: Sequence[str]) -> int:
             raise
         raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
     WRITER.finish(folder)
-    return 0
 
 
 def parser() -> OptionsParser:

@@ -35,7 +35,11 @@ def run(words: Sequence[str]) -> int:
     if (parsed.reduce_intruders is None) != (parsed.base is None):
         raise ConfigError("--reduce-intruders KEEP and --base BASE go together; give both, or neither.")
     format = parsed.format or "safetensors"
-    files.check_output(parsed.output, format, parsed.force, [parsed.path])
+    with files.free_output(parsed.output, format, parsed.overwrite, [parsed.path]):
+        return _convert(parsed, format)
+
+
+def _convert(parsed: argparse.Namespace, format: str) -> int:
     out_keys = files.read_keys(parsed.out_keys) if parsed.out_keys else None
     adapter = files.read(parsed.path, parsed)
     say(f"Read {files.described(adapter)}.")

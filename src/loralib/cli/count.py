@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..architectures import ROLES
+from ..architectures import PUBLISHED, ROLES
 from ..errors import ConfigError
 from ..recipes import presets
 from ..recipes.nlg.tasks import TASKS as GENERATION_TASKS
 from ..recipes.nlu.glue import TASKS
 from ..recipes.options import TrainOptions
 from ..storage.json_text import as_json
+from .offline import offline_if_unreachable
 from .parsing import OneSentenceParser, add_trust
 
 PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
@@ -29,7 +30,8 @@ def run(words: Sequence[str]) -> int:
 
     if parsed.preset:
         given = presets.resolve(parsed.preset, parsed.task or presets.usual_task(parsed.model), parsed.model).updated(given)
-    counts = _count(parsed.model, parsed.task, given, parsed.trust_remote_code)
+    with offline_if_unreachable(None if parsed.model.rstrip("/").rpartition("/")[2].lower() in PUBLISHED else parsed.model):
+        counts = _count(parsed.model, parsed.task, given, parsed.trust_remote_code)
     if parsed.json:
         print(as_json(counts))
     else:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..storage.json_text import as_json
+from .offline import hub_names, offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust
 
 
@@ -13,13 +14,16 @@ def run(words: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ..recipes.nlu import predictor
+    from ..recipes import run_folder
     from ..recipes.records import source
     from ..train.rich_text import plain
 
-    options, _ = predictor.Run.options_of(parsed.run)
-    data = predictor.read_rows(options, parsed.data, vars(parsed))
-    metrics = predictor.open_run(parsed.run, parsed.trust_remote_code).evaluate(data)
+    with offline_if_unreachable(*hub_names(run_folder.read_options(parsed.run)[0])):
+        from ..recipes.nlu import predictor
+
+        options, _ = predictor.Run.options_of(parsed.run)
+        data = predictor.read_rows(options, parsed.data, vars(parsed))
+        metrics = predictor.open_run(parsed.run, parsed.trust_remote_code).evaluate(data)
     if parsed.json:
         print(as_json({"data": parsed.data, "rows": len(data), **metrics}))
         return 0

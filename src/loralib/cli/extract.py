@@ -1,5 +1,6 @@
 """`loralib extract`: an adapter of the difference between two models' files."""
 
+import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,11 @@ def run(words: Sequence[str]) -> int:
     parsed = parser().parse_args(words)
     if parsed.r is None and parsed.energy is None:
         raise ConfigError("give --r, the rank of the updates, or --energy, the fraction of ‖ΔW‖² to keep, such as 0.99.")
-    files.check_output(parsed.output, parsed.format, parsed.force, [parsed.tuned, parsed.base])
+    with files.free_output(parsed.output, parsed.format, parsed.overwrite, [parsed.tuned, parsed.base]):
+        return _extract(parsed)
 
+
+def _extract(parsed: argparse.Namespace) -> int:
     from ..checkpoints.difference import as_adapter, differences
 
     looked = differences(

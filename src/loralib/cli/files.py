@@ -1,15 +1,18 @@
 """What the commands on files of adapters share: reading an adapter in any format, and writing one over nothing unasked."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import choices, expressions
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
+from ..storage.atomic import settle
+from ..storage.lock import file_lock
 from . import runs
 from .terminal import say
 
@@ -172,43 +175,50 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
     group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file, or for peft the folder")
     usual = f" (default: {format})" if format else ""
     group.add_argument("--format", choices=FORMATS, default=format, metavar="FORMAT", help=f"{', '.join(FORMATS)}{usual}")
-    group.add_argument("--force", action="store_true", help="replace the adapter that is at OUT")
+    group.add_argument("--overwrite", action="store_true", help="replace the adapter that is at OUT")
 
 
 def targets(output: Path, format: str) -> list[Path]:
-    """The files that an adapter at `output` consists of."""
+    """The files that an adapter at `output` consists of, in the order in which they are written."""
     from ..formats import diffusers, peft
 
     if format == "peft":
-        return [output / peft.CONFIG, output / peft.TENSORS]
+        return [output / name for name in peft.FILES]
     return [output / diffusers.FILE] if format == "diffusers" and output.suffix != _SAFE else [output]
 
 
-def check_output(output: Path, format: str, force: bool, inputs: Sequence[Path]) -> None:
-    """Complain, before any work, where `output` is of the wrong kind for `format`, is one of the `inputs`, or is there
-    already without `force`: a `ConfigError`."""
+@contextlib.contextmanager
+def free_output(output: Path, format: str, overwrite: bool, inputs: Sequence[Path]) -> Iterator[None]:
+    """Within the block an adapter may be written to `output`, and no other process writes there.
+
+    What a killed process left there is finished or undone. Raises `ConfigError` where `output` is of the wrong kind for
+    `format`, is one of the `inputs`, or is there already without `overwrite`; `RunError` when another process writes it.
+    """
     if problem := _misnamed(output, format):
         raise ConfigError(f"-o {output}: {problem}.")
     files = targets(output, format)
     read = [file for path in inputs for file in (path, *(path.iterdir() if path.is_dir() else ()))]
     if any(same_file(mine, its) for mine in (output, *files) for its in read):
         raise ConfigError(f"-o {output}: that is what is read; give another place.")
-    taken = [file for file in files if file.exists()]
-    if taken and not force:
-        raise ConfigError(f"{taken[0]} exists; add --force to replace it, or give another place.")
-    for file in taken:
-        _check_replaceable(output if len(files) > 1 else file)
+    with file_lock(files[-1]):
+        settle(files)
+        taken = [file for file in files if file.exists()]
+        if taken and not overwrite:
+            raise ConfigError(f"{taken[0]} exists; add --overwrite to replace it, or give another place.")
+        for file in taken:
+            _check_replaceable(output if len(files) > 1 else file)
+        yield
 
 
 def _check_replaceable(path: Path) -> None:
-    """`ConfigError` unless an adapter in a known format is at `path`: --force replaces nothing else."""
+    """`ConfigError` unless an adapter in a known format is at `path`: --overwrite replaces nothing else."""
     from .. import formats
 
     try:
         formats.open(path)
     except FormatError:
         raise ConfigError(
-            f"{path} is there and is no adapter, which --force would replace; give another place, or remove it yourself."
+            f"{path} is there and is no adapter, which --overwrite would replace; give another place, or remove it yourself."
         ) from None
 
 
@@ -232,20 +242,12 @@ def _misnamed(output: Path, format: str) -> str | None:
 
 
 def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
-    """Write the adapter and, unless `quiet`, say what was written. Missing folders are made, and taken away where it fails.
-    Raises `AlgebraError` for one that is unusable."""
+    """Write the adapter to an output that is free, and say what was written unless `quiet`. Raises `AlgebraError` for one that
+    is unusable."""
     from .. import formats
 
     _check_sound("the result", adapter)
-    missing = [folder for folder in output.parents if not folder.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        formats.save(adapter, output, format, keys=keys)
-    except BaseException:
-        for folder in missing:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    formats.save(adapter, output, format, keys=keys)
     if not quiet:
         say_written(targets(output, format))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, RunError
 from ..printing import printable
 from ..recipes.presets.nlg import DECODING, Decoding
+from .offline import hub_names, offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust
 from .terminal import say
 
@@ -38,10 +39,11 @@ def run(words: Sequence[str]) -> int:
     for folder in found:
         options, _ = run_folder.read_options(folder)
         decoding = _decoding(parsed, options.task)
-        if parsed.texts:
-            _print(folder, parsed, decoding)
-        else:
-            _write(folder, parsed, options, decoding)
+        with offline_if_unreachable(*hub_names(options)):
+            if parsed.texts:
+                _print(folder, parsed, decoding)
+            else:
+                _write(folder, parsed, options, decoding)
     task = options.task or "any"
     if not parsed.texts and not parsed.output and parsed.split == "test":
         say(printable(f"Score them: loralib score {task} {parsed.run}"))
@@ -116,7 +118,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     data = _data(parsed, options)
     name = parsed.split or parsed.data.name.split(".")[0]
     path = parsed.output or folder / run_folder.GENERATED / f"{name}.jsonl"
-    if parsed.resume and path.exists():
+    if parsed.resume and generator.is_finished(path):
         say(printable(f"Kept {path}, which is finished."))
         return
     run = generator.open_run(folder, parsed.trust_remote_code)

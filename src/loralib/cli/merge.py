@@ -1,6 +1,5 @@
 """`loralib merge`: an adapter merged into a model's files, file to file."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ from .terminal import say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..checkpoints.verify import Checked
 
 
 def run(words: Sequence[str]) -> int:
     """Merge; returns the exit code."""
     parsed = parser().parse_args(words)
-    if parsed.output.is_dir() and not parsed.force:
-        raise ConfigError(f"{parsed.output} exists; add --force to replace it, or give another place.")
     if any(path.resolve().is_relative_to(parsed.output.resolve()) for path in (parsed.base, parsed.adapter)):
         raise ConfigError(f"-o {parsed.output}: that is, or holds, what is read; give another place.")
     if parsed.threads is not None and parsed.threads < 1:
@@ -34,17 +32,26 @@ def run(words: Sequence[str]) -> int:
     from ..checkpoints.merge import merge_checkpoint
 
     began = time.monotonic()
-    with Progress("Merging") as progress:
-        report = merge_checkpoint(
-            parsed.base,
-            adapter,
-            parsed.output,
-            tied=parsed.tied,
-            labels=labels,
-            threads=parsed.threads,
-            force=parsed.force,
-            progress=progress.at,
-        )
+    checked: list[Checked] = []
+
+    def check(folder: Path) -> None:
+        checked.append(_checked(parsed.base, adapter, folder, parsed.tied))
+
+    try:
+        with Progress("Merging") as progress:
+            report = merge_checkpoint(
+                parsed.base,
+                adapter,
+                parsed.output,
+                tied=parsed.tied,
+                labels=labels,
+                threads=parsed.threads,
+                overwrite=parsed.overwrite,
+                progress=progress.at,
+                check=check if parsed.check else None,
+            )
+    except _CheckError as error:
+        return complain(str(error), FAILED)
     seconds = time.monotonic() - began
     say(f"Merged {report.layers} layers into {report.tensors} of the model's tensors, in {seconds:.1f} s.")
     if report.added:
@@ -55,8 +62,8 @@ def run(words: Sequence[str]) -> int:
         say(f"The result is a {printable(report.architecture)}, and config.json says so.")
     if report.left_out:
         say(f"Left out, as they hold no part of the merged model: {printable(', '.join(report.left_out))}.")
-    if parsed.check and not _checked(parsed.base, adapter, parsed.output, parsed.tied):
-        return FAILED
+    for found in checked:
+        say(f"Checked {found.numbers:,} numbers of {found.tensors} tensors: all within rounding.")
     count = f"{report.files} file{'' if report.files == 1 else 's'} of weights"
     say(f"Wrote {printable(str(report.path))} ({count}, {report.nbytes:,} bytes).")
     return 0
@@ -74,7 +81,7 @@ def parser() -> OneSentenceParser:
         "adapter", type=Path, metavar="ADAPTER", help="an adapter in any known format, or the folder of a run of loralib train"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write")
-    parser.add_argument("--force", action="store_true", help="replace what an earlier merge wrote to OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier merge wrote to OUT")
     parser.add_argument(
         "--tied",
         choices=names(TiedWeights),
@@ -86,24 +93,26 @@ def parser() -> OneSentenceParser:
         metavar="NAMES",
         help="the names of the classes of a head that the adapter brings, such as negative,positive (default: the run's)",
     )
-    parser.add_argument("--check", action="store_true", help="compute a sample of it again in float64, and compare")
+    parser.add_argument(
+        "--check", action="store_true", help="before it is at OUT, compute a sample of it again in float64, and compare"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     files.add_reading(parser)
     return parser
 
 
-def _checked(base: Path, adapter: "Adapter", output: Path, tied: TiedWeights) -> bool:
-    """Whether what was written is right up to rounding; otherwise it is removed."""
+class _CheckError(Exception):
+    """What was written is not what it should be."""
+
+
+def _checked(base: Path, adapter: "Adapter", folder: Path, tied: TiedWeights) -> "Checked":
+    """The check of what was written to `folder`; `_CheckError` unless it is right up to rounding."""
     from ..checkpoints.verify import check_merged
 
-    checked = check_merged(base, adapter, output, tied=tied)
+    checked = check_merged(base, adapter, folder, tied=tied)
     if checked.worst > 1:
-        shutil.rmtree(output)
-        complain(
-            f"{checked.where!r} is off by {checked.worst:.1f} times what rounding allows, so {output} was removed; check the "
-            "disk and the memory, and report this.",
-            FAILED,
+        raise _CheckError(
+            f"{checked.where!r} is off by {checked.worst:.1f} times what rounding allows, so the result was removed; check the "
+            "disk and the memory, and report this."
         )
-        return False
-    say(f"Checked {checked.numbers:,} numbers of {checked.tensors} tensors: all within rounding.")
-    return True
+    return checked

@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
 from ..printing import printable
 from ..storage.json_text import as_json
+from .offline import offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust
 from .terminal import say
+
+if TYPE_CHECKING:
+    from ..recipes.nlu.predictor import Run
 
 
 def run(words: Sequence[str]) -> int:
@@ -25,9 +30,7 @@ def run(words: Sequence[str]) -> int:
     if not texts:
         raise DataError("there is no text to classify; give it as words in quotes, or a line each on standard input.")
 
-    from ..recipes.nlu import predictor
-
-    opened = predictor.open_run(parsed.run, parsed.trust_remote_code)
+    opened = _open(parsed.run, parsed.trust_remote_code)
     for text, (prediction, probability) in zip(texts, opened.predict(texts, pairs), strict=True):
         if parsed.json:
             print(as_json({"text": text, "prediction": prediction, "probability": probability}))
@@ -51,10 +54,19 @@ def parser() -> OneSentenceParser:
     return made
 
 
+def _open(folder: Path, trust_remote_code: bool) -> "Run":
+    from ..recipes import run_folder
+
+    with offline_if_unreachable(run_folder.read_options(folder)[0].model):
+        from ..recipes.nlu import predictor
+
+        return predictor.open_run(folder, trust_remote_code)
+
+
 def _submit(run: Path, data_dir: str | None, output: Path | None, trust_remote_code: bool) -> int:
     """Predict the test sets of the run's task, and write the files that GLUE's server takes."""
     from ..recipes import run_folder
-    from ..recipes.nlu import predictor, submission
+    from ..recipes.nlu import submission
     from ..recipes.nlu.glue import read_glue_inputs
     from ..recipes.nlu.inputs import texts
     from ..recipes.records import source
@@ -68,8 +80,9 @@ def _submit(run: Path, data_dir: str | None, output: Path | None, trust_remote_c
     splits = submission.splits_of(options.task)
     if where and not (Path(where) / "diagnostic" / "diagnostic.tsv").is_file():
         splits.pop("AX", None)
-    inputs = {name: read_glue_inputs(options.task, split, where) for name, split in splits.items()}
-    opened = predictor.open_run(run, trust_remote_code)
+    with offline_if_unreachable(options.model, None if where else options.task):
+        inputs = {name: read_glue_inputs(options.task, split, where) for name, split in splits.items()}
+        opened = _open(run, trust_remote_code)
     for name, rows in inputs.items():
         predictions = [prediction for prediction, _ in opened.predict(*texts(rows))]
         wrote = submission.write(folder, name, predictions)

@@ -15,6 +15,7 @@ from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
 from ..recipes.resolved import resolved
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
+from .offline import check_local, hub_names, offline_if_unreachable
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -52,10 +53,17 @@ def run(words: Sequence[str]) -> int:
     stages = [_stage_to_resume(values, seeds, preset)] if resume else _stages(values, seeds, preset)
     if dry:
         return _describe(stages)
+    check_local(stages[0].options)
     if os.environ.get("RANK", "0") == "0":
         say(printable(f"Loading libraries, data and {stages[0].options.model} …"))
         sys.stdout.flush()
+    with offline_if_unreachable(*hub_names(stages[0].options)):
+        _train_all(stages, overwrite, resume)
+    return 0
 
+
+def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> None:
+    """Train one after the other, the last from the best seed of the one before it."""
     from rich.console import Console
 
     from ..train.devices import processes
@@ -68,7 +76,6 @@ def run(words: Sequence[str]) -> int:
             _prepare(stage, console)
             last = replace(last, options=replace(last.options, init_adapter=str(_best(stage))))
         _train(last, overwrite, resume, console)
-    return 0
 
 
 def parser() -> OptionsParser:

@@ -42,6 +42,7 @@ from .peft_config import METADATA, configuration, configuration_of, refuse_costl
 from .validation import FACTORS, MAGNITUDE, common_form, from_shapes_of_peft, in_shapes_of_peft, kind_of, made, named, parts_of
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+FILES = (TENSORS, CONFIG)  # in the order of writing: without the configuration the tensors are not read
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
 
 _PREFIX = "base_model.model."
@@ -134,7 +135,7 @@ def write(adapter: Adapter, path: Path) -> None:
         tensors[".".join(part for part in (wrapped.get(module, module), leaf) if part)] = tensor
     content = tensor_bytes({_PREFIX + name: tensor for name, tensor in tensors.items()}, {"format": "pt"})
     path.mkdir(parents=True, exist_ok=True)
-    write_together({path / TENSORS: content, path / CONFIG: config.encode()})
+    write_together(dict(zip([path / name for name in FILES], [content, config.encode()], strict=True)))
 
 
 def _representable(name: str, update: LoRAUpdate) -> LoRAUpdate:

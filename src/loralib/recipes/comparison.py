@@ -4,26 +4,20 @@ Each run is a process of its own (`loralib train`), so that its peak memory is i
 """
 
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
 from ..errors import RunError
+from ..storage.atomic import write_atomically
 from ..train.checkpoints import last_whole_checkpoint
-from ..train.signals import handling
 from . import run_folder
+from .apart import INTERRUPTED, wait_for
 from .options import IDLE, TrainOptions
 from .resolved import resolved
-from .task import Method
-
-INTERRUPTED = 130
-METHODS: tuple[Method, ...] = get_args(Method)
+from .task import METHODS, Method
 
 
 @dataclass(frozen=True)
@@ -101,10 +95,10 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
         go_on = same and last_whole_checkpoint(run / run_folder.CHECKPOINTS)
         config = run.with_name(f"{run.name}.yaml")
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_bytes(run_folder.as_yaml(resolved(options) | {"output": str(run)}))
+        write_atomically(config, run_folder.as_yaml(resolved(options) | {"output": str(run)}))
         words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
         words += ["--trust-remote-code"] if options.trust_remote_code else []
-        code = wait_for([sys.executable, "-m", "loralib", *words])
+        code = wait_for(words)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
@@ -121,24 +115,3 @@ def _has_options(run: Path, options: TrainOptions) -> bool:
         return False
     wanted = resolved(options.with_absolute_paths()) | {"output": None}
     return resolved(run_folder.read_options(run)[0]) | {"output": None} == wanted
-
-
-def wait_for(words: Sequence[str]) -> int:
-    """Run a process and wait for it to end in its own way; its exit code, or `INTERRUPTED` after Ctrl-C or SIGTERM.
-
-    Both are passed on as SIGTERM. At a terminal the process has Ctrl-C already, and takes the two for one.
-    """
-    asked: list[int] = []
-    child: subprocess.Popen[bytes] | None = None
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if child is not None:
-            child.send_signal(signal.SIGTERM)
-
-    with handling(pass_on):
-        child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        if asked:
-            child.send_signal(signal.SIGTERM)
-        code = child.wait()
-    return INTERRUPTED if asked else code

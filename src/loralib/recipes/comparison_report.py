@@ -10,7 +10,8 @@ from rich.table import Table
 
 from ..train.rich_text import plain, say
 from .comparison import Outcome
-from .report import plot, summary_table, two_plots
+from .figures import METHOD_COLOURS, mark_kept, plot, two_plots
+from .report import summary_table
 from .search import Trial
 
 _COSTS = ("train_seconds", "peak_memory_bytes", "saved_bytes")
@@ -36,7 +37,7 @@ def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "seed": run["seed"],
             "metric": outcome.metric,
             "value": round(value, 4),
-            "scored_on": "test" if "test" in run else "evaluation",
+            "scored_on": _scored_on([outcome]),
             "kept_epoch": run["kept_epoch"],
             **{name: run["parameters"][name] for name in ("trained", "lora", "total")},
             **{name: run[name] for name in _COPIED},
@@ -48,19 +49,25 @@ def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def comparison_plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
-    """Draw the metric against the trained parameters, and over the epochs, as a PNG; a colour a method, a line a seed."""
+    """Draw the metric against the trained parameters, and over the epochs, as a PNG; a colour a method, a line a seed, and a
+    star at the epoch that was kept."""
     metric = outcomes[0].metric
     with two_plots(path, title) as (sizes, epochs):
-        for i, outcome in enumerate(outcomes):
-            trained, style = outcome.trained, dict[str, Any](color=f"C{i}", marker="o")
+        for outcome in outcomes:
+            trained, colour = outcome.trained, METHOD_COLOURS[outcome.method]
+            style = dict[str, Any](color=colour, marker="o")
             sizes.errorbar(trained, outcome.mean, outcome.spread or None, capsize=4, label=outcome.method, **style)
             sizes.annotate(f"{outcome.mean:.3f}", (trained, outcome.mean), (6, 6), textcoords="offset points")
             for run in outcome.results:
                 plot(epochs, run["history"], f"eval_{metric}", **style, alpha=0.7)
-        sizes.set(xlabel="trained parameters", ylabel=metric, xscale="log")
+                mark_kept(epochs, run["history"], f"eval_{metric}", run["kept_epoch"], colour)
+        sizes.set(xlabel="trained parameters", ylabel=f"{metric} ({_scored_on(outcomes)} rows)", xscale="log")
         sizes.margins(0.25)
-        sizes.legend()
-        epochs.set(ylabel=f"{metric} while training")
+        epochs.set(ylabel=f"{metric} (evaluation rows)")
+
+
+def _scored_on(outcomes: Sequence[Outcome]) -> str:
+    return "test" if "test" in outcomes[0].results[0] else "evaluation"
 
 
 def tell_trial(console: Console, trial: Trial) -> None:

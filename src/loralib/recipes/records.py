@@ -51,10 +51,15 @@ def ending(path: Path, known: Sequence[str] = SUFFIXES, kinds: str = KINDS) -> s
     return found
 
 
-def read_text(path: Path, kinds: str = KINDS) -> str:
-    """The file's text, unzipped where its name ends in `.gz`; `DataError` when it is not there or cannot be read."""
+def check_file(path: Path, kinds: str = KINDS) -> None:
+    """`DataError` when there is no such file."""
     if not path.is_file():
         raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give the path of a {kinds}.")
+
+
+def read_text(path: Path, kinds: str = KINDS) -> str:
+    """The file's text, unzipped where its name ends in `.gz`; `DataError` when it is not there or cannot be read."""
+    check_file(path, kinds)
     try:
         if path.suffix.lower() != ".gz":
             with path.open(encoding="utf-8-sig", newline="") as plain:

@@ -1,15 +1,10 @@
-"""What a person sees at the end of runs: their table, and the curves of one."""
+"""The table of runs that a person sees at their end."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from ..printing import printable
 from ..train.measure import share
 from ..train.rich_text import plain
 
@@ -56,34 +51,3 @@ def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> T
             human_bytes(run["saved_bytes"]),
         )
     return table
-
-
-@contextmanager
-def two_plots(path: Path, title: str) -> Iterator[tuple[Axes, Axes]]:
-    """A figure of two plots side by side, which is written to `path` as a PNG after the block."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    yield left, right
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.suptitle(printable(title), parse_math=False)
-    figure.savefig(path, dpi=120)
-
-
-def plot(axes: Axes, history: Sequence[dict[str, float]], key: str, **style: Any) -> None:
-    """Draw a value of Trainer's log over the epochs, where it was logged."""
-    points = [(row["epoch"], row[key]) for row in history if key in row]
-    if points:
-        axes.plot(*zip(*points, strict=True), **style)
-    axes.set(xlabel="epoch", xlim=(0, None))
-
-
-def learning_curve(path: Path, history: Sequence[dict[str, float]], metric: str, title: str) -> None:
-    """Draw training and evaluation loss and the metric over epochs, as a PNG."""
-    with two_plots(path, title) as (losses, metrics):
-        plot(losses, history, "loss", label="training")
-        plot(losses, history, "eval_loss", label="evaluation", marker="o")
-        plot(metrics, history, f"eval_{metric}", marker="o")
-        losses.set(ylabel="loss", ylim=(0, None))
-        losses.legend()
-        metrics.set(ylabel=metric)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..train.checkpoints import last_whole_checkpoint
 from ..train.quiet import quiet_transformers, same_environment
 from ..train.rich_text import say
 from ..train.trainer import AdapterTrainer, write_errors_named
-from . import report, run_folder, training
+from . import figures, run_folder, training
 from .options import TrainOptions
 from .plan import Plan, implementation
 from .records import source
@@ -50,10 +51,26 @@ def train(
     before its first checkpoint. resume: go on from its last whole checkpoint. console: where progress is
     shown (standard error). callbacks: further ones for Trainer.
     Everything that can be wrong with the words is found before anything is written. Raises `RunError`, `DataError`,
-    `ConfigError` or `TargetError` then, `Interrupted` after Ctrl-C, and `OSError` with the path when writing fails.
+    `ConfigError` or `TargetError` then, `RunError` too while another process writes the folder, `Interrupted` after Ctrl-C,
+    and `OSError` with the path when writing fails.
     """
     processes = devices.processes()
     console = console or Console(stderr=True, quiet=not processes.is_main_process)
+    with run_folder.RUN.alone_in(folder) if processes.is_main_process else nullcontext():
+        return _train(options, folder, overwrite=overwrite, resume=resume, console=console, callbacks=callbacks)
+
+
+def _train(
+    options: TrainOptions,
+    folder: Path,
+    *,
+    overwrite: bool,
+    resume: bool,
+    console: Console,
+    callbacks: Sequence[TrainerCallback],
+) -> dict[str, Any]:
+    """`train`, in a folder that no other process writes."""
+    processes = devices.processes()
     if processes.is_main_process:
         run_folder.RUN.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
@@ -162,7 +179,8 @@ def _write(options: TrainOptions, folder: Path, planned: Plan, trainer: Trainer,
         _save_model(planned, folder / run_folder.MODEL)
         results["saved_bytes"] = run_folder.size(folder / run_folder.MODEL)
     title = f"{options.method}, {options.data_name}"
-    report.learning_curve(folder / run_folder.CURVE, results["history"], results["metric"], title)
+    curve = results["history"], results["metric"], results["kept_epoch"]
+    figures.learning_curve(folder / run_folder.CURVE, *curve, title)
     run_folder.write_metrics(folder, results)
 
 

@@ -7,6 +7,7 @@ RUN/checkpoints/         for --resume                  RUN/tensorboard/
 RUN/submission/          a GLUE task's test set, predicted
 RUN/generated/           texts that were generated, by split
 RUN/.replaced/           the run that this one replaces, until this one is whole
+RUN/.loralib.lock        which process writes it, as long as one does
 """
 
 import json

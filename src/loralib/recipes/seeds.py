@@ -7,6 +7,7 @@ FOLDER/summary.json       what came out
 
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,21 @@ def train_seeds(
     """
     if seeds < 1:
         raise RunError(f"--seeds {seeds}: must be positive.")
+    with run_folder.MANY.alone_in(folder) if devices.processes().is_main_process else nullcontext():
+        return _train_seeds(options, folder, seeds, overwrite=overwrite, resume=resume, console=console, callbacks=callbacks)
+
+
+def _train_seeds(
+    options: TrainOptions,
+    folder: Path,
+    seeds: int,
+    *,
+    overwrite: bool,
+    resume: bool,
+    console: Console | None,
+    callbacks: Sequence[TrainerCallback],
+) -> list[dict[str, Any]]:
+    """`train_seeds`, in a folder that no other process writes."""
     processes = devices.processes()
     main = processes.is_main_process
     if main:

@@ -6,12 +6,13 @@ A further kind is one `Task` in `TASKS`, and one module with the functions of `p
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from .nlg.tasks import TASKS as DATA_TO_TEXT
 from .nlu.glue import TASKS as GLUE
 
 Method = Literal["lora", "last-layers", "full"]
+METHODS: tuple[Method, ...] = get_args(Method)
 Problem = Literal["classification", "regression", "generation"]
 
 LOWER_IS_BETTER = ("perplexity", "nll", "loss")

@@ -2,11 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from .processes import tag
+from .temporaries import leftovers, temporary
+
+Waiting = dict[tuple[Path, str], Path]  # (file, "tmp" or "old") to where its new or its old content waits
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -18,26 +22,68 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all of them beside their places first, and only then rename them, one after the
-    other. Raises `OSError` naming the file that failed; when it was in the writing, all the old files are still there.
+    """Write files that belong together, the one without which the others are not read last.
+
+    All of them are written beside their places first. Then the last old one makes way, so that nobody reads it with the
+    others' new content, and the new ones are renamed in order. What a kill leaves of this is resolved by `settle`, which also
+    begins every write of the same files. Raises `OSError` naming the file that failed; when it was in the writing, all the old
+    files are still there.
     """
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    path = next(iter(files))
+    paths, own = list(files), tag()
+    settle(paths)
+    waiting: Waiting = {(path, "tmp"): temporary(path, own) for path in paths}
+    path = paths[0]
     try:
         for path, content in files.items():
-            with temporaries[path].open("wb") as file:
+            with waiting[path, "tmp"].open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-        for folder in {path.parent for path in files}:
+        if len(paths) > 1 and os.path.lexists(path):
+            waiting[path, "old"] = temporary(path, own, "old")
+            path.replace(waiting[path, "old"])
+        for path in paths:
+            waiting[path, "tmp"].replace(path)
+        for folder in {path.parent for path in paths}:
             sync_folder(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+        _resolve(paths, waiting)
+
+
+def settle(paths: Sequence[Path]) -> None:
+    """Finish or undo what `write_together` left of these files when it was killed, and remove its temporaries."""
+    killed: dict[str, Waiting] = {}
+    for path in paths:
+        for left in leftovers(path):
+            killed.setdefault(left.tag, {})[path, left.kind] = left.path
+    for waiting in killed.values():
+        _resolve(paths, waiting)
+
+
+def _resolve(paths: Sequence[Path], waiting: Waiting) -> None:
+    """Finish a write in which a file is in its place already, undo any other, and remove what is left of it.
+
+    The last new file is removed first and the first one last, so that a kill here does not look as if it were in its place.
+    """
+    first, last = paths[0], paths[-1]
+    there = {key: place for key, place in waiting.items() if os.path.lexists(place)}
+    if not os.path.lexists(last):
+        if (first, "tmp") in there:
+            _rename(there, (last, "old"), last)
+        else:
+            for path in paths:
+                _rename(there, (path, "tmp"), path)
+    for path in reversed(paths):
+        for kind in ("old", "tmp"):
+            if (path, kind) in there:
+                there[path, kind].unlink(missing_ok=True)
+
+
+def _rename(waiting: Waiting, key: tuple[Path, str], path: Path) -> None:
+    if key in waiting:
+        waiting[key].replace(path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 A folder carries a mark, `.loralib.json`, of who writes it; without the mark nothing in it is replaced, and neither is what
 does not have a name that its writer gives. What is replaced waits in `.replaced/` within the folder until the new content is
 whole, and comes back when that fails at its beginning. On its way it is in `.moving/`, so that no kill can lose any of it.
+Only who has the folder's lock, `.loralib.lock`, changes it, and nobody changes a folder in it that another process has.
 """
 
 import json
@@ -10,13 +11,15 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RunError
 from .atomic import write_atomically
 from .json_text import as_json
+from .lock import folder_lock, locks_below
+from .temporaries import LOCK, is_leftover, purpose
 
 MARK, REPLACED, _MOVING = ".loralib.json", ".replaced", ".moving"
 
@@ -54,11 +57,21 @@ class Writer:
     done: str
     alone: bool = False
 
-    def check_free(self, folder: Path, overwrite: bool, resume: bool) -> None:
-        """`RunError` unless `folder` may be written: it is new or empty, or may be overwritten or gone on with."""
+    @contextmanager
+    def alone_in(self, folder: Path) -> Iterator[None]:
+        """Within the block no other process writes `folder`; what killed ones left half written in it is removed. Raises
+        `RunError` when another process writes it, or when it is a file."""
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; give another --output.")
-        names = list(all_files(folder))
+        with folder_lock(folder):
+            if files_by_mark(folder, self.title) is not None:
+                for name in [name for name in self._own(folder) if is_leftover(name.rpartition("/")[2])]:
+                    (folder / name).unlink(missing_ok=True)
+            yield
+
+    def check_free(self, folder: Path, overwrite: bool, resume: bool) -> None:
+        """`RunError` unless `folder` may be written: it is new or empty, or may be overwritten or gone on with."""
+        names = [name for name in all_files(folder) if name != LOCK]
         foreign = [name for name in names if not self._wrote(name)]
         if foreign and (overwrite or self.alone):
             raise RunError(f"{folder} holds what no {self.title} wrote ({', '.join(foreign[:3])}); give another --output.")
@@ -99,11 +112,12 @@ class Writer:
             _move(moving, folder)
             with suppress(OSError):  # what somebody's new files are in the way of stays there
                 moving.rmdir()
-        if folder.is_dir() and not any(folder.iterdir()):
+        with suppress(OSError):  # it is not empty, or its lock is there
             folder.rmdir()
 
     def clear(self, folder: Path) -> None:
-        """Remove the files that this writer wrote, but for those set aside, and folders that are empty then."""
+        """Remove the files that this writer wrote, but for those set aside and those in folders that another process has, and
+        folders that are empty then."""
         for name in list(self._own(folder)):
             (folder / name).unlink()
         for parent, _, _ in os.walk(folder, topdown=False):
@@ -111,17 +125,19 @@ class Writer:
                 Path(parent).rmdir()
 
     def _own(self, folder: Path) -> Iterator[str]:
-        """The files of this writer, but for those set aside."""
-        return (n for n in all_files(folder) if self._wrote(n) and not n.startswith((f"{REPLACED}/", f"{_MOVING}/")))
+        """The files of this writer, but for those set aside, the lock and those of other processes."""
+        others = (lock.parent.relative_to(folder).as_posix() for lock in locks_below(folder))
+        left_alone = (f"{REPLACED}/", f"{_MOVING}/", *(f"{other}/" for other in others))
+        return (n for n in all_files(folder) if n != LOCK and self._wrote(n) and not n.startswith(left_alone))
 
     def _wrote(self, name: str) -> bool:
         *folders, last = (part for part in name.split("/") if part not in (REPLACED, _MOVING))
-        last = re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", last)  # what a write that was killed leaves
-        return last == MARK or re.fullmatch(self.pattern, "/".join([*folders, last])) is not None
+        last = purpose(last)
+        return last in (MARK, LOCK) or re.fullmatch(self.pattern, "/".join([*folders, last])) is not None
 
 
 def _move(source: Path, target: Path) -> None:
     """Move all that is in `source` to `target`, but for what is set aside; what is there already stays."""
     for path in sorted(source.iterdir()):
-        if path.name not in (REPLACED, _MOVING) and not (target / path.name).exists():
+        if path.name not in (REPLACED, _MOVING, LOCK) and not (target / path.name).exists():
             path.replace(target / path.name)

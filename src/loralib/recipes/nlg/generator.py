@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import RunError
-from ...storage.atomic import write_atomically
+from ...storage.atomic import settle, write_together
 from ...storage.json_text import as_json
+from ...storage.lock import file_lock
 from ...storage.resumable import Resumable
 from .. import run_folder
 from ..finished import FinishedRun
@@ -55,11 +56,27 @@ class Run(FinishedRun):
         """Write the text of each input of `data` to `path`, a `.jsonl` file, and to a `.txt` file beside it; they are returned.
 
         overwrite: replace what is there. resume: go on with what was interrupted. told: hears how many inputs are done.
-        Raises `RunError` when a file is there and neither is said, or when what was interrupted was told otherwise.
+        Raises `RunError` when a file is there and neither is said, when what was interrupted was told otherwise, or while
+        another process writes the file.
         """
+        with file_lock(path):
+            settle(_both(path))
+            return self._generate_into(path, data, how, batch_size, overwrite, resume, told)
+
+    def _generate_into(
+        self,
+        path: Path,
+        data: "Dataset",
+        how: Decoding,
+        batch_size: int,
+        overwrite: bool,
+        resume: bool,
+        told: Callable[[int], None],
+    ) -> list[str]:
+        """`generate_into`, where no other process writes."""
         inputs = data["context"][:]
         decoding.check_room(self.model, self.tokenizer, inputs, how.max_new_tokens)
-        partial = Resumable(path.with_suffix(".partial.jsonl"), self._settings(inputs, how))
+        partial = Resumable(_partial(path), self._settings(inputs, how))
         _check_free(path, overwrite)
         if partial.path.exists() and not overwrite and not resume:
             raise RunError(f"{partial.path} was interrupted; add --resume to go on with it, or --overwrite to begin again.")
@@ -84,6 +101,25 @@ class Run(FinishedRun):
         inputs = hashlib.sha256(as_json(contexts).encode()).hexdigest()
         trained = hashlib.sha256((self.folder / run_folder.METRICS).read_bytes()).hexdigest()
         return {"inputs": inputs, "trained": trained, "decoding": asdict(how)}
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the texts at `path` are all there; what a killed process left when it wrote them is finished or undone, and what
+    they were decoded into is removed. `RunError` while another process writes them."""
+    with file_lock(path):
+        settle(_both(path))
+        if path.exists():
+            _partial(path).unlink(missing_ok=True)
+        return path.exists()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial.jsonl")
+
+
+def _both(path: Path) -> list[Path]:
+    """The two files of texts, the one that says that they are there last."""
+    return [path.with_suffix(".txt"), path]
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -111,8 +147,9 @@ def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:
     """Write `path`, and the predictions alone to a `.txt` file beside it."""
     examples = zip(data.to_list(), predictions, strict=True)
     rows = [{"context": row["context"], "prediction": text, **row} for row, text in examples]
-    write_atomically(path, "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_atomically(path.with_suffix(".txt"), "".join(f"{text}\n" for text in predictions).encode())
+    plain = "".join(f"{text}\n" for text in predictions)
+    whole = "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows)
+    write_together(dict(zip(_both(path), (plain.encode(), whole.encode()), strict=True)))
 
 
 open_run = Run.open

@@ -1,0 +1,347 @@
+"""One process at a time writes a folder or a file; whose process is gone does not hinder the next, and one of many gets it."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralib.errors import RunError
+from loralib.storage import lock
+from loralib.storage.folders import MARK, Writer
+from loralib.storage.lock import file_lock, folder_lock, locks_below
+from loralib.storage.processes import Process, started, this_process
+from loralib.storage.temporaries import LOCK
+
+WRITER = Writer("run", r"([\w-]+/)*(a\.txt|done)", done="done")
+
+
+def write_lock(path: Path, process: Process) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(lock.Owner(process, "2026-01-31 12:00:00 +0000").to_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def ended() -> int:
+    """The number of a process that has ended."""
+    return subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True).stdout
+
+
+@pytest.fixture
+def gone(ended: Any) -> Process:
+    return Process(socket.gethostname(), int(ended), "")
+
+
+@pytest.fixture(params=[True, False], ids=["flock", "no flock"])
+def system_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system has locks of its own."""
+    if not request.param:
+        monkeypatch.setattr(lock, "_flock", lambda descriptor: None)
+    return bool(request.param)
+
+
+# --- one at a time --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("system_locks")
+@pytest.mark.parametrize("take", [folder_lock, file_lock])
+def test_the_second_is_refused_in_a_sentence_and_changes_nothing(take: Any, tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    with take(target):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(RunError) as refused, take(target):
+            pytest.fail("there are two")
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before == after
+    (content,) = before.values()
+    since = json.loads(content)["since"]
+    own = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
+    assert str(refused.value).startswith(f"{target} is being written by {own}; wait until that has ended")
+    assert str(refused.value).endswith("Nothing was changed.")
+    assert not list(tmp_path.iterdir())
+    with take(target):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_goes_with_every_end(tmp_path: Path) -> None:
+    for error in (KeyboardInterrupt, ValueError, SystemExit):
+        with suppress(error), folder_lock(tmp_path / "new" / "run"):
+            assert (tmp_path / "new" / "run" / LOCK).exists()
+            raise error
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    with folder_lock(tmp_path / "there"), folder_lock(tmp_path / "kept"):
+        (tmp_path / "kept" / "file").touch()
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"there", "kept", "kept/file"}
+
+
+@pytest.mark.parametrize("name", ["file", ".", "..", "no/such/folder"])
+def test_any_path_can_be_locked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    with file_lock(Path(name)), pytest.raises(RunError, match="is being written by process"), file_lock(Path(name)):
+        pass
+
+
+# --- who is gone ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("system_locks")
+def test_a_lock_of_a_process_that_is_gone_is_taken_over(gone: Process, tmp_path: Path) -> None:
+    write_lock(tmp_path / LOCK, gone)
+    with folder_lock(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("system_locks")
+def test_the_number_of_a_process_that_is_gone_may_be_anothers_now(tmp_path: Path) -> None:
+    own = this_process()
+    assert own.started
+    assert not own.is_gone
+    write_lock(tmp_path / LOCK, Process(own.host, own.pid, own.started + "0"))
+    with folder_lock(tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("system_locks")
+def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remove(ended: Any, tmp_path: Path) -> None:
+    written = write_lock(tmp_path / LOCK, Process("elsewhere", int(ended), "x"))
+    content = written.read_bytes()
+    message = rf"on elsewhere, since 2026.*; if it has ended, .*, remove {written}\. Nothing"
+    with pytest.raises(RunError, match=message), folder_lock(tmp_path):
+        pass
+    assert written.read_bytes() == content
+    written.unlink()
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_a_process_that_ended_and_is_not_yet_waited_for_is_gone() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        there = Process(socket.gethostname(), process.pid, started(process.pid) or "")
+        assert not there.is_gone
+        assert not Process(there.host, there.pid, "").is_gone  # where the system does not say when it started
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert there.is_gone
+
+
+def test_where_the_system_says_little_a_number_is_all_there_is(ended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *args, **how: (_ for _ in ()).throw(FileNotFoundError))
+    assert started(os.getpid()) == ""
+    assert started(int(ended)) is None
+    assert started(10**30) is None
+
+
+# --- what else may be there -----------------------------------------------------------------------------------------
+
+
+def test_an_empty_lock_is_free_where_the_system_tells_and_named_where_not(system_locks: bool, tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    if system_locks:
+        with folder_lock(tmp_path):
+            assert (tmp_path / LOCK).read_text()
+    else:
+        message = f"by another process; .*; if there is none, remove {tmp_path / LOCK}"
+        with pytest.raises(RunError, match=message), folder_lock(tmp_path):
+            pass
+
+
+@pytest.mark.usefixtures("system_locks")
+@pytest.mark.parametrize(
+    "content", ["my notes", "[]", "{}", '{"host": "h", "pid": -1, "started": "", "since": ""}', "[" * 9999]
+)
+def test_a_file_that_is_no_lock_stays(content: str, tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text(content)
+    message = "is in the place of a lock, and loralib did not write it; move it away"
+    with pytest.raises(RunError, match=message), folder_lock(tmp_path):
+        pass
+    assert (tmp_path / LOCK).read_text() == content
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match=LOCK), folder_lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(RunError, match="is in the place of a lock"), folder_lock(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(PermissionError, match=LOCK), folder_lock(tmp_path):
+        pass
+
+
+def test_a_copy_of_the_process_does_not_remove_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with folder_lock(tmp_path), monkeypatch.context() as patch:
+        held = lock._acquire(tmp_path / "other", tmp_path)
+        patch.setattr(os, "getpid", lambda: 1)
+        lock._release(tmp_path / "other", held, 2)
+        assert (tmp_path / "other").exists()
+
+
+def test_a_lock_that_was_removed_by_hand_and_taken_by_another_stays(tmp_path: Path) -> None:
+    with folder_lock(tmp_path):
+        (tmp_path / LOCK).unlink()
+        other = write_lock(tmp_path / LOCK, Process("elsewhere", 1, ""))
+    assert other.exists()
+
+
+# --- folders within -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_which_another_process_writes_a_folder_is_refused(tmp_path: Path) -> None:
+    out, refused = tmp_path / "out", pytest.raises(RunError, match="out/lora is being written by process")
+    with folder_lock(out / "lora"), refused, folder_lock(out):
+        pass
+    with folder_lock(tmp_path / "out"), folder_lock(tmp_path / "out" / "lora"):
+        pass
+
+
+def test_what_another_process_writes_is_neither_cleared_nor_moved(gone: Process, tmp_path: Path) -> None:
+    WRITER.begin(tmp_path)
+    for folder in ("live", "dead"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").touch()
+    write_lock(tmp_path / "dead" / LOCK, gone)
+    with folder_lock(tmp_path / "live"):
+        WRITER.give_up(tmp_path)
+        names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+        assert names == {"live", "live/a.txt", f"live/{LOCK}"}
+    assert not list(locks_below(tmp_path))
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_lock_of_a_writer_is_neither_in_the_way_nor_part_of_what_it_replaces(
+    overwrite: bool, gone: Process, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with WRITER.alone_in(folder):
+        WRITER.check_free(folder, overwrite, resume=False)
+        WRITER.begin(folder)
+        (folder / "a.txt").write_text("old")
+        WRITER.finish(folder)
+    write_lock(folder / LOCK, gone)
+    write_lock(folder / "part" / ".a.txt.lock", gone)
+    with WRITER.alone_in(folder):
+        WRITER.check_free(folder, overwrite=True, resume=False)
+        WRITER.begin(folder)
+        with pytest.raises(RunError, match="is being written by process"), WRITER.alone_in(folder):
+            pass
+        WRITER.give_up(folder)
+    assert (folder / "a.txt").read_text() == "old"
+    assert {path.name for path in folder.iterdir()} == {"a.txt", MARK, "part"}
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file is a file; give another --output"), WRITER.alone_in(tmp_path / "file"):
+        pass
+
+
+# --- races ----------------------------------------------------------------------------------------------------------
+
+
+def race(folder: Path, ready: Any, done: Any) -> bool:
+    """Whether this one got the lock, which it holds until all have tried."""
+    ready.wait()
+    try:
+        with folder_lock(folder):
+            done.wait()
+            return True
+    except RunError:
+        done.wait()
+        return False
+
+
+@pytest.mark.usefixtures("system_locks")
+@pytest.mark.parametrize("there", [True, False])
+def test_of_many_threads_one_gets_the_lock(there: bool, gone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE", 0.1)
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        if there:
+            write_lock(folder / LOCK, gone)
+        n, won = 8, []
+        ready, done = threading.Barrier(n), threading.Barrier(n)
+
+        def work(folder: Path = folder, ready: Any = ready, done: Any = done, won: list[bool] = won) -> None:
+            won.append(race(folder, ready, done))
+
+        threads = [threading.Thread(target=work) for _ in range(n)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(won) == [False] * (n - 1) + [True]
+
+
+def race_apart(folders: dict[Path, bool], ready: Any, done: Any, won: Any) -> None:
+    of_system = lock._flock
+    for folder, flock in folders.items():
+        lock._flock = of_system if flock else lambda descriptor: None
+        won.put((folder, race(folder, ready, done)))
+
+
+@pytest.mark.slow
+def test_of_twenty_processes_one_takes_over(gone: Process, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    folders = {tmp_path / str(attempt): attempt % 2 == 0 for attempt in range(40)}
+    for folder in folders:
+        write_lock(folder / LOCK, gone)
+    ready, done, won = context.Barrier(20), context.Barrier(20), context.Queue()
+    processes = [context.Process(target=race_apart, args=(folders, ready, done, won)) for _ in range(20)]
+    for process in processes:
+        process.start()
+    found = [won.get(timeout=120) for _ in range(len(processes) * len(folders))]
+    for process in processes:
+        process.join()
+    assert sorted(folder for folder, first in found if first) == sorted(folders)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from loralib.storage.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("system_locks")
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_a_kill_leaves_a_lock_that_is_taken_over_at_once(waited_for: bool, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=f"by process {process.pid} on"), folder_lock(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | (0 if waited_for else os.WNOWAIT))
+        assert (tmp_path / LOCK).exists()
+        with folder_lock(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
