@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..printing import printable
 from . import files
 from .parsing import OneSentenceParser
-from .terminal import say
+from .terminal import reporting, say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
@@ -26,10 +26,12 @@ def run(words: Sequence[str]) -> int:
     if parsed.weights is not None and len(parsed.weights) != len(parsed.adapters):
         raise ConfigError(f"--weights gives {len(parsed.weights)} for {len(parsed.adapters)} adapters; give one to each.")
     with files.free_output(parsed.output, parsed.format, parsed.overwrite, parsed.adapters):
-        return _combine(parsed)
+        with reporting(parsed.json) as report:
+            report.update(files.report_of(_combine(parsed), parsed.output, parsed.format))
+        return 0
 
 
-def _combine(parsed: argparse.Namespace) -> int:
+def _combine(parsed: argparse.Namespace) -> "Adapter":
     adapters = files.read_all(parsed.adapters, parsed)
     weights = parsed.weights or [1.0] * len(adapters)
     for adapter, weight in zip(adapters, weights, strict=True):
@@ -44,7 +46,7 @@ def _combine(parsed: argparse.Namespace) -> int:
     if len(bases) > 1:
         say(f"Mind that the adapters name different base models: {printable(', '.join(sorted(map(str, bases))))}.")
     files.write(combined, parsed.output, parsed.format)
-    return 0
+    return combined
 
 
 def parser() -> OneSentenceParser:

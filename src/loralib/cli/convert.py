@@ -10,7 +10,7 @@ from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
 from . import files
 from .parsing import OneSentenceParser
-from .terminal import note, say
+from .terminal import note, reporting, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,10 +36,12 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError("--reduce-intruders KEEP and --base BASE go together; give both, or neither.")
     format = parsed.format or "safetensors"
     with files.free_output(parsed.output, format, parsed.overwrite, [parsed.path]):
-        return _convert(parsed, format)
+        with reporting(parsed.json) as report:
+            report.update(files.report_of(_convert(parsed, format), parsed.output, format))
+        return 0
 
 
-def _convert(parsed: argparse.Namespace, format: str) -> int:
+def _convert(parsed: argparse.Namespace, format: str) -> "Adapter":
     out_keys = files.read_keys(parsed.out_keys) if parsed.out_keys else None
     adapter = files.read(parsed.path, parsed)
     say(f"Read {files.described(adapter)}.")
@@ -47,7 +49,7 @@ def _convert(parsed: argparse.Namespace, format: str) -> int:
     _check_held(adapter, parsed.format)
     files.write(adapter, parsed.output, format, out_keys)
     _say_lost(adapter, parsed.format)
-    return 0
+    return adapter
 
 
 def parser() -> OneSentenceParser:

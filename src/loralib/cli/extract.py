@@ -62,7 +62,6 @@ def parser() -> OneSentenceParser:
     parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this fraction of ‖ΔW‖²")
     parser.add_argument("--target-modules", metavar="NAMES", help="which layers get updates: query,value (default: all)")
     parser.add_argument("--exclude-modules", metavar="NAMES", help="which do not; what differs there is taken over in full")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     files.add_writing(parser)
     return parser
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import choices, expressions
 from ..errors import AlgebraError, ConfigError, FormatError
@@ -176,6 +176,7 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
     usual = f" (default: {format})" if format else ""
     group.add_argument("--format", choices=FORMATS, default=format, metavar="FORMAT", help=f"{', '.join(FORMATS)}{usual}")
     group.add_argument("--overwrite", action="store_true", help="replace the adapter that is at OUT")
+    group.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
 def targets(output: Path, format: str) -> list[Path]:
@@ -250,6 +251,14 @@ def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str]
     formats.save(adapter, output, format, keys=keys)
     if not quiet:
         say_written(targets(output, format))
+
+
+def report_of(adapter: "Adapter", output: Path, format: str) -> dict[str, Any]:
+    """What `--json` says of an adapter that was written."""
+    written = [{"path": str(file), "bytes": file.stat().st_size} for file in targets(output, format)]
+    ranks = sorted({update.r for update in adapter.layers.values()})
+    counts = {"layers": len(adapter.layers), "parameters": adapter.num_parameters(), "tensors": len(adapter.tensors)}
+    return {"format": format, "files": written, "digest": adapter.digest(), "ranks": ranks, **counts}
 
 
 def say_written(files: Sequence[Path]) -> None:

@@ -1,7 +1,9 @@
 """`loralib merge`: an adapter merged into a model's files, file to file."""
 
+import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,11 @@ from ..printing import printable
 from . import FAILED, complain, files, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
-from .terminal import say
+from .terminal import reporting, say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..checkpoints.merge import MergeReport
     from ..checkpoints.verify import Checked
 
 
@@ -26,6 +29,15 @@ def run(words: Sequence[str]) -> int:
     if parsed.threads is not None and parsed.threads < 1:
         raise ConfigError(f"--threads {parsed.threads}: must be 1 or more.")
     labels = parsed.labels.split(",") if parsed.labels else runs.labels_of(parsed.adapter)
+    try:
+        with reporting(parsed.json) as report:
+            report.update(asdict(_merge(parsed, labels)) | {"path": str(parsed.output)})
+    except _CheckError as error:
+        return complain(str(error), FAILED)
+    return 0
+
+
+def _merge(parsed: argparse.Namespace, labels: list[str] | None) -> "MergeReport":
     adapter = files.read(parsed.adapter, parsed)
     say(f"Read {files.described(adapter)}.")
 
@@ -37,21 +49,18 @@ def run(words: Sequence[str]) -> int:
     def check(folder: Path) -> None:
         checked.append(_checked(parsed.base, adapter, folder, parsed.tied))
 
-    try:
-        with Progress("Merging") as progress:
-            report = merge_checkpoint(
-                parsed.base,
-                adapter,
-                parsed.output,
-                tied=parsed.tied,
-                labels=labels,
-                threads=parsed.threads,
-                overwrite=parsed.overwrite,
-                progress=progress.at,
-                check=check if parsed.check else None,
-            )
-    except _CheckError as error:
-        return complain(str(error), FAILED)
+    with Progress("Merging") as progress:
+        report = merge_checkpoint(
+            parsed.base,
+            adapter,
+            parsed.output,
+            tied=parsed.tied,
+            labels=labels,
+            threads=parsed.threads,
+            overwrite=parsed.overwrite,
+            progress=progress.at,
+            check=check if parsed.check else None,
+        )
     seconds = time.monotonic() - began
     say(f"Merged {report.layers} layers into {report.tensors} of the model's tensors, in {seconds:.1f} s.")
     if report.added:
@@ -66,7 +75,7 @@ def run(words: Sequence[str]) -> int:
         say(f"Checked {found.numbers:,} numbers of {found.tensors} tensors: all within rounding.")
     count = f"{report.files} file{'' if report.files == 1 else 's'} of weights"
     say(f"Wrote {printable(str(report.path))} ({count}, {report.nbytes:,} bytes).")
-    return 0
+    return report
 
 
 def parser() -> OneSentenceParser:
@@ -96,6 +105,7 @@ def parser() -> OneSentenceParser:
     parser.add_argument(
         "--check", action="store_true", help="before it is at OUT, compute a sample of it again in float64, and compare"
     )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     files.add_reading(parser)
     return parser

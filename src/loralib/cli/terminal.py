@@ -2,9 +2,14 @@
 
 import itertools
 import math
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any
+
+from ..storage.json_text import as_json
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _DECADES = 2
@@ -34,6 +39,20 @@ def in_ascii(text: str) -> str:
 def say(text: str) -> None:
     """Print a line."""
     print(shown(text))
+
+
+@contextmanager
+def reporting(in_json: bool) -> Iterator[dict[str, Any]]:
+    """Context manager: a report, to be filled in the block.
+
+    in_json: standard output gets the report as one JSON object, at the end, and nothing else; what the block prints goes to
+    standard error.
+    """
+    report: dict[str, Any] = {}
+    with redirect_stdout(sys.stderr) if in_json else nullcontext():
+        yield report
+    if in_json and os.environ.get("RANK", "0") == "0":
+        print(as_json(report))
 
 
 def note(text: str) -> None:

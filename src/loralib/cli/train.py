@@ -14,9 +14,10 @@ from ..recipes import presets, run_folder
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
 from ..recipes.resolved import resolved
+from ..storage.json_text import as_json
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
-from .terminal import say
+from .terminal import reporting, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,7 @@ class Stage:
 def run(words: Sequence[str]) -> int:
     """Train; returns the exit code."""
     values = given(parser(), words)
-    overwrite, resume, dry = (values.pop(name, False) for name in ("overwrite", "resume", "dry_run"))
+    overwrite, resume, dry, in_json = (values.pop(name, False) for name in ("overwrite", "resume", "dry_run", "json"))
     preset, seeds = values.pop("preset", None), values.pop("seeds", None)
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
@@ -52,17 +53,19 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError(f"--seeds {seeds}: must be positive.")
     stages = [_stage_to_resume(values, seeds, preset)] if resume else _stages(values, seeds, preset)
     if dry:
-        return _describe(stages)
+        return _describe(stages, in_json)
     check_local(stages[0].options)
-    if os.environ.get("RANK", "0") == "0":
-        say(printable(f"Loading libraries, data and {stages[0].options.model} …"))
-        sys.stdout.flush()
-    with offline_if_unreachable(*hub_names(stages[0].options)):
-        _train_all(stages, overwrite, resume)
+    with reporting(in_json) as report:
+        if os.environ.get("RANK", "0") == "0":
+            say(printable(f"Loading libraries, data and {stages[0].options.model} …"))
+            sys.stdout.flush()
+        with offline_if_unreachable(*hub_names(stages[0].options)):
+            results = _train_all(stages, overwrite, resume)
+        report.update({"folder": str(stages[-1].folder), "runs": results})
     return 0
 
 
-def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> None:
+def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> list[dict[str, Any]]:
     """Train one after the other, the last from the best seed of the one before it."""
     from rich.console import Console
 
@@ -75,7 +78,7 @@ def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> None:
         for stage in before:
             _prepare(stage, console)
             last = replace(last, options=replace(last.options, init_adapter=str(_best(stage))))
-        _train(last, overwrite, resume, console)
+        return _train(last, overwrite, resume, console)
 
 
 def parser() -> OptionsParser:
@@ -89,6 +92,7 @@ def parser() -> OptionsParser:
     )
     made.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
     made.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
+    made.add_argument("--json", action="store_true", help="print what came out as JSON, and the rest to standard error")
     made.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
     return made
 
@@ -160,7 +164,7 @@ def _best(stage: Stage) -> Path | None:
     return many_seeds.best_of(stage.folder.resolve())
 
 
-def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
+def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> list[dict[str, Any]]:
     from ..recipes import report
     from ..recipes import seeds as many_seeds
     from ..recipes.run import train
@@ -173,7 +177,7 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
     else:
         results = many_seeds.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
     if not processes().is_main_process:
-        return
+        return results
     console.print(report.summary_table(results))
     if not stage.single:
         found = many_seeds.summary(results)
@@ -187,10 +191,11 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
     rich_text.say(console, f"Wrote {stage.folder}/: {parts}.")
     if options.task and (following := options.task_kind.following):
         rich_text.say(console, f"Next: {following.format(run=folder, task=options.task)}")
+    return results
 
 
-def _describe(stages: Sequence[Stage]) -> int:
-    """Print, as YAML, what would be trained: every option and the arguments of transformers' Trainer."""
+def _describe(stages: Sequence[Stage], in_json: bool) -> int:
+    """Print, as YAML or JSON, what would be trained: every option and the arguments of transformers' Trainer."""
     import yaml
 
     from ..recipes import training
@@ -220,5 +225,6 @@ def _describe(stages: Sequence[Stage]) -> int:
         )
     if len(described) > 1:
         described[1]["options"]["init_adapter"] = f"the best seed in {stages[0].folder}"  # type: ignore[index]
-    print(yaml.safe_dump({"would_train": described}, sort_keys=False), end="")
+    found = {"would_train": described}
+    print(as_json(found) if in_json else yaml.safe_dump(found, sort_keys=False).rstrip())
     return 0
