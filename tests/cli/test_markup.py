@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import loralib as lora
 from loralib.cli import COMMANDS, main
-from loralib.recipes import comparison_report, report
+from loralib.recipes import comparison_report, figures, report
 from loralib.recipes.search import Trial
 from loralib.train import rich_text
 from recipes.nlg.conftest import meal, write_jsonl
@@ -122,7 +122,7 @@ def test_tables_titles_and_plots_take_any_text(tmp_path: Path, monkeypatch: pyte
     assert shown.count(STRANGE) == 3
     assert shown.count("[/x]") == 5
     assert "\\x1b[31m" in shown
-    report.learning_curve(tmp_path / "a.png", [{"epoch": 1.0, "loss": 1.0, "eval_loss": 1.0}], "accuracy", STRANGE)
+    figures.learning_curve(tmp_path / "a.png", [{"epoch": 1.0, "loss": 1.0, "eval_loss": 1.0}], "accuracy", 1.0, STRANGE)
 
 
 def test_the_share_that_is_trained_is_never_more_than_all() -> None:

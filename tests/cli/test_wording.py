@@ -33,7 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--per_device_train_batch_size", "3"], "nearest: --batch-size"),
         (["--output_dir", "x"], "nearest: --output"),
         (["--model_name_or_path", "x"], "nearest: --model"),
-        (["--overwrite"], "nearest: --overwrite"),
+        (["--force"], "nearest: --overwrite"),
         (["--print_config"], "nearest: --dry-run"),
         (["--xyzzy"], "train has no option --xyzzy; see"),
         (["extra"], "train does not take the word 'extra'"),

@@ -189,8 +189,8 @@ def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path: Path) -> None
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(RunError, match="is a file"):
-        run_folder.RUN.check_free(tmp_path / "out", overwrite=True, resume=False)
+    with pytest.raises(RunError, match="is a file"), run_folder.RUN.alone_in(tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("old", [{"r": 8}, {"epochs": 3.0}, {"label_smoothing": 0.1}])
