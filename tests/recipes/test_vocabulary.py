@@ -116,3 +116,10 @@ def test_a_classifier_without_a_padding_token_gets_one_or_is_refused(
     said = capsys.readouterr().err
     assert code == (2 if end is None else 0), said
     assert ("no padding token" in said) == (end is None)
+
+
+def test_the_column_of_the_text_is_not_that_of_the_label(
+    encoder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(training(encoder, reviews / "test.tsv", tmp_path / "run", "--label-column", "text")) == 2
+    assert "--label-column text: that is the column of the text" in capsys.readouterr().err

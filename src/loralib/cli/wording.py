@@ -89,6 +89,7 @@ _ARGPARSE: Sequence[tuple[str, str]] = (  # argparse's words and ours
     (r"argument (?P<o>\S+): expected (one|at least one) argument", "{o}: a value is missing"),
     (r"argument (?P<o>\S+): ignored explicit argument (?P<v>.*)", "{o} takes no value; leave out {v}"),
     (r"the following arguments are required: (?P<o>.*)", "{o} is missing"),
+    (r"argument (?P<o>\S+): (?P<v>.*)", "{o}: {v}"),
 )
 
 

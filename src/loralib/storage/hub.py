@@ -40,6 +40,6 @@ def located(path: Path) -> Path:
 
 def advice(path: Path) -> str:
     """What to do when nothing is at `path`, if that could be a name on the hub; "" otherwise."""
-    if not is_name(path):
+    if not is_name(path) or "/" not in path.as_posix():
         return ""
     return f"a name on the Hugging Face hub is looked for in its cache only: hf download {path.as_posix()} puts it there"

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,7 +40,8 @@ class StopOnInterrupt(TrainerCallback):
         if number in self._pressed:
             raise KeyboardInterrupt
         if not self._pressed:
-            os.write(2, _FINISHING)  # unlike print, safe in a signal handler
+            with suppress(OSError):  # standard error may be closed
+                os.write(2, _FINISHING)  # unlike print, safe in a signal handler
         self._pressed.add(number)  # `compare` passes Ctrl-C on as SIGTERM, which its own SIGINT may have come before
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
