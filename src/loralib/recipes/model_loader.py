@@ -76,13 +76,19 @@ def refuse_code(name: str, error: Exception) -> None:
 
 
 def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Sequence[int]]) -> None:
-    """`RunError` when the tokenizer gives a token of `rows`, or padding, a number for which the model has no embedding."""
+    """`RunError` when the tokenizer gives a token of `rows`, or padding, a number for which the model has no embedding, or has
+    no padding at all."""
+    if tokenizer.pad_token_id is None:
+        raise RunError(
+            f"the tokenizer of {model.name_or_path!r} has no padding token, and no end-of-text token to take its place; give it "
+            'one, by tokenizer.add_special_tokens({"pad_token": "<pad>"}), and save it with the model resized to it.'
+        )
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError:
         return  # a model that computes its embeddings
     most = max((max(row, default=0) for row in rows), default=0)
-    most = max(most, tokenizer.pad_token_id or 0)
+    most = max(most, tokenizer.pad_token_id)
     if isinstance(embedding, nn.Embedding) and most >= embedding.num_embeddings:
         raise RunError(
             f"{model.name_or_path}: the tokenizer, of {len(tokenizer):,} tokens, gives "

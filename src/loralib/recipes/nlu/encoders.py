@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...architectures import ATTENTION_DROPOUT, COUNT_FROM_PADDING, HEAD_DROPOUT
-from ...errors import ConfigError, RunError
+from ...errors import ConfigError
 from .. import model_loader
 
 
@@ -67,11 +67,6 @@ def load_encoder(
         ignore_mismatched_sizes=True,
     )
     model, stored = loaded.model, loaded.stored
-    if loaded.tokenizer.pad_token_id is None:
-        raise RunError(
-            f"the tokenizer of {name!r} has no padding token, and no end-of-text token to take its place; give it one, by "
-            'tokenizer.add_special_tokens({"pad_token": "<pad>"}), and save it with the model resized to it.'
-        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = loaded.tokenizer.pad_token_id
     classifies = any("SequenceClassification" in architecture for architecture in stored.architectures or [])
