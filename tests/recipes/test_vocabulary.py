@@ -84,7 +84,7 @@ def test_tokens_are_checked_by_their_numbers(gpt2: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
-    rows = model.get_input_embeddings().num_embeddings
+    tokenizer.pad_token, rows = tokenizer.eos_token, model.get_input_embeddings().num_embeddings
     model_loader.check_tokens(model, tokenizer, [[0, rows - 1], []])
     tokenizer.add_tokens([f"<{i}>" for i in range(9)])
     model_loader.check_tokens(model, tokenizer, [[0, rows - 1]])

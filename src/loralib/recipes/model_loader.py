@@ -80,8 +80,8 @@ def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row
     no padding at all."""
     if tokenizer.pad_token_id is None:
         raise RunError(
-            f"the tokenizer of {model.name_or_path!r} has no padding token, and no end-of-text token to take its place; give it "
-            'one, by tokenizer.add_special_tokens({"pad_token": "<pad>"}), and save it with the model resized to it.'
+            f"the tokenizer of {model.name_or_path!r} has no padding token, and no end-of-text token to take its place; give "
+            'it one, by tokenizer.add_special_tokens({"pad_token": "<pad>"}), and save it with the model resized to it.'
         )
     try:
         embedding = model.get_input_embeddings()
