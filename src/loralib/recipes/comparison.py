@@ -137,8 +137,10 @@ def wait_for(words: Sequence[str]) -> int:
         if child is not None:
             child.send_signal(signal.SIGTERM)
 
-    with handling(pass_on), subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
-        if asked:
-            child.send_signal(signal.SIGTERM)
-        code = child.wait()
+    with handling(pass_on):
+        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        with child:  # closes the pipe
+            if asked:
+                child.send_signal(signal.SIGTERM)
+            code = child.wait()
     return INTERRUPTED if asked else code

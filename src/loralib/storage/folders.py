@@ -64,7 +64,8 @@ class Writer:
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; give another --output.")
         with folder_lock(folder):
-            if files_by_mark(folder, self.title) is not None:
+            marked = files_by_mark(folder, self.title) is not None
+            if marked or all(map(self._wrote, all_files(folder))):  # the first thing that is written is the mark
                 for name in [name for name in self._own(folder) if is_leftover(name.rpartition("/")[2])]:
                     (folder / name).unlink(missing_ok=True)
             yield
