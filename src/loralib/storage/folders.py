@@ -119,7 +119,7 @@ class Writer:
     def clear(self, folder: Path) -> None:
         """Remove the files that this writer wrote, but for those set aside and those in folders that another process has, and
         folders that are empty then."""
-        for name in list(self._own(folder)):
+        for name in sorted(self._own(folder), key=lambda name: name == MARK):  # without the mark the rest would be refused
             (folder / name).unlink()
         for parent, _, _ in os.walk(folder, topdown=False):
             if Path(parent) != folder and not any(Path(parent).iterdir()):
