@@ -1,5 +1,6 @@
 """One process at a time writes a folder or a file; whose process is gone does not hinder the next, and one of many gets it."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from loralib.cli import FAILED, guarded
 from loralib.errors import RunError
 from loralib.storage import lock
 from loralib.storage.folders import MARK, Writer
@@ -186,11 +188,35 @@ def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    with pytest.raises(PermissionError, match=LOCK), folder_lock(tmp_path):
-        pass
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def refuses(path: Path, how: int, *mode: int) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    def work() -> int:
+        with folder_lock(tmp_path / "run"):
+            return 0
+
+    monkeypatch.setattr(lock.os, "open", refuses)
+    assert guarded(work) == FAILED
+    assert capsys.readouterr().err == f"loralib: {os.strerror(number)} ({tmp_path / 'run' / LOCK}).\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "found"), [(errno.EWOULDBLOCK, False), (errno.ENOLCK, None), (errno.ENOTSUP, None), (errno.ENOSYS, None)]
+)
+def test_a_file_system_without_locks_is_told_from_a_file_that_has_one(
+    number: int, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuses)
+    with (tmp_path / "file").open("w") as file:
+        assert lock._flock(file.fileno()) is found
 
 
 def test_a_copy_of_the_process_does_not_remove_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

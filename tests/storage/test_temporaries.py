@@ -67,15 +67,22 @@ def test_the_tag_names_this_process_and_one_write() -> None:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_threads_that_write_the_same_leave_one_whole(tmp_path: Path) -> None:
-    contents = [bytes([i]) * 100_000 for i in range(8)]
-    threads = [threading.Thread(target=write_atomically, args=(tmp_path / "a", content)) for content in contents]
+@pytest.mark.parametrize("own", ["a", "ab"])
+def test_threads_that_write_the_same_leave_whole_files(own: str, tmp_path: Path) -> None:
+    contents, written = [bytes([i]) * 100_000 for i in range(8)], []
+
+    def write(content: bytes) -> None:
+        write_together({tmp_path / name: content for name in own})
+        written.append(content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (tmp_path / "a").read_bytes() in contents
-    assert names(tmp_path) == ["a"]
+    assert sorted(written) == contents
+    assert {(tmp_path / name).read_bytes() for name in own} <= set(contents)
+    assert names(tmp_path) == [*own]
 
 
 KILLED_WRITES = """
@@ -146,7 +153,7 @@ def test_what_fails_is_undone_or_finished(there: bool, fails: int, tmp_path: Pat
             raise OSError(5, "Input/output error")
         return replace(self, target)
 
-    moves = 3 if there else 2
+    moves = 3
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", moved)
         with pytest.raises(OSError, match=r"Input/output error.*[ab]'") if fails < moves else nullcontext():

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ def write_together(files: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        if len(paths) > 1 and os.path.lexists(path):
+        if len(paths) > 1:
             waiting[path, "old"] = temporary(path, own, "old")
-            path.replace(waiting[path, "old"])
+            with suppress(FileNotFoundError):  # there is none
+                path.replace(waiting[path, "old"])
         for path in paths:
             waiting[path, "tmp"].replace(path)
         for folder in {path.parent for path in paths}:
