@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from loralib.cli import INTERRUPTED, MISUSED, main
+from loralib.errors import RunError
 from loralib.recipes import comparison, run_folder
 from loralib.storage.temporaries import LOCK
 from loralib.train.checkpoints import last_whole_checkpoint
@@ -113,3 +114,17 @@ def test_a_run_ends_with_the_comparison_that_was_killed_and_nobody_trains_in_its
     resumed: list[str] = []
     assert main([*map(str, words), "--resume"]) == INTERRUPTED
     assert resumed == ["--resume"]
+
+
+def test_what_a_killed_merge_into_a_runs_folder_left_is_not_in_the_way(tmp_path: Path) -> None:
+    gone = "2147483647"  # no process has this number
+    run_folder.RUN.begin(tmp_path)
+    for name in (".merged.lock", f".merged.{gone}.tmp/model.safetensors", f".merged.{gone}.tmp/.loralib.json", "config.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with run_folder.RUN.alone_in(tmp_path):
+        run_folder.RUN.check_free(tmp_path, overwrite=True, resume=False)
+        assert not (tmp_path / f".merged.{gone}.tmp").exists()
+    (tmp_path / ".thesis.lock").touch()
+    with pytest.raises(RunError, match=r"holds what no run wrote \(.thesis.lock\)"):
+        run_folder.RUN.check_free(tmp_path, overwrite=True, resume=False)

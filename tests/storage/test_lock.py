@@ -245,6 +245,30 @@ def test_a_folder_in_which_another_process_writes_a_folder_is_refused(tmp_path: 
         pass
 
 
+def test_a_folder_in_which_another_process_writes_a_file_is_refused_and_the_file_stays(tmp_path: Path) -> None:
+    WRITER.begin(tmp_path)
+    (tmp_path / "part").mkdir()
+    for name in ("a.txt", f".a.txt.{os.getpid()}.tmp", ".done.lock", "done"):
+        (tmp_path / "part" / name).touch()
+    refused = pytest.raises(RunError, match=r"part/a.txt is being written by process")
+    with file_lock(tmp_path / "part" / "a.txt"):
+        with refused, folder_lock(tmp_path):
+            pass
+        WRITER.give_up(tmp_path)
+        assert {path.name for path in (tmp_path / "part").iterdir()} == {"a.txt", f".a.txt.{os.getpid()}.tmp", ".a.txt.lock"}
+    WRITER.clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 10_000, b'{"locks": []}'])
+def test_files_of_others_that_end_in_lock_are_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "uv.lock").write_bytes(content)
+    (tmp_path / "folder.lock").mkdir()
+    with folder_lock(tmp_path):
+        pass
+    assert (tmp_path / "uv.lock").read_bytes() == content
+
+
 def test_what_another_process_writes_is_neither_cleared_nor_moved(gone: Process, tmp_path: Path) -> None:
     WRITER.begin(tmp_path)
     for folder in ("live", "dead"):

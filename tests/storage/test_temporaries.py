@@ -241,13 +241,18 @@ def test_a_run_that_is_killed_at_any_step_is_in_no_ones_way(there: bool, tmp_pat
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_what_killed_writes_left_in_a_folder_goes_when_its_writer_comes_again(marked: bool, ended: str, tmp_path: Path) -> None:
-    writer = Writer("run", r"a\.txt|part/[^/]+\.bin", done="a.txt")
+    writer = Writer("run", r"a\.txt|(part|merged)/(.+/)?[^/]+\.bin", done="a.txt")
     if marked:
         write_mark(tmp_path, "run")
     (tmp_path / "part").mkdir()
     live = temporary(tmp_path / "part" / "live.bin", processes.tag())
     other = temporary(tmp_path / "thesis.tex", ended)
-    left = [temporary(tmp_path / "a.txt", ended), temporary(tmp_path / "part" / "x.bin", ended, "old")]
+    folder = temporary(tmp_path / "merged", ended)
+    (folder / "inner").mkdir(parents=True)
+    left = [
+        *(temporary(tmp_path / "a.txt", ended), temporary(tmp_path / "part" / "x.bin", ended, "old")),
+        *(folder / "model.bin", folder / "inner" / "model.bin"),
+    ]
     for path in (live, other, *left):
         path.touch()
     if not marked:
@@ -255,4 +260,4 @@ def test_what_killed_writes_left_in_a_folder_goes_when_its_writer_comes_again(ma
     with writer.alone_in(tmp_path):
         assert live.exists()
         assert other.exists()
-        assert [path.exists() for path in left] == [not marked] * 2
+        assert [path.exists() for path in (*left, folder)] == [not marked] * 5

@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import RunError
 from .json_text import as_json
 from .processes import Process, this_process
-from .temporaries import LOCK, next_to
+from .temporaries import LOCK, next_to, purpose
 
 try:
     import fcntl
@@ -57,11 +57,11 @@ class Owner:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Within the block no other process writes `folder`, which is made; one that is empty at the end is removed if it was.
 
-    Raises `RunError` when another process writes it, or a folder in it.
+    Raises `RunError` when another process writes it, or something in it.
     """
     with _locked(folder / LOCK, folder):
         if held := next(locks_below(folder), None):
-            raise _in_use(held.parent, held, _read(held))
+            raise _in_use(target_of(held), held, _read(held))
         yield
 
 
@@ -76,12 +76,16 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def locks_below(folder: Path) -> Iterator[Path]:
-    """The locks of processes that may be alive, in the folders within `folder`."""
-    for lock in folder.rglob(LOCK):
-        if lock.parent != folder:
-            owner = _read(lock)
-            if owner is not None and not owner.process.is_gone:
-                yield lock
+    """The locks of processes that may be alive, of what is within `folder`."""
+    for lock in folder.rglob("*.lock"):
+        owner = _read(lock) if lock != folder / LOCK else None
+        if owner is not None and not owner.process.is_gone:
+            yield lock
+
+
+def target_of(lock: Path) -> Path:
+    """The file or folder that the lock is for."""
+    return lock.parent if lock.name == LOCK else lock.parent / purpose(lock.name)
 
 
 @contextmanager
@@ -221,7 +225,10 @@ def _write(descriptor: int) -> None:
 def _read(lock: Path) -> Owner | None:
     """What the lock says; None when there is none."""
     try:
-        return Owner.read(lock.read_bytes()[:_LONGEST]) if lock.is_file() else None
+        if not lock.is_file():  # reading from a pipe would wait
+            return None
+        with lock.open("rb") as file:
+            return Owner.read(file.read(_LONGEST))
     except OSError:
         return None
 
