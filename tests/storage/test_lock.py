@@ -205,6 +205,35 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_full_disk_leaves_no_lock_that_is_in_the_way(
+    there: bool, room: int, gone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write_to = tmp_path / "run", os.write
+    if there:
+        write_lock(folder / LOCK, gone)
+
+    def full(descriptor: int, content: bytes) -> int:
+        if not (left := room - os.fstat(descriptor).st_size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_to(descriptor, content[:left])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "write", full)
+        with pytest.raises(OSError, match=f"No space left on device.*{LOCK}"), folder_lock(folder):
+            pass
+    assert folder.exists() == there
+    with folder_lock(folder):
+        pass
+
+
+def test_a_lock_of_zeros_that_a_machine_that_stopped_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_bytes(bytes(100))
+    with folder_lock(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     ("number", "found"), [(errno.EWOULDBLOCK, False), (errno.ENOLCK, None), (errno.ENOTSUP, None), (errno.ENOSYS, None)]
 )

@@ -114,7 +114,9 @@ def _acquire(lock: Path, what: Path) -> int:
         try:
             if _take(descriptor, lock, what, is_new):
                 return descriptor
-        except BaseException:
+        except BaseException as error:
+            if is_new and not isinstance(error, RunError):  # it could not be written, and nobody else has it
+                lock.unlink(missing_ok=True)
             os.close(descriptor)
             raise
         os.close(descriptor)
@@ -141,7 +143,7 @@ def _take(descriptor: int, lock: Path, what: Path, is_new: bool) -> bool:
         left = _left(descriptor, lock, what, empty_is_free=exclusive is True)
         if left and exclusive is None:
             return _succeed(left, descriptor, lock, what)
-    _write(descriptor)
+    _write(descriptor, lock)
     return True
 
 
@@ -162,7 +164,7 @@ def _left(descriptor: int, lock: Path, what: Path, *, empty_is_free: bool) -> Ow
     """The process, now gone, that left a lock that was there; `RunError` for any other."""
     content = _content(descriptor)
     owner = Owner.read(content)
-    if owner is None and content and not content.isspace():
+    if owner is None and content.strip(b"\0"):  # zeros: the machine stopped before the content was on the disk
         raise RunError(
             f"{lock} is in the place of a lock, and loralib did not write it", "move it away", outcome="Nothing was changed."
         )
@@ -182,7 +184,7 @@ def _succeed(left: Owner, descriptor: int, lock: Path, what: Path) -> bool:
     try:
         if not _is_at(descriptor, lock) or Owner.read(_content(descriptor)) != left:
             return False
-        _write(descriptor)
+        _write(descriptor, lock)
         return True
     finally:
         claim.unlink()
@@ -215,11 +217,18 @@ def _content(descriptor: int) -> bytes:
     return os.read(descriptor, _LONGEST)
 
 
-def _write(descriptor: int) -> None:
+def _write(descriptor: int, lock: Path) -> None:
+    """Write this process into the lock; `OSError` naming it when that fails."""
     now = Owner(this_process(), time.strftime("%Y-%m-%d %H:%M:%S %z")).to_bytes()
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.truncate(descriptor, 0)
-    os.write(descriptor, now)
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.truncate(descriptor, 0)
+        while now:
+            now = now[os.write(descriptor, now) :]
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(descriptor, 0)
+        raise OSError(error.errno, error.strerror, str(lock)) from error
 
 
 def _read(lock: Path) -> Owner | None:
