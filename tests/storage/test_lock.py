@@ -237,7 +237,7 @@ def test_a_lock_of_zeros_that_a_machine_that_stopped_left_is_taken_over(tmp_path
 @pytest.mark.parametrize(
     ("number", "found"), [(errno.EWOULDBLOCK, False), (errno.ENOLCK, None), (errno.ENOTSUP, None), (errno.ENOSYS, None)]
 )
-def test_a_file_system_without_locks_is_told_from_a_file_that_has_one(
+def test_a_file_system_without_locks_is_not_a_file_that_is_locked(
     number: int, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(descriptor: int, how: int) -> None:
@@ -269,6 +269,8 @@ def test_a_lock_that_was_removed_by_hand_and_taken_by_another_stays(tmp_path: Pa
 def test_a_folder_in_which_another_process_writes_a_folder_is_refused(tmp_path: Path) -> None:
     out, refused = tmp_path / "out", pytest.raises(RunError, match="out/lora is being written by process")
     with folder_lock(out / "lora"), refused, folder_lock(out):
+        pass
+    with folder_lock(out / "lora"), folder_lock(out, whole=False):
         pass
     with folder_lock(tmp_path / "out"), folder_lock(tmp_path / "out" / "lora"):
         pass

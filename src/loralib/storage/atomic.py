@@ -25,7 +25,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write files that belong together, the one without which the others are not read last.
 
-    All of them are written beside their places first. Then the last old one makes way, so that nobody reads it with the
+    All of them are written next to their places first. Then the last old one makes way, so that nobody reads it with the
     others' new content, and the new ones are renamed in order. What a kill leaves of this is resolved by `settle`, which also
     begins every write of the same files. Raises `OSError` naming the file that failed; when it was in the writing, all the old
     files are still there.

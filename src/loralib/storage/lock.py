@@ -54,13 +54,13 @@ class Owner:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, *, whole: bool = True) -> Iterator[None]:
     """Within the block no other process writes `folder`, which is made; one that is empty at the end is removed if it was.
 
-    Raises `RunError` when another process writes it, or something in it.
+    whole: with all that is in it, so that others may not write that either. Raises `RunError` when another process writes it.
     """
     with _locked(folder / LOCK, folder):
-        if held := next(locks_below(folder), None):
+        if whole and (held := next(locks_below(folder), None)):
             raise _in_use(target_of(held), held, _read(held))
         yield
 
