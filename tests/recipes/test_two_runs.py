@@ -57,12 +57,13 @@ def test_of_two_that_begin_at_once_one_is_refused_and_the_other_one_is_whole(
     encoder: Path, reviews: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    both = [begun("train", *options(encoder, reviews, 20), "--output", run) for _ in range(2)]
+    both = [begun("train", *options(encoder, reviews, 10), "--output", run) for _ in range(2)]
     shown = [process.communicate(timeout=300)[1] for process in both]
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, MISUSED], shown
     winner, loser = both[codes.index(0)], codes.index(MISUSED)
-    assert f"{run} is being written by process {winner.pid} on " in shown[loser]
+    by = f"{run} is being written by process {winner.pid} on "
+    assert by in shown[loser] or f"{run} exists and is not empty" in shown[loser]  # had it begun when the other one was done
     assert main(["evaluate", str(run), "--data", str(reviews / "test.tsv")]) == 0
     assert {path.name for path in run.iterdir()} <= run_folder.PARTS
 
