@@ -61,8 +61,7 @@ class Writer:
     def alone_in(self, folder: Path) -> Iterator[None]:
         """Within the block no other process writes `folder`; what killed ones left half written in it is removed. Raises
         `RunError` when another process writes it, or when it is a file."""
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file; give another --output.")
+        _check_no_file(folder)
         with folder_lock(folder):
             marked = files_by_mark(folder, self.title) is not None
             if marked or all(map(self._wrote, all_files(folder))):  # the first thing that is written is the mark
@@ -71,6 +70,7 @@ class Writer:
 
     def check_free(self, folder: Path, overwrite: bool, resume: bool) -> None:
         """`RunError` unless `folder` may be written: it is new or empty, or may be overwritten or gone on with."""
+        _check_no_file(folder)
         names = [name for name in all_files(folder) if name != LOCK]
         foreign = [name for name in names if not self._wrote(name)]
         if foreign and (overwrite or self.alone):
@@ -146,6 +146,11 @@ class Writer:
         if parts[-1] != name.rpartition("/")[2]:  # perhaps the lock of a folder
             places.append("/".join([*parts, "config.json"]))
         return parts[-1] in (MARK, LOCK) or any(re.fullmatch(self.pattern, place) for place in places)
+
+
+def _check_no_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; give another --output.")
 
 
 def _move(source: Path, target: Path) -> None:
