@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import choices
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..storage.atomic import settle
-from ..storage.lock import file_lock
+from ..storage.lock import file_lock, folder_lock
 from .terminal import printable, say
 
 if TYPE_CHECKING:
@@ -194,8 +194,10 @@ def free_output(output: Path, format: str, force: bool, inputs: Sequence[Path]) 
     read = [file for path in inputs for file in (path, *(path.iterdir() if path.is_dir() else ()))]
     if any(same_file(mine, its) for mine in (output, *files) for its in read):
         raise ConfigError(f"-o {output}: that is what is read; give another place.")
-    with file_lock(files[-1]):
-        settle(files)
+    in_folder = files[0] != output
+    with folder_lock(output, whole=False) if in_folder else file_lock(output):
+        for form in ("peft", "diffusers") if in_folder else (format,):
+            settle(targets(output, form))
         taken = [file for file in files if file.exists()]
         if taken and not force:
             raise ConfigError(f"{taken[0]} exists; add --force to replace it, or give another place.")
