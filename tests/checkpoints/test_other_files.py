@@ -34,9 +34,11 @@ def test_folders_are_copied_and_what_is_not_is_named(tmp_path: Path) -> None:
     again = ["pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors", "onnx/model.onnx", "original/consolidated.00.pth"]
     again += ["openvino/openvino_model.bin", "openvino/openvino_model.xml", "consolidated.safetensors", "flax_model.msgpack"]
     fill(base, *kept, *again, ".git/config", ".cache/huggingface/x")
+    own = [".loralib.lock", ".config.json.12.tmp", "inner/.config.json.lock"]
+    fill(base, *own)
     report = lora.merge_checkpoint(base, adapter, tmp_path / "out")
     assert set(kept) | {"model.safetensors"} <= tree(tmp_path / "out")
-    assert not set(again) & tree(tmp_path / "out")
+    assert not {*again, *own} & tree(tmp_path / "out")
     assert set(report.left_out) == {*again, ".git/", ".cache/"}
     assert all((tmp_path / "out" / name).read_text() == name for name in kept)
 

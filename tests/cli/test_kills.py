@@ -8,7 +8,7 @@ import pytest
 
 from kills import in_fresh_process
 from loralib.cli import MISUSED, main
-from loralib.storage.lock import file_lock
+from loralib.storage.lock import file_lock, folder_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="the system copies no processes")]
 
@@ -89,7 +89,6 @@ def test_two_at_once_are_refused(command: str, tmp_path: Path, capfd: Any) -> No
     program = PROGRAM.partition("begin()\nrun(")[0] + "begin()\n"
     in_fresh_process(program, tmp_path, command, "True", "True")
     out = tmp_path / "work" / "out"
-    held = out if command == "merge" else out / "adapter_config.json"
     more = [str(tmp_path / "base.safetensors")] if command == "merge" else ["--format", "peft"]
     words = [command, *more, str(tmp_path / "two"), "-o", str(out), "--overwrite"]
 
@@ -97,11 +96,23 @@ def test_two_at_once_are_refused(command: str, tmp_path: Path, capfd: Any) -> No
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
     before = contents()
-    with file_lock(held):
+    with file_lock(out) if command == "merge" else folder_lock(out):
         assert main(words) == MISUSED
         shown = capfd.readouterr().err
         assert shown.count("\n") == 1
-        assert f"{held} is being written by process {os.getpid()} on" in shown
+        assert f"{out} is being written by process {os.getpid()} on" in shown
         assert contents() == before
     assert main(words) == 0
     assert contents() != before
+
+
+@pytest.mark.parametrize("next_format", ["peft", "diffusers"])
+def test_what_is_left_goes_whatever_format_comes_next(next_format: str, tmp_path: Path) -> None:
+    in_fresh_process(PROGRAM.partition("begin()\nrun(")[0] + "begin()\n", tmp_path, "convert", "False", "True")
+    out, gone = tmp_path / "out", "2147483647"  # no process has this number
+    out.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "pytorch_lora_weights.safetensors"):
+        (out / f".{name}.{gone}.tmp").touch()
+    words = ["convert", str(tmp_path / "one"), "--rename", "x=unet.x", "-o", str(out), "--format", next_format]
+    assert main(words) == 0
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]

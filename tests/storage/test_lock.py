@@ -1,5 +1,6 @@
 """One process at a time writes a folder or a file; whose process is gone does not hinder the next, and one of many gets it."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from loralib.cli import FAILED, guarded
 from loralib.errors import RunError
 from loralib.storage import lock
 from loralib.storage.folders import MARK, Writer
@@ -186,11 +188,64 @@ def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    with pytest.raises(PermissionError, match=LOCK), folder_lock(tmp_path):
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def refuses(path: Path, how: int, *mode: int) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    def work() -> int:
+        with folder_lock(tmp_path / "run"):
+            return 0
+
+    monkeypatch.setattr(lock.os, "open", refuses)
+    assert guarded(work) == FAILED
+    assert capsys.readouterr().err == f"loralib: {os.strerror(number)} ({tmp_path / 'run' / LOCK}).\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_full_disk_leaves_no_lock_that_is_in_the_way(
+    there: bool, room: int, gone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write_to = tmp_path / "run", os.write
+    if there:
+        write_lock(folder / LOCK, gone)
+
+    def full(descriptor: int, content: bytes) -> int:
+        if not (left := room - os.fstat(descriptor).st_size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_to(descriptor, content[:left])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "write", full)
+        with pytest.raises(OSError, match=f"No space left on device.*{LOCK}"), folder_lock(folder):
+            pass
+    assert folder.exists() == there
+    with folder_lock(folder):
         pass
+
+
+def test_a_lock_of_zeros_that_a_machine_that_stopped_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_bytes(bytes(100))
+    with folder_lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "found"), [(errno.EWOULDBLOCK, False), (errno.ENOLCK, None), (errno.ENOTSUP, None), (errno.ENOSYS, None)]
+)
+def test_a_file_system_without_locks_is_not_a_file_that_is_locked(
+    number: int, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuses)
+    with (tmp_path / "file").open("w") as file:
+        assert lock._flock(file.fileno()) is found
 
 
 def test_a_copy_of_the_process_does_not_remove_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,8 +270,34 @@ def test_a_folder_in_which_another_process_writes_a_folder_is_refused(tmp_path: 
     out, refused = tmp_path / "out", pytest.raises(RunError, match="out/lora is being written by process")
     with folder_lock(out / "lora"), refused, folder_lock(out):
         pass
+    with folder_lock(out / "lora"), folder_lock(out, whole=False):
+        pass
     with folder_lock(tmp_path / "out"), folder_lock(tmp_path / "out" / "lora"):
         pass
+
+
+def test_a_folder_in_which_another_process_writes_a_file_is_refused_and_the_file_stays(tmp_path: Path) -> None:
+    WRITER.begin(tmp_path)
+    (tmp_path / "part").mkdir()
+    for name in ("a.txt", f".a.txt.{os.getpid()}.tmp", ".done.lock", "done"):
+        (tmp_path / "part" / name).touch()
+    refused = pytest.raises(RunError, match=r"part/a.txt is being written by process")
+    with file_lock(tmp_path / "part" / "a.txt"):
+        with refused, folder_lock(tmp_path):
+            pass
+        WRITER.give_up(tmp_path)
+        assert {path.name for path in (tmp_path / "part").iterdir()} == {"a.txt", f".a.txt.{os.getpid()}.tmp", ".a.txt.lock"}
+    WRITER.clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 10_000, b'{"locks": []}'])
+def test_files_of_others_that_end_in_lock_are_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "uv.lock").write_bytes(content)
+    (tmp_path / "folder.lock").mkdir()
+    with folder_lock(tmp_path):
+        pass
+    assert (tmp_path / "uv.lock").read_bytes() == content
 
 
 def test_what_another_process_writes_is_neither_cleared_nor_moved(gone: Process, tmp_path: Path) -> None:

@@ -67,15 +67,22 @@ def test_the_tag_names_this_process_and_one_write() -> None:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_threads_that_write_the_same_leave_one_whole(tmp_path: Path) -> None:
-    contents = [bytes([i]) * 100_000 for i in range(8)]
-    threads = [threading.Thread(target=write_atomically, args=(tmp_path / "a", content)) for content in contents]
+@pytest.mark.parametrize("own", ["a", "ab"])
+def test_threads_that_write_the_same_leave_whole_files(own: str, tmp_path: Path) -> None:
+    contents, written = [bytes([i]) * 100_000 for i in range(8)], []
+
+    def write(content: bytes) -> None:
+        write_together({tmp_path / name: content for name in own})
+        written.append(content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (tmp_path / "a").read_bytes() in contents
-    assert names(tmp_path) == ["a"]
+    assert sorted(written) == contents
+    assert {(tmp_path / name).read_bytes() for name in own} <= set(contents)
+    assert names(tmp_path) == [*own]
 
 
 KILLED_WRITES = """
@@ -146,7 +153,7 @@ def test_what_fails_is_undone_or_finished(there: bool, fails: int, tmp_path: Pat
             raise OSError(5, "Input/output error")
         return replace(self, target)
 
-    moves = 3 if there else 2
+    moves = 3
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", moved)
         with pytest.raises(OSError, match=r"Input/output error.*[ab]'") if fails < moves else nullcontext():
@@ -168,18 +175,89 @@ def test_files_that_were_written_since_on_another_host_are_not_finished_again(en
 # --- run folders ----------------------------------------------------------------------------------------------------
 
 
+KILLED_RUNS = """
+import shutil, sys
+from pathlib import Path
+from kills import kills
+from loralib.storage.atomic import write_atomically, write_together
+from loralib.storage.folders import MARK, Writer
+
+folder, there = Path(sys.argv[1]) / "work" / "run", sys.argv[2] == "True"
+writer = Writer("run", r"a|done|part/[xy]", done="done")
+
+def run(text, overwrite=True, fails=False):
+    with writer.alone_in(folder):
+        writer.check_free(folder, overwrite, resume=False)
+        writer.begin(folder)
+        write_atomically(folder / "a", text.encode())
+        if fails:
+            writer.give_up(folder)
+            return
+        (folder / "part").mkdir(exist_ok=True)
+        write_together({folder / "part" / name: text.encode() for name in "xy"})
+        write_atomically(folder / "done", text.encode())
+        writer.finish(folder)
+
+def begin():
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    folder.parent.mkdir()
+    if there:
+        run("old")
+
+def found():
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+def whole(text):
+    return {"a": text, "done": text, "part/x": text, "part/y": text}
+
+for fails in (True, False):
+    for step in kills(lambda: run("new", overwrite=there, fails=fails), folder.parent, begin):
+        kept = [path.read_text() for path in folder.rglob("*") if path.is_file() and path.name == "done"]
+        assert "old" in kept or "new" in kept or not there, (step, kept)
+        run("newer", fails=True)
+        now = found()
+        now.pop(MARK, None)
+        if there:
+            assert now in (whole("old"), whole("new")), (step, now)
+        else:  # what was there is the part that the killed one had written
+            assert now.items() <= whole("new").items(), (step, now)
+    for step in kills(lambda: run("new", overwrite=there, fails=fails), folder.parent, begin):
+        run("newer")
+        now = found()
+        now.pop(MARK)
+        assert now == whole("newer"), (step, now)
+    print(step)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system copies no processes")
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_that_is_killed_at_any_step_is_in_no_ones_way(there: bool, tmp_path: Path) -> None:
+    giving_up, whole = map(int, in_fresh_process(KILLED_RUNS, tmp_path, str(there)).split())
+    assert giving_up > 10
+    assert whole > 15
+
+
 @pytest.mark.parametrize("marked", [True, False])
 def test_what_killed_writes_left_in_a_folder_goes_when_its_writer_comes_again(marked: bool, ended: str, tmp_path: Path) -> None:
-    writer = Writer("run", r"a\.txt|part/[^/]+\.bin", done="a.txt")
+    writer = Writer("run", r"a\.txt|(part|merged)/(.+/)?[^/]+\.bin", done="a.txt")
     if marked:
         write_mark(tmp_path, "run")
     (tmp_path / "part").mkdir()
     live = temporary(tmp_path / "part" / "live.bin", processes.tag())
     other = temporary(tmp_path / "thesis.tex", ended)
-    left = [temporary(tmp_path / "a.txt", ended), temporary(tmp_path / "part" / "x.bin", ended, "old")]
+    folder = temporary(tmp_path / "merged", ended)
+    (folder / "inner").mkdir(parents=True)
+    left = [
+        *(temporary(tmp_path / "a.txt", ended), temporary(tmp_path / "part" / "x.bin", ended, "old")),
+        *(folder / "model.bin", folder / "inner" / "model.bin"),
+    ]
     for path in (live, other, *left):
         path.touch()
+    if not marked:
+        (tmp_path / "notes").touch()
     with writer.alone_in(tmp_path):
         assert live.exists()
         assert other.exists()
-        assert [path.exists() for path in left] == [not marked] * 2
+        assert [path.exists() for path in (*left, folder)] == [not marked] * 5

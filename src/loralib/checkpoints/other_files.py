@@ -1,8 +1,8 @@
 """The files of a model's folder beside its weights: which of them go into a folder that is made of it.
 
 All do, those in its folders too (sentence-transformers has modules there), but for what holds the model's weights a second
-time, in another format, and for what version control and downloads keep. A link that leads out of the folder is refused: what
-it leads to is not the model's.
+time, in another format, and for what version control and downloads keep; this library's own mark, locks and temporaries are not
+part of it. A link that leads out of the folder is refused: what it leads to is not the model's.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import FormatError
 from ..storage.folders import MARK
+from ..storage.temporaries import LOCK, purpose
 from .checkpoint import STEMS
 
 _AGAIN = re.compile(  # names of files that hold a whole model: other copies of its weights
@@ -38,11 +39,16 @@ def other_files(folder: Path, weights: set[Path]) -> OtherFiles:
     indices = {f"{stem}.index.json" for stem in STEMS}
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
-        if path in weights or name in indices or name == MARK:
+        if path in weights or name in indices or name == MARK or _is_of_a_write(path.name):
             continue
         leave = not path.is_file() or path.name in _NOT_OF_THE_MODEL or _holds_weights_again(path, path.parent == folder)
         (left_out if leave else copied).append(name + "/" * path.is_dir())
     return OtherFiles(tuple(copied), tuple(left_out))
+
+
+def _is_of_a_write(name: str) -> bool:
+    """Whether it is the name of a lock or of a temporary of this library."""
+    return name == LOCK or purpose(name) != name
 
 
 def _walk(folder: Path) -> Iterator[Path]:

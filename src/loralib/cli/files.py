@@ -12,7 +12,7 @@ from .. import choices, expressions
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
 from ..storage.atomic import settle
-from ..storage.lock import file_lock
+from ..storage.lock import file_lock, folder_lock
 from . import runs
 from .terminal import say
 
@@ -201,8 +201,10 @@ def free_output(output: Path, format: str, overwrite: bool, inputs: Sequence[Pat
     read = [file for path in inputs for file in (path, *(path.iterdir() if path.is_dir() else ()))]
     if any(same_file(mine, its) for mine in (output, *files) for its in read):
         raise ConfigError(f"-o {output}: that is what is read; give another place.")
-    with file_lock(files[-1]):
-        settle(files)
+    in_folder = files[0] != output
+    with folder_lock(output, whole=False) if in_folder else file_lock(output):
+        for form in ("peft", "diffusers") if in_folder else (format,):
+            settle(targets(output, form))
         taken = [file for file in files if file.exists()]
         if taken and not overwrite:
             raise ConfigError(f"{taken[0]} exists; add --overwrite to replace it, or give another place.")

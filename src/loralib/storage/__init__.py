@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, and readers that execute nothing."""
+"""Files and folders that appear whole or not at all, one writer at a time, and readers that execute nothing."""

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write files that belong together, the one without which the others are not read last.
 
-    All of them are written beside their places first. Then the last old one makes way, so that nobody reads it with the
+    All of them are written next to their places first. Then the last old one makes way, so that nobody reads it with the
     others' new content, and the new ones are renamed in order. What a kill leaves of this is resolved by `settle`, which also
     begins every write of the same files. Raises `OSError` naming the file that failed; when it was in the writing, all the old
     files are still there.
@@ -39,9 +40,10 @@ def write_together(files: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        if len(paths) > 1 and os.path.lexists(path):
+        if len(paths) > 1:
             waiting[path, "old"] = temporary(path, own, "old")
-            path.replace(waiting[path, "old"])
+            with suppress(FileNotFoundError):  # there is none
+                path.replace(waiting[path, "old"])
         for path in paths:
             waiting[path, "tmp"].replace(path)
         for folder in {path.parent for path in paths}:

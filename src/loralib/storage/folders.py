@@ -18,8 +18,8 @@ from pathlib import Path
 from ..errors import RunError
 from .atomic import write_atomically
 from .json_text import as_json
-from .lock import folder_lock, locks_below
-from .temporaries import LOCK, is_leftover, purpose
+from .lock import folder_lock, locks_below, target_of
+from .temporaries import LOCK, is_leftover, next_to, purpose
 
 MARK, REPLACED, _MOVING = ".loralib.json", ".replaced", ".moving"
 
@@ -61,16 +61,16 @@ class Writer:
     def alone_in(self, folder: Path) -> Iterator[None]:
         """Within the block no other process writes `folder`; what killed ones left half written in it is removed. Raises
         `RunError` when another process writes it, or when it is a file."""
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file; give another --output.")
+        _check_no_file(folder)
         with folder_lock(folder):
-            if files_by_mark(folder, self.title) is not None:
-                for name in [name for name in self._own(folder) if is_leftover(name.rpartition("/")[2])]:
-                    (folder / name).unlink(missing_ok=True)
+            marked = files_by_mark(folder, self.title) is not None
+            if marked or all(map(self._wrote, all_files(folder))):  # the first thing that is written is the mark
+                self._remove_leftovers(folder)
             yield
 
     def check_free(self, folder: Path, overwrite: bool, resume: bool) -> None:
         """`RunError` unless `folder` may be written: it is new or empty, or may be overwritten or gone on with."""
+        _check_no_file(folder)
         names = [name for name in all_files(folder) if name != LOCK]
         foreign = [name for name in names if not self._wrote(name)]
         if foreign and (overwrite or self.alone):
@@ -118,22 +118,39 @@ class Writer:
     def clear(self, folder: Path) -> None:
         """Remove the files that this writer wrote, but for those set aside and those in folders that another process has, and
         folders that are empty then."""
-        for name in list(self._own(folder)):
+        for name in sorted(self._own(folder), key=lambda name: name == MARK):  # without the mark the rest would be refused
             (folder / name).unlink()
         for parent, _, _ in os.walk(folder, topdown=False):
             if Path(parent) != folder and not any(Path(parent).iterdir()):
                 Path(parent).rmdir()
 
+    def _remove_leftovers(self, folder: Path) -> None:
+        """Remove what this writer's processes left half written that have ended."""
+        own = set(self._own(folder))
+        for path in sorted(folder.rglob("*"), reverse=True):  # a folder comes after what is in it
+            name = path.relative_to(folder).as_posix()
+            if any(map(is_leftover, name.split("/"))):
+                with suppress(OSError):  # what is not ours is in the folder
+                    path.unlink() if name in own else path.rmdir()
+
     def _own(self, folder: Path) -> Iterator[str]:
         """The files of this writer, but for those set aside, the lock and those of other processes."""
-        others = (lock.parent.relative_to(folder).as_posix() for lock in locks_below(folder))
-        left_alone = (f"{REPLACED}/", f"{_MOVING}/", *(f"{other}/" for other in others))
+        others = [target_of(lock) for lock in locks_below(folder)]
+        held = [path.relative_to(folder).as_posix() for other in others for path in (other, next_to(other, ""))]
+        left_alone = (f"{REPLACED}/", f"{_MOVING}/", *held)
         return (n for n in all_files(folder) if n != LOCK and self._wrote(n) and not n.startswith(left_alone))
 
     def _wrote(self, name: str) -> bool:
-        *folders, last = (part for part in name.split("/") if part not in (REPLACED, _MOVING))
-        last = purpose(last)
-        return last in (MARK, LOCK) or re.fullmatch(self.pattern, "/".join([*folders, last])) is not None
+        parts = [purpose(part) for part in name.split("/") if part not in (REPLACED, _MOVING)]
+        places = ["/".join(parts)]
+        if parts[-1] != name.rpartition("/")[2]:  # perhaps the lock of a folder
+            places.append("/".join([*parts, "config.json"]))
+        return parts[-1] in (MARK, LOCK) or any(re.fullmatch(self.pattern, place) for place in places)
+
+
+def _check_no_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; give another --output.")
 
 
 def _move(source: Path, target: Path) -> None:

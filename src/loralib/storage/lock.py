@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import RunError
 from .json_text import as_json
 from .processes import Process, this_process
-from .temporaries import LOCK, next_to
+from .temporaries import LOCK, next_to, purpose
 
 try:
     import fcntl
@@ -54,14 +54,14 @@ class Owner:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, *, whole: bool = True) -> Iterator[None]:
     """Within the block no other process writes `folder`, which is made; one that is empty at the end is removed if it was.
 
-    Raises `RunError` when another process writes it, or a folder in it.
+    whole: with all that is in it, so that others may not write that either. Raises `RunError` when another process writes it.
     """
     with _locked(folder / LOCK, folder):
-        if held := next(locks_below(folder), None):
-            raise _in_use(held.parent, held, _read(held))
+        if whole and (held := next(locks_below(folder), None)):
+            raise _in_use(target_of(held), held, _read(held))
         yield
 
 
@@ -76,12 +76,16 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def locks_below(folder: Path) -> Iterator[Path]:
-    """The locks of processes that may be alive, in the folders within `folder`."""
-    for lock in folder.rglob(LOCK):
-        if lock.parent != folder:
-            owner = _read(lock)
-            if owner is not None and not owner.process.is_gone:
-                yield lock
+    """The locks of processes that may be alive, of what is within `folder`."""
+    for lock in folder.rglob("*.lock"):
+        owner = _read(lock) if lock != folder / LOCK else None
+        if owner is not None and not owner.process.is_gone:
+            yield lock
+
+
+def target_of(lock: Path) -> Path:
+    """The file or folder that the lock is for."""
+    return lock.parent if lock.name == LOCK else lock.parent / purpose(lock.name)
 
 
 @contextmanager
@@ -110,7 +114,9 @@ def _acquire(lock: Path, what: Path) -> int:
         try:
             if _take(descriptor, lock, what, is_new):
                 return descriptor
-        except BaseException:
+        except BaseException as error:
+            if is_new and not isinstance(error, RunError):  # it could not be written, and nobody else has it
+                lock.unlink(missing_ok=True)
             os.close(descriptor)
             raise
         os.close(descriptor)
@@ -137,7 +143,7 @@ def _take(descriptor: int, lock: Path, what: Path, is_new: bool) -> bool:
         left = _left(descriptor, lock, what, empty_is_free=exclusive is True)
         if left and exclusive is None:
             return _succeed(left, descriptor, lock, what)
-    _write(descriptor)
+    _write(descriptor, lock)
     return True
 
 
@@ -158,7 +164,7 @@ def _left(descriptor: int, lock: Path, what: Path, *, empty_is_free: bool) -> Ow
     """The process, now gone, that left a lock that was there; `RunError` for any other."""
     content = _content(descriptor)
     owner = Owner.read(content)
-    if owner is None and content and not content.isspace():
+    if owner is None and content.strip(b"\0"):  # zeros: the machine stopped before the content was on the disk
         raise RunError(
             f"{lock} is in the place of a lock, and loralib did not write it", "move it away", outcome="Nothing was changed."
         )
@@ -178,7 +184,7 @@ def _succeed(left: Owner, descriptor: int, lock: Path, what: Path) -> bool:
     try:
         if not _is_at(descriptor, lock) or Owner.read(_content(descriptor)) != left:
             return False
-        _write(descriptor)
+        _write(descriptor, lock)
         return True
     finally:
         claim.unlink()
@@ -211,17 +217,27 @@ def _content(descriptor: int) -> bytes:
     return os.read(descriptor, _LONGEST)
 
 
-def _write(descriptor: int) -> None:
+def _write(descriptor: int, lock: Path) -> None:
+    """Write this process into the lock; `OSError` naming it when that fails."""
     now = Owner(this_process(), time.strftime("%Y-%m-%d %H:%M:%S %z")).to_bytes()
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.truncate(descriptor, 0)
-    os.write(descriptor, now)
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.truncate(descriptor, 0)
+        while now:
+            now = now[os.write(descriptor, now) :]
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(descriptor, 0)
+        raise OSError(error.errno, error.strerror, str(lock)) from error
 
 
 def _read(lock: Path) -> Owner | None:
     """What the lock says; None when there is none."""
     try:
-        return Owner.read(lock.read_bytes()[:_LONGEST]) if lock.is_file() else None
+        if not lock.is_file():  # reading from a pipe would wait
+            return None
+        with lock.open("rb") as file:
+            return Owner.read(file.read(_LONGEST))
     except OSError:
         return None
 

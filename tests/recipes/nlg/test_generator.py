@@ -19,6 +19,8 @@ from loralib.recipes.nlu import predictor as finished_understanding
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import Decoding
 from loralib.recipes.run import Interrupted
+from loralib.storage.lock import file_lock
+from loralib.storage.temporaries import temporary
 from recipes.nlg.conftest import FOODS, MEALS, meal, options, run
 from recipes.nlg.conftest import read_jsonl as lines_of
 from recipes.nlu.test_text_classification import InterruptAt
@@ -147,6 +149,27 @@ def test_a_line_that_was_not_written_to_its_end_is_decoded_again(
     opened.generate_into(path, some, HOW, batch_size=2, resume=True)
     assert counted.rows == len(some) - kept
     assert content(path) == content(tmp_path / "straight.jsonl")
+
+
+def test_what_a_kill_leaves_at_the_end_is_finished_or_undone(
+    opened: generator.Run, some: Any, tmp_path: Path, counted: Counted
+) -> None:
+    path, partial = tmp_path / "some.jsonl", tmp_path / "some.partial.jsonl"
+    assert not generator.is_finished(path)
+    opened.generate_into(path, some, HOW)
+    whole = content(path)
+    killed = temporary(path, "2147483647")  # no process has this number
+    partial.touch()
+    path.rename(killed)  # the plain texts are in their place, and these are not yet
+    assert generator.is_finished(path)
+    assert content(path) == whole
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["some.jsonl", "some.txt"]
+    with file_lock(path):
+        for use in (lambda: generator.is_finished(path), lambda: opened.generate_into(path, some, HOW, overwrite=True)):
+            with pytest.raises(RunError, match=r"some.jsonl is being written by process \d+ on"):
+                use()
+    assert content(path) == whole
+    assert counted.rows == len(some)
 
 
 def interrupted(opened: generator.Run, some: Any, path: Path, counted: Counted) -> Path:
