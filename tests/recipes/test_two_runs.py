@@ -1,5 +1,6 @@
 """Two runs on one folder: one of them trains, the other changes nothing; and a run that was killed is gone on with."""
 
+import json
 import os
 import signal
 import subprocess
@@ -97,7 +98,7 @@ def test_a_run_ends_with_the_comparison_that_was_killed_and_nobody_trains_in_its
     words = ["compare", *options(encoder, reviews, 400), "--methods", "lora", "--output", out]
     process = begun(*words)
     until(lambda: last_whole_checkpoint(out / "lora" / run_folder.CHECKPOINTS), process)
-    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    child = json.loads((out / "lora" / LOCK).read_text())["pid"]
     refused(capfd, out, process.pid, *words, "--resume")
     refused(capfd, out / "lora", child, "train", "--output", out / "lora", "--resume")
     os.kill(child, signal.SIGSTOP)  # so that it cannot end yet
