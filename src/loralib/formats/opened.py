@@ -93,3 +93,16 @@ class Opened:
     def names(self) -> list[str]:
         """The names of those tensors."""
         return list(self.header().entries if self.path.suffix == SUFFIX else self.state_dict())
+
+    def all_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a file of either kind, whatever its name."""
+        return self.mapped() if self.is_safetensors else self.tensors()
+
+    def known_names(self) -> list[str]:
+        """The names of those tensors; none where there is no such file."""
+        if self.is_safetensors:
+            return list(self.header().entries)
+        try:
+            return list(self.state_dict()) if self.path.is_file() and self.path.suffix != SUFFIX else []
+        except FormatError:
+            return []
