@@ -312,6 +312,10 @@ COMPONENTS = (
     "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "transformer_ref", "prior",
     "connectors", "text_conditioner",
 )
+ROOTS = frozenset({  # what the modules are called that lie in no other, in diffusers' UNet
+    "add_embedding", "class_embedding", "conv_in", "conv_out", "down_blocks", "encoder_hid_proj", "mid_block", "time_embedding",
+    "up_blocks",
+})
 # fmt: on
 
 # --- the models of the LoRA paper ---------------------------------------------------------------------------------------
