@@ -273,7 +273,7 @@ def test_names_of_a_family_are_not_written_as_a_unets(tmp_path):
 
 def test_comfyuis_names_of_stable_diffusion_are_kohyas_with_dots(tmp_path):
     names = {
-        "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q": "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        "diffusion_model.input_blocks.4.1.proj_in": "lora_unet_input_blocks_4_1_proj_in",
         "diffusion_model.output_blocks.3.0.in_layers.2": "lora_unet_output_blocks_3_0_in_layers_2",
         "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1": "lora_te1_text_model_encoder_layers_0_mlp_fc1",
         "text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1": "lora_te2_text_model_encoder_layers_0_mlp_fc1",

@@ -22,7 +22,7 @@ FORMATS = choices.names(choices.AdapterFormat)
 READ_FORMATS = choices.names(choices.ReadFormat)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SAFE = ".safetensors"
-_SILENT = {"loralib", "peft-file", None}  # formats that need not say lora_alpha; None: names of one's own
+_SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lora_alpha; None: names of one's own
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

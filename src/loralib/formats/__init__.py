@@ -11,6 +11,7 @@
 Only read are
 
     original      diffusion transformers' names in their original code, as ComfyUI, kohya's scripts and others write them
+    mlx           the folder of mlx_lm, whose factors are the other way round
     peft-file     one file with PEFT's names, without the configuration
 
 `keys` reads and writes files with names of one's own. docs/formats.md tells what each can hold.
@@ -27,7 +28,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.updates import ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from . import diffusers, kohya, loralib_0_1, one_file, original, peft, peft_file
+from . import diffusers, kohya, loralib_0_1, mlx, one_file, original, peft, peft_file
 from .keys import KeyMap
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
@@ -41,14 +42,9 @@ FORMATS: dict[str, ModuleType] = {
     "diffusers": diffusers,
     "kohya": kohya,
 }
-READ_ONLY: dict[str, ModuleType] = {"original": original, "peft-file": peft_file}
-_BEFORE_DIFFUSERS = {
-    "peft": peft,
-    "safetensors": one_file,
-    "loralib": loralib_0_1,
-    "original": original,
-}  # some names are both's
-_READERS: dict[str, ModuleType] = _BEFORE_DIFFUSERS | FORMATS | READ_ONLY
+READ_ONLY: dict[str, ModuleType] = {"mlx": mlx, "original": original, "peft-file": peft_file}
+_FIRST = {"mlx": mlx, "peft": peft, "safetensors": one_file, "loralib": loralib_0_1, "original": original}
+_READERS: dict[str, ModuleType] = _FIRST | FORMATS | READ_ONLY  # in the order in which they are asked
 _UNSAID = LoRAConfig()
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 

@@ -8,7 +8,7 @@
 
 `lora_te_` is the text encoder; where there are two, they are `lora_te1_` and `lora_te2_`; OneTrainer's `lora_transformer_` is
 read only. The layer's name has underscores for dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format
-and are refused by name. So is an alpha of zero, which kohya's scripts take for the rank and other programs for no effect at all.
+and are refused by name. So is an alpha of zero, which kohya's scripts take for the rank and other programs for no effect.
 
 Files do not say whether a scaling was lora_alpha / √r; an alpha of the same effect, up to float64's rounding, is written then.
 Programs take ranks and alphas from the tensors, so that no metadata is needed. The UNet's layers are written with diffusers'
