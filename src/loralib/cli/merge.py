@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..choices import TiedWeights, names
 from ..errors import ConfigError
-from . import FAILED, complain, files, runs
+from . import FAILED, complain, files, renaming, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import printable, say
@@ -25,7 +25,7 @@ def run(words: Sequence[str]) -> int:
     if parsed.threads is not None and parsed.threads < 1:
         raise ConfigError(f"--threads {parsed.threads}: must be 1 or more.")
     labels = parsed.labels.split(",") if parsed.labels else runs.labels_of(parsed.adapter)
-    adapter = files.read(runs.adapter_in(parsed.adapter), parsed)
+    adapter = renaming.renamed(files.read(runs.adapter_in(parsed.adapter), parsed), parsed)
     say(f"Read {files.described(adapter)}.")
 
     from ..checkpoints.merge import merge_checkpoint
@@ -96,6 +96,7 @@ def _parser() -> OneSentenceParser:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     files.add_reading(parser)
+    renaming.add(parser)
     return parser
 
 

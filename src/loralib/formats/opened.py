@@ -96,7 +96,7 @@ class Opened:
 
     def all_tensors(self) -> dict[str, Tensor]:
         """The tensors of a file of either kind, whatever its name."""
-        return self.mapped() if self.is_safetensors else self.tensors()
+        return self.mapped() if self.is_safetensors or not self.path.is_file() else self.tensors()
 
     def known_names(self) -> list[str]:
         """The names of those tensors; none where there is no such file."""
