@@ -85,6 +85,8 @@ def test_a_lone_file_needs_the_scale(tmp_path):
         (factors(), CONFIG | {"lora_parameters": {"rank": 4, "alpha": 8}}, "must say the scale, a positive number; got None"),
         (factors(), CONFIG | {"lora_parameters": {"scale": True}}, "must say the scale"),
         (factors(), CONFIG | {"lora_parameters": [1]}, "must say the scale"),
+        (factors(), CONFIG | {"lora_parameters": {"scale": 10**400}}, "must say the scale"),
+        (factors(), CONFIG | {"lora_parameters": {"scale": 1e308}}, "must say the scale"),
         (factors(), CONFIG | {"lora_parameters": {"scale": 2, "rank": 8}}, "factors of rank 4, but .* says rank=8"),
         (factors(), CONFIG | {"lora_parameters": {"scale": 2, "alpha": 16}}, r"scale=2 and alpha=16.*and no alpha"),
         ({f"{Q}.lora_a": torch.ones(2, 8, 4), f"{Q}.lora_b": torch.ones(2, 4, 8)}, CONFIG, "of experts"),

@@ -28,7 +28,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.updates import ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from . import diffusers, kohya, loralib_0_1, mlx, one_file, original, peft, peft_file
+from . import diffusers, foreign, kohya, loralib_0_1, mlx, one_file, original, peft, peft_file
 from .keys import KeyMap
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
@@ -193,6 +193,8 @@ def _unknown(opened: Opened) -> FormatError:
     if path.suffix == ".json":
         return FormatError(nothing_known, "give the folder that the file is in")
     names = opened.names()
+    if what := foreign.by_names(names):
+        return FormatError(f"{nothing_known}: it is {what}.")
     model = "" if any("lora" in name.lower() for name in names) else " (a whole model, perhaps)"
     shown = ", ".join(names[:3]) or "none"
     own_names = (f"for an adapter with names of your own {remedy}" for remedy in GIVE_A_KEY_MAP)
@@ -204,6 +206,8 @@ def _instead_in_folder(path: Path) -> str:
         return f"{files[0]} holds a whole model; an adapter of its difference to another makes `loralib extract`"
     if files := [name for name in (peft.TENSORS, peft.PICKLED) if (path / name).is_file()]:
         return f"{peft.CONFIG}, which PEFT writes beside {files[0]}, is missing"
+    if files := sorted(file.name for file in path.glob("*.gguf")):
+        return f"{files[0]} is {foreign.by_first_bytes(path / files[0]) or 'no GGUF file'}"
     if inside := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and peft.detect(Opened(folder))):
         return f"there are adapters in {', '.join(inside[:3])} within it; give the path of one"
     return "; ".join(module.EXPECTED for module in FORMATS.values())

@@ -9,7 +9,7 @@
 multiplied it by `alpha` / r as well, and later ones did not look at an `alpha`, so that one other than r is refused.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def _alpha(path: Path, name: str, r: int, said: Mapping[str, Any] | None, config
         raise FormatError(f"{path}: fine_tune_type={said['fine_tune_type']!r:.40}; only 'lora' and 'dora' can be read.")
     values = said["lora_parameters"]
     scale, alpha, rank = (values.get(key) for key in ("scale", "alpha", "rank")) if isinstance(values, dict) else (None,) * 3
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max / max(r, 1):
         raise FormatError(f"{path}: lora_parameters must say the scale, a positive number; got {scale!r:.40}.")
     if rank is not None and rank != r:
         raise FormatError(f"{path.parent}: layer {name!r} has factors of rank {r}, but {path.name} says rank={rank!r:.40}.")

@@ -21,7 +21,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from . import kohya
+from . import foreign, kohya
 from .diffusion_families import DOTTED, FAMILIES, FLAT
 from .diffusion_names import dotted
 from .family_places import Place, place, refused_family
@@ -122,7 +122,9 @@ def _by_layer(where: str, stored: Mapping[str, Tensor]) -> dict[tuple[str, str],
     for name, tensor in stored.items():
         key = _taken_apart(name)
         if key is None:
-            raise FormatError(f"{where}: tensor {name!r} is of no kind that can be represented.")
+            what = foreign.by_names([name])
+            kind = f"of {what}" if what else "of no kind that can be represented"
+            raise FormatError(f"{where}: tensor {name!r} is {kind}.")
         if key.part in _DIFFERENCES and not tensor.any():
             continue
         kohya.check_part(where, name, key.part)

@@ -45,6 +45,7 @@ from .validation import FACTORS, common_form, from_shapes_of_peft, in_shapes_of_
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 FILES = (TENSORS, CONFIG)  # in the order of writing: without the configuration the tensors are not read
+INDEX = f"{TENSORS}.index.json"
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
 
 
@@ -144,6 +145,10 @@ def _file(folder: Opened) -> Opened:
     for name in (TENSORS, PICKLED):
         if (folder / name).path.is_file():
             return folder / name
+    if (folder / INDEX).path.is_file():
+        raise FormatError(
+            f"{folder} has its tensors in several files ({INDEX}), which PEFT does not read; save them as one {TENSORS}."
+        )
     raise FormatError(f"{folder} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
 
 

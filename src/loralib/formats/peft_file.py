@@ -6,7 +6,7 @@ What only the configuration says, lora_alpha first, has to be given; the rank is
 from ..adapters.adapter import Adapter
 from ..config import LoRAConfig
 from ..errors import FormatError
-from . import peft, peft_names
+from . import foreign, peft, peft_names
 from .opened import Opened
 from .peft_attention import apart
 
@@ -23,6 +23,8 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
 
     Raises `FormatError` without it, and when the file is damaged."""
     path = opened.path
+    if what := foreign.by_names(opened.known_names()):
+        raise FormatError(f"{path} is {what}.")
     factors, tensors, rows = peft_names.sort(str(path), opened.all_tensors())
     if config is None:
         raise FormatError(
