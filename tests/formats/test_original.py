@@ -285,3 +285,40 @@ def test_comfyuis_names_of_stable_diffusion_are_kohyas_with_dots(tmp_path):
         for found, (old, new) in zip(tensors, names.items(), strict=True)
     ]
     assert loaded(tmp_path, {key: tensor for found in renamed for key, tensor in found.items()}).layers == comfy.layers
+
+
+@pytest.mark.parametrize(
+    ("convert", "names"),
+    [
+        ("ltxv", ["transformer_blocks.0.attn1.to_q", "transformer_blocks.27.ff.net.0.proj", "caption_projection.linear_1"]),
+        (
+            "ltx2",
+            ["transformer_blocks.0.audio_attn2.to_out.0", "patchify_proj", "audio_patchify_proj", "adaln_single.linear"]
+            + ["transformer_blocks.3.audio_to_video_attn.to_k", "audio_adaln_single.emb.timestep_embedder.linear_1"],
+        ),
+        (
+            "hidream",
+            ["double_stream_blocks.0.block.attn1.to_q_t", "single_stream_blocks.3.block.ff_i.experts.0.w1"]
+            + ["double_stream_blocks.15.block.adaLN_modulation.1"],
+        ),
+    ],
+)
+def test_names_that_diffusers_shares_are_what_it_makes_of_them(convert, names, tmp_path):
+    tensors = {key: tensor for name in names for key, tensor in pair(f"diffusion_model.{name}", dots=True).items()}
+    function = getattr(
+        library("diffusers.loaders.lora_conversion_utils"), f"_convert_non_diffusers_{convert}_lora_to_diffusers"
+    )
+    expected, layers = by_layer(function(dict(tensors))), loaded(tmp_path, tensors).layers
+    assert layers.keys() == expected.keys()
+    assert all(torch.equal(layers[name].A, A) and torch.equal(layers[name].B, B) for name, (A, B) in expected.items())
+
+
+def test_a_file_of_fal_is_one_of_comfyui_by_another_prefix(tmp_path):
+    names = ["double_blocks.0.img_attn.proj", "single_blocks.3.modulation.lin"]
+    tensors = {key: tensor for name in names for key, tensor in pair(name, dots=True).items()}
+    found = [
+        loaded(tmp_path, {prefix + k: t for k, t in tensors.items()}).layers
+        for prefix in ("base_model.model.", "diffusion_model.")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
