@@ -1,5 +1,6 @@
 """Diffusion transformers by their original names: the layers and updates that diffusers itself makes of the same file."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ CONVERSIONS = {  # by family and prefix, diffusers' own function
     ("Wan", "lora_unet_"): "_convert_musubi_wan_lora_to_diffusers",
     ("Qwen-Image", "lora_unet_"): "_convert_non_diffusers_qwen_lora_to_diffusers",
     ("Qwen-Image", "diffusion_model."): "_convert_non_diffusers_qwen_lora_to_diffusers",
+    ("Qwen-Image", ""): "_convert_non_diffusers_qwen_lora_to_diffusers",
+    ("Z-Image", ""): "_convert_non_diffusers_z_image_lora_to_diffusers",
     ("Z-Image", "lora_unet_"): "_convert_non_diffusers_z_image_lora_to_diffusers",
     ("Z-Image", "diffusion_model."): "_convert_non_diffusers_z_image_lora_to_diffusers",
     ("Lumina 2", "diffusion_model."): "_convert_non_diffusers_lumina2_lora_to_diffusers",
@@ -293,13 +296,17 @@ def test_comfyuis_names_of_stable_diffusion_are_kohyas_with_dots(tmp_path):
         ("ltxv", ["transformer_blocks.0.attn1.to_q", "transformer_blocks.27.ff.net.0.proj", "caption_projection.linear_1"]),
         (
             "ltx2",
-            ["transformer_blocks.0.audio_attn2.to_out.0", "patchify_proj", "audio_patchify_proj", "adaln_single.linear"]
-            + ["transformer_blocks.3.audio_to_video_attn.to_k", "audio_adaln_single.emb.timestep_embedder.linear_1"],
+            [
+                *("transformer_blocks.0.audio_attn2.to_out.0", "patchify_proj", "audio_patchify_proj", "adaln_single.linear"),
+                *("transformer_blocks.3.audio_to_video_attn.to_k", "audio_adaln_single.emb.timestep_embedder.linear_1"),
+            ],
         ),
         (
             "hidream",
-            ["double_stream_blocks.0.block.attn1.to_q_t", "single_stream_blocks.3.block.ff_i.experts.0.w1"]
-            + ["double_stream_blocks.15.block.adaLN_modulation.1"],
+            [
+                *("double_stream_blocks.0.block.attn1.to_q_t", "single_stream_blocks.3.block.ff_i.experts.0.w1"),
+                "double_stream_blocks.15.block.adaLN_modulation.1",
+            ],
         ),
     ],
 )
@@ -322,3 +329,17 @@ def test_a_file_of_fal_is_one_of_comfyui_by_another_prefix(tmp_path):
     ]
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+@pytest.mark.parametrize("infix", ["", ".default"])
+def test_names_without_a_prefix_are_a_familys_unless_diffusers_wrote_the_file(infix, tmp_path):
+    """DiffSynth-Studio writes such files; a model's own `save_lora_adapter` says its configuration in the metadata."""
+    layer = "transformer_blocks.0.attn.to_q"
+    tensors = {f"{layer}.lora_A{infix}.weight": torch.ones(2, 6), f"{layer}.lora_B{infix}.weight": torch.ones(6, 2)}
+    assert loaded(tmp_path, tensors).layers.keys() == {f"transformer.{layer}"}
+    if not infix:
+        said = json.dumps({"r": 2, "lora_alpha": 8, "target_modules": ["to_q"]})
+        safetensors.torch.save_file(tensors, tmp_path / "f.safetensors", {"lora_adapter_metadata": said})
+        assert lora.load(tmp_path / "f.safetensors").layers[layer].scaling == 4
+        safetensors.torch.save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+        assert lora.load(tmp_path / "pytorch_lora_weights.safetensors").layers.keys() == {layer}

@@ -62,7 +62,7 @@ from .validation import (
 FILE, PICKLED = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
 EXPECTED = f"an adapter of diffusers is a file {FILE} with tensors named unet.… or text_encoder.…"
 
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
 _NOT_LOADED = ("enable_lora", "trainable_token_indices")  # of PEFT, for which diffusers' loaders have no tensors
 _OUTERMOST = "text_model."
 _SUFFIX = re.compile(
@@ -84,14 +84,14 @@ def detect(opened: Opened) -> bool:
     matches = [match for match in map(_match, file.known_names()) if match]
     if any(_has_component(match["layer"]) for match in matches):
         return True
-    return bool(matches) and (_METADATA in _metadata_of(file) or _of_one_model(file, matches))
+    return bool(matches) and (METADATA in _metadata_of(file) or _of_one_model(file, matches))
 
 
 def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in the file or folder; `FormatError` when it is damaged or holds what cannot be represented."""
     file = _file(opened)
     path, stored, metadata = file.path, file.all_tensors(), _metadata_of(file)
-    said = _metadata(path, metadata.get(_METADATA))
+    said = _metadata(path, metadata.get(METADATA))
     whole = "r" in said or (not said and _of_one_model(file, [match for match in map(_match, stored) if match]))
     parts = _sorted(path, stored, whole)
     layers: dict[str, LoRAUpdate] = {}
@@ -120,7 +120,7 @@ def write(adapter: Adapter, path: Path) -> None:
     metadata = {"format": "pt"} | scaling.note(given, layers)
     said = _said(layers)
     if any(key.endswith(".rank_pattern") and value for key, value in said.items()):
-        metadata[_METADATA] = json.dumps(said, indent=2, sort_keys=True)
+        metadata[METADATA] = json.dumps(said, indent=2, sort_keys=True)
     content = tensor_bytes(tensors, metadata)
     if path.suffix != SUFFIX:
         path.mkdir(parents=True, exist_ok=True)
@@ -213,9 +213,9 @@ def _metadata(path: Path, text: str | None) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: {_METADATA} is not JSON ({error}).") from None
+        raise FormatError(f"{path}: {METADATA} is not JSON ({error}).") from None
     if not isinstance(values, dict):
-        raise FormatError(f"{path}: {_METADATA} is not a JSON object.")
+        raise FormatError(f"{path}: {METADATA} is not a JSON object.")
     return values
 
 
@@ -251,11 +251,11 @@ def _update(where: str, name: str, component: str, stored: dict[str, Tensor], co
         rank = len(parts["lora_A"]) if parts["lora_A"].dim() else 1
         return factored(where, parts, alpha_of(where, stored.get("alpha"), max(rank, 1)))
     if "alpha" in stored:
-        raise FormatError(f"{where} has an alpha beside {_METADATA}, which says it, too.")
+        raise FormatError(f"{where} has an alpha beside {METADATA}, which says it, too.")
     inner = name.removeprefix(f"{component}.") if component else name
     update = factored(where, parts, patterns.lookup(config.alpha_pattern, inner, config.lora_alpha), config.use_rslora)
     if update.r != (r := patterns.lookup(config.rank_pattern, inner, config.r)):
-        raise FormatError(f"{where} has factors of rank {update.r}, but {_METADATA} says r={r}.")
+        raise FormatError(f"{where} has factors of rank {update.r}, but {METADATA} says r={r}.")
     return update
 
 

@@ -42,7 +42,7 @@ def place(family: Family, name: str, flat: bool, shape: tuple[int, int] | None =
     flat: with underscores for dots. shape: (out, in) of its weight.
 
     >>> place(FAMILIES[0], "single_blocks_3_linear2", flat=True).layers
-    ('single_transformer_blocks.3.proj_out',)
+    ('transformer.single_transformer_blocks.3.proj_out',)
     """
     for row in _compiled(family.name, flat):
         if (match := row.pattern.fullmatch(name)) and (shape is None or row.ratio is None or _has_ratio(shape, row.ratio)):

@@ -21,7 +21,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
-from . import foreign, kohya
+from . import diffusers, foreign, kohya
 from .diffusion_families import DOTTED, FAMILIES, FLAT
 from .diffusion_names import dotted
 from .family_places import Place, place, refused_family
@@ -56,6 +56,8 @@ class Key(NamedTuple):
 
 def detect(opened: Opened) -> bool:
     """Whether it is a file of tensors of such a model, by their names."""
+    if _is_diffusers(opened):
+        return False
     keys = filter(None, map(_taken_apart, opened.known_names()))
     kinds = {(key.prefix, re.sub(r"\d+", "0", key.layer)): (key.prefix, key.layer) for key in keys}  # one for all blocks
     return any(_families(kind) or _of_unet(*kind) for kind in kinds.values())
@@ -74,6 +76,13 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
             raise FormatError(f"{path}: {sorted(twice)[0]!r} has several updates, under names of different programs.")
         found |= pieces
     return Adapter(LoRAConfig(), found, source=f"{family} adapter {path.name}")
+
+
+def _is_diffusers(opened: Opened) -> bool:
+    """Whether diffusers says that it wrote the file: by names of one model that some families have, too."""
+    return opened.path.name in (diffusers.FILE, diffusers.PICKLED) or (
+        opened.is_safetensors and diffusers.METADATA in opened.metadata
+    )
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ _ELSEWHERE = ("use_dora", "trainable_token_indices", "enable_lora", "merge_weigh
 _HOW_CHOSEN = ("layers_to_transform", "layers_pattern", "ensure_weight_tying", "auto_mapping")
 _NEUTRAL = {"peft_type": "LORA", "megatron_core": "megatron.core", "qalora_group_size": 16}
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base weights as they were
-_FREE = ("peft_version", "inference_mode", "runtime_config", "eva_config", "loftq_config", "init_lora_weights")
+_TRAINING = ("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr")  # fields of ms-swift
+_FREE = (*_TRAINING, "peft_version", "inference_mode", "runtime_config", "eva_config", "loftq_config", "init_lora_weights")
 
 # fmt: off
 _COMPUTES = {  # fields that change what a layer computes
