@@ -55,20 +55,20 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     path, stored = file.path, file.all_tensors()
     factors, others = by_layer(str(path), stored, (*_NAMES.values(),))
     factors, others = _without_strays(factors, others)
+    if not factors:
+        raise FormatError(f"{path} holds no factors with MLX's names (<layer>.lora_a and <layer>.lora_b).")
     said = (folder / CONFIG).json() if _is_configuration(folder / CONFIG) else None
     if said is None and config is None:
         raise FormatError(
-            f"{path} has MLX's names, and {CONFIG}, which says the scale, is not next to it; put it there",
-            "or give scale·r: load(path, config=LoRAConfig(lora_alpha=160))",
-            option="or give scale·r: --lora-alpha N",
+            f"{path} has MLX's names, and {CONFIG}, which says the scale, is not next to it",
+            "put it there, or give scale·r: load(path, config=LoRAConfig(lora_alpha=160))",
+            option="put it there, or give scale·r: --lora-alpha N",
         )
     layers = {}
     for name, parts in factors.items():
         where = f"{path}: layer {name!r}"
         tensors = _transposed(where, name, parts)
         layers[name] = _update(where, name, tensors, _alpha(folder.path / CONFIG, name, len(tensors["lora_A"]), said, config))
-    if not layers:
-        raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
     tensors = {name: tensor for name, tensor in stored.items() if name in others}
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in tensors))
     model = {"base_model_name_or_path": said["model"]} if said and isinstance(said.get("model"), str) else {}

@@ -28,9 +28,9 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     factors, tensors, rows = peft_names.sort(str(path), opened.all_tensors())
     if config is None:
         raise FormatError(
-            f"{path} has PEFT's names, and {peft.CONFIG}, which says lora_alpha, is not next to it; put it there",
-            "or give what the training had: load(path, config=LoRAConfig(lora_alpha=16))",
-            option="or give what the training had: --lora-alpha N",
+            f"{path} has PEFT's names, and {peft.CONFIG}, which says lora_alpha, is not next to it",
+            "put it there, or give what the training had: load(path, config=LoRAConfig(lora_alpha=16))",
+            option="put it there, or give what the training had: --lora-alpha N",
         )
     if rows:
         raise FormatError(f"{path} holds rows of tokens, whose numbers only {peft.CONFIG} says; put it next to the file.")
