@@ -34,7 +34,6 @@ CONVERSIONS = {  # by family and prefix, diffusers' own function
     ("Qwen-Image", "lora_unet_"): "_convert_non_diffusers_qwen_lora_to_diffusers",
     ("Qwen-Image", "diffusion_model."): "_convert_non_diffusers_qwen_lora_to_diffusers",
     ("Qwen-Image", ""): "_convert_non_diffusers_qwen_lora_to_diffusers",
-    ("Z-Image", ""): "_convert_non_diffusers_z_image_lora_to_diffusers",
     ("Z-Image", "lora_unet_"): "_convert_non_diffusers_z_image_lora_to_diffusers",
     ("Z-Image", "diffusion_model."): "_convert_non_diffusers_z_image_lora_to_diffusers",
     ("Lumina 2", "diffusion_model."): "_convert_non_diffusers_lumina2_lora_to_diffusers",
@@ -321,14 +320,33 @@ def test_names_that_diffusers_shares_are_what_it_makes_of_them(convert, names, t
 
 
 def test_a_file_of_fal_is_one_of_comfyui_by_another_prefix(tmp_path):
-    names = ["double_blocks.0.img_attn.proj", "single_blocks.3.modulation.lin"]
+    names = ["double_blocks.0.img_attn.proj", "single_blocks.3.modulation.lin", "img_in"]
     tensors = {key: tensor for name in names for key, tensor in pair(name, dots=True).items()}
     found = [
         loaded(tmp_path, {prefix + k: t for k, t in tensors.items()}).layers
         for prefix in ("base_model.model.", "diffusion_model.")
     ]
     assert found[0] == found[1]
-    assert len(found[0]) == 2
+    assert len(found[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "format"),
+    [
+        (["layers.0.feed_forward.w1", "layers.0.attention.wq"], "peft-file"),  # Llama's original code
+        (["layers.0.feed_forward.w1"], "peft-file"),
+        (["base_model.model.blocks.0.mlp.up", "base_model.model.first"], "peft-file"),
+        (["base_model.model.img_in"], "peft-file"),
+        (["blocks.0.ffn.0", "blocks.0.ffn.2"], "peft-file"),
+        (["blocks.0.self_attn.q", "blocks.0.surprise"], "peft-file"),
+        (["transformer.final_layer.linear", "transformer.transformer_blocks.0.attn.to_q"], "diffusers"),
+        (["transformer.img_in", "transformer.txt_in"], "diffusers"),
+    ],
+)
+def test_other_models_with_such_names_are_not_taken_for_these(names, format, tmp_path):
+    tensors = {key: tensor for name in names for key, tensor in pair(name, dots=True).items()}
+    safetensors.torch.save_file(tensors, tmp_path / "f.safetensors")
+    assert lora.detect(tmp_path / "f.safetensors") == format
 
 
 @pytest.mark.parametrize("infix", ["", ".default"])

@@ -15,12 +15,17 @@ DOTTED, FLAT, PEFT = "diffusion_model.", "lora_unet_", "base_model.model."
 
 @dataclass(frozen=True)
 class Family:
-    """The models whose layers `rows` name. prefixes: what may come before the names in files."""
+    """The models whose layers `rows` name.
+
+    prefixes: what may come before the names in files. sure: an expression for the name of a layer that no other model has; one
+    must be there where the prefix is none of diffusion models.
+    """
 
     name: str
     rows: Mapping[str, str]
     ratios: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     prefixes: tuple[str, ...] = (DOTTED, FLAT)
+    sure: str = ""
 
 
 def _each(block: str, new: str, names: Mapping[str, str]) -> dict[str, str]:
@@ -231,29 +236,31 @@ def _ratios(linear1: int, mlp: tuple[int, int], linear2: int) -> dict[str, tuple
     return rows | {"single_blocks.#.linear1": (linear1, 1), "single_blocks.#.linear2": (1, linear2)}
 
 
+_BLOCKS = r"(?:double|single)_blocks\..*"
 FAMILIES = (
-    Family("FLUX.1", _FLUX1, _ratios(7, (4, 4), 5), (DOTTED, FLAT, PEFT)),
-    Family("FLUX.2", _FLUX2, _ratios(9, (6, 3), 4), (DOTTED, FLAT, PEFT)),
+    Family("FLUX.1", _FLUX1, _ratios(7, (4, 4), 5), (DOTTED, FLAT, PEFT), _BLOCKS),
+    Family("FLUX.2", _FLUX2, _ratios(9, (6, 3), 4), (DOTTED, FLAT, PEFT), _BLOCKS),
     Family(
         "FLUX.3",
         _each("single_blocks.#", "single_transformer_blocks.#", _FLUX3_BLOCK)
         | _each("content_mode_blocks.#", "mode_blocks.#", _FLUX3_BLOCK),
         prefixes=(DOTTED,),
     ),
-    Family("FLUX.1 of XLabs", _XLABS, prefixes=(DOTTED, "")),
+    Family("FLUX.1 of XLabs", _XLABS, {}, (DOTTED, ""), r".*\.processor\..*"),
     Family(
         "HunyuanVideo",
         _HUNYUAN,
         {"single_blocks.#.linear1": (7, 1), "single_blocks.#.linear2": (1, 5)},
         (DOTTED, FLAT, "transformer.", ""),
+        _BLOCKS,
     ),
-    Family("Wan", _WAN, prefixes=(DOTTED, FLAT, "")),
-    Family("Qwen-Image", _QWEN, prefixes=(DOTTED, FLAT, "")),
-    Family("Z-Image", _Z_IMAGE, {f"{stack}.#.attention.qkv": (3, 1) for stack in _STACKS}, (DOTTED, FLAT, "")),
+    Family("Wan", _WAN, {}, (DOTTED, FLAT, ""), r"blocks\.\d+\.(?:self|cross)_attn\.[qkvo]"),
+    Family("Qwen-Image", _QWEN, {}, (DOTTED, FLAT, ""), r"transformer_blocks\.\d+\.attn\..*"),
+    Family("Z-Image", _Z_IMAGE, {f"{stack}.#.attention.qkv": (3, 1) for stack in _STACKS}),
     Family("Lumina 2", _LUMINA2, {f"{stack}.#.attention.qkv": (5, 3) for stack in _STACKS}, (DOTTED,)),
     Family("Ideogram 4", _IDEOGRAM, {"layers.#.attention.qkv": (3, 1)}, (DOTTED, "conditional_transformer.")),
     Family("Anima", _ANIMA, prefixes=(DOTTED,)),
-    Family("Krea 2", _KREA2, prefixes=(DOTTED, PEFT)),
+    Family("Krea 2", _KREA2, {}, (DOTTED, PEFT), r"txtfusion\..*|blocks\.\d+\.attn\.gate"),
     Family("LTX-Video or HiDream", _AS_IN_DIFFUSERS, prefixes=(DOTTED,)),
 )
 REFUSED = {  # families that are not read, by expressions for the beginning of their layers' names

@@ -11,7 +11,7 @@ the rank. What full weights change (`diff`, `diff_b`) is refused unless it is no
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import FormatError
 from . import diffusers, foreign, kohya
-from .diffusion_families import DOTTED, FAMILIES, FLAT
+from .diffusion_families import DOTTED, FAMILIES, FLAT, Family
 from .diffusion_names import dotted
 from .family_places import Place, place, refused_family
 from .opened import Opened
@@ -36,6 +36,8 @@ _TEXT = {  # ComfyUI's names of text encoders, and kohya's
     "text_encoders.clip_g.transformer.": "lora_te2",
     "text_encoders.t5xxl.transformer.": "lora_te3",
 }
+_OF_TEXT = ("lora_te", *_TEXT)
+_SURE_PREFIXES = (DOTTED, FLAT, "conditional_transformer.")  # what only diffusion models' files have
 _UNET = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.2")
 _T5 = "text_encoder_2"  # of these models in diffusers, whatever number other programs give it
 _PART = re.compile(
@@ -60,7 +62,15 @@ def detect(opened: Opened) -> bool:
         return False
     keys = filter(None, map(_taken_apart, opened.known_names()))
     kinds = {(key.prefix, re.sub(r"\d+", "0", key.layer)): (key.prefix, key.layer) for key in keys}  # one for all blocks
-    return any(_families(kind) or _of_unet(*kind) for kind in kinds.values())
+    ours = [kind for kind in kinds.values() if kind[0] in _SURE_PREFIXES]
+    others = [kind for kind in kinds.values() if kind[0] not in _SURE_PREFIXES and not kind[0].startswith(_OF_TEXT)]
+    return any(_families(kind) or _of_unet(*kind) for kind in ours) or any(_is_all_of(family, others) for family in FAMILIES)
+
+
+def _is_all_of(family: Family, kinds: Sequence[tuple[str, str]]) -> bool:
+    """Whether all the layers are of `family`, one of them surely."""
+    sure = bool(family.sure) and any(re.fullmatch(family.sure, layer) for _, layer in kinds)
+    return sure and all(family.name in _families(kind) for kind in kinds)
 
 
 def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:

@@ -96,13 +96,9 @@ def _problems(read: Survey, adapter: Adapter, updates: Mapping[str, LoRAUpdate])
             yield f"{name}: {problem}"
     yield from _tie_conflicts(held, adapter.tensors, same_bits)
     yield from _tie_conflicts(held, adapter.rows, TokenRows.__eq__)
-    changed = tied_copies.changed(read, adapter) if held else {}
-    for name, other in changed.items():
-        yield (
-            f"{name}: tied to {other} in the model, and the adapter brings another one than the model has; load the base model "
-            "that it was trained on, or untie the two"
-        )
-    if not changed and all(name in held for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
+    repeated = tied_copies.problems(read, adapter) if held else {}
+    yield from (f"{name}: {problem}" for name, problem in repeated.items())
+    if not repeated and all(name in held for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
         yield problem
 
 

@@ -4,7 +4,6 @@ PEFT stores the embedding with an update of `embed_tokens` or `lm_head`, whether
 two, a tensor for one of them alone could not be put in its place; the model's own need not be.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -22,10 +21,19 @@ def without_copies(read: Survey, adapter: Adapter) -> Adapter:
     return replace(adapter, config=adapter.settings, tensors=kept) if own else adapter
 
 
-def changed(read: Survey, adapter: Adapter) -> Mapping[str, str]:
-    """Those of the tensors that the model has otherwise, with the name of what each is tied to."""
-    found = _tied_alone(read, adapter)
-    return {name: other for name, other in found.items() if not is_same(adapter.tensors[name], read.tensors[name])}
+def problems(read: Survey, adapter: Adapter) -> dict[str, str]:
+    """Those of the tensors that the model does not have itself, or that cannot be compared, with what is wrong."""
+    found = {}
+    for name, other in _tied_alone(read, adapter).items():
+        W = read.tensors[name]
+        if tensors.kind(W) != "plain":
+            found[name] = f"tied to {other} in the model, whose values cannot be compared; load or gather them first"
+        elif not is_same(adapter.tensors[name], W):
+            found[name] = (
+                f"tied to {other} in the model, and the adapter brings another one than the model has; load the base model that "
+                "it was trained on, or untie the two"
+            )
+    return found
 
 
 def is_same(stored: Tensor, W: Tensor) -> bool:
