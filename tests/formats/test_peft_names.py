@@ -81,7 +81,7 @@ def test_the_state_dict_of_a_peft_model_is_the_adapter_that_it_saves(fields, nam
     assert all(same_bits(tensor, expected.tensors[key]) for key, tensor in alone.tensors.items())
 
 
-@pytest.mark.parametrize("prefix", [P, "", f"module.{P}", f"_orig_mod.{P}", f"{P}_orig_mod."])
+@pytest.mark.parametrize("prefix", [P, "", f"module.{P}", f"_forward_module.model.{P}", f"_orig_mod.{P}", f"{P}_orig_mod."])
 @pytest.mark.parametrize("infix", ["", ".default", ".x"])
 def test_prefixes_and_adapter_names_are_no_part_of_the_layers_name(prefix, infix, tmp_path):
     tensors = {prefix + key: tensor for key, tensor in factors(infix=infix).items()}

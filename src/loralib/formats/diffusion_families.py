@@ -271,5 +271,4 @@ REFUSED = {  # families that are not read, by expressions for the beginning of t
     r"text_embedding_projection[._]": "LTX-2's connectors",
     r"vace_blocks[._]": "Wan VACE",
     r"(?:down|mid|up)_blocks[._].*motion_modules": "AnimateDiff",
-    r"down_\d+_|.*_block_\d+_": "Stable Cascade",
 }

@@ -1,7 +1,7 @@
 """What PEFT calls the tensors of an adapter, in its folders and in state dicts of its models, and what the model calls them.
 
     base_model.model.<L>.lora_A.weight             as `save_pretrained` writes it
-    base_model.model.<L>.lora_A.default.weight     as the model has it, with the adapter's name; also under `_orig_mod` and such
+    base_model.model.<L>.lora_A.default.weight     as the model has it, with the adapter's name; also within `module` …
     <L>.lora_A.weight                              as other programs write it, if all tensors of the file are named so
 
 A layer that is a target and lies in `modules_to_save` too comes up to three times: under `modules_to_save` and without it,
@@ -66,13 +66,16 @@ def sort(where: str, stored: Mapping[str, Tensor]) -> Sorted:
 
 
 def _own_names(where: str, keys: Iterable[str]) -> dict[str, str]:
-    """The names of the tensors without what PEFT and torch put before and around them."""
+    """The names of the tensors without what PEFT and torch put before and around them, and what PEFT's model lies in."""
     found = {key: ".".join(part for part in key.split(".") if part not in _AROUND) for key in keys}
-    found = {key: name.removeprefix("module.") if name.startswith(f"module.{PREFIX}") else name for key, name in found.items()}
-    without = [key for key, name in found.items() if not name.startswith(PREFIX) or name == PREFIX]
-    if without and len(without) < len(found):
-        raise FormatError(f"{where}: tensor {without[0]!r} has no PEFT name (those start with {PREFIX!r}).")
-    return {key: name.removeprefix(PREFIX) for key, name in found.items()}
+    parts = {key: name.partition(PREFIX) for key, name in found.items()}
+    known = {key: lead for key, (lead, prefix, own) in parts.items() if prefix and own and (not lead or lead.endswith("."))}
+    if not known:
+        return found
+    usual = next(iter(known.values()))
+    if strays := [key for key in found if known.get(key) != usual]:
+        raise FormatError(f"{where}: tensor {strays[0]!r} has no PEFT name (those start with {usual + PREFIX!r}).")
+    return {key: own for key, (_, _, own) in parts.items()}
 
 
 def _adapters(where: str, names: Iterable[str]) -> set[str]:

@@ -27,11 +27,11 @@ def problems(read: Survey, adapter: Adapter) -> dict[str, str]:
     for name, other in _tied_alone(read, adapter).items():
         W = read.tensors[name]
         if tensors.kind(W) != "plain":
-            found[name] = f"tied to {other} in the model, whose values cannot be compared; load or gather them first"
+            found[name] = f"tied to {other} in the model, whose values cannot be compared; load them first"
         elif not is_same(adapter.tensors[name], W):
             found[name] = (
-                f"tied to {other} in the model, and the adapter brings another one than the model has; load the base model that "
-                "it was trained on, or untie the two"
+                f"tied to {other} in the model, and the adapter brings another one than the model has; load the base model "
+                "that it was trained on, or untie the two"
             )
     return found
 
