@@ -419,6 +419,19 @@ def test_a_weight_is_untied_in_the_files_of_a_base_model_too(targets, tmp_path):
     check_loads_as_merged(tmp_path / "out", free, adapter)
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "transformer.wte.weight"])
+def test_the_bases_own_tied_weight_is_as_if_the_adapter_had_not_repeated_it(name, tmp_path):
+    model = gpt2()
+    bare = adapter_on(model, ["c_attn"])
+    with_copy = replace(bare, tensors={name: model.lm_head.weight.detach().half().float()})
+    model.lm_head.weight.data.copy_(with_copy.tensors[name])
+    model.save_pretrained(tmp_path / "base")
+    for adapter, out in ((bare, "a"), (with_copy, "b"), (replace(bare, tensors={name: with_copy.tensors[name].half()}), "c")):
+        assert not lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / out).untied
+    expected = (tmp_path / "a" / "model.safetensors").read_bytes()
+    assert all((tmp_path / out / "model.safetensors").read_bytes() == expected for out in ("b", "c"))
+
+
 @pytest.mark.parametrize("names", [["lm_head.weight"], ["transformer.wte.weight"]])
 def test_a_tied_weight_that_was_trained_in_full_is_refused_or_untied(names, tmp_path):
     model, free = gpt2(), gpt2(tie_word_embeddings=False)

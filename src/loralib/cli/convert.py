@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
-from . import files
+from . import files, renaming
 from .parsing import OneSentenceParser
 from .terminal import note, reporting, say
 
@@ -69,14 +69,7 @@ def parser() -> OneSentenceParser:
     )
     change = parser.add_argument_group("changing it on the way")
     change.add_argument("--part", metavar="MODULE", help="only what lies in this module, by the names within it, such as unet")
-    change.add_argument(
-        "--rename",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="rename a module and all in it; without OLD the model itself, without NEW take the name off",
-    )
+    renaming.add(change)
     change.add_argument("--without", action="append", default=[], choices=EXTRAS, help="leave out what the format cannot hold")
     change.add_argument(
         "--reduce-intruders",
@@ -95,21 +88,11 @@ def parser() -> OneSentenceParser:
     return parser
 
 
-def _pair(text: str) -> tuple[str, str]:
-    old, equals, new = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write OLD=NEW")
-    return old, new
-
-
 def _changed(adapter: "Adapter", parsed: argparse.Namespace) -> "Adapter":
     if parsed.part is not None:
         adapter = adapter.part(parsed.part)
         say(f"Took the part {printable(parsed.part)}: {files.described(dataclasses.replace(adapter, source=''))}.")
-    if parsed.rename:
-        if len(names := dict(parsed.rename)) < len(parsed.rename):
-            raise ConfigError("--rename gives one module two names; leave one out.")
-        adapter = adapter.rename(names)
+    adapter = renaming.renamed(adapter, parsed)
     if parsed.without:
         adapter = _without(adapter, parsed.without)
     if parsed.reduce_intruders is not None:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from ..formats import AdapterFile
 
 FORMATS = choices.names(choices.AdapterFormat)
+READ_FORMATS = choices.names(choices.ReadFormat)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SAFE = ".safetensors"
-_SILENT = {"loralib", None}  # formats that need not say lora_alpha; None: names of one's own
+_SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lora_alpha; None: names of one's own
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -32,8 +33,13 @@ _SILENT = {"loralib", None}  # formats that need not say lora_alpha; None: names
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """The options that say how an adapter is to be read."""
     group = parser.add_argument_group("reading")
-    group.add_argument("--from", dest="from_", choices=FORMATS, metavar="FORMAT", help="its format (default: found out)")
-    group.add_argument("--lora-alpha", type=float, metavar="N", help="what checkpoints of loralib 0.1 do not say")
+    group.add_argument("--from", dest="from_", choices=READ_FORMATS, metavar="FORMAT", help="its format (default: found out)")
+    group.add_argument(
+        "--lora-alpha",
+        type=float,
+        metavar="N",
+        help="what checkpoints of loralib 0.1 and PEFT's files without a configuration do not say",
+    )
     group.add_argument(
         "--enable-lora",
         type=mask,
@@ -117,7 +123,7 @@ def _check_options(path: Path, formats: Collection[str | None], parsed: argparse
     if parsed.enable_lora and "loralib" not in formats:
         raise ConfigError(f"--enable-lora is for checkpoints of loralib 0.1, and {path} is none; leave it out.")
     if parsed.lora_alpha is not None and not _SILENT.intersection(formats):
-        raise ConfigError(f"--lora-alpha is for checkpoints of loralib 0.1, and {path} says its own; leave it out.")
+        raise ConfigError(f"--lora-alpha is for files that do not say it, and {path} says its own; leave it out.")
 
 
 def _read(path: Path, file: "AdapterFile | None", parsed: argparse.Namespace, guess: bool) -> Read:
@@ -125,7 +131,7 @@ def _read(path: Path, file: "AdapterFile | None", parsed: argparse.Namespace, gu
     from ..config import LoRAConfig
 
     format, config = file.format if file else None, None
-    silent = parsed.lora_alpha is None and format == "loralib"
+    silent = parsed.lora_alpha is None and format in ("loralib", "peft-file")
     if silent and guess:
         config = LoRAConfig(lora_alpha=1, enable_lora=parsed.enable_lora or ())
     elif parsed.lora_alpha is not None and format in _SILENT:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..choices import TiedWeights, names
 from ..errors import ConfigError
 from ..printing import printable
-from . import FAILED, complain, files, runs
+from . import FAILED, complain, files, renaming, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import reporting, say
@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _merge(parsed: argparse.Namespace, labels: list[str] | None) -> "MergeReport":
-    adapter = files.read(parsed.adapter, parsed)
+    adapter = renaming.renamed(files.read(parsed.adapter, parsed), parsed)
     say(f"Read {files.described(adapter)}.")
 
     from ..checkpoints.merge import merge_checkpoint
@@ -108,6 +108,7 @@ def parser() -> OneSentenceParser:
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     files.add_reading(parser)
+    renaming.add(parser)
     return parser
 
 

@@ -49,8 +49,9 @@ def run(words: Sequence[str]) -> int:
         references, texts = _references(parsed, found), found.column("prediction") or ()
         rows = (parsed.task, texts, references.column("references") or (), references.column("category"))
         with Console(stderr=True).status(plain(f"Scoring {len(texts):,} predictions of {file} …")):
-            metrics = scoring.score(*rows, parsed.meteor_jar)
-            bleus = scoring.multi_bleus(*rows) if parsed.task in ("webnlg", "dart") else {}
+            metrics = scoring.score(*rows, parsed.meteor_jar, parsed.without)
+            wanted = parsed.task in ("webnlg", "dart") and "bleu" not in parsed.without
+            bleus = scoring.multi_bleus(*rows) if wanted else {}
         what = {"task": parsed.task, "predictions": found.source, "references": references.source, "rows": len(texts)}
         results.append({**what, "metrics": metrics})
         notes += [f"{_label(name)} of {file}, as multi-bleu.perl: {perl_line(bleu)}" for name, bleu in bleus.items()]
@@ -62,7 +63,8 @@ def run(words: Sequence[str]) -> int:
         return 0
     console = Console()
     console.print(_table(result))
-    notes += [] if any(name.startswith("meteor") for name in result["metrics"]) else [WITHOUT_METEOR]
+    left_out = "meteor" in parsed.without or any(name.startswith("meteor") for name in result["metrics"])
+    notes += [] if left_out else [WITHOUT_METEOR]
     notes += [f"Wrote {parsed.output}."] if parsed.output else []
     for note in notes:
         say(console, note)
@@ -92,6 +94,19 @@ def parser() -> OneSentenceParser:
     )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a folder that holds the task's own test data")
     parser.add_argument("--meteor-jar", type=Path, metavar="FILE", help="meteor-1.5.jar (default: METEOR_JAR, pycocoevalcap)")
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=LABELS,
+        metavar="METRIC",
+        help=f"leave a metric out, such as ter, which takes longest: {', '.join(LABELS)}",
+    )
+    parser.add_argument(
+        "--by-order",
+        action="store_true",
+        help="pair predictions and references by their order, also where both name their inputs",
+    )
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the metrics to FILE as JSON, too")
     return parser
@@ -128,9 +143,9 @@ def _references(parsed: Any, predictions: "Rows") -> "Rows":
     from ..recipes.nlg.metrics.files import matched, of_task, read_references
 
     if parsed.references:
-        return matched(predictions, [read_references(parsed.references)])
+        return matched(predictions, [read_references(parsed.references)], parsed.by_order)
     if parsed.data_dir:
-        return matched(predictions, of_task(parsed.task, parsed.data_dir))
+        return matched(predictions, of_task(parsed.task, parsed.data_dir), parsed.by_order)
     if predictions.column("references") is None:
         raise ConfigError(f"{predictions.source} has no references in it; give --references, or --data-dir.")
     return predictions

@@ -16,7 +16,7 @@ from ..errors import AttachError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from ..tensors import factor_dtype, same_bits
-from . import shared
+from . import shared, tied_copies
 from .bound import Bound
 from .extract import token_rows
 from .given import as_adapter
@@ -41,6 +41,7 @@ def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound
     On a model on the meta device factors and other tensors are put on the adapter's device, where they wait for the base's
     weights to be loaded (`load_state_dict` with `assign=True`; `to_empty` keeps the factors only, so attach again after it).
     Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
+    A tensor that the model ties to another and has itself, to the last bit, is left out: PEFT stores embeddings with updates.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
     >>> import loralib as lora
@@ -54,6 +55,7 @@ def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound
     shared.check_not_flattened(read, "attached to")
     shared.check_not_sharded(read, [*adapter.layers, *adapter.tensors, *adapter.rows], "attached to")
     check_sizes(read, "attached to")
+    adapter = tied_copies.without_copies(read, adapter)
     updates = {name: _own_form(read.adapted.get(name), update) for name, update in adapter.layers.items()}
     if problems := list(_problems(read, adapter, updates)):
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -97,7 +99,9 @@ def _problems(read: Survey, adapter: Adapter, updates: Mapping[str, LoRAUpdate])
             yield f"{name}: {problem}"
     yield from _tie_conflicts(held, adapter.tensors, same_bits)
     yield from _tie_conflicts(held, adapter.rows, TokenRows.__eq__)
-    if all(name in held for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
+    repeated = tied_copies.problems(read, adapter) if held else {}
+    yield from (f"{name}: {problem}" for name, problem in repeated.items())
+    if not repeated and all(name in held for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
         yield problem
 
 
