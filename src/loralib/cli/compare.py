@@ -16,7 +16,7 @@ from ..recipes.search_space import Space
 from ..recipes.task import CLASSIFICATION, METHODS, Method
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
-from .terminal import reporting
+from .terminal import reporting, say_loading
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
 table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and
@@ -36,6 +36,7 @@ def run(words: Sequence[str]) -> int:
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
     check_local(options)
     with WRITER.alone_in(folder), reporting(chosen["json"]) as report:
+        say_loading(str(options.model))
         report.update({"folder": str(folder), "runs": _write(options, values, chosen, folder, methods, rates)})
     return 0
 

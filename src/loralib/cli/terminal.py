@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
+from ..printing import printable
 from ..storage.json_text import as_json
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
@@ -39,6 +40,13 @@ def in_ascii(text: str) -> str:
 def say(text: str) -> None:
     """Print a line."""
     print(shown(text))
+
+
+def say_loading(model: str) -> None:
+    """Say what the first seconds of a run are for, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        say(printable(f"Loading libraries, data and {model} …"))
+        sys.stdout.flush()
 
 
 @contextmanager

@@ -1,15 +1,12 @@
 """`loralib train`: from a model, a data set and a method to a run folder, or from a recipe of the paper to its median."""
 
 import math
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
-from ..printing import printable
 from ..recipes import presets, run_folder
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
@@ -17,7 +14,7 @@ from ..recipes.resolved import resolved
 from ..storage.json_text import as_json
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
-from .terminal import reporting, say
+from .terminal import reporting, say_loading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,9 +53,7 @@ def run(words: Sequence[str]) -> int:
         return _describe(stages, in_json)
     check_local(stages[0].options)
     with reporting(in_json) as report:
-        if os.environ.get("RANK", "0") == "0":
-            say(printable(f"Loading libraries, data and {stages[0].options.model} …"))
-            sys.stdout.flush()
+        say_loading(str(stages[0].options.model))
         with offline_if_unreachable(*hub_names(stages[0].options)):
             results = _train_all(stages, overwrite, resume)
         report.update({"folder": str(stages[-1].folder), "runs": results})
