@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
     if given.name == COMPARE and (given.record or not given.before):
         parser.error(f"{COMPARE} needs --before WHEEL, and records nothing")
     if given.name not in (*NAMES, "all", COMPARE):
-        print(f"{given.name!r} is no benchmark." if given.name else "Which benchmark?", listing(), sep="\n", file=sys.stderr)
+        print(f"{given.name!r} is not a benchmark." if given.name else "Which benchmark?", listing(), sep="\n", file=sys.stderr)
         sys.exit(2)
     return given
 

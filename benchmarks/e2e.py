@@ -191,13 +191,13 @@ def write_texts(run: Path, data: Dataset, how: Decoding, console: Console, resum
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
         bar = progress.add_task(f"{run.name}: texts", total=len(data)) if progress else None
 
-        def told(done: int) -> None:
+        def on_progress(done: int) -> None:
             if progress:
                 progress.update(bar, completed=done)
 
         with timed(clock, resume):
             model = generator.open_run(run)
-            how_much = {"batch_size": DECODING_BATCH, "overwrite": not resume, "resume": resume, "told": told}
+            how_much = {"batch_size": DECODING_BATCH, "overwrite": not resume, "resume": resume, "on_progress": on_progress}
             texts = model.generate_into(path, data, how, **how_much)
     return texts, seconds(clock)
 

@@ -1,7 +1,7 @@
 """G8: merge and unmerge a large linear layer, against loralib 0.1.2 (`eval()`, `train()`) and PEFT.
 
 The reference is one copy of the weight. exact: whether the weight has its own bits again after all that was measured. Peak is
-what merging needs beside the model. In bfloat16 PEFT's factors and ours are float32, their default, and 0.1.2's bfloat16.
+what merging needs in addition to the model. In bfloat16 PEFT's factors and ours are float32, their default; 0.1.2's are not.
 """
 
 from collections.abc import Callable, Mapping

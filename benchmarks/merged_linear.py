@@ -1,6 +1,6 @@
 """G4: a step of a fused projection of which two slices in three have an update, against loralib 0.1.2.
 
-The reference is the same layer frozen, forward and dX. PEFT is shown beside: it has no such layer, so its update is one of
+The reference is the same layer frozen, forward and dX. PEFT is shown as well: it has no such layer, so its update is one of
 full width, which is another model.
 """
 

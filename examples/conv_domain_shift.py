@@ -48,7 +48,7 @@ CONSOLE = Console()
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut without parameters, which skips every other pixel and pads channels with zeros."""
+    """Two convolutions and a shortcut without parameters, which skips every other pixel and pads channels with zeros."""
 
     def __init__(self, d: int, k: int):
         super().__init__()

@@ -78,12 +78,12 @@ def comparison(given: argparse.Namespace) -> list[str]:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Compare, and print what came out beside the tutorial's figures."""
+    """Compare, and print what came out with the tutorial's figures."""
     if code := main(comparison(given)):
         return code
     with (given.output / "comparison.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    print(f"Accuracy of {given.model} on the test reviews, beside the tutorial's with DistilBERT and more reviews:")
+    print(f"Accuracy of {given.model} on the test reviews, with the tutorial's with DistilBERT and more reviews:")
     for method, expected in TUTORIAL.items():
         accuracy, share = float(rows[method]["value"]), int(rows[method]["trained"]) / int(rows[method]["total"])
         print(f"  {method:12} {accuracy:7.2%}   {expected:.2f} % DistilBERT   trained: {share:.3%}")

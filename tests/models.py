@@ -105,7 +105,7 @@ def expect_refusal(error: type[Exception], message: str, model: nn.Module, call:
 
 
 def trained_head() -> nn.Sequential:
-    """Layer 0 adapted, layer 2 trained beside it."""
+    """Layer 0 adapted, layer 2 trained next to it."""
     model = injected(mlp(6, 5, 4), target_modules=["0"], modules_to_save=["2"])
     with torch.no_grad():
         model[2].weight.add_(1)

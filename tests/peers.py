@@ -44,7 +44,7 @@ def loralib_0_1() -> ModuleType:
 
 
 def meteor(folder: Path) -> Path:
-    """METEOR 1.5's jar, unpacked to `folder` with what it needs beside it."""
+    """METEOR 1.5's jar, unpacked to `folder` with what it needs next to it."""
     require(WHEEL_OF_METEOR.is_file(), f"{WHEEL_OF_METEOR} (make install)")
     require(shutil.which("java"), "java")
     with ZipFile(WHEEL_OF_METEOR) as wheel:

@@ -1,4 +1,4 @@
-"""Adapters drawn by hypothesis: every kind of update, rank, scaling and dtype, with and without what is trained beside."""
+"""Adapters drawn by hypothesis: every kind of update, rank, scaling and dtype, with and without extra tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,14 +67,14 @@ def updates(
 
 @st.composite
 def adapters(
-    draw: st.DrawFn, kinds: Sequence[str] = ALL, dtypes: Sequence[torch.dtype] = DTYPES, beside: bool = True, **how: Any
+    draw: st.DrawFn, kinds: Sequence[str] = ALL, dtypes: Sequence[torch.dtype] = DTYPES, extra: bool = True, **how: Any
 ) -> lora.Adapter:
-    """An adapter of one to three layers. beside: also tensors, rows of tokens and metadata. how: as in `updates`."""
+    """An adapter of one to three layers. extra: also tensors, token rows and metadata. how: as in `updates`."""
     names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
     layers = {name: draw(updates(kinds, dtypes, **how)) for name in names}
     tensors: dict[str, Tensor] = {}
     rows, metadata = {}, {}
-    if beside and draw(st.booleans()):
+    if extra and draw(st.booleans()):
         tensors = {"head.weight": tensor((2, 3), draw(st.sampled_from(DTYPES)), 7), "head.count": torch.tensor(3)}
         rows = {"emb.weight": lora.TokenRows((4, 1), tensor((2, 3), torch.float32, 8))}
         metadata = {"task_type": "SEQ_CLS"}

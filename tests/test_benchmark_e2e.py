@@ -17,7 +17,7 @@ from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.presets.nlg import Decoding
 from peers import data
 
-sys.path.append(str(Path(__file__).parent.parent))  # `benchmarks` is no part of what is installed
+sys.path.append(str(Path(__file__).parent.parent))  # `benchmarks` is not a part of what is installed
 
 from benchmarks import e2e, provenance
 

@@ -18,7 +18,7 @@ from torch import nn
 import loralib
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))  # `benchmarks` is no part of what is installed
+sys.path.append(str(ROOT))  # `benchmarks` is not a part of what is installed
 
 from benchmarks import __main__, goals, harness, merge_checkpoint, peers, provenance, report  # noqa: E402
 from benchmarks.harness import BEFORE, OURS, Case, Contender, Effort, Options  # noqa: E402
@@ -363,7 +363,7 @@ def test_an_unknown_name_lists_the_benchmarks(monkeypatch, capsys):
         __main__.arguments()
     assert stopped.value.code == 2
     told = capsys.readouterr().err
-    assert "'liner' is no benchmark." in told
+    assert "'liner' is not a benchmark." in told
     assert all(f"  {name} " in told and len(__main__.description(name)) > 20 for name in __main__.NAMES)
 
 

@@ -206,7 +206,7 @@ def test_06_merged_linear_is_right_for_every_mask_and_layout(mask, width, d, r, 
 
 
 class Recorder(TorchDispatchMode):
-    """The largest number of elements in a tensor that was computed anew, not viewed."""
+    """The largest number of elements in a tensor that was computed again, not viewed."""
 
     def __init__(self, known: list[Tensor]):
         super().__init__()
@@ -879,7 +879,7 @@ def test_23_the_product_reads_a_transposed_weight_as_it_lies_in_memory(kind, r):
     assert layers[1].eval().weight.t().is_contiguous()
 
 
-# --- beside the list ------------------------------------------------------------------------------------------------
+# --- not on the list ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("r", [0, 2])

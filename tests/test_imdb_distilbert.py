@@ -14,7 +14,7 @@ from loralib.errors import DataError
 from loralib.recipes import comparison
 from recipes.conftest import sentence
 
-sys.path.append(str(Path(__file__).parent.parent))  # `examples` is no part of what is installed
+sys.path.append(str(Path(__file__).parent.parent))  # `examples` is not a part of what is installed
 
 from examples import imdb_distilbert
 

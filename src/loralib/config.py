@@ -38,7 +38,7 @@ def in_python(value: Any) -> Any:
 
 
 def truth_values(mask: object) -> tuple[bool, ...]:
-    """A mask in Python's own types; empty where it is no sequence of truth values.
+    """A mask in Python's own types; empty where it is not a sequence of truth values.
 
     >>> import torch
     >>> truth_values(torch.tensor([True, False])), truth_values([1, 0])
@@ -134,19 +134,19 @@ def _pattern(pattern: object, field: str, check: Callable[[object], T]) -> Patte
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """What `inject` adds to a model.
+    """LoRA hyper-parameters: rank, scaling, target modules and what else is trained.
 
     r: rank of the update. lora_alpha: numerator of the scaling. lora_dropout: probability with which the update's input
     is dropped in training. target_modules: which layers; a list of names, each of which must equal a layer's name or its
     last dotted parts; or one regular expression that must match whole names; or "all-linear", every linear layer but the
     output embedding, those in `modules_to_save`, a fresh classification head, and what no update can reach. exclude_modules:
-    names or a regular expression taken out of them, read in the same way: ["conv1"] also takes out "block.conv1", and the
-    expression "conv1" takes out the top one only.
-    modules_to_save: modules trained in full beside the factors and saved with them, such as a new head.
+    layers to skip; same syntax as `target_modules`: ["conv1"] also skips "block.conv1", and the expression "conv1" skips the
+    top one only.
+    modules_to_save: modules trained in full with the factors and saved with them, such as a new head.
     bias: which biases are trained too: none, those of adapted layers, or all parameters named `bias`.
     rank_pattern, alpha_pattern: {name or regular expression: value} for layers that differ.
     use_rslora: scale by lora_alpha / √r. fan_in_fan_out: says that the layers store their weight as (in, out), as
-    transformers' `Conv1D` does; it need not be said, and is an error where it is not so.
+    transformers' `Conv1D` does; it is found by the layer's type, and is an error where it is wrong.
     enable_lora: for layers that fuse several projections, which slices of the output get an update of their own, such as
     [True, False, True] for query and value; a list for all targets, or {name or regular expression: list}.
     slice_widths: {name or regular expression: widths} where the slices are not of equal width.

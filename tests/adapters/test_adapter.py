@@ -47,12 +47,12 @@ def test_delta_is_computed_in_at_least_float32(dtype):
 @pytest.mark.parametrize("shapes", [((2, 3), (4, 3)), ((3,), (4, 3)), ((2, 3), (4, 2, 2)), ((0, 3), (4, 0))])
 def test_tensors_that_are_no_factors_of_one_update_are_refused(shapes):
     A, B = (torch.zeros(shape) for shape in shapes)
-    with pytest.raises(lora.ConfigError, match=r"are no factors of one update: expected \(r, in\) and \(out, r\)"):
+    with pytest.raises(lora.ConfigError, match=r"are not factors of one update: expected \(r, in\) and \(out, r\)"):
         lora.LoRAUpdate(A, B, 1)
 
 
 def test_an_adapter_says_what_it_is():
-    assert repr(adapter()) == "Adapter(2 layers of rank 1, 2, 21 parameters, 2 tensors beside)"
+    assert repr(adapter()) == "Adapter(2 layers, r=1, 2, 21 parameters, 2 extra tensors)"
     assert adapter().num_parameters() == 2 * (3 + 4) + 1 * (3 + 4)
 
 

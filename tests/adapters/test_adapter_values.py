@@ -121,7 +121,7 @@ def test_no_operation_changes_the_adapter(adapter):
 
 
 @settings(max_examples=60, deadline=None)
-@given(adapters(dtypes=[torch.float64], beside=False))
+@given(adapters(dtypes=[torch.float64], extra=False))
 def test_sums_and_differences_are_those_of_the_updates(adapter):
     double = {name: 2 * adapter.delta(name) for name in adapter.layers}
     for found in (adapter + adapter, 3 * adapter - adapter, 0.5 * adapter + adapter * 1.5):
@@ -249,14 +249,14 @@ def test_the_summary_says_what_there_is():
         "PEFT folder x",
         "q (2 layers), v (1 layer)",
         "1 of 3 layers",
-        "46 in factors, 5 in tensors beside",
+        "46 in factors, 5 in extra tensors",
         "head",
         "e.weight",
     ]
     for word in [*words, "task_type    T"]:
         assert word in said
     assert adapter.num_parameters() == 3 * 14 + 4
-    assert "1 row of tokens" in repr(adapter)
+    assert "1 token rows" in repr(adapter)
 
 
 def test_other_dtypes_and_devices_hold_everything():

@@ -204,7 +204,7 @@ def test_an_update_of_zeros_has_slices_too():
     assert same_bits(found.A, zero.A)
 
 
-# --- what are no factors --------------------------------------------------------------------------------------------
+# --- factors that do not fit ----------------------------------------------------------------------------------------
 
 t = torch.ones
 NO_FACTORS = {
@@ -241,7 +241,7 @@ NO_FACTORS = {
 @pytest.mark.parametrize("case", NO_FACTORS)
 def test_what_are_no_factors_of_one_update_is_refused(case):
     cls, (A, B), structure = NO_FACTORS[case]
-    with pytest.raises(lora.ConfigError, match=r"lora_A \(.*\) and lora_B \(.*\) are no factors of one update: "):
+    with pytest.raises(lora.ConfigError, match=r"lora_A \(.*\) and lora_B \(.*\) are not factors of one update: "):
         cls(A, B, 1, **structure)
 
 

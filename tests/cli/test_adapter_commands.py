@@ -146,7 +146,7 @@ def test_force_replaces_an_adapter_and_nothing_else(
     words = [str(tmp_path / "a"), "-o", str(out), "--format", format, "--overwrite"]
     for command in ("convert", "combine"):
         assert main([command, *words]) == 2
-        assert "is no adapter" in capsys.readouterr().err
+        assert "is not an adapter" in capsys.readouterr().err
         assert out.read_bytes() == before
     out.unlink()
     assert main(["convert", *words]) == 0

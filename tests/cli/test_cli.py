@@ -139,7 +139,7 @@ def test_predict_refuses_nothing_and_what_is_no_text(
         (["--target-modules", "qeury"], "query (2 layers)"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--resume", "--overwrite"], "contradict"),
-        (["--resume"], "is no run folder"),
+        (["--resume"], "is not a run folder"),
     ],
 )
 def test_wrong_words_end_with_code_2_and_one_sentence(
@@ -173,7 +173,7 @@ def test_an_unknown_command_and_an_unknown_run_end_with_code_2(capsys: pytest.Ca
     assert "nearest: train" in capsys.readouterr().err
     assert main(["predict", str(tmp_path), "text"]) == 2
     assert main(["evaluate", str(tmp_path), "--data", "x.tsv"]) == 2
-    assert capsys.readouterr().err.count("is no run folder") == 2
+    assert capsys.readouterr().err.count("is not a run folder") == 2
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "--data" in capsys.readouterr().err
 
@@ -191,7 +191,7 @@ def test_a_missing_package_is_named_before_anything_is_done(encoder: Path, revie
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="is no run folder"):
+    with pytest.raises(Exception, match="is not a run folder"):
         main(["predict", str(tmp_path), "text", "--debug"])
 
 

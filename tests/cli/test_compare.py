@@ -75,7 +75,7 @@ def test_a_search_and_a_comparison_end_to_end(
         (["--overwrite", "--resume"], "contradict"),
         (["--r", "0"], "r=0"),
         (["--method", "lora"], "no option --method; nearest: --methods"),
-        (["--layers", "query", "--target-modules", "query"], "layers='query' has no effect beside target_modules"),
+        (["--layers", "query", "--target-modules", "query"], "layers='query' has no effect with target_modules"),
     ],
 )
 def test_wrong_words_end_with_code_2_and_one_sentence(

@@ -110,12 +110,12 @@ def test_the_formats_that_can_be_chosen_are_those_that_there_are() -> None:
 def test_what_a_format_has_no_place_for_is_refused_with_the_option_that_leaves_it_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str | None, kind: str
 ) -> None:
-    beside: dict[str, Any] = {
+    extra: dict[str, Any] = {
         "tensors": {"head.weight": torch.ones(2)},
         "rows": {"emb.weight": lora.TokenRows((1, 3), torch.ones(2, 4))},
         "metadata": {"task_type": "SEQ_CLS"},
     }
-    adapter = unet(**{kind: beside[kind]})
+    adapter = unet(**{kind: extra[kind]})
     lora.save(adapter, tmp_path / "a.safetensors", "safetensors")
     (tmp_path / "keys.json").write_text('{"(.*)": "\\\\1"}')
     how = ["--format", format] if format else ["--out-keys", tmp_path / "keys.json"]

@@ -1,4 +1,4 @@
-"""`loralib count` prints the exact numbers, beside the paper's."""
+"""`loralib count` prints the exact numbers, with the paper's."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_local_model_is_counted_as_it_is(encoder: Path, capsys: pytest.Capture
         ("gpt2 --task mrpc", "gpt2 generates text; leave --task out, or give one of e2e"),
         ("roberta-base --task e2e", "roberta-base generates no text"),
         ("roberta-base --r 0", "r=0"),
-        ("roberta-base --layers query --target-modules key", "has no effect beside target_modules"),
+        ("roberta-base --layers query --target-modules key", "has no effect with target_modules"),
         ("roberta-base --task sst3", "nearest: sst2"),
     ],
 )

@@ -50,7 +50,7 @@ def e2e_run(gpt2: Path, restaurants: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def own_run(gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a file of one's own, with columns of other names."""
+    """A run on a file of your own, with columns of other names."""
     folder = tmp_path_factory.mktemp("runs")
     rows = [meal(name, food) for name in ("Aromi", "Clowns", "Giraffe", "Zizzi") for food in ("Thai", "French", "Indian")]
     path = write_jsonl(folder / "mine.jsonl", rows, ("input", "output"))
@@ -235,7 +235,7 @@ def test_the_seeds_that_are_done_are_kept_when_the_others_go_on(
         (["--split", "test", "--preset", "papers"], "nearest: paper"),
         (["--split", "test"], "was trained on {run.parent}/mine.jsonl, which has no splits; give --data"),
         (["--data", "none.jsonl"], "none.jsonl does not exist"),
-        (["--data", "{run}/config.yaml"], "config.yaml is no .jsonl file"),
+        (["--data", "{run}/config.yaml"], "config.yaml is not a .jsonl file"),
         (["text", "--beams", "0"], "beams=0: must be at least 1"),
         (["text", "--beams", "two"], "--beams: 'two' is not a whole number"),
         (["text", "--max-new-tokens", "0"], "max_new_tokens=0: must be at least 1"),
@@ -276,7 +276,7 @@ def test_one_file_does_not_take_the_texts_of_several_seeds(
 
 def test_a_folder_without_a_finished_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(tmp_path), "text"]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     (tmp_path / run_folder.SEEDS).write_text("seeds: 2")
     assert main(["generate", str(tmp_path), "text"]) == 2
     assert "no seed in" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_the_facts_of_an_adapter_from_peft(capsys: pytest.CaptureFixture[str]) -
     assert (facts["r"], facts["lora_alpha"], facts["scaling"]) == ("8", "16", "2")
     assert facts["targets"] == "q_lin (6 layers), v_lin (6 layers)"
     assert facts["parameters"].startswith("147,456 in factors, 592,130")
-    assert facts["beside"] == "classifier, pre_classifier"
+    assert facts["extra"] == "classifier, pre_classifier"
     assert facts["stored"] == "2,958,344 bytes, float32"
     assert facts["task_type"] == "SEQ_CLS"
     assert facts["digest"] == lora.load(path).digest()
@@ -198,7 +198,7 @@ def test_an_update_that_is_zero(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_an_adapter_of_no_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = lora.Adapter(lora.LoRAConfig(), {}, {"head.bias": torch.ones(2)})
     lora.save(empty, tmp_path / "a.safetensors", "safetensors")
-    assert "2 in tensors beside" in told(capsys, tmp_path / "a.safetensors")
+    assert "2 in extra tensors" in told(capsys, tmp_path / "a.safetensors")
     assert json.loads(told(capsys, tmp_path / "a.safetensors", "--json"))["layers"] == {}
 
 

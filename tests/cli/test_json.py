@@ -1,4 +1,4 @@
-"""`--json`: standard output is one JSON object, whatever the command says beside it."""
+"""`--json`: standard output is one JSON object, whatever the command says next to it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`loralib score` shows the metrics beside the paper's, and tells wrong input in one sentence."""
+"""`loralib score` shows the metrics with the paper's, and tells wrong input in one sentence."""
 
 import json
 import statistics
@@ -108,7 +108,7 @@ def test_a_folder_of_data_of_which_the_published_file_is_preferred(tmp_path: Pat
         (["e2e", "p.txt", "--references", "r.txt"], "p.txt has 2 predictions, but r.txt has references for 1 inputs"),
         (["any", "p.txt", "--data-dir", "."], "has no test set of its own"),
         (["dart", "p.txt", "--data-dir", "."], "has no test set of DART"),
-        (["e2e", "p.txt", "--references", "p.txt", "--meteor-jar", "no.jar"], "--meteor-jar names no.jar, which is no file"),
+        (["e2e", "p.txt", "--references", "p.txt", "--meteor-jar", "no.jar"], "--meteor-jar names no.jar, which is not a file"),
     ],
 )
 def test_wrong_words_are_one_sentence(

@@ -94,7 +94,7 @@ def test_help_on_a_full_disk_has_no_traceback() -> None:
 def test_a_path_that_libraries_cannot_open_is_refused_at_once(strange: Path, command: str) -> None:
     done = shell('exec "$@"', command, str(strange), "text", **C_LOCALE)
     assert done.returncode == 2
-    assert b"PYTHONUTF8=1" in done.stderr or b"is no run folder" in done.stderr
+    assert b"PYTHONUTF8=1" in done.stderr or b"is not a run folder" in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 

@@ -330,7 +330,7 @@ NAMES = ["unet.mid_block.attentions.0.proj_in", "unet.conv_in", "text_encoder.te
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
 @settings(max_examples=60, deadline=None)
-@given(drawn=adapters(["linear", "conv"], beside=False))
+@given(drawn=adapters(["linear", "conv"], extra=False))
 def test_an_adapter_survives_the_round_trip(format, drawn, tmp_path_factory):
     path = tmp_path_factory.mktemp("x") / "a.safetensors"
     layers = dict(zip(NAMES, drawn.layers.values(), strict=False))
@@ -345,7 +345,7 @@ def test_an_adapter_survives_the_round_trip(format, drawn, tmp_path_factory):
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
 @settings(max_examples=30, deadline=None)
-@given(drawn=adapters(["linear", "conv"], beside=False, dora=True))
+@given(drawn=adapters(["linear", "conv"], extra=False, dora=True))
 def test_dora_survives_the_round_trip(format, drawn, tmp_path_factory):
     path = tmp_path_factory.mktemp("x") / "a.safetensors"
     layers = {name: replace(u, use_rslora=False) for name, u in zip(NAMES, drawn.layers.values(), strict=False)}
@@ -430,7 +430,7 @@ def test_a_models_own_names_are_known_by_the_name_of_the_file(tmp_path):
         ({}, json.dumps({"unet.r": 3}), "rank 2, but .* says r=3"),
         ({}, json.dumps({"unet.r": 2, "unet.lora_bias": True}), "lora_bias=True"),
         ({}, json.dumps({"unet.r": "x"}), "r='x'"),
-        ({"unet.a.to_q.alpha": torch.tensor(1.0)}, json.dumps({"unet.r": 2}), "has an alpha beside"),
+        ({"unet.a.to_q.alpha": torch.tensor(1.0)}, json.dumps({"unet.r": 2}), "has an alpha and"),
         ({"unet.a.to_q.alpha": torch.tensor([1.0, 2.0])}, None, "expected one number"),
         ({"unet.a.to_q.alpha": torch.tensor(float("nan"))}, None, "positive number"),
         ({"unet.a.to_q.lora_magnitude_vector": torch.ones(1, 4)}, None, "magnitude"),

@@ -67,7 +67,7 @@ def test_a_crash_in_writing_leaves_what_was_there(format, failing, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("place", "config", "format", "r", "alphas", "targets", "layers", "parameters", "beside"),
+    ("place", "config", "format", "r", "alphas", "targets", "layers", "parameters", "extra"),
     [
         ("distilbert-imdb", None, "peft", 8, 16, {"q_lin", "v_lin"}, 12, 147_456, 4),
         ("gpt2-anirudh", None, "peft", 8, 8, {"c_attn"}, 12, 294_912, 1),
@@ -79,14 +79,14 @@ def test_a_crash_in_writing_leaves_what_was_there(format, failing, tmp_path, mon
         ("loralib-roberta-base-mnli", lora.LoRAConfig(lora_alpha=16), "loralib", 8, 16, {"query", "value"}, 24, 294_912, 4),
     ],
 )
-def test_adapters_found_in_the_wild_open(place, config, format, r, alphas, targets, layers, parameters, beside):
+def test_adapters_found_in_the_wild_open(place, config, format, r, alphas, targets, layers, parameters, extra):
     path = data(f"adapters/{place}")
     adapter = lora.load(path, config=config)
     assert lora.detect(path) == format if format != "loralib" else lora.detect(next(path.iterdir())) == format
     assert {update.r for update in adapter.layers.values()} == {r}
     assert {update.lora_alpha for update in adapter.layers.values()} == {alphas}
     assert {name.rpartition(".")[2] for name in adapter.layers} == targets
-    assert (len(adapter.layers), adapter.num_parameters(), len(adapter.tensors)) == (layers, parameters, beside)
+    assert (len(adapter.layers), adapter.num_parameters(), len(adapter.tensors)) == (layers, parameters, extra)
 
 
 def test_what_is_no_adapter_is_said_to_be_what_it_is(tmp_path):

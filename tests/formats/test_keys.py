@@ -1,4 +1,4 @@
-"""Files with names of one's own: a map that can be turned round loses nothing, and a careless one is refused."""
+"""Files with custom names: a map that can be turned round loses nothing, and a careless one is refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_an_adapter_comes_back_through_a_map_and_its_inverse(drawn):
         assert path.read_bytes() == first
 
 
-@given(adapters(["merged", "legacy"], beside=False))
+@given(adapters(["merged", "legacy"], extra=False))
 def test_slices_and_convolutions_of_0_1_come_back_as_what_they_add(drawn):
     adapter = plain(drawn)
     with TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def test_parts_that_make_no_update_are_refused(stored, telling, tmp_path):
 def test_two_pairs_of_factors_under_one_name_are_refused(tmp_path):
     pair = {"A": torch.ones(2, 3), "B": torch.ones(4, 2)}
     torch.save({f"q.lora_{which}{key}": t for which in ("", "embedding_") for key, t in pair.items()}, tmp_path / "f.pt")
-    with pytest.raises(lora.FormatError, match="has lora_A beside lora_embedding_A"):
+    with pytest.raises(lora.FormatError, match="has lora_A and lora_embedding_A"):
         lora.load(tmp_path / "f.pt", keys=SAME)
 
 
@@ -150,7 +150,7 @@ def test_transposes_are_never_read_as_what_they_are_not(d, k, r, tmp_path):
 
 
 def test_factors_of_two_orientations_are_refused(tmp_path):
-    with pytest.raises(lora.FormatError, match=r"has no lora_B.T|beside"):
+    with pytest.raises(lora.FormatError, match=r"has no lora_B.T|has lora_A and"):
         by(torch.ones(2, 3), torch.ones(4, 2), ("lora_A.T", "lora_B"), tmp_path)
-    with pytest.raises(lora.FormatError, match="are no matrices"):
+    with pytest.raises(lora.FormatError, match="are not matrices"):
         by(torch.ones(2, 3, 1), torch.ones(4, 2, 1), TRANSPOSED, tmp_path)

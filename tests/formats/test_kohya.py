@@ -1,5 +1,5 @@
 """kohya's files: names told back from underscores as diffusers itself converts them, other people's layouts read by their
-formulas, and everything that is no LoRA, or damaged, refused."""
+formulas, and everything that is not LoRA, or damaged, refused."""
 
 import math
 from collections.abc import Iterator, Mapping

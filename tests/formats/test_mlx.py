@@ -90,7 +90,7 @@ def test_a_lone_file_needs_the_scale(tmp_path):
         (factors(), CONFIG | {"lora_parameters": {"scale": 2, "rank": 8}}, "factors of rank 4, but .* says rank=8"),
         (factors(), CONFIG | {"lora_parameters": {"scale": 2, "alpha": 16}}, r"scale=2 and alpha=16.*and no alpha"),
         ({f"{Q}.lora_a": torch.ones(2, 8, 4), f"{Q}.lora_b": torch.ones(2, 4, 8)}, CONFIG, "of experts"),
-        ({f"{Q}.lora_a": torch.ones(8), f"{Q}.lora_b": torch.ones(4, 8)}, CONFIG, "is no matrix"),
+        ({f"{Q}.lora_a": torch.ones(8), f"{Q}.lora_b": torch.ones(4, 8)}, CONFIG, "is not a matrix"),
         ({f"{Q}.lora_a": torch.ones(8, 4)}, CONFIG, "has no lora_b"),
         (factors(EMBED) | {f"{EMBED}.m": torch.ones(8)}, CONFIG, "DoRA of an embedding"),
         (factors(r=3), CONFIG | {"lora_parameters": {"scale": 2}}, None),

@@ -93,7 +93,7 @@ SAFE, PICKLE = {"open": 1, "header": 1}, {"pickle": 1}
         (peft_tensors, SAFE | {"json": 1}),
         (peft_pickled, PICKLE | {"json": 1}),
         (one_file, SAFE),
-        (loralib_0_1, PICKLE | {"open": 1}),  # that it is no safetensors file has to be found out
+        (loralib_0_1, PICKLE | {"open": 1}),  # that it is not a safetensors file has to be found out
         (in_a_folder, PICKLE | {"open": 1}),
         (diffusers, SAFE),
         (kohya, SAFE),
@@ -137,7 +137,7 @@ def test_what_was_read_is_remembered_and_so_is_that_it_could_not_be(tmp_path):
     assert opened.mapped() is opened.mapped()
     errors = []
     for _ in range(2):
-        with pytest.raises(lora.FormatError, match="is no checkpoint of tensors") as error:
+        with pytest.raises(lora.FormatError, match="is not a checkpoint of tensors") as error:
             opened.state_dict()
         errors.append(error.value)
     assert errors[0] is errors[1]

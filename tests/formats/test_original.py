@@ -180,7 +180,7 @@ def test_zeros_in_place_of_full_weights_are_nothing(tmp_path):
     tensors = pair("diffusion_model.blocks.0.self_attn.q") | {"diffusion_model.blocks.0.norm3.diff_b": torch.zeros(6)}
     assert list(loaded(tmp_path, tensors).layers) == ["transformer.blocks.0.attn1.to_q"]
     tensors["diffusion_model.blocks.0.norm3.diff_b"][2] = 1
-    with pytest.raises(lora.FormatError, match=r"norm3.diff_b' is a change of full weights, which is no LoRA"):
+    with pytest.raises(lora.FormatError, match=r"norm3.diff_b' is a change of full weights, which is not LoRA"):
         loaded(tmp_path, tensors)
 
 

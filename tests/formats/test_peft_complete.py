@@ -43,7 +43,7 @@ def out(model: nn.Module) -> Tensor:
 
 
 def changed(model: nn.Module, adapter: lora.Adapter) -> nn.Module:
-    """The model with W' in the place of every adapted W, what was trained in full, and rows of tokens."""
+    """The model with W' in the place of every adapted W, what was trained in full, and token rows."""
     model = copy.deepcopy(model)
     tensors = model.state_dict()
     for name, update in adapter.layers.items():
@@ -136,7 +136,7 @@ def test_a_convolution_of_0_1_is_written_in_its_plain_form(tmp_path):
 
 
 @settings(max_examples=100, deadline=None)
-@given(adapters(["linear", "embedding", "conv"], beside=False))
+@given(adapters(["linear", "embedding", "conv"], extra=False))
 def test_ranks_scalings_and_dtypes_survive_the_round_trip(adapter):
     from tempfile import TemporaryDirectory
 
@@ -149,7 +149,7 @@ def test_ranks_scalings_and_dtypes_survive_the_round_trip(adapter):
 
 
 @settings(max_examples=50, deadline=None)
-@given(adapters(["linear", "embedding", "conv"], beside=False, dora=True))
+@given(adapters(["linear", "embedding", "conv"], extra=False, dora=True))
 def test_dora_survives_the_round_trip(adapter):
     from tempfile import TemporaryDirectory
 

@@ -99,7 +99,7 @@ def test_a_lone_file_is_not_read_without_lora_alpha_and_not_written(tmp_path):
         lora.save(lora.Adapter(lora.LoRAConfig(), {}), tmp_path / "b", format="peft-file")
     rows = {f"{P}2.token_adapter.trainable_tokens_delta": torch.ones(1, 5)}
     safetensors.torch.save_file({f"{P}{key}": t for key, t in factors().items()} | rows, tmp_path / "a.safetensors")
-    with pytest.raises(lora.FormatError, match=r"rows of tokens, whose numbers only adapter_config.json says"):
+    with pytest.raises(lora.FormatError, match=r"token rows, whose numbers only adapter_config.json says"):
         lora.load(tmp_path / "a.safetensors", config=lora.LoRAConfig(lora_alpha=4))
 
 

@@ -1,4 +1,4 @@
-"""What is no adapter, or none that can be read again: refused in a sentence that says what it is, with nothing written."""
+"""What is not an adapter, or none that can be read again: refused in a sentence that says what it is, with nothing written."""
 
 import math
 from dataclasses import replace
@@ -128,7 +128,7 @@ def test_what_could_not_be_read_again_is_not_written(how, change, telling, tmp_p
 
 
 def test_metadata_that_are_no_text_are_not_written(tmp_path):
-    with pytest.raises(lora.FormatError, match="'step' are no text"):
+    with pytest.raises(lora.FormatError, match="'step' are not text"):
         lora.save(replace(ADAPTER, metadata={"step": 3}), tmp_path / "f.safetensors", format="safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -218,7 +218,7 @@ def test_dictionaries_that_hold_each_other_are_looked_at_once(tmp_path):
     round_and_round["again"] = round_and_round
     for content in (nested, round_and_round):
         torch.save(content, tmp_path / "f.pt")
-        with pytest.raises(lora.FormatError, match="is no state dict"):
+        with pytest.raises(lora.FormatError, match="is not a state dict"):
             lora.load(tmp_path / "f.pt")
 
 

@@ -424,7 +424,7 @@ def test_disabled_blocks_with_merged_projections():
 
 
 class Block(nn.Module):
-    """Attention inside a module of one's own, under names that are not torch's."""
+    """Attention inside a module of your own, under names that are not torch's."""
 
     def __init__(self):
         super().__init__()

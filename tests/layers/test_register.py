@@ -1,4 +1,4 @@
-"""Layers of one's own: what `register_layer` takes, and that everything works on what it was told."""
+"""Layers of your own: what `register_layer` takes, and that everything works on what it was told."""
 
 import copy
 

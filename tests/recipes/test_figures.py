@@ -1,4 +1,4 @@
-"""Figures of runs: read without a word beside them."""
+"""Figures of runs: read without a word of explanation."""
 
 from pathlib import Path
 from typing import Any

@@ -90,7 +90,7 @@ def test_a_search_trains_on_growing_parts_and_can_be_resumed(
     )
     space = Space(r=(2, 4), alpha=(1,), layers=("query", "mlp"), train_head=("all",), learning_rate=(1e-2,))
     told: list[Trial] = []
-    trials = search.search(options, space, tmp_path, n=4, eta=2, told=told.append)
+    trials = search.search(options, space, tmp_path, n=4, eta=2, on_progress=told.append)
     assert [trial.rows for trial in told] == [64] * 4 + [86] * 2
     assert sorted(trials, key=id) == sorted(told, key=id)
     assert trials[0].score >= trials[1].score

@@ -132,7 +132,7 @@ def test_factors_with_and_without_a_head_land(with_head, tmp_path):
     nn.init.zeros_(model.head.weight)
     report = lora.load_legacy(model, tmp_path / "lora.pt")
     assert report.merged is None
-    assert report.beside == (("head.weight", "head.bias") if with_head else ())
+    assert report.extra == (("head.weight", "head.bias") if with_head else ())
     assert str(report) == (f"lora.pt: the factors of 4 layers and {2 if with_head else 0} other tensors; no base weights.")
     model.head.load_state_dict(theirs.head.state_dict())
     assert close(model(IDS), theirs(IDS), factor=64)

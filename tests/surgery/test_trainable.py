@@ -32,7 +32,7 @@ class WithBiasTable(nn.Module):
 
 
 class Mine(nn.Linear, lora.LoRALayer):
-    """A LoRA layer of one's own, as 0.1 let users write them."""
+    """A LoRA layer of your own, as 0.1 let users write them."""
 
     def __init__(self, d: int, k: int, r: int):
         nn.Linear.__init__(self, d, k)

@@ -1,6 +1,6 @@
-"""An adapter as a value: what training changed, apart from any model.
+"""An adapter as a value: the updates of its layers and its extra tensors, without a model.
 
-    Adapter = {layer name: LoRAUpdate} + {tensor name: tensor trained in full beside them}
+    Adapter = {layer name: LoRAUpdate} + {tensor name: tensor trained in full}
               + {tensor name: rows of it that were trained} + the settings that layers do not say
 
 Names are those of the model that was adapted. An adapter knows no modules: `extract` makes one from a model, `attach` puts
@@ -35,11 +35,11 @@ Rename = Mapping[str, str] | Callable[[str], str]
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The update of each adapted layer, the tensors that were trained in full beside them, and a configuration.
+    """The update of each adapted layer, the tensors that were trained in full, and a configuration.
 
     config: injected, it gives a model the same layers. What it says of ranks, scalings and targets is computed from `layers`;
     of a configuration that is given only `settings` are kept: dropout, biases, `modules_to_save` and `fan_in_fan_out`.
-    layers: by layer name. tensors: by tensor name, such as `classifier.weight`. metadata: what a format says beside them;
+    layers: by layer name. tensors: by tensor name, such as `classifier.weight`. metadata: what else a format says;
     PEFT's knows `base_model_name_or_path`, `task_type` and `revision`. rows: rows of tensors, by the tensor's name.
     source: where it was read from, in words; no part of the value.
 
@@ -49,7 +49,7 @@ class Adapter:
     >>> layers = {"proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
     >>> adapter = Adapter(LoRAConfig(r=2, lora_alpha=4, target_modules=["proj"]), layers)
     >>> adapter
-    Adapter(1 layer of rank 2, 16 parameters, 0 tensors beside)
+    Adapter(1 layer, r=2, 16 parameters, 0 extra tensors)
     >>> adapter.delta("proj").shape
     torch.Size([5, 3])
     >>> total = 0.5 * adapter + 0.5 * adapter
@@ -108,7 +108,7 @@ class Adapter:
     # --- what it says -----------------------------------------------------------------------------------------------
 
     def num_parameters(self) -> int:
-        """How many numbers the factors hold (tensors beside not counted, as the paper counts), DoRA's magnitudes included."""
+        """How many numbers the factors hold (extra tensors not counted, as the paper counts), DoRA's magnitudes included."""
         return summary.num_parameters(self.layers)
 
     def delta(self, name: str) -> Tensor:
@@ -132,7 +132,7 @@ class Adapter:
         stored       64 bytes, float32
         task_type    SEQ_CLS
         """
-        return "\n".join(f"{what:<12} {said}" for what, said in self.facts().items())
+        return "\n".join(f"{what:<12} {fact}" for what, fact in self.facts().items())
 
     def facts(self) -> dict[str, str]:
         """What the adapter is, in words: source, base model, ranks, alphas, targets, counts, dtypes, bytes and metadata."""
@@ -212,19 +212,19 @@ class Adapter:
         """The closest adapter whose layers have rank `r` at most, or the smallest rank that keeps the share `energy` of
         ‖ΔW‖² of each (with both, the smaller of the two). Layers of no higher rank stay as they are.
 
-        Computed by an SVD of B·A that never forms it. Raises `ConfigError` when neither is given or `r` is no rank,
-        `AlgebraError` for an `energy` that is no share, or factors that are not finite.
+        Computed by an SVD of B·A that never forms it. Raises `ConfigError` when neither is given or `r` is not a rank,
+        `AlgebraError` for an `energy` that is not a share, or factors that are not finite.
 
         >>> layers = {"proj": LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
         >>> Adapter(LoRAConfig(r=2), layers).truncate(energy=0.99)
-        Adapter(1 layer of rank 1, 8 parameters, 0 tensors beside)
+        Adapter(1 layer, r=1, 8 parameters, 0 extra tensors)
         """
         if r is None and energy is None:
             raise ConfigError("truncate() needs a rank r, or the share of the squared norm to keep, such as energy=0.99.")
         return self._with_each(lambda update: algebra.truncated(update, r, energy))
 
     def scale(self, c: float) -> "Adapter":
-        """Every ΔW times `c`, of any sign; c = 1 gives the adapter itself. What was trained in full beside them (a head, say)
+        """Every ΔW times `c`, of any sign; c = 1 gives the adapter itself. What was trained in full (a head, say)
         holds values, not changes, and stays as it is. `AlgebraError` for DoRA, unless c = 1."""
         return self._with_each(lambda update: algebra.scaled(update, c))
 

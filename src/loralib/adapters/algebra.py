@@ -126,7 +126,7 @@ def truncated(update: LoRAUpdate, r: int | None = None, energy: float | None = N
     of the two); the update itself when it has no higher rank. The scaling stays, and the factors are of equal norms.
 
     In an update of slices each slice has the rank. Of DoRA the low-rank part is truncated, and the magnitudes stay.
-    Raises `ConfigError` for an `r` below 1, `AlgebraError` for an `energy` that is no share, or factors that are not finite.
+    Raises `ConfigError` for an `r` below 1, `AlgebraError` for an `energy` that is not a share, or factors that are not finite.
 
     >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
     >>> truncated(update, energy=0.99).r, torch.allclose(truncated(update, r=1).delta(), update.delta())

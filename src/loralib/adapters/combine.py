@@ -9,7 +9,7 @@
     dare_ties   the random share in place of the largest one, then as ties
 
 Everything acts on the products ΔW, never on the factors. What prunes forms ΔW, a layer at a time, and the result, which has
-full rank, is brought to the rank that was asked for. (Of slices, the disabled ones are no part of ΔW's entries.) ties elects
+full rank, is brought to the rank that was asked for. (Of slices, the disabled ones are not part of ΔW's entries.) ties elects
 signs among the weighted updates, so that a negative weight votes against.
 """
 
@@ -52,8 +52,9 @@ def combine(
 ) -> Adapter:
     """One adapter whose updates are the weighted sum of those of `adapters`, in the sense of `method` (see the module).
 
-    weights: one a adapter, of any sign; default 1 each. r, energy: the rank of each layer, or the share of its ‖ΔW‖² to keep,
-    for all methods but "exact"; by default the largest of the adapters' ranks ("svd"), or their sum (those that prune).
+    weights: one per adapter, may be negative (default: all 1). r, energy: the rank of each layer, or the fraction of its ‖ΔW‖²
+    to keep, for all methods but "exact"; by default the largest of the adapters' ranks ("svd"), or their sum (those that
+    prune).
     density: the share of the entries of ΔW that is kept, for methods that prune. seed: of the random choice, which depends on
     nothing else but the adapter's place and the layer's name. majority_sign: how ties elects a sign, by the sum of the
     values or by their number.
@@ -224,7 +225,7 @@ def _pruned(
     if pruning.density == 1 and len(terms) == 1 and terms[0][1] == 1:
         return algebra.truncated(terms[0][0], r, energy)
     if any(update.is_dora for update, _ in terms):
-        raise AlgebraError("a DoRA update is no ΔW that could be pruned; merge it into the model first.")
+        raise AlgebraError("a DoRA update is not a ΔW that could be pruned; merge it into the model first.")
     updates = [update for update, _ in algebra.alike(terms)]
     parts = [[update.scaling * (B.double() @ A.double()) for B, A in update.products()] for update in updates]
     sizes = [part.numel() for part in parts[0]]

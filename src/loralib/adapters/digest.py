@@ -30,8 +30,8 @@ def digest(
             if isinstance(value, Tensor):
                 found.update(as_bytes(value).numpy().data)
 
-    said = {field: getattr(settings, field) for field in SETTINGS}
-    add(json.dumps(said, sort_keys=True), sorted(metadata.items()))
+    scalars = {field: getattr(settings, field) for field in SETTINGS}
+    add(json.dumps(scalars, sort_keys=True), sorted(metadata.items()))
     for name, update in sorted(layers.items()):
         add(name, update.kind, float(update.lora_alpha), update.use_rslora, *update.own_fields())
         for part in update.tensors().items():

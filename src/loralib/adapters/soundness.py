@@ -93,8 +93,8 @@ def devices_problem(update: LoRAUpdate, W: Tensor) -> str | None:
     if len({tensor.device for tensor in held.values()}) == 1:
         return None
     places = sorted(held.items(), key=lambda item: not item[1].is_meta)
-    said = "its tensors are on different devices: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in places)
-    return f"{said}; {ops.ON_META}" if places[0][1].is_meta else said
+    sentence = "its tensors are on different devices: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in places)
+    return f"{sentence}; {ops.ON_META}" if places[0][1].is_meta else sentence
 
 
 def merge_problem(update: LoRAUpdate, W: Tensor, layout: Layout) -> str | None:

@@ -20,14 +20,14 @@ def line(layers: Mapping[str, LoRAUpdate], tensors: Mapping[str, Tensor], rows: 
     """An adapter with these fields, in a line.
 
     >>> line({}, {}, {})
-    '0 layers, 0 parameters, 0 tensors beside'
+    '0 layers, 0 parameters, 0 extra tensors'
     """
     ranks = sorted({update.r for update in layers.values()})
     few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > _FEW else ", ".join(map(str, ranks))
-    of_rank = f" of rank {few}" if ranks else ""
+    of_rank = f", r={few}" if ranks else ""
     indices = sum(len(some.indices) for some in rows.values())
     parts = [f"{_count(len(layers), 'layer')}{of_rank}", f"{num_parameters(layers):,} parameters"]
-    parts += [f"{_count(len(tensors), 'tensor')} beside"] + [f"{_count(indices, 'row')} of tokens"] * bool(rows)
+    parts += [_count(len(tensors), "extra tensor")] + [_count(indices, "token row")] * bool(rows)
     return ", ".join(parts)
 
 
@@ -57,13 +57,13 @@ def describe(
         "rsLoRA": f"{rslora} of {len(updates)} layers scale by lora_alpha / √r" if rslora else "",
         "DoRA": f"{dora} of {len(updates)} layers" if dora else "",
         "targets": _by_last_name(layers, "layer"),
-        "parameters": f"{sum(t.numel() for t in factors):,} in factors" + (f", {extra:,} in tensors beside" if extra else ""),
-        "beside": ", ".join(modules) if len(modules) <= _FEW else _by_last_name(modules, "module"),
+        "parameters": f"{sum(t.numel() for t in factors):,} in factors" + (f", {extra:,} in extra tensors" if extra else ""),
+        "extra": ", ".join(modules) if len(modules) <= _FEW else _by_last_name(modules, "module"),
         "token rows": f"{indices} of {', '.join(rows)}" if rows else "",
         "stored": f"{sum(t.nbytes for t in everything):,} bytes, {_counted(str(t.dtype)[6:] for t in everything)}",
     }
     facts |= {f"metadata {key}" if key in facts else key: value for key, value in others.items()}
-    return {what: said for what, said in facts.items() if said}
+    return {what: fact for what, fact in facts.items() if fact}
 
 
 def last_name(name: str) -> str:

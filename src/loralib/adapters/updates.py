@@ -68,7 +68,7 @@ class LoRAUpdate:
             self._take_numbers_in_python()
         if problem := self._problem():
             raise ConfigError(
-                f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are no factors of one update: {problem}."
+                f"lora_A {tuple(self.A.shape)} and lora_B {tuple(self.B.shape)} are not factors of one update: {problem}."
             )
         if self.magnitude is not None and (self.magnitude.shape != (len(self.B),) or not self.may_be_dora):
             raise ConfigError(
@@ -214,7 +214,7 @@ class LoRAUpdate:
         return (type(self), self.A.shape[1:], self.B.shape[0], self.B.shape[2:], *own)
 
     def own_fields(self) -> list[tuple[str, object]]:
-        """The fields that the kind has beside those of all."""
+        """The fields that the kind has in addition to those of all."""
         kind: Any = type(self)
         return [(name, getattr(self, name)) for name in _own_field_names(kind)]
 

@@ -71,8 +71,8 @@ class Checkpoint:
         """Whether the files hold quantized weights, whose numbers mean something only with their scales: by what the
         configuration says, by a file that quantizers add, or by the names of the scales."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        said = any(self.config.get(key) for key in _QUANTIZED_CONFIG) or any((folder / f).is_file() for f in _QUANTIZED_FILES)
-        return said or any(name.rpartition(".")[2] in _QUANTIZED_TENSORS for name in self.tensors)
+        named = any(self.config.get(key) for key in _QUANTIZED_CONFIG) or any((folder / f).is_file() for f in _QUANTIZED_FILES)
+        return named or any(name.rpartition(".")[2] in _QUANTIZED_TENSORS for name in self.tensors)
 
     @cached_property
     def _pickled(self) -> dict[Path, dict[str, Tensor]]:
@@ -130,7 +130,7 @@ def _places(file: Path) -> dict[str, Place]:
 def _state_dict(file: Path) -> dict[str, Tensor]:
     content = read_pickled(file)
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) and t.dtype in CODES for t in content.values()):
-        raise FormatError(f"{file} is no state dict of tensors.")
+        raise FormatError(f"{file} is not a state dict of tensors.")
     return content
 
 

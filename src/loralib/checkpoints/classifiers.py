@@ -13,7 +13,7 @@ from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 
 _CLASS_ENDINGS = re.compile(r"(For[A-Z]\w*|(With)?LMHeadModel|ModelWithLMHead|DoubleHeadsModel|EncoderModel|Model)$")
-_SAID_OF_OUTPUTS = ("num_labels", "_num_labels", "problem_type")
+_OUTPUT_FIELDS = ("num_labels", "_num_labels", "problem_type")
 _CLASSIFYING = ("SEQ_CLS", "TOKEN_CLS")
 
 
@@ -44,8 +44,8 @@ def config_with_head(config: Mapping[str, Any], adapter: Adapter, labels: Sequen
     if name := _class_name(config, ending):
         found["architectures"] = [name]
     if layer and outputs:
-        said = _outputs(config, outputs, labels)
-        found = {key: value for key, value in found.items() if not said or key not in _SAID_OF_OUTPUTS} | said
+        declared = _outputs(config, outputs, labels)
+        found = {key: value for key, value in found.items() if not declared or key not in _OUTPUT_FIELDS} | declared
     return found
 
 

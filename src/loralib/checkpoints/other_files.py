@@ -1,4 +1,4 @@
-"""The files of a model's folder beside its weights: which of them go into a folder that is made of it.
+"""The files of a model's folder other than its weights: which of them go into a folder that is made of it.
 
 All do, those in its folders too (sentence-transformers has modules there), but for what holds the model's weights a second
 time, in another format, and for what version control and downloads keep; this library's own mark, locks and temporaries are not
@@ -25,8 +25,8 @@ _NOT_OF_THE_MODEL = (".git", ".cache", "__pycache__")
 
 @dataclass(frozen=True)
 class OtherFiles:
-    """What a folder holds beside its weights, as paths within it. copied: what a folder made of it holds, too. left_out: what
-    it does not."""
+    """What a folder holds apart from its weights, as paths within it. copied: what a folder made of it holds, too.
+    left_out: what it does not."""
 
     copied: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """The command line: `loralib COMMAND …`, one file a command, each loaded only when it is asked for.
 
-Exit codes: 0 done; 2 the words were off (one sentence says what to do); 1 failed; 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done; 2 usage error (one sentence on stderr says how to fix it); 1 failed; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from .streams import delivering
 TRAINING = {
     "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
     "compare": "fine-tune in three ways: LoRA (after a search), last layers, full",
-    "count": "count what LoRA would train: exactly, beside the paper's figures",
+    "count": "count what LoRA would train: exactly, with the paper's figures",
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",
     "generate": "write the texts of inputs with a run",
@@ -73,7 +73,7 @@ def _run(words: list[str]) -> int:
 
 
 def check_names(words: Sequence[str]) -> None:
-    """`ConfigError` for a path that other libraries could not open, before any work: its bytes are no text here."""
+    """`ConfigError` for a path that other libraries could not open, before any work: its bytes are not text here."""
     with suppress(FileNotFoundError):
         words = [*words, os.getcwd()]
     for word in words:
@@ -95,7 +95,7 @@ def _listing() -> str:
 
 
 def guarded(work: Callable[[], int], debug: bool = False) -> int:
-    """The exit code of `work`, with errors that a user can mend told in one sentence instead of a traceback."""
+    """The exit code of `work`, with errors that a user can fix printed in one sentence instead of a traceback."""
     try:
         return work()
     except LoRAError as error:

@@ -156,7 +156,7 @@ def _compare(
         space = Space(**{field.name: tuple(chosen[f"search_{field.name}"]) for field in fields(Space)})
         how = {"n": chosen["search"], "eta": chosen["eta"], "resume": chosen["resume"]}
         trials = search.search(
-            options, space, folder / SEARCH, **how, told=lambda trial: comparison_report.tell_trial(console, trial)
+            options, space, folder / SEARCH, **how, on_progress=lambda trial: comparison_report.tell_trial(console, trial)
         )
         console.print(comparison_report.search_table(trials, options.metric))
         _write_csv(folder / TRIALS, [trial.to_dict() for trial in trials])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
 
 DTYPES = ("float32", "float16", "bfloat16")
-EXTRAS = {"tensors": "tensors trained in full", "rows": "rows of tokens", "metadata": "metadata"}
+EXTRAS = {"tensors": "tensors trained in full", "rows": "token rows", "metadata": "metadata"}
 REFUSED = {
     "diffusers": ("tensors", "rows", "metadata"),
     "kohya": ("tensors", "rows", "metadata"),

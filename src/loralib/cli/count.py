@@ -1,4 +1,4 @@
-"""`loralib count`: how many parameters LoRA would train, exactly, beside what the paper prints. Loads no weights."""
+"""`loralib count`: how many parameters LoRA would train, exactly, with what the paper prints. Loads no weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from ..storage.json_text import as_json
 from .offline import offline_if_unreachable
 from .parsing import OneSentenceParser, add_trust
 
-PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and what is to be said of it
+PRINTED = {  # by model: what Tables 2 and 3 of the paper print for LoRA, and a note about it
     "roberta-base": ("0.3M", "r = 8 on query and value"),
     "roberta-large": ("0.8M", "r = 8 on query and value"),
     "deberta-v2-xxlarge": ("4.7M", "r = 16 on query and value, although Table 10 prints r = 8"),

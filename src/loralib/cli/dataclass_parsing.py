@@ -93,23 +93,23 @@ def given(parser: OptionsParser, words: Sequence[str]) -> dict[str, Any]:
     try:
         parsed = parser.parse_args(list(words), defaults=False).as_dict()
     except ArgumentError as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"{_problem(parser, said)}; see {parser.prog} --help.") from None
+        message = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"{_problem(parser, message)}; see {parser.prog} --help.") from None
     nested: dict[str, Any] = parsed.pop("lora", {})
     return {name: value for name, value in {**parsed, **nested}.items() if name != "config"}
 
 
-def _problem(parser: OptionsParser, said: str) -> str:
+def _problem(parser: OptionsParser, message: str) -> str:
     """What jsonargparse says of words that it does not take, in our words."""
-    key = re.match(r'Parser key "([\w.]+)":', said)
+    key = re.match(r'Parser key "([\w.]+)":', message)
     if key is None:
-        said = re.sub(r"^argument (--[\w-]+)/--[\w-]+\+:", r"argument \1:", said)
-        return in_our_words(said, parser.prog, known_options(parser._actions))
-    value = re.search(r"(?:Got|Given) value: (.*)$", said)
-    plain = re.search(r"Expected a (?:<class ')?(\w+)", said)
+        message = re.sub(r"^argument (--[\w-]+)/--[\w-]+\+:", r"argument \1:", message)
+        return in_our_words(message, parser.prog, known_options(parser._actions))
+    value = re.search(r"(?:Got|Given) value: (.*)$", message)
+    plain = re.search(r"Expected a (?:<class ')?(\w+)", message)
     kind, flag = parser.kinds.get(key[1]) or _OF_PLAIN.get(plain[1] if plain else ""), _flag(key[1])
     if kind is None or value is None:
-        return f"{flag}: {said[key.end() :].strip()}"
+        return f"{flag}: {message[key.end() :].strip()}"
     choices = choices_of(kind)
     return one_of(flag, value[1], choices) if choices else f"{flag}: {value[1]!r} is not {expected(kind)}"
 

@@ -24,7 +24,7 @@ FORMATS = choices.names(choices.AdapterFormat)
 READ_FORMATS = choices.names(choices.ReadFormat)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SAFE = ".safetensors"
-_SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lora_alpha; None: names of one's own
+_SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lora_alpha; None: custom names
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -64,13 +64,13 @@ def mask(text: str) -> tuple[bool, ...]:
     known = {"true": True, "1": True, "false": False, "0": False}
     words = [word.strip().lower() for word in text.split(",")]
     if any(word not in known for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of truth values; write true,false,true")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of truth values; write true,false,true")
     return tuple(known[word] for word in words)
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """An adapter that was read. format: its format; None for names of one's own. guessed: nothing says lora_alpha, which was
+    """An adapter that was read. format: its format; None for custom names. guessed: nothing says lora_alpha, which was
     taken to be r."""
 
     adapter: "Adapter"
@@ -153,7 +153,7 @@ def read_keys(path: Path) -> dict[str, str]:
 
     keys = read_json(path)
     if not keys or not all(isinstance(replacement, str) for replacement in keys.values()):
-        raise FormatError(f"{path} is no key map; expected a JSON object {{regular expression: replacement}}, both texts.")
+        raise FormatError(f"{path} is not a key map; expected a JSON object {{regular expression: replacement}}, both texts.")
     for expression in keys:
         if problem := expressions.problem(expression):
             raise FormatError(f"{path}: {expression!r:.80} {problem}; write simpler expressions.")
@@ -165,7 +165,7 @@ def described(adapter: "Adapter") -> str:
 
     >>> from loralib import Adapter, LoRAConfig
     >>> described(Adapter(LoRAConfig(), {}, source="kohya file a.safetensors"))
-    'kohya file a.safetensors: 0 layers, 0 parameters, 0 tensors beside'
+    'kohya file a.safetensors: 0 layers, 0 parameters, 0 extra tensors'
     """
     from ..adapters.summary import line
 
@@ -227,7 +227,7 @@ def _check_replaceable(path: Path) -> None:
         formats.open(path)
     except FormatError:
         raise ConfigError(
-            f"{path} is there and is no adapter, which --overwrite would replace; give another place, or remove it yourself."
+            f"{path} is not an adapter, so --overwrite does not replace it; give another place, or remove it yourself."
         ) from None
 
 
@@ -246,7 +246,7 @@ def _misnamed(output: Path, format: str) -> str | None:
     if format in ("safetensors", "kohya") and output.suffix != _SAFE:
         return f"files of this format end in {_SAFE}"
     if format == "loralib" and output.suffix == _SAFE:
-        return "checkpoints of loralib 0.1 are no safetensors files; end the name in .pt"
+        return "checkpoints of loralib 0.1 are not safetensors files; end the name in .pt"
     return None
 
 

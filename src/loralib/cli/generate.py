@@ -127,13 +127,18 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     with Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as progress:
         bar = progress.add_task(printable(folder.name), total=len(data)) if progress else None
 
-        def told(done: int) -> None:
+        def on_progress(done: int) -> None:
             if progress is not None and bar is not None:
                 progress.update(bar, completed=done)
 
-        how = {"batch_size": parsed.batch_size, "overwrite": parsed.overwrite, "resume": parsed.resume, "told": told}
+        how = {
+            "batch_size": parsed.batch_size,
+            "overwrite": parsed.overwrite,
+            "resume": parsed.resume,
+            "on_progress": on_progress,
+        }
         try:
-            run.generate_into(path, data, decoding, **how)
+            run.generate_into(path, data, decoding, on_progress=on_progress, **how)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; what was decoded is kept. Go on with the same words and --resume.") from None
     say(printable(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {source(data)}."))

@@ -35,10 +35,10 @@ def run(words: Sequence[str]) -> int:
     intruders = _intruders(adapter, parsed.base)
     found = _spectra(adapter, intruders)
     if parsed.json:
-        said = _as_json(read, found, parsed.path)
+        report = _as_json(read, found, parsed.path)
         for name, of_layer in intruders.items():
-            said["layers"][name]["intruders"] = [dataclasses.asdict(intruder) for intruder in of_layer]
-        print(as_json(said))
+            report["layers"][name]["intruders"] = [dataclasses.asdict(intruder) for intruder in of_layer]
+        print(as_json(report))
         return 0
     _show_facts(adapter, found, read.guessed)
     _show_spectra(adapter, found, parsed.all)
@@ -92,8 +92,8 @@ def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guess
     if broken := [f"{name}: {problem}" for name, problem in _problems(adapter).items()]:
         facts["unusable"] = f"{len(broken)} of {len(found) + len(adapter.tensors) + len(adapter.rows)}: {'; '.join(broken)}"
     indent = " " * (_LABEL + 1)
-    for what, said in facts.items():
-        text = printable(said if len(said) <= _LONGEST else said[:_LONGEST] + " …")
+    for what, fact in facts.items():
+        text = printable(fact if len(fact) <= _LONGEST else fact[:_LONGEST] + " …")
         text = text.replace(" layer", _UNBROKEN + "layer").replace(" (", _UNBROKEN + "(")
         label = f"{printable(what):<{_LABEL}} "
         for line in textwrap.wrap(
@@ -123,15 +123,15 @@ def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], eve
 
 
 def _legend(adapter: "Adapter", found: Mapping[str, spectra.Spectrum]) -> str:
-    said = [
+    notes = [
         "99 %: how many singular values carry 99 % of ‖ΔW‖² (Frobenius).",
         "Spectrum: their sizes, on a log scale down to 1/100 of the layer's largest.",
     ]
     if any(update.is_dora for update in adapter.layers.values()):
-        said.append("Of DoRA: of s·B·A; what the update adds depends on W.")
+        notes.append("Of DoRA: of s·B·A; what the update adds depends on W.")
     if any(spectrum.intruders is not None for spectrum in found.values()):
-        said.append("Intruders: of the ten leading singular vectors of W + ΔW, those that are far from all of W's.")
-    return " ".join(said)
+        notes.append("Intruders: of the ten leading singular vectors of W + ΔW, those that are far from all of W's.")
+    return " ".join(notes)
 
 
 def _as_json(read: files.Read, found: Mapping[str, spectra.Spectrum], path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ _LINE = "\r{title}: {share:.0%} "
 
 
 class Progress:
-    """Shows how far `title` is while its block lasts; nothing where standard error is no terminal.
+    """Shows how far `title` is while its block lasts; nothing where standard error is not a terminal.
 
     >>> with Progress("Merging") as progress:
     ...     progress.at(1, 2)

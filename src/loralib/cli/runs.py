@@ -11,7 +11,7 @@ def is_run(folder: Path) -> bool:
 
 
 def adapter_in(path: Path) -> Path:
-    """The adapter of the run at `path`; a path that is no run's is returned. `RunError` when there is no adapter (yet)."""
+    """The adapter of the run at `path`; a path that is not a run's is returned. `RunError` when there is no adapter (yet)."""
     if not is_run(path):
         return path
     from ..errors import RunError

@@ -18,7 +18,7 @@ _GAP = "  "
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What is told of a layer. values: the singular values of ΔW, descending; None where its factors are not finite.
+    """What is shown of a layer. values: the singular values of ΔW, descending; None where its factors are not finite.
     intruders: how many intruder dimensions it has, where that was asked for."""
 
     r: int

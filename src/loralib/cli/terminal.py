@@ -64,7 +64,7 @@ def reporting(in_json: bool) -> Iterator[dict[str, Any]]:
 
 
 def note(text: str) -> None:
-    """Say on a terminal, beside the output, what takes a while."""
+    """Say on a terminal, on standard error, what takes a while."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr)
 

@@ -177,11 +177,11 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> l
     if not stage.single:
         found = many_seeds.summary(results)
         average, unit = stage.preset.average if stage.preset else "median", options.task_kind.unit
-        said = f"{average} of {len(results)}: {unit * found[average]:.1f} ± {unit * found['deviation']:.1f}"
+        line = f"{average} of {len(results)}: {unit * found[average]:.1f} ± {unit * found['deviation']:.1f}"
         if stage.preset and stage.preset.reported:
             value, spread = stage.preset.reported
-            said += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
-        rich_text.say(console, f"{found['metric']}, {said}")
+            line += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
+        rich_text.say(console, f"{found['metric']}, {line}")
     parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir() if path.name[0] != "."))
     rich_text.say(console, f"Wrote {stage.folder}/: {parts}.")
     if options.task and (following := options.task_kind.following):

@@ -14,7 +14,7 @@ Only read are
     mlx           the folder of mlx_lm, whose factors are the other way round
     peft-file     one file with PEFT's names, without the configuration
 
-`keys` reads and writes files with names of one's own. docs/formats.md tells what each can hold.
+`keys` reads and writes files with custom names. docs/formats.md tells what each can hold.
 """
 
 import os
@@ -48,7 +48,7 @@ FORMATS: dict[str, ModuleType] = {
 READ_ONLY: dict[str, ModuleType] = {"mlx": mlx, "original": original, "peft-file": peft_file}
 _FIRST = {"mlx": mlx, "peft": peft, "safetensors": one_file, "loralib": loralib_0_1, "original": original}
 _READERS: dict[str, ModuleType] = _FIRST | FORMATS | READ_ONLY  # in the order in which they are asked
-_UNSAID = LoRAConfig()
+_DEFAULTS = LoRAConfig()
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -114,7 +114,7 @@ def load(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     lora.save(lora.extract(model), folder)
     ...     lora.load(folder)
-    Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
+    Adapter(1 layer, r=2, 32 parameters, 0 extra tensors)
     """
     if config is not None and not isinstance(config, LoRAConfig):
         raise wrong("config", "a LoRAConfig", config)
@@ -130,9 +130,9 @@ def _agreeing(path: Path, adapter: Adapter, config: LoRAConfig | None) -> Adapte
     """`adapter`; `FormatError` when `config` says a rank or lora_alpha of a layer, and the file another."""
     for field, pattern in (("r", config.rank_pattern), ("lora_alpha", config.alpha_pattern)) if config else ():
         for name, update in adapter.layers.items():
-            said, held = patterns.lookup(pattern, name, getattr(config, field)), getattr(update, field)
-            if said not in (held, getattr(_UNSAID, field)) and not isinstance(update, ProjectionUpdate):
-                raise FormatError(f"{path}: layer {name!r} has {field}={held:g}, but config says {field}={said:g}.")
+            by_config, held = patterns.lookup(pattern, name, getattr(config, field)), getattr(update, field)
+            if by_config not in (held, getattr(_DEFAULTS, field)) and not isinstance(update, ProjectionUpdate):
+                raise FormatError(f"{path}: layer {name!r} has {field}={held:g}, but config says {field}={by_config:g}.")
     return adapter
 
 
@@ -140,7 +140,7 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
     """Write `adapter` to `path`. Each file appears whole or not at all: a crash leaves the old one or the new one.
 
     format: one of `FORMATS`. "peft", the default, and "diffusers" write a folder (diffusers a file, where the path ends in
-    .safetensors), the others a file. keys: writes a file with names of one's own instead, as `load` with `keys` reads it.
+    .safetensors), the others a file. keys: writes a file with custom names instead, as `load` with `keys` reads it.
     Raises `FormatError` for an unknown format, or naming what the format cannot hold; `OSError` (with the path) when the disk
     is full.
     """
@@ -196,7 +196,7 @@ def _unknown(opened: Opened) -> FormatError:
     """The error that says what is at a path, or what was expected."""
     path, nothing_known = opened.path, f"{opened} holds no adapter in a known format"
     if path.name in (peft.TENSORS, peft.PICKLED):
-        return FormatError(f"{nothing_known}: {peft.CONFIG}, which PEFT writes beside this file, is missing.")
+        return FormatError(f"{nothing_known}: {peft.CONFIG}, which PEFT writes next to this file, is missing.")
     if path.is_dir():
         return FormatError(f"{nothing_known}: {_instead_in_folder(path)}.")
     if path.suffix == ".json":
@@ -214,7 +214,7 @@ def _instead_in_folder(path: Path) -> str:
     if files := [name for name in _MODEL_FILES if (path / name).is_file()]:
         return f"{files[0]} holds a whole model; an adapter of its difference to another makes `loralib extract`"
     if files := [name for name in (peft.TENSORS, peft.PICKLED) if (path / name).is_file()]:
-        return f"{peft.CONFIG}, which PEFT writes beside {files[0]}, is missing"
+        return f"{peft.CONFIG}, which PEFT writes next to {files[0]}, is missing"
     if files := sorted(file.name for file in path.glob("*.gguf")):
         return f"{files[0]} is {foreign.by_first_bytes(path / files[0]) or 'no GGUF file'}"
     if inside := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and peft.detect(Opened(folder))):

@@ -9,7 +9,7 @@ layer's name here. Suffixes of the factors A and B:
     processor.to_q_lora.down.weight …                             the oldest ones; to_out_lora is the layer to_out.0
     lora_down.weight, lora_up.weight                              those of some programs that know diffusers' names
 
-Beside them `alpha` may stand, and `lora_magnitude_vector.weight` (DoRA; also without `.weight`, which loads into a UNet but not
+`alpha` may stand next to them, and `lora_magnitude_vector.weight` (DoRA; also without `.weight`, which loads into a UNet but not
 into a text encoder). Without an alpha lora_alpha is the rank. Newer files say it, and all else of PEFT's configuration, in the
 metadata: `lora_adapter_metadata`, a JSON object with keys `<component>.<field>`.
 
@@ -91,18 +91,20 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in the file or folder; `FormatError` when it is damaged or holds what cannot be represented."""
     file = _file(opened)
     path, stored, metadata = file.path, file.all_tensors(), _metadata_of(file)
-    said = _metadata(path, metadata.get(METADATA))
-    whole = "r" in said or (not said and _of_one_model(file, [match for match in map(_match, stored) if match]))
+    settings = _metadata(path, metadata.get(METADATA))
+    whole = "r" in settings or (not settings and _of_one_model(file, [match for match in map(_match, stored) if match]))
     parts = _sorted(path, stored, whole)
     layers: dict[str, LoRAUpdate] = {}
     for component in dict.fromkeys("" if whole else name.partition(".")[0] for name in parts):
         own = {name: found for name, found in parts.items() if not component or patterns.within(name, [component])}
         fields = {
-            key.removeprefix(f"{component}."): value for key, value in said.items() if whole or key.startswith(f"{component}.")
+            key.removeprefix(f"{component}."): value
+            for key, value in settings.items()
+            if whole or key.startswith(f"{component}.")
         }
         layers |= _updates(path, component, own, fields)
     if not layers:
-        raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
+        raise FormatError(f"{path} holds no factors; it is not LoRA adapter.")
     ordered = scaling.restored({name: layers[name] for name in parts}, metadata, path)
     return Adapter(LoRAConfig(), ordered, source=f"diffusers file {path.name}")
 
@@ -118,9 +120,9 @@ def write(adapter: Adapter, path: Path) -> None:
         names = {"lora_A": down, "lora_B": up, MAGNITUDE: "lora_magnitude_vector.weight"}
         tensors |= named(name, in_shapes_of_peft(update), names)
     metadata = {"format": "pt"} | scaling.note(given, layers)
-    said = _said(layers)
-    if any(key.endswith(".rank_pattern") and value for key, value in said.items()):
-        metadata[METADATA] = json.dumps(said, indent=2, sort_keys=True)
+    settings = _settings_of(layers)
+    if any(key.endswith(".rank_pattern") and value for key, value in settings.items()):
+        metadata[METADATA] = json.dumps(settings, indent=2, sort_keys=True)
     content = tensor_bytes(tensors, metadata)
     if path.suffix != SUFFIX:
         path.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,7 @@ def write(adapter: Adapter, path: Path) -> None:
 def representable(adapter: Adapter, format: str) -> dict[str, LoRAUpdate]:
     """The updates of `adapter` in a form that diffusion programs know; `FormatError` for whatever they have no place for."""
     refuse("tensors trained in full", adapter.tensors, format)
-    refuse("rows of tokens", adapter.rows, format)
+    refuse("token rows", adapter.rows, format)
     refuse("metadata", adapter.metadata, format)
     layers = {name: common_form(name, update, format) for name, update in adapter.layers.items()}
     refuse("updates of embeddings", [n for n, update in layers.items() if isinstance(update, EmbeddingUpdate)], format)
@@ -251,7 +253,7 @@ def _update(where: str, name: str, component: str, stored: dict[str, Tensor], co
         rank = len(parts["lora_A"]) if parts["lora_A"].dim() else 1
         return factored(where, parts, alpha_of(where, stored.get("alpha"), max(rank, 1)))
     if "alpha" in stored:
-        raise FormatError(f"{where} has an alpha beside {METADATA}, which says it, too.")
+        raise FormatError(f"{where} has an alpha and {METADATA}, which both give it.")
     inner = name.removeprefix(f"{component}.") if component else name
     update = factored(where, parts, patterns.lookup(config.alpha_pattern, inner, config.lora_alpha), config.use_rslora)
     if update.r != (r := patterns.lookup(config.rank_pattern, inner, config.r)):
@@ -259,9 +261,9 @@ def _update(where: str, name: str, component: str, stored: dict[str, Tensor], co
     return update
 
 
-def _said(layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
+def _settings_of(layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
     """PEFT's configuration of each component, as diffusers hands it to PEFT."""
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for component in dict.fromkeys(name.partition(".")[0] for name in layers):
         own = {n.partition(".")[2]: update for n, update in sorted(layers.items()) if n.partition(".")[0] == component}
         dora = {update.is_dora for update in own.values()}
@@ -273,8 +275,8 @@ def _said(layers: Mapping[str, LoRAUpdate]) -> dict[str, Any]:
         if component.startswith("text_encoder"):
             config = _with_or_without_outermost(config)
         kept = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
-        said |= {f"{component}.{key}": config[key] for key in kept} | {f"{component}.use_dora": dora.pop()}
-    return said
+        settings |= {f"{component}.{key}": config[key] for key in kept} | {f"{component}.use_dora": dora.pop()}
+    return settings
 
 
 def _with_or_without_outermost(config: dict[str, Any]) -> dict[str, Any]:

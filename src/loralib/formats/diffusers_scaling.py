@@ -46,20 +46,20 @@ def _out_of_b(update: LoRAUpdate, lora_alpha: float, use_rslora: bool) -> LoRAUp
 
 def note(given: Mapping[str, LoRAUpdate], written: Mapping[str, LoRAUpdate]) -> dict[str, str]:
     """The metadata that say what the lora_alpha of the updates was, where it can be given back."""
-    said = {
+    scalings = {
         name: [update.lora_alpha, update.use_rslora]
         for name, update in sorted(given.items())
         if (update.lora_alpha, update.use_rslora) != (update.r, False)
         and _out_of_b(written[name], update.lora_alpha, update.use_rslora) == update
     }
-    return {_NOTE: json.dumps(said)} if said else {}
+    return {_NOTE: json.dumps(scalings)} if scalings else {}
 
 
 def restored(layers: Mapping[str, LoRAUpdate], metadata: Mapping[str, str], path: Path) -> dict[str, LoRAUpdate]:
     """The updates with the lora_alpha that the metadata note; `FormatError` for a note that is damaged."""
     try:
-        said: Any = json.loads(metadata.get(_NOTE, "{}"))
-        values = {name: (alpha, bool(rslora)) for name, (alpha, rslora) in said.items()}
+        scalings: Any = json.loads(metadata.get(_NOTE, "{}"))
+        values = {name: (alpha, bool(rslora)) for name, (alpha, rslora) in scalings.items()}
         return {name: _out_of_b(update, *values[name]) if name in values else update for name, update in layers.items()}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, ConfigError) as error:
         raise FormatError(f"{path}: {_NOTE} in the metadata is damaged ({error}).") from None

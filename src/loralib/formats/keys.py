@@ -1,4 +1,4 @@
-"""Files with names of one's own, through a map from their names to these and back:
+"""Files with custom names, through a map from their names to these and back:
 
     <layer>.lora_A, <layer>.lora_B                         (r, in) and (out, r), or those of a convolution, judged by shape
     <layer>.lora_A.weight, <layer>.lora_B.weight           the same, whatever the shapes say
@@ -49,21 +49,21 @@ def check_keys(keys: object) -> None:
 
 def read(opened: Opened, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in a file of tensors whose names `keys` turns into those above. `FormatError` for a name that it does not
-    know, for two that become one, and for what is no adapter."""
+    know, for two that become one, and for what is not an adapter."""
     path, stored = opened.path, opened.tensors()
     new = mapped(path, stored, keys)
-    factors, beside = by_layer(str(path), {new[key]: tensor for key, tensor in stored.items()}, _PARTS)
+    factors, others = by_layer(str(path), {new[key]: tensor for key, tensor in stored.items()}, _PARTS)
     stated = opened.is_safetensors and opened.metadata.get(_NOTE) == _AS_WRITTEN
     layers = {name: _update(f"{path}: layer {name!r}", name, parts, config, stated) for name, parts in factors.items()}
     if not layers:
         raise FormatError(f"{path}: the key map finds no factors; they must become <layer>.lora_A and <layer>.lora_B.")
-    tensors = {new[key]: tensor for key, tensor in stored.items() if new[key] in beside}
+    tensors = {new[key]: tensor for key, tensor in stored.items() if new[key] in others}
     return Adapter(config or LoRAConfig(), layers, tensors, source=f"{path.name}, by a key map")
 
 
 def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
     """Write the safetensors file `path`, in which every tensor has the name that `keys` makes of that above."""
-    refuse("rows of tokens", adapter.rows, "A file with a key map")
+    refuse("token rows", adapter.rows, "A file with a key map")
     refuse("metadata", adapter.metadata, "A file with a key map")
     tensors: dict[str, Tensor] = {}
     for name, update in adapter.layers.items():
@@ -131,7 +131,7 @@ def _factors(where: str, stored: Mapping[str, Tensor], sure: bool) -> dict[str, 
     A, B = parts["lora_A"], parts["lora_B"]
     if stated is _TRANSPOSED:
         if A.dim() != 2 or B.dim() != 2:
-            raise FormatError(f"{where}: {_TRANSPOSED['lora_A']} {tuple(A.shape)} and {tuple(B.shape)} are no matrices.")
+            raise FormatError(f"{where}: {_TRANSPOSED['lora_A']} {tuple(A.shape)} and {tuple(B.shape)} are not matrices.")
         return parts | {"lora_A": A.t().contiguous(), "lora_B": B.t().contiguous()}
     fits_transposed = A.dim() == B.dim() == 2 and A.shape[1] == B.shape[0]
     if stated is None and not sure and fits_transposed and (A.shape[0] != B.shape[1] or A.shape[0] >= A.shape[1]):

@@ -71,7 +71,7 @@ def detect(opened: Opened) -> bool:
 
 def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in the file; `FormatError` when it is damaged, or of another method, or names a layer whose dotted name
-    cannot be told."""
+    are unclear."""
     path, stored = opened.path, opened.all_tensors()
     parts: dict[str, dict[str, Tensor]] = {}
     unknown = []
@@ -91,10 +91,10 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
         names = ", ".join(sorted({"_".join(name) for name in unknown})[:3])
         families = sorted({family for _, flat in unknown if (family := refused_family(flat))})
         of = f" (of {families[0]}, which is not read)" if families else ""
-        raise FormatError(f"{path}: what {names} are called in the model cannot be told from underscores{of}", *WAYS_OUT)
+        raise FormatError(f"{path}: what {names} are called in the model is not clear from underscores{of}", *WAYS_OUT)
     layers = {name: update_of(f"{path}: layer {name!r}", found) for name, found in parts.items()}
     if not layers:
-        raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
+        raise FormatError(f"{path} holds no factors; it is not LoRA adapter.")
     return Adapter(LoRAConfig(), layers, source=f"kohya file {path.name}")
 
 
@@ -117,7 +117,7 @@ def write(adapter: Adapter, path: Path) -> None:
             )
         if component not in prefixes or dotted(flat) != inner or is_original(flat):
             raise FormatError(
-                f"{name!r} cannot be told back from underscores, which kohya's format has for dots.", outcome=NOT_WRITTEN
+                f"{name!r} cannot be recovered from underscores, which replace dots in kohya's format.", outcome=NOT_WRITTEN
             )
         key = f"{prefixes[component]}_{flat}"
         lora_alpha = alpha_for(update.scaling, update.r) if update.use_rslora else update.lora_alpha
@@ -132,7 +132,7 @@ def check_part(where: Path | str, key: str, part: str) -> None:
     """`FormatError` when `part` of the name `key` is of another method than LoRA."""
     if part not in (_DOWN, _UP, _MID, _SCALE, _ALPHA):
         other = next((what for start, what in _OTHERS.items() if part.startswith(start)), None)
-        kind = f"{other}, which is no LoRA" if other else "of no kind that can be represented"
+        kind = f"{other}, which is not LoRA" if other else "of no kind that can be represented"
         raise FormatError(f"{where}: tensor {key!r} is {kind}.")
 
 

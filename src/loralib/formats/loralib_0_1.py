@@ -1,7 +1,7 @@
 """Checkpoints of loralib 0.1: a state dict that `torch.save` wrote, whole or only `lora_state_dict` of it.
 
     <layer>.lora_A, <layer>.lora_B     (r, in) and (out, r); of MergedLinear (n·r, in) and (n·out/N, r) for n of N slices
-    anything else                      tensors beside them, such as a head or biases
+    anything else                      extra tensors, such as a head or biases
 
 Such a file says neither lora_alpha nor which slices were enabled, nor whether a layer is an embedding: `read` takes the first
 two from a configuration, and the last from the layer's name. Convolutions and whole models need the model: see `load_legacy`.
@@ -49,7 +49,7 @@ def read(opened: Opened, config: LoRAConfig | None = None, *, unknown_alpha: boo
     Raises `FormatError` when the file is no such state dict, holds a whole model, or needs what `config` does not say.
     """
     path, state = opened.path, opened.state_dict()
-    factors, beside = by_layer(str(path), state, FACTORS)
+    factors, others = by_layer(str(path), state, FACTORS)
     if not factors:
         raise FormatError(f"{path} holds no LoRA factors (tensors named lora_A and lora_B).")
     if config is None and not unknown_alpha:
@@ -58,20 +58,20 @@ def read(opened: Opened, config: LoRAConfig | None = None, *, unknown_alpha: boo
             "give that of its training: load(path, config=LoRAConfig(lora_alpha=16))",
             option="give that of its training: --lora-alpha N",
         )
-    if whole := [name for name in factors if f"{name}.weight" in beside or f"{name}.conv.weight" in beside]:
+    if whole := [name for name in factors if f"{name}.weight" in others or f"{name}.conv.weight" in others]:
         raise FormatError(
             f"{path} holds the weights of adapted layers, too ({whole[0]!r}), a whole model that may have been saved "
             "merged: load it into the model with load_legacy(model, path), and extract the adapter from there."
         )
     layers = {name: _update(f"{path}: layer {name!r}", name, parts, config) for name, parts in factors.items()}
-    tensors = {name: state[name] for name in state if name in beside}
+    tensors = {name: state[name] for name in state if name in others}
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in tensors))
     return Adapter(LoRAConfig(modules_to_save=modules), layers, tensors, source=f"loralib 0.1 checkpoint {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
     """Write the file `path`. lora_alpha is not in it: 0.1 takes it from the layers' constructors."""
-    refuse("rows of tokens", adapter.rows, "A checkpoint of loralib 0.1")
+    refuse("token rows", adapter.rows, "A checkpoint of loralib 0.1")
     refuse("metadata", adapter.metadata, "A checkpoint of loralib 0.1")
     state: dict[str, Tensor] = {}
     if len(scalings := {update.lora_alpha for update in adapter.layers.values()}) > 1:
@@ -105,7 +105,7 @@ def _update(where: str, name: str, parts: dict[str, Tensor], config: LoRAConfig 
     parts = parts_of(where, parts, _NAMES)
     A, B = parts.values()
     if A.dim() != 2 or B.dim() != 2 or not 0 < B.shape[1] <= len(A) or len(A) % B.shape[1]:
-        raise FormatError(f"{where}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} are no factors of one update.")
+        raise FormatError(f"{where}: lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} are not factors of one update.")
     r, n = B.shape[1], len(A) // B.shape[1]
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else r
     mask = patterns.lookup(config.masks, name, None) if config else None

@@ -57,8 +57,8 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     factors, others = _without_strays(factors, others)
     if not factors:
         raise FormatError(f"{path} holds no factors with MLX's names (<layer>.lora_a and <layer>.lora_b).")
-    said = (folder / CONFIG).json() if _is_configuration(folder / CONFIG) else None
-    if said is None and config is None:
+    settings = (folder / CONFIG).json() if _is_configuration(folder / CONFIG) else None
+    if settings is None and config is None:
         raise FormatError(
             f"{path} has MLX's names, and {CONFIG}, which says the scale, is not next to it",
             "put it there, or give scale·r: load(path, config=LoRAConfig(lora_alpha=160))",
@@ -68,10 +68,12 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     for name, parts in factors.items():
         where = f"{path}: layer {name!r}"
         tensors = _transposed(where, name, parts)
-        layers[name] = _update(where, name, tensors, _alpha(folder.path / CONFIG, name, len(tensors["lora_A"]), said, config))
+        layers[name] = _update(
+            where, name, tensors, _alpha(folder.path / CONFIG, name, len(tensors["lora_A"]), settings, config)
+        )
     tensors = {name: tensor for name, tensor in stored.items() if name in others}
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in tensors))
-    model = {"base_model_name_or_path": said["model"]} if said and isinstance(said.get("model"), str) else {}
+    model = {"base_model_name_or_path": settings["model"]} if settings and isinstance(settings.get("model"), str) else {}
     return Adapter(LoRAConfig(modules_to_save=modules), layers, tensors, model, source=f"MLX adapter {path.name}")
 
 
@@ -98,14 +100,14 @@ def _update(where: str, name: str, parts: Mapping[str, Tensor], lora_alpha: floa
     return made(where, EmbeddingUpdate if is_embedding(name) else LoRAUpdate, parts, lora_alpha)
 
 
-def _alpha(path: Path, name: str, r: int, said: Mapping[str, Any] | None, config: LoRAConfig | None) -> float:
+def _alpha(path: Path, name: str, r: int, settings: Mapping[str, Any] | None, config: LoRAConfig | None) -> float:
     """lora_alpha of a layer of rank `r`: what `config` says, where there is no configuration."""
-    if said is None:
+    if settings is None:
         assert config is not None
         return patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
-    if said.get("fine_tune_type", "lora") not in ("lora", "dora"):
-        raise FormatError(f"{path}: fine_tune_type={said['fine_tune_type']!r:.40}; only 'lora' and 'dora' can be read.")
-    values = said["lora_parameters"]
+    if settings.get("fine_tune_type", "lora") not in ("lora", "dora"):
+        raise FormatError(f"{path}: fine_tune_type={settings['fine_tune_type']!r:.40}; only 'lora' and 'dora' can be read.")
+    values = settings["lora_parameters"]
     scale, alpha, rank = (values.get(key) for key in ("scale", "alpha", "rank")) if isinstance(values, dict) else (None,) * 3
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max / max(r, 1):
         raise FormatError(f"{path}: lora_parameters must say the scale, a positive number; got {scale!r:.40}.")

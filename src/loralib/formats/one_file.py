@@ -51,18 +51,18 @@ def detect(opened: Opened) -> bool:
 def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in the file; `FormatError` when it is damaged, or of another version."""
     path, tensors = opened.path, opened.mapped()
-    said = _parsed(path, opened.metadata.get(_KEY, ""))
-    layers, expected = {}, {f"rows.{name}" for name in said["rows"]}
-    for name, values in said["layers"].items():
+    described = _parsed(path, opened.metadata.get(_KEY, ""))
+    layers, expected = {}, {f"rows.{name}" for name in described["rows"]}
+    for name, values in described["layers"].items():
         held = {part: tensors[key] for part in PARTS if (key := f"layers.{name}.{part}") in tensors}
         expected |= {f"layers.{name}.{part}" for part in held}
         layers[name] = _update(f"{path}: layer {name!r}", values, held)
-    rows = {n: _rows(f"{path}: rows of {n!r}", indices, tensors.get(f"rows.{n}")) for n, indices in said["rows"].items()}
-    beside = {key.removeprefix("tensors."): tensor for key, tensor in tensors.items() if key.startswith("tensors.")}
-    if strays := sorted(tensors.keys() - expected - {f"tensors.{name}" for name in beside}):
+    rows = {n: _rows(f"{path}: rows of {n!r}", indices, tensors.get(f"rows.{n}")) for n, indices in described["rows"].items()}
+    extra = {key.removeprefix("tensors."): tensor for key, tensor in tensors.items() if key.startswith("tensors.")}
+    if strays := sorted(tensors.keys() - expected - {f"tensors.{name}" for name in extra}):
         raise FormatError(f"{path} holds the tensor {strays[0]!r}, of which its description says nothing.")
-    found = _config(path, said["config"])
-    return Adapter(found, layers, beside, said["metadata"], rows, f"one-file adapter {path.name}")
+    found = _config(path, described["config"])
+    return Adapter(found, layers, extra, described["metadata"], rows, f"one-file adapter {path.name}")
 
 
 def write(adapter: Adapter, path: Path) -> None:
@@ -72,14 +72,14 @@ def write(adapter: Adapter, path: Path) -> None:
         tensors |= {f"layers.{name}.{part}": tensor for part, tensor in update.tensors().items()}
     tensors |= {f"tensors.{name}": tensor for name, tensor in adapter.tensors.items()}
     tensors |= {f"rows.{name}": rows.values for name, rows in adapter.rows.items()}
-    said = {
+    described = {
         "version": _VERSION,
         "config": adapter.config.to_dict(),
         "layers": {name: _said(name, update) for name, update in adapter.layers.items()},
         "metadata": dict(adapter.metadata),
         "rows": {name: list(rows.indices) for name, rows in adapter.rows.items()},
     }
-    content = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    content = json.dumps(described, sort_keys=True, separators=(",", ":"))
     write_atomically(path, tensor_bytes(tensors, {_KEY: content}))
 
 
@@ -92,25 +92,25 @@ def _said(name: str, update: LoRAUpdate) -> dict[str, Any]:
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
-        said = json.loads(text)
+        described = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: the description of the adapter is not JSON ({error}).") from None
-    version = said.get("version") if isinstance(said, dict) else None
+    version = described.get("version") if isinstance(described, dict) else None
     if version == 1:
         raise FormatError(
             f"{path} is of version 1 of the format, which only development versions of this library wrote; this one reads "
             f"version {_VERSION}: save the adapter again, from the model or with the version that wrote it to another format."
         )
-    if not isinstance(said, dict) or version != _VERSION:
+    if not isinstance(described, dict) or version != _VERSION:
         raise FormatError(f"{path} is of version {version!r} of the format; this library reads version {_VERSION}.")
     for key in _PLACES:
-        if not isinstance(said.get(key), dict):
+        if not isinstance(described.get(key), dict):
             raise FormatError(f"{path}: {key!r} is missing from the description of the adapter, or no object.")
-    if unknown := sorted(said.keys() - {"version", *_PLACES}):
+    if unknown := sorted(described.keys() - {"version", *_PLACES}):
         raise FormatError(f"{path}: {unknown[0]!r} in the description of the adapter has no meaning in version {_VERSION}.")
-    if not all(isinstance(value, str) for value in said["metadata"].values()):
-        raise FormatError(f"{path}: metadata that is no text.")
-    return said
+    if not all(isinstance(value, str) for value in described["metadata"].values()):
+        raise FormatError(f"{path}: metadata that is not text.")
+    return described
 
 
 def _config(path: Path, values: Mapping[str, Any]) -> LoRAConfig:
@@ -121,8 +121,8 @@ def _config(path: Path, values: Mapping[str, Any]) -> LoRAConfig:
 
 
 def _update(where: str, values: Any, tensors: Mapping[str, Tensor]) -> LoRAUpdate:
-    said = values.get("kind") if isinstance(values, dict) else None
-    kind = _KINDS.get(said) if isinstance(said, str) else None
+    described = values.get("kind") if isinstance(values, dict) else None
+    kind = _KINDS.get(described) if isinstance(described, str) else None
     if kind is None:
         raise FormatError(f"{where} is of no known kind: {values!r:.80}.")
     own = _own_fields(kind)

@@ -9,8 +9,8 @@ Tensor names, for a layer L and a tensor T trained in full:
     base_model.model.<L>.lora_magnitude_vector    (out,), or (1, out, 1…) of a convolution: DoRA
     base_model.model.<L>.base_layer.bias          the bias of an adapted layer, where `bias` is not "none"; its weight, resized
     base_model.model.<T>                          tensors of `modules_to_save`, other biases
-    base_model.model.<L>.token_adapter.trainable_tokens_delta     rows `trainable_token_indices` of L's weight, anew
-    base_model.model.<L>.token_adapter.base_layer.weight          the whole of that weight beside them, resized
+    base_model.model.<L>.token_adapter.trainable_tokens_delta     rows `trainable_token_indices` of L's weight, again
+    base_model.model.<L>.token_adapter.base_layer.weight          the whole of that weight, resized
 
 Before version 0.3 `enable_lora` chose slices of a fused projection, as loralib 0.1 does: A (n·r, in), B (n·out/N, r, 1).
 
@@ -74,7 +74,7 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     refuse_costly(path / CONFIG, found, list(factors))
     layers = apart({name: _update(where, name, parts, found) for name, parts in factors.items()})
     if not layers:
-        raise FormatError(f"{where} holds no LoRA factors; it is no LoRA adapter.")
+        raise FormatError(f"{where} holds no LoRA factors; it is not LoRA adapter.")
     dora = [update.is_dora for update in layers.values()]
     if any(dora) != bool(values.get("use_dora")) or (any(dora) and not all(dora)):
         raise FormatError(f"{path}: use_dora={values.get('use_dora')}, but {sum(dora)} of {len(dora)} layers have magnitudes.")
@@ -99,9 +99,7 @@ def _token_rows(path: Path, rows: Mapping[str, Tensor], indices: Any) -> dict[st
             raise FormatError(f"{config}: trainable_token_indices={chosen[name]!r:.80} for {name!r}: {error}") from None
     asked = indices.values() if isinstance(indices, dict) else [indices]
     if missing := [numbers for numbers in asked if numbers and numbers not in chosen.values()]:
-        raise FormatError(
-            f"{path}: trainable_token_indices={missing[0]!r:.80}, but {path.name} holds no rows of tokens for them."
-        )
+        raise FormatError(f"{path}: trainable_token_indices={missing[0]!r:.80}, but {path.name} holds no token rows for them.")
     return found
 
 

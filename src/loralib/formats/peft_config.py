@@ -37,7 +37,7 @@ _COMPUTES = {  # fields that change what a layer computes
     "lora_ga_config": "a start from the base weights (LoRA-GA)",
     "megatron_config": "layers of Megatron",
     "monteclora_config": "factors that are drawn at random (MonteCLoRA)",
-    "target_parameters": "updates of parameters that are no layer's weight",
+    "target_parameters": "updates of parameters that are not a layer's weight",
     "use_bdlora": "block-diagonal factors (BD-LoRA)",
     "use_qalora": "pooled inputs (QA-LoRA)",
     "velora_config": "compressed activations (VeLoRA)",

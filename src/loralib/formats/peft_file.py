@@ -33,7 +33,7 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
             option="put it there, or give what the training had: --lora-alpha N",
         )
     if rows:
-        raise FormatError(f"{path} holds rows of tokens, whose numbers only {peft.CONFIG} says; put it next to the file.")
+        raise FormatError(f"{path} holds token rows, whose numbers only {peft.CONFIG} says; put it next to the file.")
     layers = apart({name: peft.update_of(str(path), name, parts, config) for name, parts in factors.items()})
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in tensors))
     settings = LoRAConfig(modules_to_save=modules, lora_dropout=config.lora_dropout)

@@ -37,7 +37,7 @@ _AROUND = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  #
 
 
 class Sorted(NamedTuple):
-    """The tensors of an adapter: the parts of each layer's update, those trained in full, and rows of tokens by layer."""
+    """The tensors of an adapter: the parts of each layer's update, those trained in full, and token rows by layer."""
 
     factors: dict[str, dict[str, Tensor]]
     tensors: dict[str, Tensor]

@@ -60,7 +60,7 @@ def _check_parts(where: str, tensors: Mapping[str, Tensor], lora_alpha: object, 
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> type[LoRAUpdate]:
-    """The kind of an update that is no embedding's: a convolution's where the second factor has a kernel."""
+    """The kind of an update that is not an embedding's: a convolution's where the second factor has a kernel."""
     return ConvolutionUpdate if tensors["lora_B"].dim() > 2 else LoRAUpdate
 
 
@@ -72,7 +72,7 @@ def check_sound(adapter: Adapter) -> None:
         except FormatError as error:
             raise FormatError(f"{error} Nothing was written.") from None
     if odd := [key for key, value in adapter.metadata.items() if not isinstance(key, str) or not isinstance(value, str)]:
-        raise FormatError(f"The metadata {odd[0]!r} are no text; make them text. Nothing was written.")
+        raise FormatError(f"The metadata {odd[0]!r} are not text; make them text. Nothing was written.")
 
 
 def by_layer(where: str, stored: Mapping[str, Tensor], parts: Iterable[str]) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
@@ -97,7 +97,7 @@ def parts_of(where: str, stored: Mapping[str, Tensor], names: Names, without: It
     if missing := [names[part] for part in FACTORS if names[part] not in stored]:
         raise FormatError(f"{where} has no {missing[0]}.")
     if more := [key for key in without if key in stored]:
-        raise FormatError(f"{where} has {more[0]} beside {names[PARTS[0]]}; expected the factors of one update.")
+        raise FormatError(f"{where} has {more[0]} and {names[PARTS[0]]}; expected the factors of one update.")
     return {part: stored[key] for part, key in names.items() if key in stored}
 
 

@@ -100,9 +100,9 @@ def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) ->
     known = _HANDLERS.get(layer_class) or _BY_NAME.get(f"{layer_class.__module__}.{layer_class.__qualname__}")
     if known not in (None, (handler,)):
         raise ConfigError(f"{layer_class.__name__} layers have another handler already; derive a class and register that.")
-    said = {name for cls in handler.__mro__[: handler.__mro__.index(AdaptedLayer)] for name in vars(cls)}
+    defined = {name for cls in handler.__mro__[: handler.__mro__.index(AdaptedLayer)] for name in vars(cls)}
     needed = ["factor_shapes"] if issubclass(handler, _BUILT_IN) else ["factor_shapes", "effective_weight"]
-    if missing := [name for name in needed if name not in said]:
+    if missing := [name for name in needed if name not in defined]:
         raise ConfigError(f"{handler.__name__} does not say its {missing[0]}; a handler has to.")
     kind: Any = layer_class
     inherited = row[1] if (row := _row(kind)) else ()

@@ -54,7 +54,7 @@ class KeepsFactors(ModuleMixin):
         return factors if self.weight_on_meta() or any(tensor.is_meta for tensor in factors.values()) else None
 
     def restore_values(self, before: Mapping[str, Tensor]) -> None:
-        """Give factors that may have been allocated anew their values, or starting values where they had none."""
+        """Give factors that may have been allocated again their values, or starting values where they had none."""
         factors: dict[str, Any] = dict(self.adapter_parameters())
         if not factors or any(factor.is_meta for factor in factors.values()):
             return

@@ -97,7 +97,7 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         if lora_dropout:
             return f"lora_dropout={lora_dropout} cannot act in it, since its update is added to its weight; exclude it or use 0"
         if "weight" not in layer._parameters:
-            return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
+            return "its weight is not a Parameter (a parametrization or weight norm computes it); remove that first"
         return "its forward was replaced (by accelerate hooks, say); undo that first" if "forward" in vars(layer) else None
 
     @classmethod
@@ -205,7 +205,7 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         if self.has_update and was_saved_merged(self, state_dict, prefix):
             warnings.warn(
                 f"The weight of {prefix.removesuffix('.') or type(self).__name__!r} was saved merged, as loralib 0.1 did in "
-                "evaluation mode: it is the model's own plus the update of the factors beside it. The model keeps its own, so "
+                "evaluation mode: it is the model's own plus the update of the factors next to it. The model keeps its own, so "
                 "that the update counts once.",
                 stacklevel=2,
             )

@@ -5,7 +5,7 @@ d in, k out, g groups, r rank: W (k, d/g, *kernel), A (r, d/g, *kernel), B (k, r
 groups share A, which leaves ΔW in the shape of W. A transposed convolution, whose weight is (d, k/g, *kernel), has factors
 of the same shapes.
 
-The factors of loralib 0.1 (`legacy`, see `conv_0_1`) are no two convolutions: W + ΔW is formed in the forward pass.
+The factors of loralib 0.1 (`legacy`, see `conv_0_1`) are not two convolutions: W + ΔW is formed in the forward pass.
 """
 
 from typing import Any

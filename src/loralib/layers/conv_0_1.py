@@ -19,7 +19,7 @@ from .state_dicts import quiet_state_dict
 
 
 class ConvLoRA(ConvolutionLoRA, nn.Module):
-    """What loralib 0.1's convolutions have in common, and a base for one's own: `conv_module` is torch's class.
+    """What loralib 0.1's convolutions have in common, and a base for custom ones: `conv_module` is torch's class.
 
     Parameters and their order are 0.1's; further keywords go to `conv_module`. `weight` is the one key of the weight in a
     state dict; the names of all versions of 0.1 are read (`weight`, `conv.weight`, both). `layer.conv` is a view of the bare

@@ -128,10 +128,10 @@ class EmbeddingLoRA(_Lookup):
 
 def is_scaled(layer: nn.Module) -> bool:
     """Whether `layer` is one of transformers' embeddings whose forward is a lookup times `embed_scale`, and nothing else: one
-    with a Parameter beside its weight does more."""
+    with a Parameter other than its weight does more."""
     known = [cls for cls in type(layer).__mro__ if cls.__module__.startswith("transformers.models.")]
-    beside = layer._parameters.keys() - {"weight", "lora_A", "lora_B"}
-    return bool(known) and known[0].__name__.endswith("ScaledWordEmbedding") and not beside
+    others = layer._parameters.keys() - {"weight", "lora_A", "lora_B"}
+    return bool(known) and known[0].__name__.endswith("ScaledWordEmbedding") and not others
 
 
 def has_own_forward(cls: type[nn.Module]) -> bool:
@@ -191,7 +191,7 @@ class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
 
 
 class EmbeddingBagLoRA(_Lookup):
-    """LoRA for bags of embeddings: Aᵀ is summed or averaged over a bag as W is. The maximum is no linear function of
+    """LoRA for bags of embeddings: Aᵀ is summed or averaged over a bag as W is. The maximum is not a linear function of
     the weight, so there the rows in use are updated before it is taken."""
 
     mode: str

@@ -7,7 +7,7 @@ from .dropout import Dropout, no_dropout
 
 
 class LoRALayer:
-    """The attributes that every LoRA layer has: loralib 0.1's base class, for layers of one's own and for `isinstance`.
+    """The attributes that every LoRA layer has: loralib 0.1's base class, for custom layers and for `isinstance`.
 
     r: rank, 0 for none. lora_alpha: numerator of the scaling. lora_dropout: dropout on the update's input: the constructor
     takes a probability; the attribute is a module, or without dropout a function, so that the layer has no submodules.

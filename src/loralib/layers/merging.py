@@ -241,8 +241,8 @@ class Mergeable(TemporaryWeights):
     # --- copies -----------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to copy or pickle: the counts of a tensor's changes start anew in a copy, so only whether the merged weight
-        is up to date is kept."""
+        """The state to copy or pickle: the counts of a tensor's changes start again in a copy, so only whether the merged
+        weight is up to date is kept."""
         state = dict(vars(self))
         if "_made_of" in state:
             state["_made_of"] = not self.is_stale()
@@ -266,7 +266,7 @@ def weight_problem(W: Tensor | None) -> str | None:
     """Why `W` cannot be replaced by another weight, or None."""
     match tensors.kind(W):
         case "missing":
-            return "its weight is no Parameter of the layer (a parametrization or weight norm computes it); remove that first"
+            return "its weight is not a Parameter (a parametrization or weight norm computes it); remove that first"
         case "quantized":
             return f"its weight has dtype {W.dtype}; dequantize it first"  # type: ignore[union-attr]
         case "partitioned":

@@ -36,7 +36,7 @@ class Projection(nn.Module):
 
     def __init__(self, owner: nn.MultiheadAttention, name: str):
         super().__init__()
-        self.__dict__["owner"] = owner  # past nn.Module.__setattr__: the owner is no child
+        self.__dict__["owner"] = owner  # past nn.Module.__setattr__: the owner is not a child
         self.name = name
         self.training = owner.training
 

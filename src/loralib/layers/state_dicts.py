@@ -1,4 +1,4 @@
-"""What kind of state dict is asked for, said by the mapping that torch hands from module to module while it is filled.
+"""What kind of state dict is asked for: the type of the mapping that torch hands from module to module while it is filled.
 
 A plain one of a merged layer warns that it holds the originals; `Quiet` is for those who want just that; `Baked` is filled with
 the merged weights. A mapping says it to this one call, where a flag would say it to other threads as well.

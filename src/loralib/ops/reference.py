@@ -3,7 +3,7 @@
     y' = y + s·(x·Aᵀ)·Bᵀ          W' = W + ΔW,   ΔW = s·B·A
 
 n tokens (any leading dimensions), d in, k out, r rank: x (..., d), y (..., k), A (r, d), B (k, r), W (k, d). What the other
-kinds of layers change about this is said at their functions.
+kinds of layers change about this is documented at their functions.
 Low-precision inputs stay as they are: only the small factors are cast, never x. No modules, no state, no choice of
 implementation here.
 """

@@ -386,7 +386,7 @@ def _input_gradient(dY: Tensor, u: Tensor, W: Tensor, A: Tensor, p: float, seed:
 
 
 def _check(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> None:
-    """Kernels believe what they are told about shapes, and read beyond a tensor that is smaller."""
+    """Kernels trust the shapes that they are given, and read beyond a tensor that is smaller."""
     reason = problem(x, W, b, A, B)
     if reason:
         raise ConfigError(reason)

@@ -43,7 +43,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = ("max_grad_norm", "max_test_rows", "warmup_steps", "weight_decay")
 _SHARES = ("head_dropout", "attention_dropout", "base_dropout", "label_smoothing_factor", "warmup_ratio")
-_RULES: Sequence[tuple[Sequence[str], Callable[[Any], bool], str]] = (  # what holds of options, and how it is said
+_RULES: Sequence[tuple[Sequence[str], Callable[[Any], bool], str]] = (  # what holds for options, and the sentence for it
     (_POSITIVE, lambda value: 0 < value < math.inf, "must be positive"),
     (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "must not be negative"),
     (_SHARES, lambda value: 0 <= value < 1, "must be in [0, 1)"),
@@ -181,7 +181,7 @@ class TrainOptions:
             (self.bf16 or self.fp16, ("onednn",), "has no effect with bf16 or fp16: it concerns float32 products"),
             (self.bf16, ("fp16",), "contradicts bf16; give one of them"),
             (bool(self.task), _NEED_DATA, f"has no effect with task={self.task}, which says where its texts and labels are"),
-            (bool(self.lora.target_modules), ("layers",), "has no effect beside target_modules; give one of them"),
+            (bool(self.lora.target_modules), ("layers",), "has no effect with target_modules; give one of them"),
             (not self.lora.target_modules, ("enable_lora", "slice_widths"), "has no effect without target_modules"),
             (not self.task, ("data_dir",), "has no effect without task; with data, give the file itself"),
             *(
@@ -195,15 +195,15 @@ class TrainOptions:
                 "has no effect: data to generate from are local .jsonl files",
             ),
             (local, _NEED_HUB, f"has no effect with the local file {self.data}; it belongs to hub data sets"),
-            (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect beside eval_data; give one of them"),
-            (bool(self.eval_split), ("eval_fraction",), "has no effect beside eval_split; give one of them"),
-            (bool(self.test_data), ("test_split",), "has no effect beside test_data; give one of them"),
+            (bool(self.eval_data), ("eval_split", "eval_fraction"), "has no effect with eval_data; give one of them"),
+            (bool(self.eval_split), ("eval_fraction",), "has no effect with eval_split; give one of them"),
+            (bool(self.test_data), ("test_split",), "has no effect with test_data; give one of them"),
             (not self._has_test_rows, ("max_test_rows",), "has no effect without test rows: test_data, test_split"),
-            (self.warmup_steps is not None, ("warmup_ratio",), "has no effect beside warmup_steps; give one of them"),
+            (self.warmup_steps is not None, ("warmup_ratio",), "has no effect with warmup_steps; give one of them"),
             (
                 bool(self.device_batch_size),
                 ("gradient_accumulation_steps",),
-                "has no effect beside device_batch_size; give one of them",
+                "has no effect with device_batch_size; give one of them",
             ),
             (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
             (self.best_epoch, ("save_steps",), best),

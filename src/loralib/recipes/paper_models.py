@@ -17,7 +17,7 @@ from .nlu import encoders
 
 @dataclass(frozen=True)
 class Shape:
-    """A model on the meta device and the names of the parts of its head, which are trained beside LoRA."""
+    """A model on the meta device and the names of the parts of its head, which are trained with LoRA."""
 
     model: PreTrainedModel
     head: tuple[str, ...]

@@ -47,7 +47,7 @@ def ending(path: Path, known: Sequence[str] = SUFFIXES, kinds: str = KINDS) -> s
     """
     found = Path(path.name.lower().removesuffix(".gz")).suffix
     if found not in known:
-        raise DataError(f"{path} is no {kinds}; convert it to one.")
+        raise DataError(f"{path} is not a {kinds}; convert it to one.")
     return found
 
 

@@ -77,8 +77,8 @@ def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
     """The options of the run in `folder` and the names of its classes; `RunError` when it holds no run."""
     path = folder / CONFIG
     if not path.is_file():
-        raise RunError(f"{folder} is no run folder ({CONFIG} is missing); give a folder that loralib train wrote.")
-    with _damage_named(f"{path} or {LABELS} beside it"):
+        raise RunError(f"{folder} is not a run folder ({CONFIG} is missing); give a folder that loralib train wrote.")
+    with _damage_named(f"{path} or {LABELS} next to it"):
         labels: list[str] | None = json.loads((folder / LABELS).read_text(encoding="utf-8"))
         values = dict(read_yaml(path))
     return _options(path, values), labels

@@ -85,12 +85,12 @@ def search(
     n: int = 9,
     eta: int = 3,
     resume: bool = False,
-    told: Callable[[Trial], None] = lambda trial: None,
+    on_progress: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Look for the best LoRA configuration of `options`, whose own values are the first candidate; all trials, best first.
 
-    folder: gets a run folder a trial, without weights. told: hears of each trial. Raises `ConfigError` and `DataError` for
-    words and data that cannot work, before anything is trained, and `RunError` when a trial fails.
+    folder: gets a run folder a trial, without weights. on_progress: called with each trial. Raises `ConfigError` and
+    `DataError` for words and data that cannot work, before anything is trained, and `RunError` when a trial fails.
     """
     if n < 2 or eta < 2:
         raise ConfigError(f"search={n}, eta={eta}: a search needs two candidates at least and a factor of two at least.")
@@ -109,7 +109,7 @@ def search(
         run = folder / f"rung-{rung}" / f"candidate-{candidates.index(dict(values))}"
         found = train_apart(judged.updated({**values, "max_train_rows": budget}), run, resume, keep_weights=False)
         trial = Trial(rung, budget, values, found["value"], found["parameters"]["trained"], found["train_seconds"])
-        told(trial)
+        on_progress(trial)
         return trial
 
     return halve(candidates, rungs(len(candidates), rows, eta), train, options.metric)

@@ -85,8 +85,8 @@ def _train_seeds(
             if not begun:
                 raise KeyboardInterrupt("interrupted before the first checkpoint; nothing new was kept.") from None
             again = f"loralib train --output {folder} --resume"
-            said = f"interrupted at seed {chosen.seed}; what is finished is kept. Go on with: {again}"
-            raise KeyboardInterrupt(said) from None
+            message = f"interrupted at seed {chosen.seed}; what is finished is kept. Go on with: {again}"
+            raise KeyboardInterrupt(message) from None
     if main:
         write_atomically(folder / run_folder.SUMMARY, (as_json(summary(results), indent=2) + "\n").encode())
         run_folder.MANY.finish(folder)

@@ -15,7 +15,7 @@ Waiting = dict[tuple[Path, str], Path]  # (file, "tmp" or "old") to where its ne
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path`, sync it to the disk, and rename it over `path`.
+    """Write a temporary file next to `path`, sync it to the disk, and rename it over `path`.
 
     Raises `OSError` naming `path` when that fails; what was at `path` is then still there.
     """

@@ -26,15 +26,15 @@ MARK, REPLACED, _MOVING = ".loralib.json", ".replaced", ".moving"
 
 def write_mark(folder: Path, title: str, files: list[str] | None = None) -> None:
     """Mark `folder` as written by the command `title`. files: all that it holds, where that is known."""
-    said = {"written_by": title, **({} if files is None else {"files": files})}
-    write_atomically(folder / MARK, (as_json(said, indent=2) + "\n").encode())
+    mark = {"written_by": title, **({} if files is None else {"files": files})}
+    write_atomically(folder / MARK, (as_json(mark, indent=2) + "\n").encode())
 
 
 def files_by_mark(folder: Path, title: str) -> list[str] | None:
     """The files that the mark of `title` in `folder` names; None when there is no such mark."""
     try:
-        said = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        return [str(name) for name in said.get("files", [])] if said["written_by"] == title else None
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        return [str(name) for name in mark.get("files", [])] if mark["written_by"] == title else None
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
 
@@ -85,30 +85,30 @@ class Writer:
             )
 
     def begin(self, folder: Path) -> None:
-        """Mark `folder` as this writer's; what was written to it before is set aside until `finish` or `give_up`."""
-        aside, moving = folder / REPLACED, folder / _MOVING
-        if aside.is_dir() and not moving.is_dir():
+        """Mark `folder` as this writer's; what was written to it before is moved away until `finish` or `give_up`."""
+        kept, moving = folder / REPLACED, folder / _MOVING
+        if kept.is_dir() and not moving.is_dir():
             if (folder / self.done).exists():  # what replaced it is whole
-                shutil.rmtree(aside)
+                shutil.rmtree(kept)
             else:
                 self.clear(folder)
-        if not aside.is_dir() and (moving.is_dir() or any(self._own(folder))):
+        if not kept.is_dir() and (moving.is_dir() or any(self._own(folder))):
             moving.mkdir(exist_ok=True)
             _move(folder, moving)
-            moving.replace(aside)
+            moving.replace(kept)
         folder.mkdir(parents=True, exist_ok=True)
         write_mark(folder, self.title)
 
     def finish(self, folder: Path) -> None:
-        """Remove what was set aside, now that the new content is whole."""
+        """Remove what was moved away, now that the new content is whole."""
         shutil.rmtree(folder / REPLACED, ignore_errors=True)
 
     def give_up(self, folder: Path) -> None:
-        """Remove what was written since `begin`, and put back what was set aside; an empty folder is removed."""
+        """Remove what was written since `begin`, and put back what was moved away; an empty folder is removed."""
         self.clear(folder)
-        aside, moving = folder / REPLACED, folder / _MOVING
-        if aside.is_dir():
-            aside.replace(moving)
+        kept, moving = folder / REPLACED, folder / _MOVING
+        if kept.is_dir():
+            kept.replace(moving)
             _move(moving, folder)
             with suppress(OSError):  # what somebody's new files are in the way of stays there
                 moving.rmdir()
@@ -116,7 +116,7 @@ class Writer:
             folder.rmdir()
 
     def clear(self, folder: Path) -> None:
-        """Remove the files that this writer wrote, but for those set aside and those in folders that another process has, and
+        """Remove the files that this writer wrote, but for those moved away and those in folders that another process has, and
         folders that are empty then."""
         for name in sorted(self._own(folder), key=lambda name: name == MARK):  # without the mark the rest would be refused
             (folder / name).unlink()
@@ -134,7 +134,7 @@ class Writer:
                     path.unlink() if name in own else path.rmdir()
 
     def _own(self, folder: Path) -> Iterator[str]:
-        """The files of this writer, but for those set aside, the lock and those of other processes."""
+        """The files of this writer, but for those moved away, the lock and those of other processes."""
         others = [target_of(lock) for lock in locks_below(folder)]
         held = [path.relative_to(folder).as_posix() for other in others for path in (other, next_to(other, ""))]
         left_alone = (f"{REPLACED}/", f"{_MOVING}/", *held)
@@ -154,7 +154,7 @@ def _check_no_file(folder: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move all that is in `source` to `target`, but for what is set aside; what is there already stays."""
+    """Move all that is in `source` to `target`, but for what is moved away; what is there already stays."""
     for path in sorted(source.iterdir()):
         if path.name not in (REPLACED, _MOVING, LOCK) and not (target / path.name).exists():
             path.replace(target / path.name)

@@ -46,9 +46,9 @@ class Owner:
     def read(cls, content: bytes) -> "Owner | None":
         """What the content of a lock says; None when it is none, or not yet whole."""
         try:
-            said = json.loads(content)
-            process = Process(str(said["host"]), int(said["pid"]), str(said["started"]))
-            return cls(process, str(said["since"])) if process.pid > 0 else None
+            values = json.loads(content)
+            process = Process(str(values["host"]), int(values["pid"]), str(values["started"]))
+            return cls(process, str(values["since"])) if process.pid > 0 else None
         except (ValueError, RecursionError, KeyError, TypeError):
             return None
 

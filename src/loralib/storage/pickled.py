@@ -35,7 +35,7 @@ def read_pickled(path: Path) -> Any:
     """What `torch.save` wrote to `path`, if it is made of tensors and plain values; nothing in the file is executed, and no
     more memory is asked for than the file is large. `FormatError` when it is not so, or is damaged."""
     if not path.is_file():
-        raise FormatError(f"{path} is no file; give the path of a checkpoint that torch.save wrote.")
+        raise FormatError(f"{path} is not a file; give the path of a checkpoint that torch.save wrote.")
     try:
         _check_archive(path)
         with warnings.catch_warnings():
@@ -45,7 +45,7 @@ def read_pickled(path: Path) -> Any:
     except FormatError:
         raise
     except _UNREADABLE as error:
-        raise FormatError(f"{path} is no checkpoint of tensors that is safe to read ({_reason(error)}).") from None
+        raise FormatError(f"{path} is not a checkpoint of tensors that is safe to read ({_reason(error)}).") from None
     return content
 
 
@@ -62,7 +62,7 @@ def _check_archive(path: Path) -> None:
     which holds no more bytes than the file has. (In the older layout a file can speak of any number.)"""
     if not zipfile.is_zipfile(path):
         raise FormatError(
-            f"{path} is no checkpoint of tensors that is safe to read (no archive, as torch has written since version 1.6); "
+            f"{path} is not a checkpoint of tensors that is safe to read (no archive, as torch has written since version 1.6); "
             "load an older one that you trust with torch.load, and save it again."
         )
     with zipfile.ZipFile(path) as archive:
@@ -70,7 +70,7 @@ def _check_archive(path: Path) -> None:
     if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
         raise FormatError(f"{path} is a compressed archive; torch.save writes none.")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise FormatError(f"{path} speaks of more bytes than it has.")
+        raise FormatError(f"{path} is corrupt: its archive declares more bytes than the file contains.")
 
 
 def _check_tensors(path: Path, content: Any) -> None:
@@ -105,6 +105,6 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
         raise FormatError(f"{path} holds a {type(content).__name__}, not a state dict.")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise FormatError(f"{path} is no state dict: its entry {name!r:.80} is a {type(value).__name__}, not a tensor.")
+            raise FormatError(f"{path} is not a state dict: its entry {name!r:.80} is a {type(value).__name__}, not a tensor.")
     prefix = _DDP if all(name.startswith(_DDP) for name in content) else ""
     return {name.removeprefix(prefix): tensor.detach() for name, tensor in content.items()}

@@ -106,7 +106,7 @@ def _is_unicode(name: str) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """The header of the file `path`, checked against its size; `FormatError` when it is no whole safetensors file."""
+    """The header of the file `path`, checked against its size; `FormatError` when it is not a whole safetensors file."""
     with _opened(path), path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         content = json.loads(file.read(size))

@@ -40,7 +40,7 @@ def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound
     adapted layers are returned, as by `inject`.
     On a model on the meta device factors and other tensors are put on the adapter's device, where they wait for the base's
     weights to be loaded (`load_state_dict` with `assign=True`; `to_empty` keeps the factors only, so attach again after it).
-    Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
+    Token rows are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
     A tensor that the model ties to another and has itself, to the last bit, is left out: PEFT stores embeddings with updates.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 

@@ -79,7 +79,7 @@ def partly_untrained(model: nn.Module) -> dict[str, str]:
 
 
 def message(found: dict[str, str]) -> str:
-    """What is said of factors that do not train."""
+    """The message about factors that do not train."""
     shown = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:_SHOWN])
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     factors = "1 LoRA factor does" if len(found) == 1 else f"{len(found)} LoRA factors do"

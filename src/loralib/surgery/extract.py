@@ -52,7 +52,7 @@ def extract(model: nn.Module, strict: bool = False) -> Adapter:
     >>> model = nn.Sequential(nn.Linear(8, 8))
     >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
     >>> lora.extract(model)
-    Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
+    Adapter(1 layer, r=2, 32 parameters, 0 extra tensors)
     """
     read = Survey(model)
     read.check_enabled("extracted from")

@@ -39,7 +39,7 @@ def as_config(value: object, model: nn.Module) -> LoRAConfig:
         return _of_peft(made.to_dict() if callable(getattr(made, "to_dict", None)) else {}, model)
     if isinstance(value, Mapping) and not any(isinstance(held, Tensor) for held in value.values()):
         return _of_peft(dict(value), model) if "peft_type" in value else _of_fields(value)
-    remedy = next((said for kind, said in _INSTEAD.items() if isinstance(value, kind)), "")
+    remedy = next((call for kind, call in _INSTEAD.items() if isinstance(value, kind)), "")
     raise wrong("config", _EXPECTED, value, remedy)
 
 

@@ -32,8 +32,9 @@ from .trainable import bias_names
 
 
 def inject(model: nn.Module, config: Given, dtype: torch.dtype | None = None) -> Bound:
-    """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned, with
-    how many parameters their factors have and what "all-linear" left out, and why (`Bound`).
+    """Add LoRA to the targeted layers of `model`, in place. Returns the names of the adapted layers.
+
+    They come as a `Bound`, which also holds the number of parameters of their factors, and what "all-linear" left out and why.
 
     B starts at zero, so the model computes what it did: bit for bit in float32, and in lower precision where a layer has no
     bias. A bias is added after the update there, so that W·x is rounded once by itself: small updates would be lost otherwise.
@@ -154,8 +155,8 @@ def _target(name: str, layer: nn.Module, config: LoRAConfig) -> _Target:
     assert handler is not None
     if config.fan_in_fan_out and not getattr(handler, "fan_in_fan_out", False):
         raise TargetError(
-            f"fan_in_fan_out=True, but {name!r}, a {type(layer).__name__}, does not store its weight as (in, out); leave the "
-            "field out: which layers do is known. Nothing was changed."
+            f"fan_in_fan_out=True, but {name!r}, a {type(layer).__name__}, stores its weight as (out, in). Remove "
+            "fan_in_fan_out; it is inferred from the layer type. Nothing was changed."
         )
     r = patterns.lookup(config.rank_pattern, name, config.r)
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)

@@ -32,7 +32,7 @@ def load_factors(model: nn.Module, path: str | Path) -> None:
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise AttachError(
-            f"The factors of {path} are no start for this run: {'; '.join(problems[:4])}{more}. "
+            f"The factors of {path} are not a start for this run: {'; '.join(problems[:4])}{more}. "
             "Give the layers, the rank and the lora_alpha that they were trained with."
         )
     for name, layer in layers.items():

@@ -1,7 +1,7 @@
 """Checkpoints of loralib 0.1, loaded into a model with LoRA layers.
 
 0.1 saved three kinds: the factors alone (`lora_state_dict`), the factors with a head, and the whole state dict. A whole one
-that was saved in evaluation mode holds *merged* weights, W + ΔW, beside the factors, and nothing in it says so; merged again
+that was saved in evaluation mode holds *merged* weights, W + ΔW, with the factors, and nothing in it says so; merged again
 they would hold ΔW twice. The caller may say which it is; otherwise it is found by comparison with the weights that the model
 has, if those are the pretrained ones.
 """
@@ -28,7 +28,7 @@ _OLD_BUFFERS = ("position_ids", "masked_bias")  # transformers once saved them
 class LegacyReport:
     """What `load_legacy` found and did.
 
-    layers: whose factors were loaded. beside: other tensors that were loaded, such as a head or the base weights. merged:
+    layers: whose factors were loaded. extra: other tensors that were loaded, such as a head or the base weights. merged:
     whether the base weights were saved merged; None when the file holds none. kept: layers whose base weight the model had
     already, bit for bit. subtracted: layers whose ΔW was subtracted from a merged weight, which is exact but for rounding.
     skipped: buffers of old transformers models that the model no longer has.
@@ -36,25 +36,25 @@ class LegacyReport:
 
     path: Path
     layers: tuple[str, ...]
-    beside: tuple[str, ...]
+    extra: tuple[str, ...]
     merged: bool | None
     kept: tuple[str, ...] = ()
     subtracted: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = [f"{self.path.name}: the factors of {_count(self.layers, 'layer')} and {_count(self.beside, 'other tensor')}"]
+        parts = [f"{self.path.name}: the factors of {_count(self.layers, 'layer')} and {_count(self.extra, 'other tensor')}"]
         if self.merged is None:
-            said.append("no base weights")
+            parts.append("no base weights")
         elif self.merged:
             kept = f"{_count(self.kept, 'layer')} kept the model's own" if self.kept else ""
             subtracted = f"from {_count(self.subtracted, 'layer')} ΔW was subtracted" if self.subtracted else ""
-            said.append("base weights saved merged: " + ", ".join(filter(None, (kept, subtracted))))
+            parts.append("base weights saved merged: " + ", ".join(filter(None, (kept, subtracted))))
         else:
-            said.append("base weights saved unmerged")
+            parts.append("base weights saved unmerged")
         if self.skipped:
-            said.append(f"skipped {_count(self.skipped, 'buffer')} that the model no longer has")
-        return "; ".join(said) + "."
+            parts.append(f"skipped {_count(self.skipped, 'buffer')} that the model no longer has")
+        return "; ".join(parts) + "."
 
 
 def _count(names: tuple[str, ...], noun: str) -> str:
@@ -70,7 +70,7 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     Where the model has the very weight, it keeps it; else ΔW is subtracted once, in at least float32.
 
     Returns what was found and done. Raises `FormatError` when the file cannot be read safely, and `AttachError`, listing
-    everything, when the checkpoint is not for this model, or when it cannot be told whether it is merged. The model is then
+    everything, when the checkpoint is not for this model, or when it is unclear whether it is merged. The model is then
     unchanged.
 
     >>> import tempfile, torch, loralib as lora
@@ -157,7 +157,7 @@ def _found_merged(path: Path, relations: dict[str, str]) -> bool:
         return True
     other = next(name for name, relation in relations.items() if relation not in ("either", "unmerged"))
     raise AttachError(
-        f"{path} holds base weights, and whether they were saved merged (in evaluation mode) cannot be told: that of {other!r} "
+        f"{path} holds base weights, and it is unclear whether they were saved merged (in evaluation mode): that of {other!r} "
         "is neither the model's own nor that with the update. Load the pretrained weights into the model first, or say "
         "assume_merged=True or False. Nothing was changed."
     )

@@ -19,9 +19,9 @@ from .wrappers import plain_name
 
 
 def merge(model: nn.Module, keep: bool = True) -> None:
-    """Let every adapted layer compute with W + ΔW as one matrix product, as fast as the plain layer.
+    """Merge all LoRA updates into their weights (W + ΔW), so that each layer is as fast as the plain one.
 
-    keep: set the original weights aside, so that `unmerge` restores them bit for bit. With `keep=False` the merge is final:
+    keep: keep the original weights, so that `unmerge` restores them bit for bit. With `keep=False` the merge is final:
     the model becomes a plain one with the merged weights (and the tensors trained in full), and the originals' memory
     is free. A weight tied to another module stays untouched there; the merged layer has its own.
     Raises `LayerError` when a weight cannot be merged, with nothing changed.
@@ -85,7 +85,7 @@ def _home_of_weight(name: str, layer: AdaptedLayer) -> tuple[str, Tensor]:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Give every merged layer the very Parameter back that `merge` set aside."""
+    """Give every merged layer the very Parameter back that `merge` moved away."""
     for layer in Survey(model).require_adapted().values():
         layer.unmerge()
 

@@ -18,7 +18,7 @@ def fit(
     """Train by a Trainer of this kind with these arguments, and return it.
 
     metric: shown at every evaluation on the `console`. log: the folder of TensorBoard's log. checkpoint: where to go on from.
-    Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written, and `RunError` when the loss is no number.
+    Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written, and `RunError` when the loss is not a number.
     """
     stop, bar, board = StopOnInterrupt(), ProgressBar(console, metric), TensorBoardLog(log)
     lines = LogLines(console, mean_tokens(arguments["train_dataset"]))

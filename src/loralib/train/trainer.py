@@ -51,7 +51,7 @@ class AdapterTrainer(StepMeanTrainer):
         ...     trainer = AdapterTrainer(model, transformers.TrainingArguments(folder, report_to="none", use_cpu=True))
         ...     trainer.save_model()
         ...     lora.load(folder)
-        Adapter(1 layer of rank 2, 16 parameters, 2 tensors beside)
+        Adapter(1 layer, r=2, 16 parameters, 2 extra tensors)
     """
 
     model: nn.Module
@@ -108,5 +108,5 @@ def write_errors_named(folder: Path) -> Iterator[None]:
 def _is_full_disk(error: BaseException | None) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    said = str(error)
-    return any(sign in said for sign in _SIGNS_OF_FAILED_WRITING) and "PytorchStreamReader" not in said
+    message = str(error)
+    return any(sign in message for sign in _SIGNS_OF_FAILED_WRITING) and "PytorchStreamReader" not in message

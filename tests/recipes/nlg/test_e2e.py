@@ -105,11 +105,11 @@ def test_a_published_file_may_have_other_columns_and_quotes(tmp_path: Path) -> N
         ("a.csv", "mr,text\nname[A],b\n", "a.csv has no column 'ref'; it has 'mr', 'text'.* Expected mr and ref"),
         ("a.csv", "mr,ref\nname[A]\n", "line 2 has 1 field, expected 2"),
         ("a.csv", "mr,ref\nname[A],\n", "line 2 has no text"),
-        ("a.csv", "mr,ref\nname,b\n", "line 2: 'name' is no meaning representation; write name"),
-        ("a.csv", 'mr,ref\n"name[A], ",b\n', "line 2: 'name\\[A\\],' is no meaning representation"),
-        ("a.csv", 'mr,ref\n"name[A] area[B]",b\n', "line 2: .* is no meaning representation"),
-        ("a.csv", "mr,ref\nnam[A],b\n", "line 2: 'nam' is no attribute of E2E; it has name, eatType"),
-        ("a.tsv", "mr\tref\n", r"a.tsv is no .txt or .csv file \(or .gz of one\)"),
+        ("a.csv", "mr,ref\nname,b\n", "line 2: 'name' is not a meaning representation; write name"),
+        ("a.csv", 'mr,ref\n"name[A], ",b\n', "line 2: 'name\\[A\\],' is not a meaning representation"),
+        ("a.csv", 'mr,ref\n"name[A] area[B]",b\n', "line 2: .* is not a meaning representation"),
+        ("a.csv", "mr,ref\nnam[A],b\n", "line 2: 'nam' is not an attribute of E2E; it has name, eatType"),
+        ("a.tsv", "mr\tref\n", r"a.tsv is not a .txt or .csv file \(or .gz of one\)"),
     ],
 )
 def test_a_file_that_cannot_serve_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

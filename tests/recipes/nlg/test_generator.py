@@ -91,7 +91,7 @@ def test_a_run_writes_what_it_has_learned(gpt2: Path, opened: generator.Run, mea
 
 def test_rows_are_in_the_order_of_the_data(opened: generator.Run, some: Any, tmp_path: Path) -> None:
     path, heard = tmp_path / "some.jsonl", []
-    texts = opened.generate_into(path, some, HOW, batch_size=2, told=heard.append)
+    texts = opened.generate_into(path, some, HOW, batch_size=2, on_progress=heard.append)
     written = lines_of(path)
     assert [row["context"] for row in written] == some["context"]
     assert [row["references"] for row in written] == some["references"]
@@ -123,7 +123,7 @@ def test_what_was_interrupted_goes_on_without_repeating_or_losing_a_text(
     with pytest.raises(RunError, match=r"some.partial.jsonl was interrupted; add --resume to go on with it, or --overwrite"):
         opened.generate_into(path, some, HOW)
     counted.stop_after = 10**6
-    opened.generate_into(path, some, HOW, batch_size=3, resume=True, told=heard.append)
+    opened.generate_into(path, some, HOW, batch_size=3, resume=True, on_progress=heard.append)
     assert counted.rows == len(some)
     assert (heard[0], heard[-1]) == (done, len(some))
     assert content(path) == content(tmp_path / "straight.jsonl")
@@ -300,7 +300,7 @@ def test_a_run_that_classifies_writes_no_text_and_the_other_way_round(
 
 
 def test_a_folder_without_a_finished_run_is_refused(gpt2: Path, meals: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         generator.open_run(tmp_path)
     with pytest.raises(Interrupted):
         run(tmp_path / "run", options(gpt2, meals), callbacks=[InterruptAt(1)])

@@ -1,4 +1,4 @@
-"""Data of one's own are read line by line, or refused with one sentence that names the line."""
+"""Data of your own are read line by line, or refused with one sentence that names the line."""
 
 import gzip
 import json
@@ -66,5 +66,5 @@ def test_a_jsonl_file_that_cannot_serve_is_refused(tmp_path: Path, content: str,
 def test_a_jsonl_file_that_is_not_there_or_is_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.jsonl does not exist; give the path of a .jsonl file \(or .gz of one\)"):
         read_jsonl(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match=r"a.json is no .jsonl file \(or .gz of one\); convert it to one"):
+    with pytest.raises(DataError, match=r"a.json is not a .jsonl file \(or .gz of one\); convert it to one"):
         read_jsonl(write(tmp_path / "a.json", "{}"))

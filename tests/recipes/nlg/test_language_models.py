@@ -79,12 +79,12 @@ def test_an_encoder_is_refused(encoder: Path) -> None:
     ids=[
         "no folder",
         "no weights",
-        "config is no JSON",
+        "config is not JSON",
         "config of nothing",
         "config of another kind",
         "weights cut",
         "no tokenizer",
-        "tokenizer is no JSON",
+        "tokenizer is not JSON",
         "weights of another width",
     ],
 )

@@ -81,7 +81,7 @@ def test_the_papers_e2e_file_and_the_published_one_have_the_same_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.pdf", "a", "is no file of predictions"),
+        ("a.pdf", "a", "is not a file of predictions"),
         ("a.txt", "", "is empty"),
         ("a.csv", "output\n", "has no row below"),
         ("a.tsv", "a\tb\nc\n", "has 1 field, expected 2"),
@@ -103,8 +103,8 @@ def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
     table, bars = written(tmp_path, "a.csv", "x,y\n1,2\n"), written(tmp_path, "b.txt", "x||a\nb\n")
     for files, message in [
         ([two, three], "has 3 lines and .* 2"),
-        ([two, table], "is no text file; give it alone"),
-        ([written(tmp_path, "a.pdf", "a")], "is no file of references"),
+        ([two, table], "is not text file; give it alone"),
+        ([written(tmp_path, "a.pdf", "a")], "is not a file of references"),
         ([table], "has no column 'mr'; it has 'x', 'y'.* Expected mr and ref"),
         ([bars], "line 2 has no two vertical bars"),
         ([tmp_path / "nope.txt"], "does not exist"),

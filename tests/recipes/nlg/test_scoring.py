@@ -81,7 +81,7 @@ def test_meteor_is_left_out_where_it_is_not_and_refused_where_it_is_asked_for(
     monkeypatch.setenv(meteor.VARIABLE, str(program))
     assert score("dart", SAID, ASKED)["meteor"] == 0.5
     monkeypatch.setenv(meteor.VARIABLE, str(tmp_path / "nope"))
-    with pytest.raises(ConfigError, match=r"METEOR_JAR names .*nope, which is no file"):
+    with pytest.raises(ConfigError, match=r"METEOR_JAR names .*nope, which is not a file"):
         score("dart", SAID, ASKED)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="METEOR needs java"):

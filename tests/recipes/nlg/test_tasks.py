@@ -217,8 +217,8 @@ def test_dart_from_the_hub(hub: Hub) -> None:
             [{"meaning_representation": "name[A]"}],
             "split 'test', row 1 has no field 'human_reference'; it has 'meaning_rep",
         ),
-        ("e2e", [{"meaning_representation": "A", "human_reference": "b"}], "split 'test', row 1: 'A' is no meaning"),
-        ("dart", [{"tripleset": [["a", "b"]], "annotations": []}], r"split 'test', row 1: 'a \| b' is no triple"),
+        ("e2e", [{"meaning_representation": "A", "human_reference": "b"}], "split 'test', row 1: 'A' is not a meaning"),
+        ("dart", [{"tripleset": [["a", "b"]], "annotations": []}], r"split 'test', row 1: 'a \| b' is not a triple"),
         (
             "webnlg",
             [{"category": "City", "modified_triple_sets": [], "lex": []}],

@@ -371,8 +371,8 @@ def test_a_task_trains_on_its_own_splits(gpt2: Path, restaurants: Path) -> None:
     [
         ({"model": "no/such-model"}, RunError, "no/such-model.*cannot be loaded as a causal language model"),
         ({"data": "none.jsonl"}, DataError, "none.jsonl does not exist"),
-        ({"data": "imdb"}, DataError, "'imdb' is no .jsonl file"),
-        ({"data": __file__}, DataError, "is no .jsonl file"),
+        ({"data": "imdb"}, DataError, "'imdb' is not a .jsonl file"),
+        ({"data": __file__}, DataError, "is not a .jsonl file"),
         ({"eval_data": "none.jsonl"}, DataError, "none.jsonl does not exist"),
         ({"test_data": "none.jsonl"}, DataError, "none.jsonl does not exist"),
         ({"context_column": "contxt"}, DataError, "no column 'contxt'"),

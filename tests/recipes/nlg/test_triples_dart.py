@@ -98,7 +98,10 @@ def test_texts_of_any_source_are_kept_but_for_empty_ones(tmp_path: Path) -> None
         ([{"annotations": []}], "entry 1 has no field 'tripleset'; it has 'annotations'"),
         ([{"tripleset": [["a", "b", "c"]]}], "entry 1 has no field 'annotations'"),
         ([ENTRY | {"tripleset": []}], "entry 1 has no triples"),
-        ([ENTRY | {"tripleset": [["a", "b"]]}], r"entry 1: 'a \| b' is no triple; write it as subject \| property \| object"),
+        (
+            [ENTRY | {"tripleset": [["a", "b"]]}],
+            r"entry 1: 'a \| b' is not a triple; write it as subject \| property \| object",
+        ),
         ([ENTRY | {"tripleset": [["a", "b", 3]]}], "entry 1: 'tripleset', item 1, item 3 is 3, not text"),
         ([ENTRY | {"tripleset": ["abc"]}], "entry 1: 'tripleset', item 1 is 'abc', not a list"),
         ([ENTRY | {"annotations": [{"text": "a"}]}], "entry 1: 'annotations', item 1 has no field 'source'"),
@@ -116,5 +119,5 @@ def test_json_that_cannot_serve_is_refused(tmp_path: Path, value: Any, message: 
 def test_a_file_that_is_not_there_or_is_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.xml does not exist; give the path of a .json or .xml file"):
         read_dart(tmp_path / "none.xml")
-    with pytest.raises(DataError, match=r"a.jsonl is no .json or .xml file"):
+    with pytest.raises(DataError, match=r"a.jsonl is not a .json or .xml file"):
         read_dart(tmp_path / "a.jsonl")

@@ -198,7 +198,7 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
         (xml('category="City">'), "entry 1 has 0 elements <modifiedtripleset>, expected one"),
         (xml(f'category="City">{ONE}{ONE}'), "entry 1 has 2 elements <modifiedtripleset>"),
         (xml('category="City"><modifiedtripleset/>'), "entry 1 has no triples"),
-        (xml(f'category="City">{ONE.replace(" | c", "")}'), r"entry 1: 'a \| b' is no triple; write it as subject"),
+        (xml(f'category="City">{ONE.replace(" | c", "")}'), r"entry 1: 'a \| b' is not a triple; write it as subject"),
     ],
 )
 def test_xml_that_cannot_serve_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -225,5 +225,5 @@ def test_a_damaged_gzip_file_is_called_so(tmp_path: Path, name: str) -> None:
 def test_a_file_that_is_not_there_or_is_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.json does not exist; give the path of a .json or .xml file"):
         read_webnlg(tmp_path / "none.json")
-    with pytest.raises(DataError, match=r"a.txt is no .json or .xml file \(or .gz of one\)"):
+    with pytest.raises(DataError, match=r"a.txt is not a .json or .xml file \(or .gz of one\)"):
         read_webnlg(tmp_path / "a.txt")

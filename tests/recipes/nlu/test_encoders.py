@@ -56,6 +56,6 @@ def test_a_regression_head_begins_at_the_mean_unless_the_checkpoint_brought_it(e
     assert torch.equal(brought.classifier.weight, drawn.classifier.weight)
     encoders.center(brought, 1.0)
     assert brought.classifier.bias.tolist() == [2.5]
-    anew = encoders.load_encoder(str(tmp_path), ["a", "b"])
-    assert anew.drawn
-    assert anew.classifier.out_features == 2
+    again = encoders.load_encoder(str(tmp_path), ["a", "b"])
+    assert again.drawn
+    assert again.classifier.out_features == 2

@@ -54,7 +54,7 @@ def test_a_label_that_only_the_evaluation_file_has_is_refused(folder: Path) -> N
 def test_data_on_disk_of_no_known_kind_is_not_looked_for_on_the_hub(folder: Path, no_hub: None, data: str) -> None:
     path = folder / data
     path.write_text("{}") if path.suffix else path.mkdir()
-    with pytest.raises(DataError, match=f"--data .*{data}.* is no .tsv, .csv or .jsonl file"):
+    with pytest.raises(DataError, match=f"--data .*{data}.* is not a .tsv, .csv or .jsonl file"):
         inputs.read_data(options(folder, data=str(path)))
 
 

@@ -47,7 +47,7 @@ def test_a_label_that_training_did_not_have_is_refused() -> None:
 
 @pytest.mark.parametrize("label", ["x", "", "nan", "inf"])
 def test_a_label_that_is_no_number_is_refused_for_regression(label: str) -> None:
-    with pytest.raises(DataError, match=f"x: the label '{label}' of the text 'b' is no number"):
+    with pytest.raises(DataError, match=f"x: the label '{label}' of the text 'b' is not a number"):
         inputs.targets(labelled("x", ["a", "b"], ["1.5", label]), None)
 
 

@@ -111,8 +111,8 @@ def test_pairs_come_from_their_column(tmp_path: Path) -> None:
         ("a.tsv", "text\tlabel\ttext\na\t1\tb\n", "has 2 columns named 'text'; rename all but one"),
         ("a.tsv", "\t".join(f"c{i}" for i in range(11)), "it has 'c0', 'c1', .*'c7' and 3 more. Nearest"),
         ("a.tsv", "x" * 1000, "it has 'x{59}…'. Nearest"),
-        ("a.txt", "text,label\na,1\n", "a.txt is no .tsv, .csv or .jsonl file"),
-        ("a.json", "[]", "a.json is no .tsv, .csv or .jsonl file"),
+        ("a.txt", "text,label\na,1\n", "a.txt is not a .tsv, .csv or .jsonl file"),
+        ("a.json", "[]", "a.json is not a .tsv, .csv or .jsonl file"),
     ],
 )
 def test_a_file_that_cannot_serve_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -35,7 +35,7 @@ ROWS = {
 def check(path: Path) -> None:
     """Raise `DataError` that says what the server would refuse: the name, the first line, the rows, a prediction."""
     if path.suffix != ".tsv" or path.stem not in FILES:
-        raise DataError(f"{path.name} is no file of a submission; those are {', '.join(f'{name}.tsv' for name in FILES)}.")
+        raise DataError(f"{path.name} is not a file of a submission; those are {', '.join(f'{name}.tsv' for name in FILES)}.")
     (task, _), rows = FILES[path.stem], ROWS[path.stem]
     if not path.is_file():
         raise DataError(f"{path} does not exist; predict the test set of {task} first.")
@@ -115,7 +115,7 @@ def test_a_prediction_that_the_task_does_not_know_is_not_written(tmp_path: Path,
 
 
 def test_a_file_of_no_submission_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no file of a submission; those are CoLA\.tsv"):
+    with pytest.raises(DataError, match=r"is not a file of a submission; those are CoLA\.tsv"):
         check(tmp_path / "cola.tsv")
     with pytest.raises(DataError, match="predict the test set of cola first"):
         check(tmp_path / "CoLA.tsv")

@@ -1,8 +1,8 @@
 """One step of a convolution with its update: y = W ∗ x + b + s·B ∗ (A ∗ dropout(x)), B of kernel 1.
 
 With t = A ∗ x and u = s·Bᵀ ∗ dY, both of only r channels: y += s·B ∗ t in place, dX = the convolution's own plus that of A from
-u, dA from u and x, dB from dY and t. B, whose kernel is 1, is multiplied as a matrix. Kept are x (for dA) and t (for dB);
-nothing of y's size but y is made, so that the peak of memory is that of the convolution alone.
+u, dA from u and x, dB from dY and t. B, whose kernel is 1, is multiplied as a matrix. Saved for backward: x (for dA) and
+t (for dB); nothing of y's size but y is made, so that the peak of memory is that of the convolution alone.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ For the frozen weight W (k, d) of a linear layer, x (n, d), t = x·Aᵀ (n, r) a
     dX = dY·W            dX += u·A        in place
     dBᵀ = s·tᵀ·dY  (r, k)                 dA = uᵀ·x  (r, d)
 
-Kept are x (for dA) and t (for dB): nothing of size (n, k), no second (n, d). Two more forms of the same:
+Saved for backward: x (for dA) and t (for dB): nothing of size (n, k), no second (n, d). Two more forms of the same:
 
     low precision    s·t·Bᵀ first, and the big product accumulates onto it in float32 and rounds once; added the other way
                      round, an update below half a unit in the last place of y would be lost, always in the same places
@@ -106,12 +106,12 @@ def _factor_gradients(
     for_A: bool,
     for_B: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dA = uᵀ·x_d and dB = s·dYᵀ·t, in the factors' dtypes; t anew where it was not kept, or where this is differentiated."""
-    anew = for_B and (t is None or torch.is_grad_enabled())
-    if anew and x is None:
+    """dA = uᵀ·x_d and dB = s·dYᵀ·t, in the factors' dtypes; t again where it was not kept, or where this is differentiated."""
+    again = for_B and (t is None or torch.is_grad_enabled())
+    if again and x is None:
         raise LayerError(INPUT_NOT_KEPT)
-    x_d = dropout.zeroed(x, places) if x is not None and (for_A or anew) else None
-    if anew and x_d is not None:
+    x_d = dropout.zeroed(x, places) if x is not None and (for_A or again) else None
+    if again and x_d is not None:
         t = F.linear(x_d, A.to(x_d.dtype))
     dA = (u.t() @ x_d).to(A.dtype) if for_A and x_d is not None else None
     dB = ((t.t() @ dY).t() * s).to(B.dtype) if for_B and t is not None else None

@@ -1,1 +1,1 @@
-"""Generating text from data: E2E, WebNLG and DART as in the LoRA paper, and data of one's own."""
+"""Generating text from data: E2E, WebNLG and DART as in the LoRA paper, and your own data."""

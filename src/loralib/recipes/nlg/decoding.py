@@ -45,11 +45,11 @@ def decode(
     contexts: Sequence[str],
     decoding: Decoding,
     batch_size: int = 16,
-    told: Callable[[dict[int, str]], None] = lambda texts: None,
+    on_progress: Callable[[dict[int, str]], None] = lambda texts: None,
 ) -> list[str]:
     """The text of each of the `contexts`; those of similar length are decoded together, the longest first.
 
-    told: hears of the texts of each batch, by position.
+    on_progress: called with the texts of each batch, by position.
     """
     check_room(model, tokenizer, contexts, decoding.max_new_tokens)
     prompt = [prompts.prompt_ids(tokenizer, context) for context in contexts]
@@ -60,7 +60,7 @@ def decode(
         chosen = order[start : start + batch_size]
         found = decode_batch(model, tokenizer, [prompt[i] for i in chosen], decoding)
         batch = dict(zip(chosen, found, strict=True))
-        told(batch)
+        on_progress(batch)
         texts |= batch
     return [texts[i] for i in range(len(contexts))]
 
@@ -85,15 +85,15 @@ def decode_batch(
         pad_token_id=pad,
         bos_token_id=tokenizer.bos_token_id,
     )
-    with _own_defaults_aside(model):
+    with _without_own_defaults(model):
         generate: Any = model.generate
         found = generate(ids, attention_mask=mask, generation_config=how, logits_processor=LogitsProcessorList(rules))
     return [_cut(tokenizer, row.tolist(), ends) for row in found[:, width:]]
 
 
 @contextmanager
-def _own_defaults_aside(model: PreTrainedModel) -> Iterator[None]:
-    """Without what the model came with about generating, such as a repetition penalty, which would act beside what is asked."""
+def _without_own_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own settings of generation, such as a repetition penalty."""
     kept = model.generation_config
     model.generation_config = GenerationConfig()
     try:

@@ -74,13 +74,13 @@ def linearised(meaning: str) -> str:
     """
     found = list(_ATTRIBUTE.finditer(meaning))
     if not found or "".join(match[0] for match in found) != meaning:
-        raise DataError(f"{meaning!r:.100} is no meaning representation; write name[…], eatType[…] and so on.")
+        raise DataError(f"{meaning!r:.100} is not a meaning representation; write name[…], eatType[…] and so on.")
     return " | ".join(_named(match[1], match[2]) for match in found)
 
 
 def _named(attribute: str, value: str) -> str:
     if attribute not in ATTRIBUTES:
-        raise DataError(f"{attribute!r:.60} is no attribute of E2E; it has {', '.join(ATTRIBUTES)}.")
+        raise DataError(f"{attribute!r:.60} is not an attribute of E2E; it has {', '.join(ATTRIBUTES)}.")
     value = re.sub(r" *([£-]) *", r" \1 ", value).strip() if attribute == "priceRange" else value
     return f"{ATTRIBUTES[attribute]} : {value}"
 

@@ -51,17 +51,17 @@ class Run(FinishedRun):
         batch_size: int = 16,
         overwrite: bool = False,
         resume: bool = False,
-        told: Callable[[int], None] = lambda done: None,
+        on_progress: Callable[[int], None] = lambda done: None,
     ) -> list[str]:
-        """Write the text of each input of `data` to `path`, a `.jsonl` file, and to a `.txt` file beside it; they are returned.
+        """Write the text of each input of `data` to `path`, a `.jsonl` file, and to a `.txt` file next to it; returns them.
 
-        overwrite: replace what is there. resume: go on with what was interrupted. told: hears how many inputs are done.
-        Raises `RunError` when a file is there and neither is said, when what was interrupted was told otherwise, or while
-        another process writes the file.
+        overwrite: replace what is there. resume: go on with what was interrupted. on_progress: called with the number of
+        inputs done. Raises `RunError` when a file is there and neither is given, when what was interrupted had other options,
+        or while another process writes the file.
         """
         with file_lock(path):
             settle(_both(path))
-            return self._generate_into(path, data, how, batch_size, overwrite, resume, told)
+            return self._generate_into(path, data, how, batch_size, overwrite, resume, on_progress)
 
     def _generate_into(
         self,
@@ -71,7 +71,7 @@ class Run(FinishedRun):
         batch_size: int,
         overwrite: bool,
         resume: bool,
-        told: Callable[[int], None],
+        on_progress: Callable[[int], None],
     ) -> list[str]:
         """`generate_into`, where no other process writes."""
         inputs = data["context"][:]
@@ -81,14 +81,14 @@ class Run(FinishedRun):
         if partial.path.exists() and not overwrite and not resume:
             raise RunError(f"{partial.path} was interrupted; add --resume to go on with it, or --overwrite to begin again.")
         texts = partial.read() if resume and partial.path.exists() else partial.begin()
-        told(len(texts))
+        on_progress(len(texts))
         left = [i for i in range(len(data)) if i not in texts]
 
         def keep(batch: Mapping[int, str]) -> None:
             found = {left[i]: text for i, text in batch.items()}
             partial.append(found)
             texts.update(found)
-            told(len(texts))
+            on_progress(len(texts))
 
         decoding.decode(self.model, self.tokenizer, [inputs[i] for i in left], how, batch_size, keep)
         predictions = [texts[i] for i in range(len(data))]
@@ -124,11 +124,11 @@ def _both(path: Path) -> list[Path]:
 
 def _check_free(path: Path, overwrite: bool) -> None:
     """`RunError` unless texts may be written to `path`: nothing is there, or texts that may be overwritten."""
-    beside = path.with_suffix(".txt")
+    plain = path.with_suffix(".txt")
     if path.exists() and not overwrite:
         raise RunError(f"{path} exists; add --overwrite to replace it, or give another --output.")
     foreign = [path] if path.exists() and not _holds_texts(path) else []
-    foreign += [beside] if beside.exists() and not path.exists() else []
+    foreign += [plain] if plain.exists() and not path.exists() else []
     if foreign:
         raise RunError(f"{foreign[0]} is there and was not written by loralib generate; give another --output.")
 
@@ -137,14 +137,14 @@ def _holds_texts(path: Path) -> bool:
     """Whether `path` begins as a file of texts does."""
     try:
         with path.open(encoding="utf-8") as file:
-            said = json.loads(file.readline() or "{}")
+            header = json.loads(file.readline() or "{}")
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(said, dict) and said.keys() >= {"context", "prediction"}
+    return isinstance(header, dict) and header.keys() >= {"context", "prediction"}
 
 
 def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:
-    """Write `path`, and the predictions alone to a `.txt` file beside it."""
+    """Write `path`, and the predictions alone to a `.txt` file next to it."""
     examples = zip(data.to_list(), predictions, strict=True)
     rows = [{"context": row["context"], "prediction": text, **row} for row, text in examples]
     plain = "".join(f"{text}\n" for text in predictions)

@@ -37,7 +37,7 @@ def read_rows(options: TrainOptions) -> "list[Dataset]":
     def read_own(option: str, name: str, split: str | None) -> "Dataset":
         if not records.is_local_file(name):
             raise DataError(
-                f"{name!r} is no .jsonl file (or .gz of one), which data to generate from are; give the path of one."
+                f"{name!r} is not a .jsonl file (or .gz of one), which data to generate from are; give the path of one."
             )
         return read_jsonl(name, options.context_column, options.completion_column)
 

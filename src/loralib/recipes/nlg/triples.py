@@ -112,7 +112,7 @@ def _example(entry: Entry, texts: Iterable[str], category: str | None = None) ->
     if not entry.triples:
         raise DataError(f"{entry.where} has no triples; give it at least one.")
     for written in (" | ".join(triple) for triple in entry.triples if len(triple) != 3):
-        raise DataError(f"{entry.where}: {written!r:.80} is no triple; write it as subject | property | object.")
+        raise DataError(f"{entry.where}: {written!r:.80} is not a triple; write it as subject | property | object.")
     return example(" | ".join(map(" : ".join, entry.triples)), filter(str.strip, texts), category)
 
 

@@ -16,7 +16,7 @@ class Encoder:
     """A model with a classification head and its tokenizer.
 
     head: the names of the modules that the checkpoint did not fill or that lie outside the pretrained body. drawn: whether the
-    head was drawn anew, and not brought along by the checkpoint.
+    head was drawn again, and not brought along by the checkpoint.
     """
 
     model: PreTrainedModel
@@ -97,7 +97,7 @@ def set_dropouts(
 
 
 def _renew_head(encoder: Encoder, missing: set[str]) -> None:
-    """Draw the parts of the head anew that the checkpoint brings along: they were trained for other classes."""
+    """Draw the parts of the head again that the checkpoint brings along: they were trained for other classes."""
     for part in encoder.head:
         for name, module in encoder.model.get_submodule(part).named_modules(prefix=part):
             if f"{name}.weight" not in missing and isinstance(module, nn.Linear):
@@ -137,7 +137,7 @@ def freeze_all_but_last(encoder: Encoder) -> None:
 
 
 def center(encoder: Encoder, mean: float) -> None:
-    """Let a regression head that was drawn anew begin at the mean of the labels, and not at 0, which LoRA's few parameters
+    """Let a regression head that was drawn again begin at the mean of the labels, and not at 0, which LoRA's few parameters
     would take hundreds of steps to leave."""
     if encoder.drawn and encoder.classifier.bias is not None:
         nn.init.constant_(encoder.classifier.bias, mean)

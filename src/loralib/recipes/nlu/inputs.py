@@ -34,7 +34,7 @@ def read_data(options: TrainOptions) -> "list[Dataset]":
             instead = option.replace("data", "split")
             raise DataError(f"{option} {name!r} must be a {records.KINDS}; for a split of a hub data set use {instead}.")
         if Path(name).exists():
-            raise DataError(f"{option} {name!r} is on this disk and is no {records.KINDS}; convert it to one.")
+            raise DataError(f"{option} {name!r} is on this disk and is not a {records.KINDS}; convert it to one.")
         return readers.read_hub(name, options.data_config, split, *columns)
 
     data = sources.read(options, glue.read_glue, read_own)
@@ -93,7 +93,7 @@ def _number(data: "Dataset", label: str, row: int) -> float:
     value = _as_float(label)
     if value is None or not abs(value) <= LARGEST:
         where = f"{source(data)}: the label {listed([label])} of the text {listed([data[row]['text']])}"
-        problem = "is too large for float32" if value is not None and math.isfinite(value) else "is no number"
+        problem = "is too large for float32" if value is not None and math.isfinite(value) else "is not a number"
         raise DataError(f"{where} {problem}, and regression needs numbers.")
     return value
 

@@ -89,7 +89,7 @@ def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | No
             else read_glue(options.task, path, options.data_dir)
         )
     if not records.is_local_file(path):
-        raise DataError(f"--data {path!r} is no {', '.join(records.SUFFIXES)} file.")
+        raise DataError(f"--data {path!r} is not a {', '.join(records.SUFFIXES)} file.")
     text, label, pair = (overrides.get(name) or getattr(options, name) for name in names)
     if options.takes_pairs and pair is None:
         raise DataError("the run takes pairs: name the column of the second text with --text-pair-column.")

@@ -56,7 +56,7 @@ def _written(task: str, value: str | float) -> str:
     labels = TASKS[task].classes
     if labels is None:
         if isinstance(value, str) or not math.isfinite(value):
-            raise DataError(f"{value!r} is no number, which predictions of {task} are.")
+            raise DataError(f"{value!r} is not a number, which predictions of {task} are.")
         return f"{min(5.0, max(0.0, value)):.3f}"
     if value not in labels:
         raise DataError(f"{value!r} is none of the classes of {task}: {', '.join(labels)}.")

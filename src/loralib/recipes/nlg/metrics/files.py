@@ -76,7 +76,7 @@ def read_references(paths: Sequence[str | Path]) -> Rows:
     kind, *_ = kinds = [ending(file, (*LINES, ".csv", ".jsonl"), REFERENCES) for file in files]
     alone = [file for file, kind in zip(files, kinds, strict=True) if kind not in LINES]
     if others and alone:
-        raise DataError(f"{alone[0]} is no text file; give it alone, or text files only.")
+        raise DataError(f"{alone[0]} is not text file; give it alone, or text files only.")
     if kind == ".jsonl":
         return Rows(str(first), _of_json(_some(first, read_records(first, kinds=REFERENCES)), {"references": [str]}))
     if kind == ".csv":
@@ -121,7 +121,7 @@ def _of_columns(rows: Sequence[Row], raw: bool) -> list[Row]:
 
 
 def _is_row(fields: Sequence[str]) -> bool:
-    """Whether the first line of a table is no line of column names: one is an input, or several words that end a sentence."""
+    """Whether the first line of a table is a row: a field is an input, or several words that end a sentence."""
     ends = (field for field in fields if len(field.split()) > 2 and field.rstrip().endswith((".", "!", "?")))
     return any(map(looks_like_input, fields)) or any(ends)
 

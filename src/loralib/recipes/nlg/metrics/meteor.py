@@ -31,7 +31,7 @@ def find_jar(asked: Path | None = None) -> Path | None:
         places = [Path(place, "meteor", "meteor-1.5.jar") for place in (package and package.submodule_search_locations) or ()]
         return next((place for place in places if place.is_file()), None)
     if not named.is_file():
-        raise ConfigError(f"{source} names {named}, which is no file; give the path of meteor-1.5.jar.")
+        raise ConfigError(f"{source} names {named}, which is not a file; give the path of meteor-1.5.jar.")
     if not java:
         raise ConfigError(f"METEOR needs java, which is not on the PATH; install a Java runtime, or leave {source} out.")
     return named

@@ -4,7 +4,7 @@
 - `treebank_words`: those of the Penn Treebank without punctuation, in lower case (E2E's METEOR, ROUGE-L and CIDEr). Stanford's
   tokeniser does this in E2E's scripts. `_TREEBANK` agrees with it on all 5,323 texts of E2E's test set and TGen, and on all but
   one of the 45,258 others of the data set; rarer things, such as addresses on the web, it does not know.
-- `tokenised`: the WebNLG challenge's and DART's reference files: lower case, and a space around all that is no letter or digit.
+- `tokenised`: the WebNLG challenge's and DART's reference files: lower case, and a space around all signs.
   What is tokenised already stays as it is.
 """
 
@@ -39,7 +39,7 @@ _TREEBANK = re.compile(
       [^\W_](?:(?!n't\b)[^\W_])*
       (?:(?:[-/&_]|(?<=[^\W\d_])\.(?=[^\W\d_]))(?!n't\b)[^\W_](?:(?!n't\b)[^\W_])*)*  # joined by one of these: family-friendly
       (?:\.(?=[,;:]))?                      # and a full stop before a comma
-    | [!?]{{2,}} | \*+                      # signs that are no punctuation
+    | [!?]{{2,}} | \*+                      # signs that are not punctuation
     | [#£$€¥%@&+=/~|\\°<>()[\]{{}}]
     """,
     re.VERBOSE | re.IGNORECASE,
