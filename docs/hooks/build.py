@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File, Files
+
 import notebook
 from generated import PARTS
-from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {  # files of the repository that are pages of the site, too

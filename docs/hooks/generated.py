@@ -9,7 +9,6 @@ from importlib import import_module
 from unittest import mock
 
 from error_examples import EXAMPLES, message_of
-
 from loralib import architectures, cli, errors
 from loralib.recipes.options import TrainOptions
 

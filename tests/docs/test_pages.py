@@ -94,4 +94,6 @@ def test_the_blocks_of_a_page_run(
             run(block, page, namespace)
             printed = capsys.readouterr().out
         elif block.kind == "output":
-            assert same(printed, block.code), f"{name_of(page)}:{block.line} shows\n{block.code}\nbut this was printed:\n{printed}"
+            assert same(printed, block.code), (
+                f"{name_of(page)}:{block.line} shows\n{block.code}\nbut this was printed:\n{printed}"
+            )
