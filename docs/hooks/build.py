@@ -39,7 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     """Fill in the generated parts, drop notes to the tests, and mend links that lead out of docs/."""
     text = _PART.sub(lambda part: PARTS[part[1]](), _NOTE.sub("", markdown))
-    text = _OUTPUT.sub('```{ .text .output title="prints" }', text)
+    text = _OUTPUT.sub('```{ .text .output .no-copy title="prints" }', text)
     own = page.file.src_uri
     source = next((path for path, uri in OUTSIDE.items() if uri == own and own != "index.md"), f"docs/{own}")
     return _LINK.sub(lambda link: _mended(link, source, own, files), text)

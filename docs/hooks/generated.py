@@ -57,7 +57,7 @@ def _help(command: str) -> str:
     plain = {"COLUMNS": "88", "NO_COLOR": "1", "LINES": "1000"}
     with mock.patch.dict(os.environ, plain), contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         import_module(f"loralib.cli.{command}").run(["--help"])
-    return output.getvalue()
+    return "".join(char for char in output.getvalue() if char.isprintable() or char == "\n")
 
 
 def options() -> str:
@@ -88,7 +88,7 @@ def _error(name: str, example: str) -> str:
     said = message_of(example)
     return (
         f"## {name} {{ #{name} }}\n\n{error.__doc__.splitlines()[0]} Also a `{builtin}`.\n\n"
-        f'```python\n{example.strip()}\n```\n\n```{{ .text .wrap title="raises {type(said).__name__}" }}\n{said}\n```'
+        f'```python\n{example.strip()}\n```\n\n```{{ .text .output .wrap .no-copy title="raises {type(said).__name__}" }}\n{said}\n```'
     )
 
 
