@@ -6,6 +6,9 @@ import tempfile
 from loralib import LoRAError
 
 EXAMPLES = {
+    "ArgumentError": """
+lora.inject("my-model", lora.LoRAConfig(r=8))
+""",
     "ConfigError": """
 lora.LoRAConfig(r=0)
 """,

@@ -34,7 +34,9 @@ def _slice(fused: str, slices: tuple[str, ...], role: str) -> str:
 def commands() -> str:
     """The help of every command, as the command line prints it."""
     parts = []
-    for title, group in (("Train a model and use it", cli.TRAINING), ("Work on adapter files", cli.ADAPTERS)):
+    others = {name: what for name, what in cli.COMMANDS.items() if name not in cli.TRAINING | cli.ADAPTERS}
+    groups = {"Train a model and use it": cli.TRAINING, "Work on adapter files": cli.ADAPTERS, "Other commands": others}
+    for title, group in groups.items():
         parts.append(f"## {title}")
         parts += [_command(name, what) for name, what in group.items()]
     return "\n\n".join(parts)
@@ -86,10 +88,9 @@ def _error(name: str, example: str) -> str:
     error = getattr(errors, name)
     builtin = next(base.__name__ for base in error.__mro__ if base.__module__ == "builtins")
     said = message_of(example)
-    return (
-        f"## {name} {{ #{name} }}\n\n{error.__doc__.splitlines()[0]} Also a `{builtin}`.\n\n"
-        f'```python\n{example.strip()}\n```\n\n```{{ .text .output .wrap .no-copy title="raises {type(said).__name__}" }}\n{said}\n```'
-    )
+    what = f"{error.__doc__.splitlines()[0]} A subclass of `LoRAError` and `{builtin}`."
+    fence = f'```{{ .text .output .wrap .no-copy title="raises {type(said).__name__}" }}'
+    return f"## {name} {{ #{name} }}\n\n{what}\n\n```python\n{example.strip()}\n```\n\n{fence}\n{said}\n```"
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
