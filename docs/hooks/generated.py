@@ -14,13 +14,14 @@ from loralib.recipes.options import TrainOptions
 
 
 def families() -> str:
-    """Per model type, the names of the layers that play each role, as `--layers` finds them."""
-    lines = [f"| model type | {' | '.join(architectures.ROLES)} |", "|---" * (len(architectures.ROLES) + 1) + "|"]
+    """Per model type, the names of the layers that play each role, as `--layers` finds them; equal ones share a row."""
+    rows: dict[str, list[str]] = {}
     for model_type, roles in sorted({**architectures.ENCODERS, **architectures.DECODERS}.items()):
         fused, slices = architectures.FUSED.get(model_type, ("", ()))
         cells = [_names(roles.get(role, ())) or _slice(fused, slices, role) for role in architectures.ROLES]
-        lines.append(f"| `{model_type}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.setdefault(" | ".join(cells), []).append(model_type)
+    head = [f"| model type | {' | '.join(architectures.ROLES)} |", "|---" * (len(architectures.ROLES) + 1) + "|"]
+    return "\n".join([*head, *(f"| {_names(tuple(types))} | {cells} |" for cells, types in rows.items())])
 
 
 def _names(names: tuple[str, ...]) -> str:
