@@ -11,7 +11,8 @@ from blocks import Block, blocks
 from loralib import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
+OUTSIDE = [ROOT / name for name in ("README.md", "UPGRADING.md", "CONTRIBUTING.md", "examples/README.md")]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *OUTSIDE]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?: ?%)?")
 
 pytestmark = pytest.mark.slow
