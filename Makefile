@@ -67,7 +67,7 @@ docs-serve: $(STAMP)  ## show the documentation at http://127.0.0.1:8000, built 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch src
 
 notebook: $(STAMP)  ## write the tutorial as a notebook, tutorial.ipynb
-	$(BIN)/python docs/hooks/notebook.py docs/start/tutorial.md > tutorial.ipynb
+	$(BIN)/python docs/hooks/page_notebook.py docs/start/tutorial.md > tutorial.ipynb
 
 clean:     ## remove .venv and caches
 	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "hooks"))
+sys.path.append(str(Path(__file__).parents[2] / "docs" / "hooks"))
 
 
 @pytest.fixture(autouse=True)

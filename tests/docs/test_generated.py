@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import generated
-import notebook
+import generated_parts as generated
+import page_notebook
 from error_examples import EXAMPLES, message_of
 from loralib import architectures, cli, errors
 from loralib.recipes.options import TrainOptions
@@ -65,7 +65,7 @@ def test_doctests_of_docstrings_are_code_of_the_site() -> None:
 
 @pytest.mark.slow
 def test_the_tutorial_as_a_notebook_runs(tmp_path: Path) -> None:
-    cells = json.loads(notebook.from_page(TUTORIAL.read_text(encoding="utf-8")))["cells"]
+    cells = json.loads(page_notebook.from_page(TUTORIAL.read_text(encoding="utf-8")))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert len(code) >= 6

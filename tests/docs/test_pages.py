@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from blocks import Block, blocks
 from loralib import cli
+from page_blocks import Block, blocks
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = [ROOT / name for name in ("README.md", "UPGRADING.md", "CONTRIBUTING.md", "examples/README.md")]

@@ -1,6 +1,6 @@
 """A page as a Jupyter notebook: its text as Markdown cells, its Python blocks as cells that run.
 
-python docs/hooks/notebook.py PAGE.md > NOTEBOOK.ipynb
+python docs/hooks/page_notebook.py PAGE.md > NOTEBOOK.ipynb
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from blocks import blocks
+from page_blocks import blocks
 
 _LINK = re.compile(r"\[([^\[\]]*)\]\((?!https?:)[^()\s]+\)")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-import notebook
-from generated import PARTS
+import page_notebook
+from generated_parts import PARTS
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {  # files of the repository that are pages of the site, too
@@ -32,7 +32,7 @@ def on_files(files: Files, config: Any) -> Files:
         if files.get_file_from_path(page) is None:
             files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     tutorial = (ROOT / "docs" / f"{TUTORIAL}.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, f"{TUTORIAL}.ipynb", content=notebook.from_page(tutorial)))
+    files.append(File.generated(config, f"{TUTORIAL}.ipynb", content=page_notebook.from_page(tutorial)))
     return files
 
 
