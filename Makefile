@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test test-slow lint types fuzz demo sst2 sst2-all glue imdb e2e bench clean
+.PHONY: help install test test-slow lint types fuzz demo sst2 sst2-all glue imdb e2e bench docs docs-serve notebook clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -60,5 +60,14 @@ bench: $(STAMP) $(PEERS)  ## every benchmark against loralib 0.1.2 and PEFT, rec
 	$(BIN)/python -m benchmarks all --record
 	$(BIN)/python -m benchmarks.merge_checkpoint --record
 
+docs: $(STAMP)  ## build the documentation into ./site; any broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(STAMP)  ## show the documentation at http://127.0.0.1:8000, built again when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch src
+
+notebook: $(STAMP)  ## write the tutorial as a notebook, tutorial.ipynb
+	$(BIN)/python docs/hooks/page_notebook.py docs/start/tutorial.md > tutorial.ipynb
+
 clean:     ## remove .venv and caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -36,7 +36,8 @@ class AdapterTrainer(StepMeanTrainer):
 
     Args:
         metadata: What `adapter_config.json` says in addition to the configuration, such as `base_model_name_or_path`.
-        args, kwargs: Those of the Trainer.
+        *args: Those of the Trainer.
+        **kwargs: Those of the Trainer.
 
     Raises:
         LayerError: When the model has no LoRA update: inject it before the Trainer is made.
