@@ -57,9 +57,9 @@ def two(tmp_path):
 
 def test_a_weighted_sum_is_written_and_reported(two, tmp_path, capsys):
     text = said(capsys, "combine", *two, "--weights", "0.75", "-0.5", "--tensors", "first", "-o", tmp_path / "out")
-    assert "0.75 * PEFT folder a: 2 layers of rank 3" in text
+    assert "0.75 * PEFT folder a: 2 layers, r=3" in text
     assert "-0.5 * one-file adapter b.safetensors" in text
-    assert "2 layers of rank 6" in text
+    assert "2 layers, r=6" in text
     assert "different base models: one, two" in text
     a, b, found = (lora.load(path) for path in (*two, tmp_path / "out"))
     assert torch.allclose(found.delta("l0.proj"), 0.75 * a.delta("l0.proj") - 0.5 * b.delta("l0.proj"), atol=1e-5)
@@ -112,7 +112,7 @@ def test_an_adapter_is_extracted_and_makes_the_tuned_model_of_the_base(tmp_path,
     base.save_pretrained(tmp_path / "base")
     type(base).save_pretrained(tuned, tmp_path / "tuned")
     text = said(capsys, "extract", tmp_path / "tuned", tmp_path / "base", "--r", "2", "-o", tmp_path / "out")
-    assert "4 layers of rank 2" in text
+    assert "4 layers, r=2" in text
     assert "keep 100.00%" in text
     assert "Taken over in full: classifier.bias" in text
     fresh = tiny("Bert")

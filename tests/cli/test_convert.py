@@ -80,7 +80,7 @@ def test_every_format_becomes_every_other(tmp_path: Path, capsys: pytest.Capture
     assert formats.detect(after) == target
     written = {str(path): path.stat().st_size for path in (tmp_path / "new").rglob("*") if path.is_file()}
     assert {f"{name} ({size:,} bytes)" for name, size in written.items()} == set(re.findall(r"\S+ \([\d,]+ bytes\)", said))
-    assert f"Read {lora.load(before, config=lora.LoRAConfig(lora_alpha=8)).source}: 3 layers of rank 4" in said
+    assert f"Read {lora.load(before, config=lora.LoRAConfig(lora_alpha=8)).source}: 3 layers, r=4" in said
 
 
 @settings(max_examples=15)

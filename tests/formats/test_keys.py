@@ -98,7 +98,7 @@ def test_a_missing_file_is_said_to_be_missing(name, tmp_path):
         ({"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(4, 2), "q.alpha": torch.ones(2)}, "expected one number"),
         ({"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(4, 2), "q.alpha": torch.tensor(-1.0)}, "alpha=-1"),
         ({"q.lora_A": torch.ones(2, 3), "q.lora_embedding_B": torch.ones(4, 2)}, "has no lora_embedding_A"),
-        ({"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(4, 5)}, "no factors of one update"),
+        ({"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(4, 5)}, "not factors of one update"),
         ({"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.ones(4, 2), "q.lora_magnitude": torch.ones(3)}, "magnitude"),
         ({"q.alpha": torch.ones(())}, "has no lora_A"),
         ({".lora_A": torch.ones(2, 3), ".lora_B": torch.ones(4, 2)}, "belongs to no layer"),

@@ -119,7 +119,7 @@ def file(tmp_path):
         (lambda t, s: s["layers"].update(p=s["layers"]["q"]), "layer 'p' has no lora_A"),
         (lambda t, s: s["layers"].pop("q"), "says nothing"),
         (lambda t, s: t.pop("layers.q.lora_B"), "has no lora_B"),
-        (lambda t, s: t.update({"layers.q.lora_B": torch.ones(4, 3)}), "no factors of one update"),
+        (lambda t, s: t.update({"layers.q.lora_B": torch.ones(4, 3)}), "not factors of one update"),
         (lambda t, s: t.update({"layers.q.lora_B": torch.ones(4, 2, dtype=torch.int32)}), "int32"),
         (lambda t, s: t.update({"stray": torch.ones(1)}), "'stray'"),
         (lambda t, s: s.update(rows={"e": [1]}), "not whole"),

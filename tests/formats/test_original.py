@@ -269,7 +269,7 @@ def test_onetrainers_names_are_diffusers_with_underscores(layer, tmp_path):
 def test_names_of_a_family_are_not_written_as_a_unets(tmp_path):
     update = lora.LoRAUpdate(torch.ones(2, 6), torch.ones(6, 2), 2)
     for name in ("unet.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_q"):
-        with pytest.raises(lora.FormatError, match="cannot be told back"):
+        with pytest.raises(lora.FormatError, match="cannot be recovered from underscores"):
             lora.save(lora.Adapter(lora.LoRAConfig(), {name: update}), tmp_path / "a.safetensors", format="kohya")
 
 

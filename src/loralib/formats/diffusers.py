@@ -9,9 +9,9 @@ layer's name here. Suffixes of the factors A and B:
     processor.to_q_lora.down.weight …                             the oldest ones; to_out_lora is the layer to_out.0
     lora_down.weight, lora_up.weight                              those of some programs that know diffusers' names
 
-`alpha` may stand next to them, and `lora_magnitude_vector.weight` (DoRA; also without `.weight`, which loads into a UNet but not
-into a text encoder). Without an alpha lora_alpha is the rank. Newer files say it, and all else of PEFT's configuration, in the
-metadata: `lora_adapter_metadata`, a JSON object with keys `<component>.<field>`.
+`alpha` may stand next to them, and `lora_magnitude_vector.weight` (DoRA; also without `.weight`, which loads into a UNet but
+not into a text encoder). Without an alpha lora_alpha is the rank. Newer files say it, and all else of PEFT's configuration, in
+the metadata: `lora_adapter_metadata`, a JSON object with keys `<component>.<field>`.
 
 Some readers look at neither: a model's own `load_lora_adapter(path)` does not open the metadata, and takes no alphas from a
 file. So a scaling other than 1 is written into B here, and lora_alpha is the rank (see `diffusers_scaling`); only ranks that
