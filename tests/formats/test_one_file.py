@@ -106,7 +106,7 @@ def file(tmp_path):
         (lambda t, s: s.update(version=3), "version 3"),
         (lambda t, s: s.pop("config"), "'config' is missing"),
         (lambda t, s: s.update(layers=[]), "'layers' is missing"),
-        (lambda t, s: s.update(metadata={"a": 1}), "no text"),
+        (lambda t, s: s.update(metadata={"a": 1}), "not text"),
         (lambda t, s: s["layers"]["q"].update(kind="Secret"), "no known kind"),
         (lambda t, s: s["layers"]["q"].update(kind="LoRAUpdate"), "no known kind"),
         (lambda t, s: s["layers"]["q"].update(kind=["x"]), "no known kind"),

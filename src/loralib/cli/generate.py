@@ -131,12 +131,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
             if progress is not None and bar is not None:
                 progress.update(bar, completed=done)
 
-        how = {
-            "batch_size": parsed.batch_size,
-            "overwrite": parsed.overwrite,
-            "resume": parsed.resume,
-            "on_progress": on_progress,
-        }
+        how = {"batch_size": parsed.batch_size, "overwrite": parsed.overwrite, "resume": parsed.resume}
         try:
             run.generate_into(path, data, decoding, on_progress=on_progress, **how)
         except KeyboardInterrupt:

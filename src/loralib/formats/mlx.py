@@ -89,7 +89,7 @@ def _transposed(where: str, name: str, stored: Mapping[str, Tensor]) -> dict[str
     parts = parts_of(where, stored, _NAMES)
     for part in ("lora_A", "lora_B"):
         if parts[part].dim() != 2:
-            kind = "of experts (LoRASwitchLinear), which cannot be represented" if parts[part].dim() == 3 else "no matrix"
+            kind = "of experts (LoRASwitchLinear), which cannot be represented" if parts[part].dim() == 3 else "not a matrix"
             raise FormatError(f"{where}: {_NAMES[part]} {tuple(parts[part].shape)} is {kind}.")
     if is_embedding(name) and MAGNITUDE in parts:
         raise FormatError(f"{where}: DoRA of an embedding cannot be represented.")
