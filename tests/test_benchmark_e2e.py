@@ -69,8 +69,8 @@ def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     trained: list[str] = []
 
     def wait_for(words: Sequence[str]) -> int:
-        trained.append(Path(words[5]).stem)
-        return main(words[3:])
+        trained.append(Path(words[2]).stem)
+        return main(list(words))
 
     monkeypatch.setattr(comparison, "wait_for", wait_for)
     console = Console()

@@ -44,7 +44,7 @@ def test_the_tutorial_end_to_end(
     for name in imdb_distilbert.FILES:
         with gzip.open(tmp_path / name, "wt") as file:
             file.writelines(json.dumps({"label": i % 2, "text": sentence(rng, i % 2)}) + "\n" for i in range(80))
-    monkeypatch.setattr(comparison, "wait_for", lambda words: main(words[3:]))
+    monkeypatch.setattr(comparison, "wait_for", lambda words: main(list(words)))
     budget = ["--train-rows", "64", "--test-rows", "40", "--epochs", "1", "--search", "2"]
     own = ["--data", str(tmp_path), "--model", str(distilbert), "--output", str(tmp_path / "out")]
     assert imdb_distilbert.run(imdb_distilbert.words([*own, *budget])) == 0

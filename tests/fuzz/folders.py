@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import loralib as lora
 from loralib.cli import MISUSED, main
 
-SECONDS = 20
+SECONDS = 120  # the libraries of training are loaded in it
 Tree = dict[str, bytes | str | None]
 _WORDS = (
     None,
