@@ -151,3 +151,58 @@ def test_products_and_strips_add_up_to_the_update(slices, d, r, use_rslora, tran
     assert close(total, update.delta().t() if transposed else update.delta(), factor=8)
     assert update.canonical_shape == update.delta().shape
     assert update.slices.chosen == [width for width, on in slices if on]
+
+
+t = torch.ones
+NO_FACTORS = {
+    "slices without a mask": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {}, "must name at least one"),
+    "no slice enabled": (
+        lora.FusedUpdate,
+        (t(2, 3), t(4, 2)),
+        {"enable_lora": (False,), "widths": (4,)},
+        "must name at least one",
+    ),
+    "more slices than widths": (
+        lora.FusedUpdate,
+        (t(2, 3), t(4, 2)),
+        {"enable_lora": (True, False), "widths": (4,)},
+        "must name at least one",
+    ),
+    "slices of other widths": (
+        lora.FusedUpdate,
+        (t(2, 3), t(4, 2)),
+        {"enable_lora": (True, False), "widths": (3, 4)},
+        "expected .n·r, in. and",
+    ),
+    "slices of another rank": (
+        lora.FusedUpdate,
+        (t(2, 3), t(4, 2)),
+        {"enable_lora": (True, True), "widths": (2, 2)},
+        "expected .n·r, in. and",
+    ),
+    "a slice of no width": (
+        lora.FusedUpdate,
+        (t(4, 3), t(4, 2)),
+        {"enable_lora": (True, True), "widths": (4, 0)},
+        "slices are at least 1 wide",
+    ),
+    "a slice of negative width": (
+        lora.FusedUpdate,
+        (t(2, 3), t(4, 2)),
+        {"enable_lora": (True, False), "widths": (4, -1)},
+        "slices are at least 1 wide",
+    ),
+    "slices with a kernel": (
+        lora.FusedUpdate,
+        (t(2, 3, 1), t(4, 2, 1)),
+        {"enable_lora": (True,), "widths": (4,)},
+        "expected .n·r, in. and",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_FACTORS)
+def test_what_are_no_factors_of_one_update_is_refused_with_the_reason(case):
+    cls, (A, B), structure, reason = NO_FACTORS[case]
+    with pytest.raises(lora.ConfigError, match=rf"lora_A \(.*\) and lora_B \(.*\) are no factors of one update: .*{reason}"):
+        cls(A, B, 1, **structure)
