@@ -71,70 +71,36 @@ def test_the_form_of_0_1_of_a_transposed_convolution_has_no_plain_form():
 
 
 t = torch.ones
+SHAPES, SHAPES_0_1 = "expected .r, in / groups, .kernel.", "expected .r·kernel, in·kernel."
 NO_FACTORS = {
-    "convolution without a kernel": (lora.ConvolutionUpdate, (t(2, 3), t(4, 2)), {}, "expected .r, in / groups, .kernel."),
-    "convolution of two dimensions": (
-        lora.ConvolutionUpdate,
-        (t(2, 3, 3, 3), t(4, 2, 1)),
-        {},
-        "expected .r, in / groups, .kernel.",
-    ),
-    "convolution with a kernel in B": (lora.ConvolutionUpdate, (t(2, 3, 3), t(4, 2, 3)), {}, ""),
-    "convolution, ranks differ": (lora.ConvolutionUpdate, (t(2, 3, 3), t(4, 1, 1)), {}, ""),
-    "convolution, groups": (
-        lora.ConvolutionUpdate,
-        (t(2, 3, 3), t(4, 2, 1)),
-        {"groups": 3},
-        "does not divide the output channels",
-    ),
-    "convolution, no groups": (
-        lora.ConvolutionUpdate,
-        (t(2, 3, 3), t(4, 2, 1)),
-        {"groups": 0},
-        "does not divide the output channels",
-    ),
-    "convolution, negative groups": (
-        lora.ConvolutionUpdate,
-        (t(2, 3, 3), t(4, 2, 1)),
-        {"groups": -2},
-        "does not divide the output channels",
-    ),
-    "of 0.1, without a shape": (lora.LegacyConvolutionUpdate, (t(6, 6), t(15, 6)), {}, "expected .r·kernel, in·kernel."),
-    "of 0.1, another shape": (
-        lora.LegacyConvolutionUpdate,
-        (t(6, 6), t(15, 6)),
-        {"weight_shape": (5, 3, 3, 3)},
-        "cannot take the weight.s shape",
-    ),
-    "of 0.1, ranks differ": (
-        lora.LegacyConvolutionUpdate,
-        (t(6, 6), t(15, 3)),
-        {"weight_shape": (5, 2, 3, 3)},
-        "expected .r·kernel, in·kernel.",
-    ),
-    "of 0.1, no multiple of the kernel": (
-        lora.LegacyConvolutionUpdate,
-        (t(4, 6), t(15, 4)),
-        {"weight_shape": (5, 2, 3, 3)},
-        "expected .r·kernel, in·kernel.",
-    ),
-    "of 0.1, a kernel of no width": (
-        lora.LegacyConvolutionUpdate,
-        (t(6, 6), t(15, 6)),
-        {"weight_shape": (5, 2, 3, 0)},
-        "expected .r·kernel, in·kernel.",
-    ),
-    "of 0.1, a rank below the kernel": (
-        lora.LegacyConvolutionUpdate,
-        (t(0, 6), t(15, 0)),
-        {"weight_shape": (5, 2, 3, 3)},
-        "expected .r·kernel, in·kernel.",
-    ),
+    "without a kernel": (t(2, 3), t(4, 2), {}, SHAPES),
+    "of two dimensions": (t(2, 3, 3, 3), t(4, 2, 1), {}, SHAPES),
+    "with a kernel in B": (t(2, 3, 3), t(4, 2, 3), {}, ""),
+    "ranks differ": (t(2, 3, 3), t(4, 1, 1), {}, ""),
+    "groups": (t(2, 3, 3), t(4, 2, 1), {"groups": 3}, "groups=3 does not divide the output channels"),
+    "no groups": (t(2, 3, 3), t(4, 2, 1), {"groups": 0}, "groups=0 does not divide"),
+    "negative groups": (t(2, 3, 3), t(4, 2, 1), {"groups": -2}, "groups=-2 does not divide"),
+    "of 0.1, without a shape": (t(6, 6), t(15, 6), (), SHAPES_0_1),
+    "of 0.1, a shape of a matrix": (t(6, 6), t(15, 6), (5, 18), SHAPES_0_1),
+    "of 0.1, another shape": (t(6, 6), t(15, 6), (5, 3, 3, 3), "cannot take the weight's shape .5, 3, 3, 3."),
+    "of 0.1, ranks differ": (t(6, 6), t(15, 3), (5, 2, 3, 3), SHAPES_0_1),
+    "of 0.1, no matrices": (t(6, 6), t(15, 6, 1), (5, 2, 3, 3), SHAPES_0_1),
+    "of 0.1, no multiple of the kernel": (t(4, 6), t(15, 4), (5, 2, 3, 3), SHAPES_0_1),
+    "of 0.1, a kernel of no width": (t(6, 6), t(15, 6), (5, 2, 3, 0), SHAPES_0_1),
+    "of 0.1, a rank below the kernel": (t(0, 6), t(15, 0), (5, 2, 3, 3), SHAPES_0_1),
 }
 
 
 @pytest.mark.parametrize("case", NO_FACTORS)
 def test_what_are_no_factors_of_one_update_is_refused_with_the_reason(case):
-    cls, (A, B), structure, reason = NO_FACTORS[case]
+    A, B, structure, reason = NO_FACTORS[case]
     with pytest.raises(lora.ConfigError, match=rf"lora_A \(.*\) and lora_B \(.*\) are no factors of one update: .*{reason}"):
-        cls(A, B, 1, **structure)
+        if isinstance(structure, dict):
+            lora.ConvolutionUpdate(A, B, 1, **structure)
+        else:
+            lora.LegacyConvolutionUpdate(A, B, 1, weight_shape=structure)
+
+
+def test_a_kernel_of_one_dimension_and_of_width_1_may_be_factored_as_0_1_did():
+    assert lora.LegacyConvolutionUpdate(t(2, 4), t(5, 2), 1, weight_shape=(5, 4, 1)).r == 2
+    assert lora.LegacyConvolutionUpdate(t(1, 4), t(5, 1), 1, weight_shape=(5, 4, 1, 1)).r == 1

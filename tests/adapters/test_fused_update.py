@@ -154,55 +154,23 @@ def test_products_and_strips_add_up_to_the_update(slices, d, r, use_rslora, tran
 
 
 t = torch.ones
+SHAPES, NO_SLICE, NO_WIDTH = "expected .n·r, in. and", "must name at least one of the", "slices are at least 1 wide"
 NO_FACTORS = {
-    "slices without a mask": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {}, "must name at least one"),
-    "no slice enabled": (
-        lora.FusedUpdate,
-        (t(2, 3), t(4, 2)),
-        {"enable_lora": (False,), "widths": (4,)},
-        "must name at least one",
-    ),
-    "more slices than widths": (
-        lora.FusedUpdate,
-        (t(2, 3), t(4, 2)),
-        {"enable_lora": (True, False), "widths": (4,)},
-        "must name at least one",
-    ),
-    "slices of other widths": (
-        lora.FusedUpdate,
-        (t(2, 3), t(4, 2)),
-        {"enable_lora": (True, False), "widths": (3, 4)},
-        "expected .n·r, in. and",
-    ),
-    "slices of another rank": (
-        lora.FusedUpdate,
-        (t(2, 3), t(4, 2)),
-        {"enable_lora": (True, True), "widths": (2, 2)},
-        "expected .n·r, in. and",
-    ),
-    "a slice of no width": (
-        lora.FusedUpdate,
-        (t(4, 3), t(4, 2)),
-        {"enable_lora": (True, True), "widths": (4, 0)},
-        "slices are at least 1 wide",
-    ),
-    "a slice of negative width": (
-        lora.FusedUpdate,
-        (t(2, 3), t(4, 2)),
-        {"enable_lora": (True, False), "widths": (4, -1)},
-        "slices are at least 1 wide",
-    ),
-    "slices with a kernel": (
-        lora.FusedUpdate,
-        (t(2, 3, 1), t(4, 2, 1)),
-        {"enable_lora": (True,), "widths": (4,)},
-        "expected .n·r, in. and",
-    ),
+    "without a mask": (t(2, 3), t(4, 2), (), (), NO_SLICE),
+    "no slice enabled": (t(2, 3), t(4, 2), (False,), (4,), NO_SLICE),
+    "more slices than widths": (t(2, 3), t(4, 2), (True, False), (4,), NO_SLICE),
+    "slices of other widths": (t(2, 3), t(4, 2), (True, False), (3, 4), SHAPES),
+    "slices of another rank": (t(2, 3), t(4, 2), (True, True), (2, 2), SHAPES),
+    "no rank": (t(0, 3), t(4, 0), (True, True), (2, 2), SHAPES),
+    "a slice of no width": (t(4, 3), t(4, 2), (True, True), (4, 0), NO_WIDTH),
+    "a slice of negative width": (t(2, 3), t(4, 2), (True, False), (4, -1), NO_WIDTH),
+    "with a kernel": (t(2, 3, 1), t(4, 2, 1), (True,), (4,), SHAPES),
+    "with a kernel in B": (t(2, 3), t(4, 2, 1), (True,), (4,), SHAPES),
 }
 
 
 @pytest.mark.parametrize("case", NO_FACTORS)
 def test_what_are_no_factors_of_one_update_is_refused_with_the_reason(case):
-    cls, (A, B), structure, reason = NO_FACTORS[case]
+    A, B, mask, widths, reason = NO_FACTORS[case]
     with pytest.raises(lora.ConfigError, match=rf"lora_A \(.*\) and lora_B \(.*\) are no factors of one update: .*{reason}"):
-        cls(A, B, 1, **structure)
+        lora.FusedUpdate(A, B, 1, enable_lora=mask, widths=widths)
