@@ -1,6 +1,7 @@
 """The updates of convolutions: both forms mean what their definitions say, and the plain form of 0.1's is the same update."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -94,11 +95,14 @@ NO_FACTORS = {
 @pytest.mark.parametrize("case", NO_FACTORS)
 def test_what_are_no_factors_of_one_update_is_refused_with_the_reason(case):
     A, B, structure, reason = NO_FACTORS[case]
+    of_0_1 = isinstance(structure, tuple)
+    kind = (
+        partial(lora.LegacyConvolutionUpdate, weight_shape=structure)
+        if of_0_1
+        else partial(lora.ConvolutionUpdate, **structure)
+    )
     with pytest.raises(lora.ConfigError, match=rf"lora_A \(.*\) and lora_B \(.*\) are no factors of one update: .*{reason}"):
-        if isinstance(structure, dict):
-            lora.ConvolutionUpdate(A, B, 1, **structure)
-        else:
-            lora.LegacyConvolutionUpdate(A, B, 1, weight_shape=structure)
+        kind(A, B, 1)
 
 
 def test_a_kernel_of_one_dimension_and_of_width_1_may_be_factored_as_0_1_did():

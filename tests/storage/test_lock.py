@@ -20,7 +20,7 @@ from loralib.errors import RunError
 from loralib.storage import lock
 from loralib.storage.folders import MARK, Writer
 from loralib.storage.lock import file_lock, folder_lock, locks_below
-from loralib.storage.processes import Process, started, this_process
+from loralib.storage.processes import Process, this_process
 from loralib.storage.temporaries import LOCK
 
 WRITER = Writer("run", r"([\w-]+/)*(a\.txt|done)", done="done")
@@ -32,15 +32,9 @@ def write_lock(path: Path, process: Process) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def ended() -> int:
-    """The number of a process that has ended."""
-    return subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True).stdout
-
-
 @pytest.fixture
-def gone(ended: Any) -> Process:
-    return Process(socket.gethostname(), int(ended), "")
+def gone(ended_pid: int) -> Process:
+    return Process(socket.gethostname(), ended_pid, "")
 
 
 @pytest.fixture(params=[True, False], ids=["flock", "no flock"])
@@ -117,33 +111,16 @@ def test_the_number_of_a_process_that_is_gone_may_be_anothers_now(tmp_path: Path
 
 
 @pytest.mark.usefixtures("system_locks")
-def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remove(ended: Any, tmp_path: Path) -> None:
-    written = write_lock(tmp_path / LOCK, Process("elsewhere", int(ended), "x"))
+def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remove(ended_pid: int, tmp_path: Path) -> None:
+    written = write_lock(tmp_path / LOCK, Process("elsewhere", ended_pid, "x"))
     content = written.read_bytes()
-    message = rf"on elsewhere, since 2026.*; if it has ended, .*, remove {written}\. Nothing"
+    message = rf"on elsewhere, since 2026.*; if it has ended_pid, .*, remove {written}\. Nothing"
     with pytest.raises(RunError, match=message), folder_lock(tmp_path):
         pass
     assert written.read_bytes() == content
     written.unlink()
     with folder_lock(tmp_path):
         pass
-
-
-def test_a_process_that_ended_and_is_not_yet_waited_for_is_gone() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        there = Process(socket.gethostname(), process.pid, started(process.pid) or "")
-        assert not there.is_gone
-        assert not Process(there.host, there.pid, "").is_gone  # where the system does not say when it started
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert there.is_gone
-
-
-def test_where_the_system_says_little_a_number_is_all_there_is(ended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *args, **how: (_ for _ in ()).throw(FileNotFoundError))
-    assert started(os.getpid()) == ""
-    assert started(int(ended)) is None
-    assert started(10**30) is None
 
 
 # --- what else may be there -----------------------------------------------------------------------------------------
