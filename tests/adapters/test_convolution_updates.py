@@ -1,7 +1,6 @@
 """The updates of convolutions: both forms mean what their definitions say, and the plain form of 0.1's is the same update."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -95,14 +94,10 @@ NO_FACTORS = {
 @pytest.mark.parametrize("case", NO_FACTORS)
 def test_what_are_no_factors_of_one_update_is_refused_with_the_reason(case):
     A, B, structure, reason = NO_FACTORS[case]
-    of_0_1 = isinstance(structure, tuple)
-    kind = (
-        partial(lora.LegacyConvolutionUpdate, weight_shape=structure)
-        if of_0_1
-        else partial(lora.ConvolutionUpdate, **structure)
-    )
+    cls = lora.LegacyConvolutionUpdate if isinstance(structure, tuple) else lora.ConvolutionUpdate
+    fields = {"weight_shape": structure} if isinstance(structure, tuple) else structure
     with pytest.raises(lora.ConfigError, match=rf"lora_A \(.*\) and lora_B \(.*\) are no factors of one update: .*{reason}"):
-        kind(A, B, 1)
+        cls(A, B, 1, **fields)
 
 
 def test_a_kernel_of_one_dimension_and_of_width_1_may_be_factored_as_0_1_did():

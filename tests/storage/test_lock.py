@@ -114,7 +114,7 @@ def test_the_number_of_a_process_that_is_gone_may_be_anothers_now(tmp_path: Path
 def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remove(ended_pid: int, tmp_path: Path) -> None:
     written = write_lock(tmp_path / LOCK, Process("elsewhere", ended_pid, "x"))
     content = written.read_bytes()
-    message = rf"on elsewhere, since 2026.*; if it has ended_pid, .*, remove {written}\. Nothing"
+    message = rf"on elsewhere, since 2026.*; if it has ended, .*, remove {written}\. Nothing"
     with pytest.raises(RunError, match=message), folder_lock(tmp_path):
         pass
     assert written.read_bytes() == content
