@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -128,6 +129,22 @@ def test_a_file_gets_its_new_content_and_nothing_else_is_left(tmp_path: Path) ->
         write_atomically(tmp_path / "a", content)
         assert (tmp_path / "a").read_bytes() == content
         assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are not synced")
+def test_content_is_on_the_disk_before_its_name_and_names_are_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, list[str]]] = []
+
+    def seen(descriptor: int) -> None:
+        at = os.fstat(descriptor)
+        what = "folder" if stat.S_ISDIR(at.st_mode) else f"{at.st_size} bytes"
+        synced.append((what, [name for name in names(tmp_path) if not name.startswith(".")]))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    write_together({tmp_path / "a": b"1", tmp_path / "b": b"22"})
+    assert synced == [("1 bytes", []), ("2 bytes", []), ("folder", ["a", "b"])]
 
 
 def test_files_that_belong_together_may_lie_in_several_folders(tmp_path: Path) -> None:

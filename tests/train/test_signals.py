@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from loralib.cli import INTERRUPTED, info, main
-from loralib.train.callbacks import StopOnInterrupt
 from loralib.train.checkpoints import last_whole_checkpoint
 from loralib.train.signals import handling, interrupt
 
@@ -68,16 +67,6 @@ def test_other_threads_have_no_signals_to_handle() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
-
-
-def test_ctrl_c_that_comes_as_both_signals_is_one_and_a_second_ends_at_once(capfd: Any) -> None:
-    stop = StopOnInterrupt()
-    for number in BOTH:
-        stop._request(number, None)
-    assert capfd.readouterr().err.count("Finishing this step") == 1
-    for number in BOTH:
-        with pytest.raises(KeyboardInterrupt):
-            stop._request(number, None)
 
 
 def ends(pid: int, seconds: float = 30) -> bool:
