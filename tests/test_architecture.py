@@ -13,7 +13,19 @@ import loralib as lora
 PACKAGE = Path(lora.__file__).parent
 
 LEVELS = [
-    {"errors", "choices", "config", "expressions", "patterns", "tensors", "architectures", "storage", "star_0_1"},
+    {
+        "errors",
+        "arguments",
+        "choices",
+        "config",
+        "expressions",
+        "patterns",
+        "printing",
+        "tensors",
+        "architectures",
+        "storage",
+        "star_0_1",
+    },
     {"ops", "quant"},
     {"adapters"},
     {"formats", "layers"},

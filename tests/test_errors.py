@@ -15,7 +15,7 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 def test_every_error_is_ours_and_one_that_a_python_programmer_expects(kind):
     error = kind("r is missing", "give LoRAConfig(r=8)", option="give --r 8", outcome="Nothing was changed.")
     assert isinstance(error, lora.LoRAError)
-    assert kind is lora.LoRAError or isinstance(error, ValueError | RuntimeError)
+    assert kind is lora.LoRAError or isinstance(error, ValueError | RuntimeError | TypeError)
     assert str(error) == "r is missing; give LoRAConfig(r=8). Nothing was changed."
     assert error.on_the_command_line() == "r is missing; give --r 8. Nothing was changed."
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .config import LoRAConfig
     from .errors import (
         AlgebraError,
+        ArgumentError,
         AttachError,
         ConfigError,
         DataError,
@@ -69,6 +70,7 @@ _HOMES = {
     "config": ("LoRAConfig",),
     "errors": (
         "AlgebraError",
+        "ArgumentError",
         "AttachError",
         "ConfigError",
         "DataError",

@@ -1,4 +1,4 @@
-"""`python -m loralib` is the `loralib` command (for `torchrun -m loralib train …`)."""
+"""`python -m loralib` is the `loralib` command (for `torchrun -m -- loralib train …`)."""
 
 from .cli import console_script
 

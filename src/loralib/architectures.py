@@ -154,6 +154,32 @@ def is_embedding(layer: str) -> bool:
     return layer.rpartition(".")[2] in EMBEDDINGS
 
 
+# --- what transformers 5 calls parts of a model in memory, next to what files on the hub call them ---------------------------
+
+_OF_LLAVA = {  # LLaVA, Gemma 3, PaliGemma, Mistral 3, InternVL, Mllama, Qwen2-Audio and others
+    "model.language_model": "language_model.model",
+    "model.vision_tower": "vision_tower",
+    "model.vision_model": "vision_model",
+    "model.audio_tower": "audio_tower",
+    "model.multi_modal_projector": "multi_modal_projector",
+}
+_OF_BERT = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+}
+FILE_NAMES: tuple[Mapping[str, str], ...] = (  # `#`: a number
+    _OF_LLAVA | {"lm_head": "language_model.lm_head"},
+    _OF_LLAVA,
+    {"model.language_model": "model", "model.visual": "visual"},  # Qwen2-VL and Qwen2.5-VL
+    {f"encoder.layer.#.{old}": f"encoder.layer.#.{new}" for old, new in _OF_BERT.items()},  # DINOv2
+    {  # ViT, DeiT, BEiT and others
+        f"layers.#.{old}": f"encoder.layer.#.{new}"
+        for old, new in (_OF_BERT | {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}).items()
+    },
+)
+
 # --- weights that are read without the layers being called ---------------------------------------------------------------
 
 # fmt: off
@@ -312,6 +338,10 @@ COMPONENTS = (
     "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "transformer_ref", "prior",
     "connectors", "text_conditioner",
 )
+ROOTS = frozenset({  # what the modules are called that lie in no other, in diffusers' UNet
+    "add_embedding", "class_embedding", "conv_in", "conv_out", "down_blocks", "encoder_hid_proj", "mid_block", "time_embedding",
+    "up_blocks",
+})
 # fmt: on
 
 # --- the models of the LoRA paper ---------------------------------------------------------------------------------------

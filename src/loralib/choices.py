@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 Bias = Literal["none", "lora_only", "all"]
 AdapterFormat = Literal["peft", "safetensors", "loralib", "diffusers", "kohya"]
+ReadFormat = Literal["peft", "safetensors", "loralib", "diffusers", "kohya", "original", "mlx", "peft-file"]
 CombineMethod = Literal["exact", "svd", "magnitude", "dare", "ties", "dare_ties"]
 MajoritySign = Literal["total", "frequency"]
 ExtraTensors = Literal["same", "first", "average", "drop"]

@@ -16,6 +16,7 @@ from . import choices
 from .choices import Bias
 from .errors import ConfigError
 from .patterns import Patterns
+from .printing import short
 
 ALL_LINEAR = "all-linear"
 
@@ -52,7 +53,7 @@ def check_rank(r: object, *, zero: bool = False) -> int:
     """The rank, if it is a positive integer (or 0 where `zero` allows it); `ConfigError` otherwise."""
     value = python_value(r)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < (0 if zero else 1):
-        raise ConfigError(f"r={r!r}: the rank must be {'0 (no LoRA) or ' if zero else ''}a positive integer, such as 8.")
+        raise ConfigError(f"r={short(r)}: the rank must be {'0 (no LoRA) or ' if zero else ''}a positive integer, such as 8.")
     return int(value)
 
 
@@ -60,7 +61,7 @@ def check_alpha(lora_alpha: object) -> float:
     """`lora_alpha`, if it is a positive finite number; `ConfigError` otherwise."""
     value = python_value(lora_alpha)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
-        raise ConfigError(f"lora_alpha={lora_alpha!r}: must be a positive number; the update is scaled by lora_alpha / r.")
+        raise ConfigError(f"lora_alpha={short(lora_alpha)}: must be a positive number; the update is scaled by lora_alpha / r.")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -68,14 +69,14 @@ def check_dropout(lora_dropout: object) -> float:
     """`lora_dropout`, if it is a probability below 1; `ConfigError` otherwise."""
     value = python_value(lora_dropout)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
-        raise ConfigError(f"lora_dropout={lora_dropout!r}: must be a probability in [0, 1), such as 0.1.")
+        raise ConfigError(f"lora_dropout={short(lora_dropout)}: must be a probability in [0, 1), such as 0.1.")
     return float(value)
 
 
 def check_bias(bias: object) -> Bias:
     """`bias`, if it is one of the three modes; `ConfigError` otherwise."""
     if bias not in choices.names(Bias):
-        raise ConfigError(f"bias={bias!r}: must be 'none', 'lora_only' or 'all'.")
+        raise ConfigError(f"bias={short(bias)}: must be 'none', 'lora_only' or 'all'.")
     return bias  # type: ignore[return-value]
 
 
@@ -83,7 +84,7 @@ def check_mask(enable_lora: object) -> tuple[bool, ...]:
     """`enable_lora`, if it says True or False for each slice and True for one at least; `ConfigError` otherwise."""
     mask = truth_values(enable_lora)
     if not any(mask):
-        raise ConfigError(f"enable_lora={enable_lora!r}: must enable at least one slice, such as [True, False, True].")
+        raise ConfigError(f"enable_lora={short(enable_lora)}: must enable at least one slice, such as [True, False, True].")
     return mask
 
 
@@ -92,7 +93,7 @@ def check_widths(widths: object) -> tuple[int, ...]:
     values = python_value(widths)
     slices = tuple(python_value(width) for width in values) if isinstance(values, Sequence) else ()
     if not slices or not all(type(width) is int and width > 0 for width in slices):
-        raise ConfigError(f"slice_widths: {widths!r} must be positive integers, such as [2048, 512, 512].")
+        raise ConfigError(f"slice_widths: {short(widths)} must be positive integers, such as [2048, 512, 512].")
     return slices
 
 
@@ -119,14 +120,14 @@ def _names(value: str | Sequence[str] | None, field: str) -> tuple[str, ...]:
         return ()
     is_list = isinstance(value, Collection) and not isinstance(value, (str, Mapping))
     if not is_list or not all(isinstance(name, str) and name for name in value):
-        raise ConfigError(f"{field}={value!r}: must be a list of names, such as ['query', 'value'].")
+        raise ConfigError(f"{field}={short(value)}: must be a list of names, such as ['query', 'value'].")
     return tuple(value)
 
 
 def _pattern(pattern: object, field: str, check: Callable[[object], T]) -> Patterns[T]:
     """The pattern with its values checked; `ConfigError` when it is none."""
     if not isinstance(pattern, Mapping):
-        raise ConfigError(f"{field}={pattern!r}: must be a dictionary {{name or regular expression: value}}.")
+        raise ConfigError(f"{field}={short(pattern)}: must be a dictionary {{name or regular expression: value}}.")
     checked = {key: check(value) for key, value in pattern.items()}
     return pattern if isinstance(pattern, Patterns) and pattern == checked else Patterns(checked, field)
 
@@ -181,7 +182,7 @@ class LoRAConfig:
         flags = {field: python_value(getattr(self, field)) for field in ("use_rslora", "fan_in_fan_out")}
         for field, flag in flags.items():
             if not isinstance(flag, bool):
-                raise ConfigError(f"{field}={flag!r}: must be True or False.")
+                raise ConfigError(f"{field}={short(flag)}: must be True or False.")
         mask = python_value(self.enable_lora)
         masks = mask if isinstance(mask, Mapping) else {".*": mask} if mask else {}
         frozen: dict[str, object] = checked | {

@@ -39,6 +39,10 @@ class ConfigError(LoRAError, ValueError):
     """Invalid hyper-parameter, or a combination of them that cannot work."""
 
 
+class ArgumentError(LoRAError, TypeError):
+    """An argument of the wrong kind, such as a path where a model is expected."""
+
+
 class TargetError(LoRAError, ValueError):
     """A name pattern that matches nothing, or matches what cannot be adapted."""
 

@@ -65,6 +65,16 @@ def ways(expression: str, length: int = _USUAL) -> int | None:
     return product
 
 
+def problem(expression: str) -> str:
+    """Why matching the expression may take too long, with a name of usual length; "" where it does not."""
+    choices = ways(expression)
+    if choices is None:
+        return "repeats a group, which may take exponential time to match"
+    if choices > MOST_WAYS:
+        return "has more than three unbounded quantifiers, or as many choices, which may take too long to match"
+    return ""
+
+
 def _tokens(expression: str) -> Iterator[tuple[str, str]]:
     """The parts of an expression that matter here, each with its kind; comments are left out."""
     for match in _TOKEN.finditer(expression):

@@ -38,6 +38,11 @@ def _endings(name: str) -> Iterator[str]:
         yield name
 
 
+def _dots(name: str) -> list[int]:
+    """The places of the dots in `name`."""
+    return [place for place, char in enumerate(name) if char == "."]
+
+
 def within(name: str, modules: Iterable[str]) -> bool:
     """Whether `name` is one of `modules` or lies in one of them.
 
@@ -162,12 +167,8 @@ class Patterns(Mapping[str, T]):
         keys, steps = list(self._entries), 0
         longest, dots = max(map(len, names), default=0), max((name.count(".") for name in names), default=0)
         for place, _, _ in self._others:
-            problem, ways = "", expressions.ways(keys[place])
-            if ways is None:
-                problem = "repeats a group, which may take exponential time to match"
-            elif ways > expressions.MOST_WAYS:
-                problem = "has more than three unbounded quantifiers, or as many choices, which may take too long to match"
-            else:
+            problem = expressions.problem(keys[place])
+            if not problem:
                 steps += (expressions.ways(keys[place], longest) or 0) * (dots + 1) * len(names)
                 if steps > expressions.MOST_STEPS:
                     problem = (
@@ -218,8 +219,8 @@ def compile_pattern(expression: str, field: str) -> re.Pattern[str]:
         raise TargetError(f"{field}={expression!r} is not a regular expression: {error}. Nothing was changed.") from None
 
 
-def match(names: Sequence[str], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
-    """The names that `pattern` matches, in their own order.
+def match(names: Sequence[str], pattern: str | Sequence[str], field: str, model: str, near: Sequence[str] = ()) -> list[str]:
+    """The names that `pattern` matches, in their own order. near: those that a message suggests; all, where there are none.
 
     Raises `TargetError` when the expression, or any entry of the list, matches nothing. `field` and `model` are what the
     message calls the pattern and the place it was looked for in.
@@ -232,7 +233,7 @@ def match(names: Sequence[str], pattern: str | Sequence[str], field: str, model:
         found = [name for name in names if expression.fullmatch(name)]
         if not found:
             letters = re.sub(r"\W", "", pattern)
-            remedy = f"nearest names: {nearest(letters, names)}"
+            remedy = f"nearest names: {nearest(letters, near or names)}"
             if any(ends_with(name, pattern) for name in names):
                 remedy = f"for names that end so, give a list: [{pattern!r}]"
             raise TargetError(
@@ -246,7 +247,7 @@ def match(names: Sequence[str], pattern: str | Sequence[str], field: str, model:
         if entry not in known:
             raise TargetError(
                 f"{field}={list(pattern)!r}: {entry!r} matches no layer of {model}. "
-                f"Nearest names: {nearest(entry, names)}. Nothing was changed."
+                f"Nearest names: {nearest(entry, near or names)}. Nothing was changed."
             )
     entries = set(pattern)
     return [name for name in names if not entries.isdisjoint(endings[name])]
@@ -282,7 +283,10 @@ def renaming(names: Mapping[str, str], held: Sequence[str]) -> Callable[[str], s
     """
     for old in names:
         if old and not any(within(name, [old]) for name in held):
-            raise TargetError(f"rename: {old!r} fits nothing in the adapter. Nearest names: {nearest(old, held)}.")
+            modules = {name[:end] for name in held for end in (*_dots(name), len(name))}
+            raise TargetError(
+                f"rename: {old!r} fits nothing in the adapter. Nearest names: {nearest_of(old, sorted(modules))}."
+            )
 
     def new(name: str) -> str:
         fitting = [old for old in names if not old or within(name, [old])]

@@ -98,7 +98,7 @@ def test_to_changes_floating_point_tensors_only():
     assert [u.lora_alpha for u in moved.layers.values()] == [3, 3]
 
 
-def test_the_delta_of_an_unknown_layer_is_a_key_error():
+def test_the_delta_of_an_unknown_layer_names_the_nearest():
     assert same_bits(adapter().delta("proj"), update().delta())
-    with pytest.raises(KeyError, match="nothing"):
+    with pytest.raises(lora.TargetError, match="Nearest names: proj"):
         adapter().delta("nothing")

@@ -317,7 +317,6 @@ def test_metadata_in_which_adapters_differ_is_not_carried_over():
     ("adapters", "options", "telling"),
     [
         ([], {}, "one at least"),
-        (["a"], {}, "needs adapters"),
         ([of(X)], {"weights": [1, 2]}, "2 weights for 1 adapters"),
         ([of(X)], {"weights": [float("nan")]}, "finite"),
         ([of(X)], {"weights": [True]}, "finite"),

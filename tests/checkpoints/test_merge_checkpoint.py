@@ -327,15 +327,15 @@ def test_only_what_a_merge_wrote_is_replaced_and_only_by_force(tmp_path):
     first = load_file(out / "model.safetensors")
     with pytest.raises(lora.FormatError, match="exists"):
         lora.merge_checkpoint(base, adapter, out)
-    lora.merge_checkpoint(base, 0 * adapter, out, force=True)
+    lora.merge_checkpoint(base, 0 * adapter, out, overwrite=True)
     assert not same_tensors(load_file(out / "model.safetensors"), first)
     (out / "inner").mkdir()
     (out / "inner" / "thesis.tex").write_text("x")
     with pytest.raises(lora.FormatError, match=r"holds what no merge wrote \(inner/thesis.tex\)"):
-        lora.merge_checkpoint(base, adapter, out, force=True)
+        lora.merge_checkpoint(base, adapter, out, overwrite=True)
     assert (out / "inner" / "thesis.tex").read_text() == "x"
     with pytest.raises(lora.FormatError, match="is or holds the base"):
-        lora.merge_checkpoint(base, adapter, base, force=True)
+        lora.merge_checkpoint(base, adapter, base, overwrite=True)
 
 
 @pytest.mark.parametrize("there", ["a file", "a folder without a mark", "the mark of others"])
@@ -351,7 +351,7 @@ def test_what_no_merge_wrote_is_never_replaced(there, tmp_path):
             (out / ".loralib.json").write_text('{"written_by": "run", "files": ["model.safetensors"]}')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(lora.FormatError, match=r"is a file|has no mark .* so it is not replaced"):
-        lora.merge_checkpoint(base, adapter, out, force=True)
+        lora.merge_checkpoint(base, adapter, out, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -359,7 +359,7 @@ def test_the_mark_of_a_base_that_was_merged_is_not_the_results(tmp_path):
     base, adapter = simple(tmp_path)
     lora.merge_checkpoint(base, adapter, tmp_path / "one")
     lora.merge_checkpoint(tmp_path / "one", adapter, tmp_path / "two")
-    lora.merge_checkpoint(base, adapter, tmp_path / "two", force=True)
+    lora.merge_checkpoint(base, adapter, tmp_path / "two", overwrite=True)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -404,6 +404,19 @@ def test_a_weight_is_untied_in_the_files_of_a_base_model_too(targets, tmp_path):
     check_loads_as_merged(tmp_path / "out", free, adapter)
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "transformer.wte.weight"])
+def test_the_bases_own_tied_weight_is_as_if_the_adapter_had_not_repeated_it(name, tmp_path):
+    model = gpt2()
+    bare = adapter_on(model, ["c_attn"])
+    with_copy = replace(bare, tensors={name: model.lm_head.weight.detach().half().float()})
+    model.lm_head.weight.data.copy_(with_copy.tensors[name])
+    model.save_pretrained(tmp_path / "base")
+    for adapter, out in ((bare, "a"), (with_copy, "b"), (replace(bare, tensors={name: with_copy.tensors[name].half()}), "c")):
+        assert not lora.merge_checkpoint(tmp_path / "base", adapter, tmp_path / out).untied
+    expected = (tmp_path / "a" / "model.safetensors").read_bytes()
+    assert all((tmp_path / out / "model.safetensors").read_bytes() == expected for out in ("b", "c"))
+
+
 @pytest.mark.parametrize("names", [["lm_head.weight"], ["transformer.wte.weight"]])
 def test_a_tied_weight_that_was_trained_in_full_is_refused_or_untied(names, tmp_path):
     model, free = gpt2(), gpt2(tie_word_embeddings=False)
@@ -431,7 +444,7 @@ def test_force_replaces_a_models_folder_and_nothing_larger(tmp_path):
     base, adapter = simple(tmp_path)
     before = load_file(base / "model.safetensors")
     with pytest.raises(lora.FormatError, match="is or holds the base"):
-        lora.merge_checkpoint(base, adapter, tmp_path, force=True)
+        lora.merge_checkpoint(base, adapter, tmp_path, overwrite=True)
     assert same_tensors(load_file(base / "model.safetensors"), before)
 
 
@@ -448,7 +461,7 @@ def test_what_was_there_is_put_back_when_the_result_cannot_take_its_place(tmp_pa
 
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OSError, match="Input/output"):
-        lora.merge_checkpoint(base, 0 * adapter, tmp_path / "out", force=True)
+        lora.merge_checkpoint(base, 0 * adapter, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 

@@ -106,7 +106,7 @@ def both(plain: nn.Module, model: nn.Module, folder: Path) -> tuple[dict[str, Te
         if "lora_" not in name
     }
     save_file(weights, folder / "base.safetensors")
-    lora.merge_checkpoint(folder / "base.safetensors", lora.extract(model), folder / "out", force=True)
+    lora.merge_checkpoint(folder / "base.safetensors", lora.extract(model), folder / "out", overwrite=True)
     lora.merge(model)
     merged = {name: p.detach() for name, p in model.named_parameters() if "lora_" not in name}
     return merged, load_file(folder / "out" / "model.safetensors")

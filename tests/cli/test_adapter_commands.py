@@ -114,8 +114,8 @@ def test_a_command_that_writes_overwrites_nothing_unasked(
     monkeypatch.chdir(place)
     assert main([command, *WORDS[command]]) == 0
     assert main([command, *WORDS[command]]) == 2
-    assert "--force" in capsys.readouterr().err
-    assert main([command, *WORDS[command], "--force"]) == 0
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([command, *WORDS[command], "--overwrite"]) == 0
 
 
 def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +143,7 @@ def test_force_replaces_an_adapter_and_nothing_else(
     else:
         out.write_text("data" if kind == "text" else "")
     before = out.read_bytes()
-    words = [str(tmp_path / "a"), "-o", str(out), "--format", format, "--force"]
+    words = [str(tmp_path / "a"), "-o", str(out), "--format", format, "--overwrite"]
     for command in ("convert", "combine"):
         assert main([command, *words]) == 2
         assert "is no adapter" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_pruning_from_the_command_line(method, two, tmp_path, capsys):
         ([], "'head.weight' was trained in full"),
         (["--r", "2", "--tensors", "drop"], "svd"),
         (["--method", "ties", "--tensors", "drop"], "density"),
-        (["--method", "average"], "invalid choice: 'average'"),
+        (["--method", "average"], "'average' is not one of"),
         (["--format", "kohya", "--tensors", "drop"], ".safetensors"),
     ],
 )
@@ -165,8 +165,8 @@ def test_an_adapter_is_merged_and_checked(model, tmp_path, capsys):
     assert "Checked 48 numbers of 2 tensors: all within rounding." in text
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(same_bits(found[name], W) for name, W in merged.items())
-    assert "exists; add --force" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out")
-    said(capsys, "merge", base, path, "-o", tmp_path / "out", "--force", "--threads", "1")
+    assert "exists; add --overwrite" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out")
+    said(capsys, "merge", base, path, "-o", tmp_path / "out", "--overwrite", "--threads", "1")
 
 
 def test_a_wrong_result_is_found_and_taken_away(model, tmp_path, capsys, monkeypatch):
@@ -190,7 +190,7 @@ def test_a_wrong_result_is_found_and_taken_away(model, tmp_path, capsys, monkeyp
     said(capsys, *words)
     good = (tmp_path / "out" / "model.safetensors").read_bytes()
     monkeypatch.setattr(verify, "open_checkpoint", spoilt)
-    assert "so the result was removed" in complaint(capsys, *words, "--force", code=1)
+    assert "so the result was removed" in complaint(capsys, *words, "--overwrite", code=1)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == good
     assert names() == sorted([*before, "out"])
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_merged_is_said(model, tmp_path, capsys):
     assert "no weights" in complaint(capsys, "merge", path, path, "-o", tmp_path / "out")
     assert "--threads 0" in complaint(capsys, "merge", base, path, "-o", tmp_path / "out", "--threads", "0")
     for place in (base, path, tmp_path):
-        assert "what is read" in complaint(capsys, "merge", base, path, "-o", place, "--force")
+        assert "what is read" in complaint(capsys, "merge", base, path, "-o", place, "--overwrite")
     assert (base / "model.safetensors").exists()
     assert not (tmp_path / "out").exists()
 

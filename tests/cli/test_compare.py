@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from loralib.cli import main
-from loralib.recipes import comparison, run_folder
+from loralib.recipes import comparison, resolved, run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,8 @@ def test_a_search_and_a_comparison_end_to_end(
     best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
     assert float(trials[0]["learning_rate"]) == best["learning_rate"] == float(rows[0]["learning_rate"])
     assert trials[0]["layers"] == best["layers"]
-    assert run_folder.read_options(tmp_path / "out" / "lora")[0].to_dict() | {"output": None} == best
+    run = resolved.resolved(run_folder.read_options(tmp_path / "out" / "lora")[0])
+    assert {name: value for name, value in run.items() if name != "output"} == best
 
     assert main(given) == 2
     assert "add --resume to go on with it, or --overwrite" in capfd.readouterr().err
@@ -73,7 +74,7 @@ def test_a_search_and_a_comparison_end_to_end(
         (["--seeds", "0"], "--seeds 0: must be positive"),
         (["--overwrite", "--resume"], "contradict"),
         (["--r", "0"], "r=0"),
-        (["--method", "lora"], "unrecognized arguments: --method"),
+        (["--method", "lora"], "no option --method; nearest: --methods"),
         (["--layers", "query", "--target-modules", "query"], "layers='query' has no effect beside target_modules"),
     ],
 )

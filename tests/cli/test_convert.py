@@ -140,8 +140,8 @@ def test_nothing_is_overwritten_unasked(peft: Path, tmp_path: Path, capsys: pyte
     output = tmp_path / f"out{SUFFIX[format]}"
     words = [peft, "-o", output, "--format", format]
     converted(capsys, *words)
-    assert "--force" in refused(capsys, tmp_path, *words, "--r", 1)
-    converted(capsys, *words, "--r", 1, "--force")
+    assert "--overwrite" in refused(capsys, tmp_path, *words, "--r", 1)
+    converted(capsys, *words, "--r", 1, "--overwrite")
     assert {update.r for update in lora.load(output).layers.values()} == {1}
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_written_onto_what_is_read(peft: Path, tmp_path: Path, capsys
         [file, "-o", tmp_path / "x" / ".." / "a.safetensors", "--format", "kohya"],
     ):
         (tmp_path / "x").mkdir(exist_ok=True)
-        assert "what is read" in refused(capsys, tmp_path, *words, "--force")
+        assert "what is read" in refused(capsys, tmp_path, *words, "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_nothing_is_written_onto_what_is_read(peft: Path, tmp_path: Path, capsys
         (["--format", "safetensors", "-o", "{}/a"], ".safetensors"),
         (["--format", "safetensors", "-o", "{}"], "folder"),
         (["--format", "loralib", "-o", "{}/a.safetensors"], ".pt"),
-        (["--format", "pfet", "-o", "{}/a"], "invalid choice"),
+        (["--format", "pfet", "-o", "{}/a"], "nearest: peft"),
         (["-o", "{}/a"], "--format"),
         (["--format", "peft"], "--output"),
         (["--format", "peft", "-o", "{}/a", "--r", "0"], "r=0"),
@@ -342,3 +342,22 @@ def test_intruders_are_reduced_and_counted(tmp_path: Path, capsys: pytest.Captur
     assert main(["info", str(tmp_path / "a"), "--base", str(tmp_path), "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)["layers"]
     assert [intruder["index"] for intruder in layers["a"]["intruders"]] == [0]
+
+
+def test_formats_that_are_only_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    A, B = torch.randn(2, 6), torch.randn(4, 2)
+    save_file({"a.q_proj.lora_A.default.weight": A, "a.q_proj.lora_B.default.weight": B}, tmp_path / "lone.safetensors")
+    (tmp_path / "mlx").mkdir()
+    mlx = {"a.q_proj.lora_a": A.t().contiguous(), "a.q_proj.lora_b": B.t().contiguous()}
+    save_file(mlx, tmp_path / "mlx" / "adapters.safetensors")
+    (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"scale": 3.0}}))
+    lone = ["convert", str(tmp_path / "lone.safetensors"), "--format", "peft", "-o", str(tmp_path / "a")]
+    assert main(lone) == 2
+    assert "give what the training had: --lora-alpha N." in capsys.readouterr().err
+    assert main([*lone, "--lora-alpha", "6"]) == 0
+    assert main(["convert", str(tmp_path / "mlx"), "--format", "peft", "-o", str(tmp_path / "b")]) == 0
+    assert lora.load(tmp_path / "a") == lora.load(tmp_path / "b")
+    assert main(["convert", str(tmp_path / "mlx"), "--format", "mlx", "-o", str(tmp_path / "c")]) == 2
+    assert "'mlx' is not one of peft, safetensors" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "lone.safetensors")]) == 0
+    assert "give the true one with --lora-alpha" in " ".join(capsys.readouterr().out.split())

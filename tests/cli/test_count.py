@@ -78,7 +78,7 @@ def test_a_local_model_is_counted_as_it_is(encoder: Path, capsys: pytest.Capture
         ("roberta-base --task e2e", "roberta-base generates no text"),
         ("roberta-base --r 0", "r=0"),
         ("roberta-base --layers query --target-modules key", "has no effect beside target_modules"),
-        ("roberta-base --task sst3", "invalid choice"),
+        ("roberta-base --task sst3", "nearest: sst2"),
     ],
 )
 def test_wrong_words_are_one_sentence(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

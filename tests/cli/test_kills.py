@@ -54,14 +54,14 @@ def content():
     return found
 
 begin()
-run(words(two, "--force"))
+run(words(two, "--overwrite"))
 whole = sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
 count = 0
-for step in kills(lambda: run(words(two, "--force")), root, begin):
+for step in kills(lambda: run(words(two, "--overwrite")), root, begin):
     files = [out / "adapter_config.json", out / "adapter_model.safetensors"]
     if command == "convert" and all(file.exists() for file in files):
         content()  # never one's configuration and the other's tensors
-    code = run(words(two, *["--force"] * force))
+    code = run(words(two, *["--overwrite"] * force))
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
     assert names == whole, (step, names)
     assert content() in ((1,) if force or not there else (0, 1)), step
@@ -90,7 +90,7 @@ def test_two_at_once_are_refused(command: str, tmp_path: Path, capfd: Any) -> No
     in_fresh_process(program, tmp_path, command, "True", "True")
     out = tmp_path / "work" / "out"
     more = [str(tmp_path / "base.safetensors")] if command == "merge" else ["--format", "peft"]
-    words = [command, *more, str(tmp_path / "two"), "-o", str(out), "--force"]
+    words = [command, *more, str(tmp_path / "two"), "-o", str(out), "--overwrite"]
 
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loralib.cli import guarded, score
+from loralib.cli import guarded, main, score
 from loralib.recipes.nlg.metrics import meteor
 
 
@@ -99,8 +99,8 @@ def test_a_folder_of_data_of_which_the_published_file_is_preferred(tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["e2e"], "the following arguments are required: PREDICTIONS"),
-        (["xsum", "p"], "invalid choice: 'xsum'"),
+        (["e2e"], "PREDICTIONS is missing"),
+        (["xsum", "p"], "'xsum' is not one of"),
         (["e2e", "nope.txt", "--data-dir", "."], "nope.txt does not exist"),
         (["e2e", "."], "generated/test.jsonl does not exist; first: loralib generate . --split test"),
         (["e2e", "p.txt"], "has no references in it; give --references, or --data-dir"),
@@ -121,3 +121,22 @@ def test_wrong_words_are_one_sentence(
     complaint = capsys.readouterr().err
     assert message in complaint
     assert complaint.count("\n") == 1
+
+
+def test_metrics_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("a pub\n")
+    (tmp_path / "r.txt").write_text("a pub\n")
+    words = ["score", "webnlg", str(tmp_path / "p.txt"), "--references", str(tmp_path / "r.txt"), "--json"]
+    assert main([*words, "--without", "ter", "--without", "meteor"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["metrics"]) == ["bleu_all"]
+
+
+def test_inputs_that_no_reference_answers_are_paired_by_order_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.tsv").write_text("mr\toutput\nfirst\ta pub\n")
+    (tmp_path / "r.csv").write_text("mr,ref\nname[A],a pub\n")
+    words = ["score", "any", str(tmp_path / "p.tsv"), "--references", str(tmp_path / "r.csv")]
+    assert main(words) != 0
+    assert "--by-order" in capsys.readouterr().err
+    assert main([*words, "--by-order"]) == 0

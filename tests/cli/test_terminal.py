@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from loralib.cli import FAILED, INTERRUPTED, MISUSED, guarded, main
 from loralib.errors import FormatError
+from loralib.recipes.options import TrainOptions
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m\r\u202e\x9b2J"
 
@@ -70,9 +71,10 @@ def test_labels_and_texts_of_a_prediction_are_not_obeyed(
         def generate(self, texts: list[str], *how: object) -> list[str]:
             return [ESCAPE for _ in texts]
 
+    options = TrainOptions(model="m", data="d.tsv")
     monkeypatch.setattr(predictor, "open_run", lambda folder, trust: Opened())
     monkeypatch.setattr(generator, "open_run", lambda folder, trust: Opened())
-    monkeypatch.setattr("loralib.recipes.run_folder.read_options", lambda folder: (type("O", (), {"task": None}), None))
+    monkeypatch.setattr("loralib.recipes.run_folder.read_options", lambda folder: (options, None))
     for words in (["predict", str(tmp_path), f"text {ESCAPE}"], ["generate", str(tmp_path), "input"]):
         assert main(words) == 0
         said = capsys.readouterr().out

@@ -386,6 +386,39 @@ def test_names_of_every_age_are_read(down, up, layer, tmp_path):
         assert lora.load(tmp_path / "f.safetensors").layers[layer].scaling == 0.5
 
 
+@pytest.mark.parametrize("prefix", ["", "unet."], ids=["without a component", "with one"])
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "own.safetensors", "own.pt"])
+@pytest.mark.parametrize("down", ["processor.to_{}_lora.{}.weight", "to_{}.lora.{}.weight", "to_{}.lora_{}.weight"])
+def test_files_of_every_age_compute_what_diffusers_computes(down, name, prefix, tmp_path):
+    """diffusers up to 0.16 saved one model's factors, pickled at first."""
+    model, stored = unet(), {}
+    torch.manual_seed(1)
+    for module, layer in model.named_modules():
+        owner, _, leaf = module.rpartition(".")
+        if leaf in ("to_q", "to_v"):
+            for way, shape in (("down", (2, layer.in_features)), ("up", (layer.out_features, 2))):
+                stored[f"{prefix}{owner}.{down.format(leaf[-1], way)}"] = 0.3 * torch.randn(shape)
+    save = torch.save if name.endswith(("bin", "pt")) else safetensors.torch.save_file
+    save(stored, tmp_path / name)
+    assert lora.detect(tmp_path / name) == lora.detect(tmp_path) == "diffusers"
+    adapter = lora.load(tmp_path)
+    ours = unet()
+    lora.attach(ours, adapter.part("unet") if prefix else adapter)
+    if "lora_{}" not in down:  # which diffusers reads for some models only
+        safetensors.torch.save_file(stored, tmp_path / "p.safetensors")
+        model.load_lora_adapter(tmp_path / "p.safetensors", prefix="unet" if prefix else None)
+        assert torch.allclose(image(ours), image(model), atol=1e-5)
+    assert not torch.allclose(image(ours), image(unet()), atol=1e-3)
+
+
+def test_a_models_own_names_are_known_by_the_name_of_the_file(tmp_path):
+    stored = {"blocks.0.attn.to_k.lora_A.weight": torch.ones(2, 3), "blocks.0.attn.to_k.lora_B.weight": torch.ones(4, 2)}
+    safetensors.torch.save_file(stored, tmp_path / "pytorch_lora_weights.safetensors")
+    assert lora.load(tmp_path).layers["blocks.0.attn.to_k"].scaling == 1
+    (tmp_path / "pytorch_lora_weights.safetensors").rename(tmp_path / "other.safetensors")
+    assert lora.detect(tmp_path) == "peft-file"
+
+
 @pytest.mark.parametrize(
     ("extra", "metadata", "telling"),
     [

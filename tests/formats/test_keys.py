@@ -5,10 +5,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor
 
 import loralib as lora
 from models import same_bits
@@ -113,3 +115,42 @@ def test_two_pairs_of_factors_under_one_name_are_refused(tmp_path):
     torch.save({f"q.lora_{which}{key}": t for which in ("", "embedding_") for key, t in pair.items()}, tmp_path / "f.pt")
     with pytest.raises(lora.FormatError, match="has lora_A beside lora_embedding_A"):
         lora.load(tmp_path / "f.pt", keys=SAME)
+
+
+# --- orientation ----------------------------------------------------------------------------------------------------
+
+
+def by(A: Tensor, B: Tensor, names: tuple[str, str], folder: Path) -> lora.Adapter:
+    safetensors.torch.save_file({"x.down": A.contiguous(), "x.up": B.contiguous()}, folder / "a.safetensors")
+    return lora.load(folder / "a.safetensors", keys={r"(.*)\.down": rf"\1.{names[0]}", r"(.*)\.up": rf"\1.{names[1]}"})
+
+
+PLAIN, AS_SAID, TRANSPOSED = ("lora_A", "lora_B"), ("lora_A.weight", "lora_B.weight"), ("lora_A.T", "lora_B.T")
+
+
+@pytest.mark.parametrize(("d", "k", "r"), [(5, 4, 2), (4, 4, 2), (4, 4, 4), (4, 4, 6), (5, 4, 6), (1, 1, 1), (5, 5, 1)])
+def test_the_orientation_that_a_map_states_is_the_one_that_is_read(d, k, r, tmp_path):
+    A, B = torch.randn(r, d), torch.randn(k, r)
+    delta = (B @ A).double()
+    for adapter in (by(A, B, AS_SAID, tmp_path), by(A.t(), B.t(), TRANSPOSED, tmp_path)):
+        assert torch.allclose(adapter.delta("x").double(), delta, atol=1e-6)
+        assert adapter.layers["x"].r == r
+    if d != k or r < d:
+        assert by(A, B, PLAIN, tmp_path).layers["x"].r == r
+    else:
+        with pytest.raises(lora.FormatError, match=r"look like transposes.*lora_A.T and lora_B.T.*lora_A.weight"):
+            by(A, B, PLAIN, tmp_path)
+
+
+@pytest.mark.parametrize(("d", "k", "r"), [(5, 4, 2), (4, 4, 2), (4, 4, 4), (5, 5, 1)])
+def test_transposes_are_never_read_as_what_they_are_not(d, k, r, tmp_path):
+    A, B = torch.randn(r, d), torch.randn(k, r)
+    with pytest.raises(lora.FormatError, match=r"look like transposes, \(in, r\) and \(r, out\)"):
+        by(A.t(), B.t(), PLAIN, tmp_path)
+
+
+def test_factors_of_two_orientations_are_refused(tmp_path):
+    with pytest.raises(lora.FormatError, match=r"has no lora_B.T|beside"):
+        by(torch.ones(2, 3), torch.ones(4, 2), ("lora_A.T", "lora_B"), tmp_path)
+    with pytest.raises(lora.FormatError, match="are no matrices"):
+        by(torch.ones(2, 3, 1), torch.ones(4, 2, 1), TRANSPOSED, tmp_path)

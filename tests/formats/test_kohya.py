@@ -397,7 +397,7 @@ TUCKER = stored(A=(2, 3, 1, 1), B=(4, 2, 1, 1))
         (stored() | stored("lora_unet_input_blocks_0_0"), "same layer"),
         (stored(f"lora_te_{underscored(OF_CLIP)}") | stored(f"lora_te1_{underscored(OF_CLIP)}"), "same layer"),
         (stored() | {"text_model.weight": torch.ones(1)}, "no kind"),
-        (stored("lora_unet_double_blocks_0_img_attn_qkv"), "lora_unet_double_blocks_0_img_attn_qkv.*keys="),
+        (stored("lora_unet_joint_blocks_0_x_block_attn_qkv"), "joint_blocks_0_x_block_attn_qkv .*Stable Diffusion 3.*keys="),
     ],
 )
 def test_damaged_files_are_refused(tensors, telling, tmp_path):

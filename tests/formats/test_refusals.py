@@ -60,8 +60,11 @@ def other_method(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "telling"),
     [
-        (lone_tensors, "adapter_config.json.* is missing"),
-        (lambda folder: lone_tensors(folder) / "adapter_model.safetensors", "adapter_config.json.* is missing"),
+        (lone_tensors, "adapter_config.json, which says lora_alpha, is not next to it"),
+        (
+            lambda folder: lone_tensors(folder) / "adapter_model.safetensors",
+            "adapter_config.json, which says lora_alpha, is not next to it",
+        ),
         (model_in_one_file, r"its tensors \(a.weight.*a whole model, perhaps"),
         (lambda folder: model_in_one_file(folder).parent, "anything.safetensors holds no adapter.*a whole model, perhaps"),
         (unknown_names, r"its tensors \(a.lora_down …\) have names of no known format; for .*key map"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import save
 
 import loralib as lora
 from loralib.adapters.token_rows import TokenRows
@@ -57,3 +58,19 @@ def seeds() -> Iterator[tuple[str, Files]]:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     yield "peft, pickled", {"adapter_config.json": config, "adapter_model.bin": buffer.getvalue()}
+    yield (
+        "peft, with an adapter's name",
+        {
+            "adapter_config.json": config,
+            "adapter_model.safetensors": save({key.replace(".weight", ".default.weight"): t for key, t in state.items()}),
+        },
+    )
+    factors = {"a.q_proj.lora_a": torch.randn(3, 2), "a.q_proj.lora_b": torch.randn(2, 4), "norm.weight": torch.ones(3)}
+    said = json.dumps({"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 10.0}}).encode()
+    yield "mlx", {"adapter_config.json": said, "adapters.safetensors": save(factors)}
+    block = "diffusion_model.double_blocks.0.img_"
+    flux = {f"{block}attn.qkv.lora_A.weight": torch.randn(2, 3), f"{block}attn.qkv.lora_B.weight": torch.randn(9, 2)}
+    flux |= {f"{block}mod.lin.lora_down.weight": torch.randn(2, 3), f"{block}mod.lin.lora_up.weight": torch.randn(18, 2)}
+    text = {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.randn(2, 3)}
+    text |= {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.randn(4, 2)}
+    yield "original", {"a.safetensors": save(flux | text | {f"{block}mod.lin.alpha": torch.tensor(1.0)})}

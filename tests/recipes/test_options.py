@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from loralib.cli import dataclass_parsing
 from loralib.config import LoRAConfig
 from loralib.errors import ConfigError, LoRAError, RunError
-from loralib.recipes import lora_options, run_folder, training
+from loralib.recipes import lora_options, resolved, run_folder, training
 from loralib.recipes.options import TrainOptions
 
 
@@ -151,7 +151,18 @@ def test_each_method_has_its_learning_rate_unless_one_is_given() -> None:
 def test_options_and_classes_survive_the_run_folder(tmp_path: Path) -> None:
     written = options(target_modules=["a", "b"], patience=3, lora_alpha=4.5)
     run_folder.write_options(tmp_path, written, ["no", "yes"])
-    assert run_folder.read_options(tmp_path) == (written, ["no", "yes"])
+    read, labels = run_folder.read_options(tmp_path)
+    assert (resolved.resolved(read), labels) == (resolved.resolved(written), ["no", "yes"])
+    assert "null" not in (tmp_path / "config.yaml").read_text()
+    assert (read.peak_learning_rate, read.length, read.metric, read.roles, read.kind) == (
+        written.peak_learning_rate,
+        written.length,
+        written.metric,
+        written.roles,
+        written.kind,
+    )
+    run_folder.write_options(tmp_path, read, labels)
+    assert run_folder.read_options(tmp_path) == (read, labels)
 
 
 def test_local_paths_are_made_absolute_and_names_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +189,8 @@ def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path: Path) -> None
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(RunError, match="is a file"):
-        run_folder.RUN.check_free(tmp_path / "out", overwrite=True, resume=False)
+    with pytest.raises(RunError, match="is a file"), run_folder.RUN.alone_in(tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("old", [{"r": 8}, {"epochs": 3.0}, {"label_smoothing": 0.1}])

@@ -1,6 +1,7 @@
 """Which layers a configuration targets, and what it says when it targets none or the wrong ones."""
 
 import pytest
+import torch
 from torch import nn
 
 import loralib as lora
@@ -85,3 +86,18 @@ def test_a_model_that_is_itself_a_layer_is_refused():
 def test_a_model_without_linear_layers_is_refused():
     model = nn.Sequential(nn.ReLU())
     expect_refusal(lora.TargetError, "no linear layer to adapt", model, lambda: lora.inject(model, CONFIG))
+
+
+def test_the_nearest_names_are_of_layers_that_can_be_targets():
+    model = nn.ModuleDict({"query": nn.Linear(4, 4), "queries": nn.LayerNorm(4), "block": nn.ModuleDict({"qeurys": nn.ReLU()})})
+    with pytest.raises(lora.TargetError, match=r"Nearest names: query \(1 layer\)\. "):
+        lora.inject(model, lora.LoRAConfig(target_modules=["querie"]))
+    with pytest.raises(lora.TargetError, match="'queries' of ModuleDict cannot be adapted: LayerNorm layers"):
+        lora.inject(model, lora.LoRAConfig(target_modules=["queries"]))
+
+
+def test_the_nearest_names_of_a_renaming_are_modules():
+    update = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(4, 2), 4)
+    adapter = lora.Adapter(lora.LoRAConfig(), {"unet.mid.to_q": update})
+    with pytest.raises(lora.TargetError, match=r"Nearest names: unet, "):
+        adapter.rename({"unett": ""})

@@ -84,6 +84,20 @@ def test_ctrl_c_that_comes_as_both_signals_is_one_and_a_second_ends_at_once(stop
             signal.raise_signal(number)
 
 
+def test_ctrl_c_is_heard_though_nothing_can_be_said_of_it(stop, monkeypatch):
+    """Standard error may be closed, or its disk full."""
+
+    def closed(descriptor: int, content: bytes) -> int:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("loralib.train.callbacks.os.write", closed)
+    signal.raise_signal(signal.SIGINT)
+    control = TrainerControl()
+    stop.on_step_end(ARGS, SimpleNamespace(epoch=0.5, global_step=1, max_steps=9), control)
+    assert control.should_training_stop
+    assert control.should_save
+
+
 def test_signals_are_given_back_once_and_never_taken_in_another_thread():
     before, callback = handlers(), StopOnInterrupt()
     thread = threading.Thread(target=callback.on_train_begin, args=(ARGS, None, None))

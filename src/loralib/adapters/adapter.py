@@ -14,33 +14,23 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import patterns
+from ..arguments import ADAPTER, check_device, check_dtype, check_mapping, check_name, wrong
 from ..config import LoRAConfig, python_value
 from ..errors import ConfigError, TargetError
 from ..tensors import same_bits
 from . import algebra, summary, sums
-from .config_of import described, settings_of, united_settings
+from .config_of import ConfigField, described, united_settings
 from .digest import digest
+from .parts import check_parts, renamed
 from .token_rows import TokenRows
 from .updates import LoRAUpdate
 
 T = TypeVar("T")
 
 Rename = Mapping[str, str] | Callable[[str], str]
-
-
-class _Config:
-    """The field `config`: keeps the settings of what it is set to, and gives the configuration that describes the layers."""
-
-    def __get__(self, adapter: "Adapter | None", owner: type) -> LoRAConfig:
-        if adapter is None:
-            raise AttributeError("config")  # of the class: the field has no default
-        return adapter._described
-
-    def __set__(self, adapter: "Adapter", config: LoRAConfig) -> None:
-        object.__setattr__(adapter, "settings", settings_of(config))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +57,7 @@ class Adapter:
     (4, True)
     """
 
-    config: _Config = _Config()
+    config: ConfigField = ConfigField()  # noqa: RUF009 - a descriptor
     layers: Mapping[str, LoRAUpdate] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +66,7 @@ class Adapter:
     settings: LoRAConfig = field(init=False)
 
     def __post_init__(self) -> None:
+        check_parts(self.layers, self.tensors, self.metadata, self.rows)
         for name in ("layers", "tensors", "metadata", "rows"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
@@ -121,8 +112,11 @@ class Adapter:
         return summary.num_parameters(self.layers)
 
     def delta(self, name: str) -> Tensor:
-        """ΔW of the layer `name`, shape (out, in) for a linear one, in at least float32; `KeyError` when it is not adapted,
+        """ΔW of the layer `name`, shape (out, in) for a linear one, in at least float32; `TargetError` when it is not adapted,
         `AlgebraError` for a DoRA update, whose effect depends on the weight."""
+        check_name(name, "name")
+        if name not in self.layers:
+            raise TargetError(f"{name!r} is not adapted. Nearest names: {patterns.nearest(name, self.layers)}.")
         return self.layers[name].delta()
 
     def summary(self) -> str:
@@ -156,6 +150,9 @@ class Adapter:
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Adapter":
         """The same adapter with its tensors in another dtype or on another device."""
 
+        check_dtype(dtype)
+        check_device(device)
+
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
@@ -185,8 +182,10 @@ class Adapter:
         >>> list(adapter.rename({"unet": ""}).layers), list(adapter.rename({"": "pipe"}).layers)
         (['mid.to_q'], ['pipe.unet.mid.to_q'])
         """
+        if not callable(names) or isinstance(names, type | nn.Module):
+            check_mapping(names, "names", str, "a new name (a str)")
         new = names if callable(names) else patterns.renaming(names, [*self.layers, *self.tensors, *self.rows])
-        layers, tensors, rows = _renamed(new, self.layers), _renamed(new, self.tensors), _renamed(new, self.rows)
+        layers, tensors, rows = renamed(new, self.layers), renamed(new, self.tensors), renamed(new, self.rows)
         modules = tuple(dict.fromkeys(filter(None, map(new, self.settings.modules_to_save))))
         settings = replace(self.settings, modules_to_save=modules)
         return self._with(config=settings, layers=layers, tensors=tensors, rows=rows)
@@ -198,6 +197,8 @@ class Adapter:
         >>> list(Adapter(LoRAConfig(r=2), layers).part("unet").layers)
         ['to_q']
         """
+
+        check_name(module, "module")
 
         def inside(values: Mapping[str, T]) -> dict[str, T]:
             return {name: value for name, value in values.items() if patterns.within(name, [module])}
@@ -258,6 +259,12 @@ class Adapter:
         return total([self, other], [1, -1]) if isinstance(other, Adapter) else NotImplemented
 
 
+def check_adapter(value: object, what: str = "adapter") -> None:
+    """`ArgumentError` unless `value` is an adapter."""
+    if not isinstance(value, Adapter):
+        raise wrong(what, ADAPTER, value)
+
+
 def total(adapters: list[Adapter], weights: list[float]) -> Adapter:
     """Σ weight·adapter, exactly, by rank concatenation; a layer that only some adapt is that part of the sum.
 
@@ -285,13 +292,3 @@ def united(
     metadata in which they agree."""
     settings = united_settings([adapter.settings for adapter in adapters], full=bool(tensors))
     return Adapter(settings, layers, tensors, sums.shared([adapter.metadata for adapter in adapters]), rows)
-
-
-def _renamed(new: Callable[[str], str], values: Mapping[str, T]) -> dict[str, T]:
-    found: dict[str, T] = {}
-    for name, value in values.items():
-        if (renamed := new(name)) in found or not renamed:
-            problem = "more than one thing would be called so" if renamed else "a name is needed"
-            raise TargetError(f"rename: {name!r} cannot become {renamed!r}: {problem}.")
-        found[renamed] = value
-    return found

@@ -16,18 +16,20 @@ signs among the weighted updates, so that a negative weight votes against.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import choices
+from ..arguments import check_share, wrong
 from ..choices import CombineMethod, ExtraTensors, MajoritySign
 from ..config import alpha_for, check_rank, python_value
 from ..errors import AlgebraError, ConfigError
+from ..printing import short
 from ..tensors import same_bits, without_autocast
 from . import algebra, low_rank
-from .adapter import Adapter, agreed, united
+from .adapter import Adapter, agreed, check_adapter, united
 from .sums import in_layer, terms_by_layer
 from .token_rows import TokenRows
 from .updates import LoRAUpdate
@@ -69,7 +71,15 @@ def combine(
     >>> combine([a, b], [0.5, 0.5], method="svd", r=1).delta("proj")[0].round(decimals=3)
     tensor([3., 3., 3.])
     """
+    if not isinstance(adapters, Iterable) or isinstance(adapters, str | Mapping):
+        raise wrong("adapters", "a list of adapters", adapters, "write lora.combine([a, b])")
     adapters = list(adapters)
+    for place, adapter in enumerate(adapters):
+        check_adapter(adapter, f"adapters[{place}]")
+    if weights is not None and (not isinstance(weights, Iterable) or isinstance(weights, str)):
+        raise wrong("weights", "a list of numbers, one for each adapter", weights)
+    check_share(energy, "energy", "the share of ‖ΔW‖² to keep is such as 0.99")
+    check_share(density, "density", "the share of entries to keep is such as 0.2")
     weights = _checked_weights(adapters, weights)
     _check_options(method, r, energy, density, majority_sign, tensors)
     tensors = "same" if len(adapters) == 1 and tensors != "drop" else tensors
@@ -93,14 +103,14 @@ def combine(
 
 
 def _checked_weights(adapters: list[Adapter], weights: Sequence[float] | None) -> list[float]:
-    if not adapters or not all(isinstance(adapter, Adapter) for adapter in adapters):
+    if not adapters:
         raise ConfigError("combine() needs adapters, one at least: combine([a, b], weights=[0.5, 0.5]).")
     found = [1.0] * len(adapters) if weights is None else [python_value(weight) for weight in weights]
     if len(found) != len(adapters):
         raise ConfigError(f"{len(found)} weights for {len(adapters)} adapters; give one to each.")
     for weight in found:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ConfigError(f"weights={found}: must be finite numbers, of any sign.")
+            raise ConfigError(f"weights={short(found)}: must be finite numbers, of any sign.")
     return found
 
 
@@ -113,15 +123,15 @@ def _check_options(
         ("tensors", tensors, ExtraTensors),
     ):
         if value not in choices.names(kind):
-            raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(choices.names(kind))}.")
+            raise ConfigError(f"{name}={short(value)} is not known; choose one of {', '.join(choices.names(kind))}.")
     if r is not None:
         check_rank(r)
     if energy is not None and not 0 < energy <= 1:
-        raise ConfigError(f"energy={energy!r}: must be the share of the squared norm to keep, such as 0.99.")
+        raise ConfigError(f"energy={short(energy)}: must be the share of the squared norm to keep, such as 0.99.")
     if method == "exact" and (r is not None or energy is not None):
         raise ConfigError("method='exact' keeps all ranks; choose method='svd' to bring the sum to a rank.")
     if method in _PRUNING and (density is None or not 0 < density <= 1):
-        raise ConfigError(f"method={method!r} needs density, the share of entries to keep, such as 0.2; got {density!r}.")
+        raise ConfigError(f"method={method!r} needs density, the share of entries to keep, such as 0.2; got {short(density)}.")
     if method not in _PRUNING and density is not None:
         raise ConfigError(f"method={method!r} prunes nothing; density is for {', '.join(_PRUNING)}.")
 

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from operator import itemgetter
+from typing import Any
 
+from ..arguments import wrong
 from ..config import LoRAConfig
 from ..patterns import Patterns
 from .fused_update import FusedUpdate
@@ -61,3 +63,19 @@ def united_settings(all_settings: list[LoRAConfig], *, full: bool) -> LoRAConfig
         return replace(first, modules_to_save=(), bias="none")
     modules = dict.fromkeys(name for settings in all_settings for name in settings.modules_to_save)
     return replace(first, modules_to_save=tuple(modules), bias=max((s.bias for s in all_settings), key=_BIASES.index))
+
+
+class ConfigField:
+    """The field `config` of an adapter: keeps the settings of what it is set to, and gives the configuration that describes the
+    layers."""
+
+    def __get__(self, adapter: Any, owner: type) -> LoRAConfig:
+        if adapter is None:
+            raise AttributeError("config")  # of the class: the field has no default
+        found: LoRAConfig = adapter._described
+        return found
+
+    def __set__(self, adapter: object, config: LoRAConfig) -> None:
+        if not isinstance(config, LoRAConfig):
+            raise wrong("config", "a LoRAConfig", config)
+        object.__setattr__(adapter, "settings", settings_of(config))

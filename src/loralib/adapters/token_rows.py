@@ -1,10 +1,13 @@
 """New values of some rows of a matrix, as an adapter for added tokens brings them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..arguments import check_tensor, wrong
 from ..errors import ConfigError
+from ..printing import short
 from ..tensors import same_bits
 
 
@@ -21,10 +24,13 @@ class TokenRows:
     values: Tensor
 
     def __post_init__(self) -> None:
+        check_tensor(self.values, "values")
+        if not isinstance(self.indices, Iterable):
+            raise wrong("indices", "a list of row numbers", self.indices)
         object.__setattr__(self, "indices", tuple(self.indices))
         whole = all(type(index) is int and index >= 0 for index in self.indices)
         if not whole or len(set(self.indices)) != len(self.indices) or self.values.dim() < 1:
-            raise ConfigError(f"indices={self.indices}: must be the numbers of different rows, such as (50257, 50258).")
+            raise ConfigError(f"indices={short(self.indices)}: must be the numbers of different rows, such as (50257, 50258).")
         if len(self.indices) != len(self.values):
             raise ConfigError(
                 f"{len(self.indices)} indices for values of shape {tuple(self.values.shape)}; one a row is needed."

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..arguments import check_tensor
 from ..config import in_python, lora_scaling
 from ..errors import AlgebraError, ConfigError
 from ..tensors import same_bits, without_autocast
@@ -76,6 +77,8 @@ class LoRAUpdate:
             )
 
     def _take_numbers_in_python(self) -> None:
+        for what, factor in (("A", self.A), ("B", self.B)):
+            check_tensor(factor, what)
         kind: Any = type(self)
         for name in ("lora_alpha", "use_rslora", *_own_field_names(kind)):
             value = getattr(self, name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import algebra
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, check_adapter
 from ..adapters.updates import LoRAUpdate
 from ..checkpoints.base_weights import Source, pairs
 from ..config import alpha_for
@@ -68,7 +68,7 @@ def intruder_dimensions(
         >>> found.index, round(found.similarity, 1)
         (0, 0.1)
     """
-    _check(top_k, epsilon)
+    _check(adapter, top_k, epsilon)
     return {
         name: tuple(intruder for intruder, _ in _found(name, update, W, top_k, epsilon))
         for name, update, W in _adapted(adapter, base)
@@ -97,7 +97,7 @@ def reduce_intruder_dimensions(
         LayerError: When the model does not have the adapter's layers.
         FormatError: When the files do not have them.
     """
-    _check(top_k, epsilon)
+    _check(adapter, top_k, epsilon)
     if not math.isfinite(keep):
         raise ConfigError(f"keep={keep!r}: must be the fraction of an intruder to keep, such as 0.75.")
     layers = dict(adapter.layers)
@@ -111,7 +111,8 @@ def reduce_intruder_dimensions(
     return reduced if r is None else reduced.truncate(r)
 
 
-def _check(top_k: int, epsilon: float) -> None:
+def _check(adapter: Adapter, top_k: int, epsilon: float) -> None:
+    check_adapter(adapter)
     if type(top_k) is not int or top_k < 1:
         raise ConfigError(f"top_k={top_k!r}: must be a positive number of singular vectors.")
     if not 0 <= epsilon <= 1:

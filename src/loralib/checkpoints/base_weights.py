@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..adapters.adapter import Adapter
 from ..adapters.convolution_updates import LegacyTransposedUpdate
 from ..adapters.updates import LoRAUpdate
+from ..arguments import MODEL, PATH, wrong
 from ..errors import FormatError, LayerError
 from ..surgery.survey import Survey
 from . import layouts
@@ -49,6 +50,8 @@ def weights_of(source: Source) -> Weights:
     for files that hold none, or quantized ones."""
     if isinstance(source, nn.Module):
         return _of_model(Survey(source))
+    if not isinstance(source, str | os.PathLike):
+        raise wrong("base", f"{MODEL}, or {PATH}", source)
     checkpoint = open_checkpoint(Path(source))
     if checkpoint.is_quantized:
         raise FormatError(f"{checkpoint.path} is quantized; give the weights that it was made from.")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import FormatError
+from ..storage import hub
 from ..storage.atomic import read_json
 from ..storage.pickled import read_pickled
 from ..storage.safetensors import CODES, read_header
@@ -83,7 +84,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises `FormatError` when there are none, when a shard that the index names is missing, or when a file is damaged.
     """
-    path = Path(path)
+    path = hub.located(Path(path))
     files, named = _files(path)
     tensors: dict[str, Place] = {}
     for file in files:
@@ -113,6 +114,8 @@ def _files(path: Path) -> tuple[list[Path], set[str]]:
                 if file.parent != path or not file.is_file():
                     raise FormatError(f"{index} names {file.name!r}, which is not in {path}; fetch the checkpoint again.")
             return files, set(shards)
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; {hub.advice(path) or 'give the folder of a model, or its file of weights'}.")
     raise FormatError(
         f"{path} holds no weights of a model: expected a folder with {', '.join(STEMS)} or shards of one, or a file."
     )

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import ops
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, check_adapter
+from ..arguments import as_path
 from ..choices import TiedWeights, names
 from ..errors import ConfigError, FormatError
+from ..formats import load
+from ..storage import hub
 from ..storage.folders import MARK, all_files, files_by_mark, write_mark
 from ..storage.swap import new_folder, sole_writer
 from .checkpoint import SAFE, open_checkpoint
@@ -58,13 +61,13 @@ class MergeReport:
 
 def merge_checkpoint(
     base: str | os.PathLike[str],
-    adapter: Adapter,
+    adapter: Adapter | str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     tied: TiedWeights = "refuse",
     labels: Sequence[str] | None = None,
     threads: int | None = None,
-    force: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> MergeReport:
@@ -76,14 +79,14 @@ def merge_checkpoint(
 
     Args:
         base: The model's folder, or its file of weights.
-        adapter: The adapter to merge; to merge several, `combine` them first.
+        adapter: The adapter to merge, or the path of its files; to merge several, `combine` them first.
         output: The folder to write. It appears when it is complete; nothing is left behind on an error or Ctrl-C.
         tied: When an update is for an embedding that the output layer shares, or for that layer: "refuse", or "untie", which
             writes both and says so in `config.json`.
         labels: The names of the classes, for `config.json`, when the adapter brings a head that classifies (its `task_type` is
             "SEQ_CLS" or "TOKEN_CLS"). Default: the base's, where it has as many, or LABEL_0, LABEL_1 and so on.
         threads: Default: one for each core.
-        force: Replace what an earlier merge wrote to `output`, if nothing else is there.
+        overwrite: Replace what an earlier merge wrote to `output`, if nothing else is there.
         progress: Called with bytes done and bytes in all.
         check: Called with the complete folder before it takes its place. When it raises, what was at `output` is still there.
 
@@ -108,11 +111,14 @@ def merge_checkpoint(
         tensor([[2., 1.],
                 [1., 2.]])
     """
-    output = Path(output)
+    base, output = hub.located(as_path(base, "base")), as_path(output, "output")
+    if isinstance(adapter, str | os.PathLike):
+        adapter = load(adapter)
+    check_adapter(adapter)
     if tied not in names(TiedWeights):
         raise ConfigError(f"tied={tied!r}: must be 'refuse' or 'untie'.")
     with sole_writer(output, _TITLE):
-        _check_place(output, Path(base), force)
+        _check_place(output, Path(base), overwrite)
         if Path(base).is_dir():
             check_links(Path(base))
         plan = planned(open_checkpoint(base), adapter, tied, labels)
@@ -136,17 +142,17 @@ def merge_checkpoint(
     )
 
 
-def _check_place(output: Path, base: Path, force: bool) -> None:
-    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced, and only by `force`."""
+def _check_place(output: Path, base: Path, overwrite: bool) -> None:
+    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced."""
     if not output.exists():
         return
     if not output.is_dir():
         raise FormatError(f"{output} is a file, and the result is a folder; choose another place. Nothing was written.")
-    if not force:
+    if not overwrite:
         raise FormatError(
             f"{output} exists",
-            "choose another place, or force the replacement",
-            option="add --force to replace it, or give another place",
+            "choose another place, or say overwrite=True",
+            option="add --overwrite to replace it, or give another place",
             outcome="Nothing was written.",
         )
     if base.resolve().is_relative_to(output.resolve()):

@@ -18,6 +18,7 @@ from ..choices import TiedWeights
 from ..errors import FormatError
 from ..formats.validation import FLOATS
 from ..storage.safetensors import CODES, DTYPES
+from ..surgery.tied_copies import is_same, was_asked_for
 from ..tensors import same_bits
 from .base_weights import locate_in_files
 from .checkpoint import SAFE, Checkpoint
@@ -87,7 +88,7 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights, labels:
     tie = tie_of(checkpoint)
     located, rename = locate_in_files(adapter, checkpoint, tie)
     targets = {name: Target(name, place.dtype, place.shape, name) for name, place in checkpoint.tensors.items()}
-    full = {_place(name, rename, targets, tie): tensor for name, tensor in adapter.tensors.items()}
+    full = {_place(name, rename, targets, tie): tensor for name, tensor in _own_tensors(checkpoint, adapter, rename, tie)}
     untied = _untie(checkpoint, located, tie, tied, full, targets)
     for name, update in adapter.layers.items():
         targets[located[name].tensor].changes.append(Change(update, located[name].layout))
@@ -116,6 +117,17 @@ def _check_sound(adapter: Adapter) -> None:
     """`FormatError` when a number of `adapter` is NaN or infinite, or makes others so."""
     for name, problem in problems(adapter.layers, adapter.tensors, adapter.rows):
         raise FormatError(f"{name!r} of the adapter cannot be merged: {problem}. Nothing was written.")
+
+
+def _own_tensors(checkpoint: Checkpoint, adapter: Adapter, rename: Renaming, tie: Tie | None) -> list[tuple[str, Tensor]]:
+    """The tensors of `adapter`, without one that the model ties to another and has itself, to the last bit."""
+    pair = {tie.embedding, tie.head} if tie else set()
+    held = {name for name in adapter.tensors if rename(name) in pair}
+    copies = set()
+    for name in held if len(held) == 1 else ():
+        base = checkpoint.tensor(next(known for known in (rename(name), *sorted(pair)) if known in checkpoint.tensors))
+        copies = {name} if not was_asked_for(adapter, name) and is_same(adapter.tensors[name], base) else set()
+    return [(name, tensor) for name, tensor in adapter.tensors.items() if name not in copies]
 
 
 def _place(name: str, rename: Renaming, targets: Mapping[str, Target], tie: Tie | None) -> str:

@@ -4,15 +4,19 @@ Exit codes: 0 done; 2 the words were off (one sentence says what to do); 1 faile
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from .. import __version__
-from ..errors import LoRAError
+from ..errors import ConfigError, LoRAError
+from ..printing import printable
 from ..train.signals import handling, interrupt
-from .terminal import printable
+from .parsing import OneSentenceParser
+from .streams import delivering
 
 TRAINING = {
     "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
@@ -30,7 +34,9 @@ ADAPTERS = {
     "extract": "make an adapter of the difference between two models' files",
     "merge": "merge an adapter into a model's files, without building the model",
 }
-COMMANDS = TRAINING | ADAPTERS
+OTHERS = {"completion": "print a script for a shell that completes these commands and their options"}
+COMMANDS = TRAINING | ADAPTERS | OTHERS
+OF_TEXTS = ("predict", "generate")  # whose words may be texts in any encoding
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -42,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in options
     if debug:
         words.remove("--debug")
-    parser = argparse.ArgumentParser(
+    with handling(interrupt, only_usual=True):
+        return guarded(lambda: _run(words), debug)
+
+
+def _run(words: list[str]) -> int:
+    """Run the command that the words begin with."""
+    parser = OneSentenceParser(
         prog="loralib",
         usage="loralib [-h] [--version] COMMAND ...",
         description=f"LoRA for any PyTorch model.\n\n{_listing()}",
@@ -50,15 +62,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"loralib {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
-    chosen, rest = parser.parse_known_args(words[:1])[0].command, words[1:]
-    with handling(interrupt, only_usual=True):
-        return guarded(lambda: import_module(f".{chosen}", __name__).run(rest), debug)
+    parser.add_argument("command", nargs="?", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
+    parsed, unknown = parser.parse_known_args(words[:1])
+    if unknown or parsed.command is None:
+        raise ConfigError("the first word is a command, such as loralib train; loralib --help lists them.")
+    if parsed.command not in OF_TEXTS:
+        check_names(words[1:])
+    code: int = import_module(f".{parsed.command}", __name__).run(words[1:])
+    return code
+
+
+def check_names(words: Sequence[str]) -> None:
+    """`ConfigError` for a path that other libraries could not open, before any work: its bytes are no text here."""
+    with suppress(FileNotFoundError):
+        words = [*words, os.getcwd()]
+    for word in words:
+        if any("\udc80" <= char <= "\udcff" for char in word):
+            raise ConfigError(_unreadable(word))
+
+
+def _unreadable(name: str) -> str:
+    ours = "no valid UTF-8" if sys.getfilesystemencoding() == "utf-8" else f"not in {sys.getfilesystemencoding()}"
+    return f"{name!r} is {ours}, the encoding of file names here; rename it, or set PYTHONUTF8=1 or a locale such as C.UTF-8."
 
 
 def _listing() -> str:
     """The commands, in groups, with what each does."""
-    groups = {"to train a model and use it:": TRAINING, "to work on files of adapters (no model library needed):": ADAPTERS}
+    adapters = "to work on files of adapters (no model library needed):"
+    groups = {"to train a model and use it:": TRAINING, adapters: ADAPTERS, "and:": OTHERS}
     lines = [[title, *(f"  {name:<10} {summary}" for name, summary in group.items())] for title, group in groups.items()]
     return "\n\n".join("\n".join(group) for group in lines)
 
@@ -78,19 +109,21 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
             raise
         remedy = "install this library with its extras: pip install '.[train,eval,plot]' in its folder"
         return complain(f"the package that provides {error.name!r} is missing; {remedy}.", MISUSED)
-    except BrokenPipeError:
-        return _unheard()
+    except UnicodeEncodeError as error:
+        if debug or not any("\udc80" <= char <= "\udcff" for char in error.object):
+            raise
+        return complain(_unreadable(error.object), MISUSED)
     except OSError as error:
         if debug:
             raise
-        where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+        where = f" ({_place(error)})" if error.filename else ""
         return complain(f"{error.strerror or error}{where}.", FAILED)
 
 
-def _unheard() -> int:
-    """What happens when nobody reads standard output any more, as in `loralib … | head`: nothing, and no complaint at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return FAILED
+def _place(error: OSError) -> str:
+    """The file that an error is about: where there are two, the one written to is full, or else both."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name]
+    return names[-1] if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else " → ".join(names)
 
 
 def _goodbye(interrupt: KeyboardInterrupt) -> str:
@@ -110,6 +143,6 @@ def complain(message: str, code: int) -> int:
 
 
 def console_script() -> None:  # pragma: no cover - the installed `loralib` command
-    """Entry point of the installed command: quiet libraries, then `main`."""
+    """Entry point of the installed command: quiet libraries, then `main`, whose work no standard stream can end."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(main())
+    sys.exit(delivering(main, complain, FAILED))

@@ -7,26 +7,31 @@ from typing import TYPE_CHECKING
 
 from .. import choices
 from ..errors import ConfigError
+from ..printing import printable
 from . import files
 from .parsing import OneSentenceParser
-from .terminal import printable, say
+from .terminal import reporting, say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..adapters.updates import LoRAUpdate
 
+ROUNDING = 1e-12  # of float32, squared and then some
 METHODS = choices.names(choices.CombineMethod)
 
 
 def run(words: Sequence[str]) -> int:
     """Combine; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if parsed.weights is not None and len(parsed.weights) != len(parsed.adapters):
         raise ConfigError(f"--weights gives {len(parsed.weights)} for {len(parsed.adapters)} adapters; give one to each.")
-    with files.free_output(parsed.output, parsed.format, parsed.force, parsed.adapters):
-        return _combine(parsed)
+    with files.free_output(parsed.output, parsed.format, parsed.overwrite, parsed.adapters):
+        with reporting(parsed.json) as report:
+            report.update(files.report_of(_combine(parsed), parsed.output, parsed.format))
+        return 0
 
 
-def _combine(parsed: argparse.Namespace) -> int:
+def _combine(parsed: argparse.Namespace) -> "Adapter":
     adapters = files.read_all(parsed.adapters, parsed)
     weights = parsed.weights or [1.0] * len(adapters)
     for adapter, weight in zip(adapters, weights, strict=True):
@@ -41,17 +46,18 @@ def _combine(parsed: argparse.Namespace) -> int:
     if len(bases) > 1:
         say(f"Mind that the adapters name different base models: {printable(', '.join(sorted(map(str, bases))))}.")
     files.write(combined, parsed.output, parsed.format)
-    return 0
+    return combined
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib combine",
         description="Add adapters up: exactly (the ranks add up), at a lower rank (svd), or after pruning ΔW "
         "(magnitude, dare, ties, dare_ties). Tensors trained in full, such as heads, must agree, unless --tensors says "
         "otherwise.",
     )
-    parser.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER", help="an adapter in any known format")
+    parser.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER", help="adapters of any known format, or runs")
     parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each adapter, of any sign (default: 1)")
     parser.add_argument(
         "--method", choices=METHODS, default="exact", metavar="METHOD", help=", ".join(METHODS) + " (default: exact)"
@@ -80,10 +86,20 @@ def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapte
     """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
     if method != "svd":
         return ""
-    from ..adapters.algebra import added, spectrum
+    from ..adapters.algebra import added
     from ..adapters.sums import terms_by_layer
 
     terms_of = terms_by_layer([adapter.layers for adapter in adapters], weights)
-    whole = sum(float(spectrum(added(terms)).square().sum()) for _, terms in terms_of)
-    rest = sum(float(spectrum(update).square().sum()) for update in combined.layers.values())
-    return f"; {rest / whole:.2%} of the exact sum's ‖ΔW‖² is kept" if whole else ""
+    whole = sum(_energy(added(terms)) for _, terms in terms_of)
+    parts = sum(_energy(update) * weight**2 for _, terms in terms_of for update, weight in terms)
+    if whole <= ROUNDING * parts:
+        return "; the sum is zero up to rounding"
+    rest = sum(_energy(update) for update in combined.layers.values())
+    return f"; {min(1.0, rest / whole):.2%} of the exact sum's ‖ΔW‖² is kept"
+
+
+def _energy(update: "LoRAUpdate") -> float:
+    """‖ΔW‖² of an update."""
+    from ..adapters.algebra import spectrum
+
+    return float(spectrum(update).double().square().sum())

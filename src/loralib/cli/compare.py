@@ -10,11 +10,13 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..recipes.options import TrainOptions
+from ..recipes.resolved import resolved
 from ..recipes.run_folder import as_yaml, has_begun, holding_runs
 from ..recipes.search_space import Space
 from ..recipes.task import CLASSIFICATION, METHODS, Method
-from .dataclass_parsing import dataclass_parser, given
+from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
+from .terminal import reporting
 
 DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
 table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and
@@ -27,15 +29,14 @@ WRITER = holding_runs("comparison", "|".join(map(re.escape, (TABLE, PLOT, BEST, 
 
 def run(words: Sequence[str]) -> int:
     """Compare; returns the exit code."""
-    parser = dataclass_parser(TrainOptions, "loralib compare", DESCRIPTION, without=("method", "learning_rate", "save_merged"))
-    own = _add_own(parser)
-    values = given(parser, words)
+    made, own = _with_own()
+    values = given(made, words)
     chosen = {name: values.pop(name, default) for name, default in own.items()}
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")
     check_local(options)
-    with WRITER.alone_in(folder):
-        _write(options, values, chosen, folder, methods, rates)
+    with WRITER.alone_in(folder), reporting(chosen["json"]) as report:
+        report.update({"folder": str(folder), "runs": _write(options, values, chosen, folder, methods, rates)})
     return 0
 
 
@@ -46,14 +47,14 @@ def _write(
     folder: Path,
     methods: Sequence[Method],
     rates: dict[Method, float],
-) -> None:
+) -> list[dict[str, Any]]:
     """Compare, and keep in `folder` what is to be kept."""
     WRITER.check_free(folder, chosen["overwrite"], chosen["resume"])
     if not chosen["resume"]:
         WRITER.begin(folder)
     try:
         with offline_if_unreachable(*hub_names(options)):
-            _compare(options, values, chosen, folder, methods, rates)
+            rows = _compare(options, values, chosen, folder, methods, rates)
     except BaseException as error:
         if not has_begun(folder):
             WRITER.give_up(folder)
@@ -61,6 +62,18 @@ def _write(
             raise
         raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
     WRITER.finish(folder)
+    return rows
+
+
+def parser() -> OptionsParser:
+    """The parser of this command."""
+    return _with_own()[0]
+
+
+def _with_own() -> tuple[OptionsParser, dict[str, Any]]:
+    """The parser, and the defaults of the words that only this command knows."""
+    made = dataclass_parser(TrainOptions, "loralib compare", DESCRIPTION, without=("method", "learning_rate", "save_merged"))
+    return made, _add_own(made)
 
 
 def _add_own(parser: Any) -> dict[str, Any]:
@@ -74,6 +87,7 @@ def _add_own(parser: Any) -> dict[str, Any]:
         what.add_argument(f"--learning-rate-{method}", type=float, help=help_)
     what.add_argument("--seeds", type=int, default=1, help="train each with so many seeds (default: 1)")
     what.add_argument("--overwrite", action="store_true", help="replace the comparison that is in the output folder")
+    what.add_argument("--json", action="store_true", help="print the table as JSON, and the rest to standard error")
     what.add_argument("--resume", action="store_true", help="keep what is finished in the output folder and go on")
     look = parser.add_argument_group("search")
     look.add_argument("--search", type=int, default=0, help="try so many LoRA configurations first (default: 0, none)")
@@ -84,7 +98,17 @@ def _add_own(parser: Any) -> dict[str, Any]:
         look.add_argument(
             f"--search-{name.replace('_', '-')}", nargs="+", type=kind, default=space[name], help=f"{help_} {usual}"
         )
-    names = ["methods", *map(_rate, METHODS), "seeds", "overwrite", "resume", "search", "eta", *(f"search_{n}" for n in space)]
+    names = [
+        "methods",
+        *map(_rate, METHODS),
+        "seeds",
+        "overwrite",
+        "resume",
+        "json",
+        "search",
+        "eta",
+        *(f"search_{n}" for n in space),
+    ]
     defaults = parser.get_defaults()
     return {name: defaults[name] for name in names}
 
@@ -117,11 +141,12 @@ def _compare(
     folder: Path,
     methods: Sequence[Method],
     rates: dict[Method, float],
-) -> None:
+) -> list[dict[str, Any]]:
     from rich.console import Console
 
     from ..recipes import comparison, comparison_report, search
     from ..storage.atomic import write_atomically
+    from ..train.rich_text import say
 
     console = Console()
     own: dict[Method, dict[str, Any]] = {method: {"learning_rate": rate} for method, rate in rates.items()}
@@ -144,10 +169,11 @@ def _compare(
     comparison_report.comparison_plot(folder / PLOT, outcomes, title)
     wrote = [TABLE, PLOT, *([TRIALS] if chosen["search"] else [])]
     if "lora" in methods:
-        write_atomically(folder / BEST, as_yaml(TrainOptions.of({**shared, **own.get("lora", {})}).to_dict()))
+        write_atomically(folder / BEST, as_yaml(resolved(TrainOptions.of({**shared, **own.get("lora", {})}))))
         wrote.append(BEST)
-        console.print(f"LoRA's options again: loralib train --config {folder / BEST}", highlight=False, soft_wrap=True)
-    console.print(f"Wrote {', '.join(str(folder / name) for name in wrote)}.", highlight=False, soft_wrap=True)
+        say(console, f"LoRA's options again: loralib train --config {folder / BEST}")
+    say(console, f"Wrote {', '.join(str(folder / name) for name in wrote)}.")
+    return rows
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AlgebraError, ConfigError, FormatError
-from . import files
+from ..printing import printable
+from . import files, renaming
 from .parsing import OneSentenceParser
-from .terminal import note, printable, say
+from .terminal import note, reporting, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,17 +29,19 @@ REFUSED_WITH_KEYS = ("rows", "metadata")
 
 def run(words: Sequence[str]) -> int:
     """Convert; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if bool(parsed.format) == bool(parsed.out_keys):
         raise ConfigError("--format FORMAT or --out-keys FILE.json says what to write; give one of them.")
     if (parsed.reduce_intruders is None) != (parsed.base is None):
         raise ConfigError("--reduce-intruders KEEP and --base BASE go together; give both, or neither.")
     format = parsed.format or "safetensors"
-    with files.free_output(parsed.output, format, parsed.force, [parsed.path]):
-        return _convert(parsed, format)
+    with files.free_output(parsed.output, format, parsed.overwrite, [parsed.path]):
+        with reporting(parsed.json) as report:
+            report.update(files.report_of(_convert(parsed, format), parsed.output, format))
+        return 0
 
 
-def _convert(parsed: argparse.Namespace, format: str) -> int:
+def _convert(parsed: argparse.Namespace, format: str) -> "Adapter":
     out_keys = files.read_keys(parsed.out_keys) if parsed.out_keys else None
     adapter = files.read(parsed.path, parsed)
     say(f"Read {files.described(adapter)}.")
@@ -46,15 +49,16 @@ def _convert(parsed: argparse.Namespace, format: str) -> int:
     _check_held(adapter, parsed.format)
     files.write(adapter, parsed.output, format, out_keys)
     _say_lost(adapter, parsed.format)
-    return 0
+    return adapter
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib convert",
         description="Write an adapter in another format. What the format cannot hold is named, and nothing is written.",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter: a folder or a file of any known format")
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter of any known format, or the folder of a run")
     files.add_reading(parser)
     files.add_writing(parser, format=None)
     parser.add_argument(
@@ -65,14 +69,7 @@ def _parser() -> OneSentenceParser:
     )
     change = parser.add_argument_group("changing it on the way")
     change.add_argument("--part", metavar="MODULE", help="only what lies in this module, by the names within it, such as unet")
-    change.add_argument(
-        "--rename",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="rename a module and all in it; without OLD the model itself, without NEW take the name off",
-    )
+    renaming.add(change)
     change.add_argument("--without", action="append", default=[], choices=EXTRAS, help="leave out what the format cannot hold")
     change.add_argument(
         "--reduce-intruders",
@@ -91,21 +88,11 @@ def _parser() -> OneSentenceParser:
     return parser
 
 
-def _pair(text: str) -> tuple[str, str]:
-    old, equals, new = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write OLD=NEW")
-    return old, new
-
-
 def _changed(adapter: "Adapter", parsed: argparse.Namespace) -> "Adapter":
     if parsed.part is not None:
         adapter = adapter.part(parsed.part)
         say(f"Took the part {printable(parsed.part)}: {files.described(dataclasses.replace(adapter, source=''))}.")
-    if parsed.rename:
-        if len(names := dict(parsed.rename)) < len(parsed.rename):
-            raise ConfigError("--rename gives one module two names; leave one out.")
-        adapter = adapter.rename(names)
+    adapter = renaming.renamed(adapter, parsed)
     if parsed.without:
         adapter = _without(adapter, parsed.without)
     if parsed.reduce_intruders is not None:

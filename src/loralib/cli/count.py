@@ -25,23 +25,7 @@ BYTES = 4
 
 def run(words: Sequence[str]) -> int:
     """Count; returns the exit code."""
-    parser = OneSentenceParser(
-        prog="loralib count",
-        description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
-    )
-    parser.add_argument("--model", required=True, help="a model by name, such as roberta-base, or a local folder")
-    parser.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's recipe")
-    parser.add_argument(
-        "--task",
-        choices=[*TASKS, *GENERATION_TASKS],
-        help="task, for the recipe and the head's size (default: two labels)",
-    )
-    parser.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")
-    parser.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
-    parser.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    add_trust(parser)
-    parsed = parser.parse_args(words)
+    parsed = parser().parse_args(words)
     given = {name: getattr(parsed, name) for name in ("r", "layers", "target_modules") if getattr(parsed, name) is not None}
 
     if parsed.preset:
@@ -55,9 +39,30 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
+    made = OneSentenceParser(
+        prog="loralib count",
+        description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
+    )
+    made.add_argument("--model", required=True, help="a model by name, such as roberta-base, or a local folder")
+    made.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's recipe")
+    made.add_argument(
+        "--task",
+        choices=[*TASKS, *GENERATION_TASKS],
+        help="task, for the recipe and the head's size (default: two labels)",
+    )
+    made.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")
+    made.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
+    made.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
+    made.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    add_trust(made)
+    return made
+
+
 def _count(model: str, task: str | None, given: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
     from ..recipes import lora_setup, paper_models
-    from ..train.measure import count_parameters
+    from ..train.measure import count_parameters, share
 
     shape = paper_models.build(model, _labels(task), trust_remote_code)
     if shape.is_causal and task in TASKS:
@@ -80,7 +85,7 @@ def _count(model: str, task: str | None, given: dict[str, Any], trust_remote_cod
         "head": found["trained"] - found["lora"],
         "trained": found["trained"],
         "base": found["total"],
-        "share": found["trained"] / found["total"],
+        "share": share(found),
         "adapter_bytes": BYTES * found["trained"],
         "paper": printed,
         "paper_note": note,
@@ -100,8 +105,10 @@ def _show(counts: dict[str, Any]) -> None:
 
     from ..recipes.report import human_bytes
     from ..surgery.bound import by_reason
+    from ..train.rich_text import plain, say
 
-    table = Table("", "parameters", title=f"{counts['model']}, LoRA of rank {counts['r']} on {counts['layers']} layers")
+    title = f"{counts['model']}, LoRA of rank {counts['r']} on {counts['layers']} layers"
+    table = Table("", "parameters", title=plain(title))
     table.columns[1].justify = "right"
     table.add_row("LoRA factors", f"{counts['lora']:,}")
     table.add_row("head", f"{counts['head']:,}")
@@ -112,6 +119,6 @@ def _show(counts: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     if counts["left_out"]:
-        console.print(f"Without LoRA: {by_reason(counts['left_out'])}.", highlight=False, soft_wrap=True)
+        say(console, f"Without LoRA: {by_reason(counts['left_out'])}.")
     if counts["paper"]:
-        console.print(f"The paper prints {counts['paper']} for LoRA ({counts['paper_note']}).", highlight=False, soft_wrap=True)
+        say(console, f"The paper prints {counts['paper']} for LoRA ({counts['paper_note']}).")

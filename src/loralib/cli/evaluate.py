@@ -5,30 +5,18 @@ from collections.abc import Sequence
 from ..storage.json_text import as_json
 from .offline import hub_names, offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust
-from .terminal import printable
 
 
 def run(words: Sequence[str]) -> int:
     """Evaluate; returns the exit code."""
-    parser = OneSentenceParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
-    add_run(parser)
-    add_trust(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="a .tsv, .csv or .jsonl file (or .gz); for a GLUE task also dev, and of MNLI dev_mismatched",
-    )
-    parser.add_argument("--text-column", help="column of the text (default: as in training)")
-    parser.add_argument("--text-pair-column", help="column of the second text (default: as in training)")
-    parser.add_argument("--label-column", help="column of the label (default: as in training)")
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    parsed = parser.parse_args(words)
+    parsed = parser().parse_args(words)
 
     from rich.console import Console
     from rich.table import Table
 
     from ..recipes import run_folder
     from ..recipes.records import source
+    from ..train.rich_text import plain
 
     with offline_if_unreachable(*hub_names(run_folder.read_options(parsed.run)[0])):
         from ..recipes.nlu import predictor
@@ -39,8 +27,25 @@ def run(words: Sequence[str]) -> int:
     if parsed.json:
         print(as_json({"data": parsed.data, "rows": len(data), **metrics}))
         return 0
-    table = Table("metric", "value", title=printable(f"{len(data):,} rows of {source(data)}"))
+    table = Table("metric", "value", title=plain(f"{len(data):,} rows of {source(data)}"))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
     return 0
+
+
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
+    made = OneSentenceParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
+    add_run(made)
+    add_trust(made)
+    made.add_argument(
+        "--data",
+        required=True,
+        help="a .tsv, .csv or .jsonl file (or .gz); for a GLUE task also dev, and of MNLI dev_mismatched",
+    )
+    made.add_argument("--text-column", help="column of the text (default: as in training)")
+    made.add_argument("--text-pair-column", help="column of the second text (default: as in training)")
+    made.add_argument("--label-column", help="column of the label (default: as in training)")
+    made.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    return made

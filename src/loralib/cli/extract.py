@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..printing import printable
 from ..storage.json_text import as_json
 from . import files
 from .parsing import OneSentenceParser
 from .progress import Progress
-from .terminal import printable, say
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..checkpoints.difference import Found
@@ -20,10 +21,10 @@ SHOWN = 5
 
 def run(words: Sequence[str]) -> int:
     """Extract; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if parsed.r is None and parsed.energy is None:
         raise ConfigError("give --r, the rank of the updates, or --energy, the fraction of ‖ΔW‖² to keep, such as 0.99.")
-    with files.free_output(parsed.output, parsed.format, parsed.force, [parsed.tuned, parsed.base]):
+    with files.free_output(parsed.output, parsed.format, parsed.overwrite, [parsed.tuned, parsed.base]):
         return _extract(parsed)
 
 
@@ -48,7 +49,8 @@ def _extract(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib extract",
         description="Make an adapter of what fine-tuning changed, by an SVD of the difference of each weight. Biases, norms "
@@ -60,7 +62,6 @@ def _parser() -> OneSentenceParser:
     parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this fraction of ‖ΔW‖²")
     parser.add_argument("--target-modules", metavar="NAMES", help="which layers get updates: query,value (default: all)")
     parser.add_argument("--exclude-modules", metavar="NAMES", help="which do not; what differs there is taken over in full")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     files.add_writing(parser)
     return parser
 

@@ -6,22 +6,25 @@ import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .. import choices
+from .. import choices, expressions
 from ..errors import AlgebraError, ConfigError, FormatError
+from ..printing import printable
 from ..storage.atomic import settle
 from ..storage.lock import file_lock, folder_lock
-from .terminal import printable, say
+from . import runs
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
     from ..formats import AdapterFile
 
 FORMATS = choices.names(choices.AdapterFormat)
+READ_FORMATS = choices.names(choices.ReadFormat)
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SAFE = ".safetensors"
-_SILENT = {"loralib", None}  # formats that need not say lora_alpha; None: names of one's own
+_SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lora_alpha; None: names of one's own
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -30,8 +33,13 @@ _SILENT = {"loralib", None}  # formats that need not say lora_alpha; None: names
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """The options that say how an adapter is to be read."""
     group = parser.add_argument_group("reading")
-    group.add_argument("--from", dest="from_", choices=FORMATS, metavar="FORMAT", help="its format (default: found out)")
-    group.add_argument("--lora-alpha", type=float, metavar="N", help="what checkpoints of loralib 0.1 do not say")
+    group.add_argument("--from", dest="from_", choices=READ_FORMATS, metavar="FORMAT", help="its format (default: found out)")
+    group.add_argument(
+        "--lora-alpha",
+        type=float,
+        metavar="N",
+        help="what checkpoints of loralib 0.1 and PEFT's files without a configuration do not say",
+    )
     group.add_argument(
         "--enable-lora",
         type=mask,
@@ -105,6 +113,7 @@ def _read_all(paths: Sequence[Path], parsed: argparse.Namespace, guess: bool) ->
 
     if parsed.keys and parsed.from_:
         raise ConfigError("--from names a known format, and --keys is for files of none; give one of them.")
+    paths = [runs.adapter_in(path) for path in paths]
     files = [None if parsed.keys else formats.open(path, parsed.from_) for path in paths]
     _check_options(paths[0], {file.format if file else None for file in files}, parsed)
     return [_read(path, file, parsed, guess) for path, file in zip(paths, files, strict=True)]
@@ -114,7 +123,7 @@ def _check_options(path: Path, formats: Collection[str | None], parsed: argparse
     if parsed.enable_lora and "loralib" not in formats:
         raise ConfigError(f"--enable-lora is for checkpoints of loralib 0.1, and {path} is none; leave it out.")
     if parsed.lora_alpha is not None and not _SILENT.intersection(formats):
-        raise ConfigError(f"--lora-alpha is for checkpoints of loralib 0.1, and {path} says its own; leave it out.")
+        raise ConfigError(f"--lora-alpha is for files that do not say it, and {path} says its own; leave it out.")
 
 
 def _read(path: Path, file: "AdapterFile | None", parsed: argparse.Namespace, guess: bool) -> Read:
@@ -122,7 +131,7 @@ def _read(path: Path, file: "AdapterFile | None", parsed: argparse.Namespace, gu
     from ..config import LoRAConfig
 
     format, config = file.format if file else None, None
-    silent = parsed.lora_alpha is None and format == "loralib"
+    silent = parsed.lora_alpha is None and format in ("loralib", "peft-file")
     if silent and guess:
         config = LoRAConfig(lora_alpha=1, enable_lora=parsed.enable_lora or ())
     elif parsed.lora_alpha is not None and format in _SILENT:
@@ -145,6 +154,9 @@ def read_keys(path: Path) -> dict[str, str]:
     keys = read_json(path)
     if not keys or not all(isinstance(replacement, str) for replacement in keys.values()):
         raise FormatError(f"{path} is no key map; expected a JSON object {{regular expression: replacement}}, both texts.")
+    for expression in keys:
+        if problem := expressions.problem(expression):
+            raise FormatError(f"{path}: {expression!r:.80} {problem}; write simpler expressions.")
     return keys
 
 
@@ -169,7 +181,8 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
     group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file, or for peft the folder")
     usual = f" (default: {format})" if format else ""
     group.add_argument("--format", choices=FORMATS, default=format, metavar="FORMAT", help=f"{', '.join(FORMATS)}{usual}")
-    group.add_argument("--force", action="store_true", help="replace the adapter that is at OUT")
+    group.add_argument("--overwrite", action="store_true", help="replace the adapter that is at OUT")
+    group.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
 def targets(output: Path, format: str) -> list[Path]:
@@ -182,11 +195,11 @@ def targets(output: Path, format: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def free_output(output: Path, format: str, force: bool, inputs: Sequence[Path]) -> Iterator[None]:
+def free_output(output: Path, format: str, overwrite: bool, inputs: Sequence[Path]) -> Iterator[None]:
     """Within the block an adapter may be written to `output`, and no other process writes there.
 
     What a killed process left there is finished or undone. Raises `ConfigError` where `output` is of the wrong kind for
-    `format`, is one of the `inputs`, or is there already without `force`; `RunError` when another process writes it.
+    `format`, is one of the `inputs`, or is there already without `overwrite`; `RunError` when another process writes it.
     """
     if problem := _misnamed(output, format):
         raise ConfigError(f"-o {output}: {problem}.")
@@ -199,22 +212,22 @@ def free_output(output: Path, format: str, force: bool, inputs: Sequence[Path]) 
         for form in ("peft", "diffusers") if in_folder else (format,):
             settle(targets(output, form))
         taken = [file for file in files if file.exists()]
-        if taken and not force:
-            raise ConfigError(f"{taken[0]} exists; add --force to replace it, or give another place.")
+        if taken and not overwrite:
+            raise ConfigError(f"{taken[0]} exists; add --overwrite to replace it, or give another place.")
         for file in taken:
             _check_replaceable(output if len(files) > 1 else file)
         yield
 
 
 def _check_replaceable(path: Path) -> None:
-    """`ConfigError` unless an adapter in a known format is at `path`: --force replaces nothing else."""
+    """`ConfigError` unless an adapter in a known format is at `path`: --overwrite replaces nothing else."""
     from .. import formats
 
     try:
         formats.open(path)
     except FormatError:
         raise ConfigError(
-            f"{path} is there and is no adapter, which --force would replace; give another place, or remove it yourself."
+            f"{path} is there and is no adapter, which --overwrite would replace; give another place, or remove it yourself."
         ) from None
 
 
@@ -246,6 +259,14 @@ def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str]
     formats.save(adapter, output, format, keys=keys)
     if not quiet:
         say_written(targets(output, format))
+
+
+def report_of(adapter: "Adapter", output: Path, format: str) -> dict[str, Any]:
+    """What `--json` says of an adapter that was written."""
+    written = [{"path": str(file), "bytes": file.stat().st_size} for file in targets(output, format)]
+    ranks = sorted({update.r for update in adapter.layers.values()})
+    counts = {"layers": len(adapter.layers), "parameters": adapter.num_parameters(), "tensors": len(adapter.tensors)}
+    return {"format": format, "files": written, "digest": adapter.digest(), "ranks": ranks, **counts}
 
 
 def say_written(files: Sequence[Path]) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
+from ..printing import printable
 from ..recipes.presets.nlg import DECODING, Decoding
 from .offline import hub_names, offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust
-from .terminal import printable
+from .terminal import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,28 +28,7 @@ HELP = {
 
 def run(words: Sequence[str]) -> int:
     """Generate; returns the exit code."""
-    parser = OneSentenceParser(
-        prog="loralib generate",
-        description="Write texts with the model of a run (or of each seed in a folder of seeds), by beam search.",
-    )
-    add_run(parser)
-    add_trust(parser)
-    parser.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to write the texts of, printed a line each")
-    what = parser.add_argument_group("inputs from data, into RUN/generated/")
-    what.add_argument("--split", choices=["test", "dev", "train"], help="the inputs of a split of the run's task")
-    what.add_argument("--data-dir", help="folder with the task's own files (default: as in training)")
-    what.add_argument("--data", type=Path, help="the inputs of a .jsonl file with the columns of training")
-    what.add_argument("--max-inputs", type=int, help="the first so many inputs only")
-    what.add_argument("-o", "--output", type=Path, help="the .jsonl file to write (default: RUN/generated/SPLIT.jsonl)")
-    what.add_argument("--resume", action="store_true", help="go on with texts that were interrupted")
-    what.add_argument("--overwrite", action="store_true", help="replace texts that are there")
-    how = parser.add_argument_group("decoding")
-    how.add_argument("--preset", choices=list(DECODING), default="paper", help="where the defaults come from (default: paper)")
-    for field in fields(Decoding):
-        kind = float if field.name == "length_penalty" else int
-        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=HELP[field.name])
-    how.add_argument("--batch-size", type=int, default=16, help="inputs decoded at once (default: 16)")
-    parsed = parser.parse_intermixed_args(words)
+    parsed = parser().parse_intermixed_args(words)
     _check(parsed)
 
     from ..recipes import run_folder
@@ -66,8 +46,34 @@ def run(words: Sequence[str]) -> int:
                 _write(folder, parsed, options, decoding)
     task = options.task or "any"
     if not parsed.texts and not parsed.output and parsed.split == "test":
-        print(f"Score them: loralib score {task} {parsed.run}")
+        say(printable(f"Score them: loralib score {task} {parsed.run}"))
     return 0
+
+
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
+    made = OneSentenceParser(
+        prog="loralib generate",
+        description="Write texts with the model of a run (or of each seed in a folder of seeds), by beam search.",
+    )
+    add_run(made)
+    add_trust(made)
+    made.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to write the texts of, printed a line each")
+    what = made.add_argument_group("inputs from data, into RUN/generated/")
+    what.add_argument("--split", choices=["test", "dev", "train"], help="the inputs of a split of the run's task")
+    what.add_argument("--data-dir", help="folder with the task's own files (default: as in training)")
+    what.add_argument("--data", type=Path, help="the inputs of a .jsonl file with the columns of training")
+    what.add_argument("--max-inputs", type=int, help="the first so many inputs only")
+    what.add_argument("-o", "--output", type=Path, help="the .jsonl file to write (default: RUN/generated/SPLIT.jsonl)")
+    what.add_argument("--resume", action="store_true", help="go on with texts that were interrupted")
+    what.add_argument("--overwrite", action="store_true", help="replace texts that are there")
+    how = made.add_argument_group("decoding")
+    how.add_argument("--preset", choices=list(DECODING), default="paper", help="where the defaults come from (default: paper)")
+    for field in fields(Decoding):
+        kind = float if field.name == "length_penalty" else int
+        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=HELP[field.name])
+    how.add_argument("--batch-size", type=int, default=16, help="inputs decoded at once (default: 16)")
+    return made
 
 
 def _check(parsed: Any) -> None:
@@ -98,12 +104,12 @@ def _print(folder: Path, parsed: Any, decoding: Decoding) -> None:
 
     run = generator.open_run(folder, parsed.trust_remote_code)
     for text in run.generate(parsed.texts, decoding, parsed.batch_size):
-        print(printable(text))
+        say(printable(text))
 
 
 def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decoding) -> None:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from ..recipes import run_folder
     from ..recipes.nlg import generator
@@ -113,12 +119,13 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     name = parsed.split or parsed.data.name.split(".")[0]
     path = parsed.output or folder / run_folder.GENERATED / f"{name}.jsonl"
     if parsed.resume and generator.is_finished(path):
-        print(f"Kept {path}, which is finished.")
+        say(printable(f"Kept {path}, which is finished."))
         return
     run = generator.open_run(folder, parsed.trust_remote_code)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
-        bar = progress.add_task(f"{folder.name}", total=len(data)) if progress else None
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as progress:
+        bar = progress.add_task(printable(folder.name), total=len(data)) if progress else None
 
         def told(done: int) -> None:
             if progress is not None and bar is not None:
@@ -129,7 +136,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
             run.generate_into(path, data, decoding, **how)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; what was decoded is kept. Go on with the same words and --resume.") from None
-    print(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {source(data)}.")
+    say(printable(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {source(data)}."))
 
 
 def _data(parsed: Any, options: "TrainOptions") -> "Dataset":

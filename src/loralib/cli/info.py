@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AlgebraError
+from ..printing import printable
 from ..storage.json_text import as_json
 from . import files, spectra
 from .parsing import OneSentenceParser
-from .terminal import note, printable, say, width
+from .terminal import note, say, width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ _UNBROKEN = "\xa0"  # a space at which no line ends
 
 def run(words: Sequence[str]) -> int:
     """Tell; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     read = files.read_guessing(parsed.path, parsed)
     adapter = read.adapter
     intruders = _intruders(adapter, parsed.base)
@@ -44,13 +45,14 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib info",
         description="Tell what is in an adapter's file: format, base model, ranks, targets, counts, and the singular values of "
         "each layer's update.",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter: a folder or a file of any known format")
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter of any known format, or the folder of a run")
     parser.add_argument("--all", action="store_true", help="show every layer (default: at most about 24)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, with all singular values")
     parser.add_argument("--base", type=Path, metavar="BASE", help="the base model's files: counts intruder dimensions, too")

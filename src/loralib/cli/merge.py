@@ -1,31 +1,44 @@
 """`loralib merge`: an adapter merged into a model's files, file to file."""
 
+import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..choices import TiedWeights, names
 from ..errors import ConfigError
-from . import FAILED, complain, files, runs
+from ..printing import printable
+from . import FAILED, complain, files, renaming, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
-from .terminal import printable, say
+from .terminal import reporting, say
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..checkpoints.merge import MergeReport
     from ..checkpoints.verify import Checked
 
 
 def run(words: Sequence[str]) -> int:
     """Merge; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if any(path.resolve().is_relative_to(parsed.output.resolve()) for path in (parsed.base, parsed.adapter)):
         raise ConfigError(f"-o {parsed.output}: that is, or holds, what is read; give another place.")
     if parsed.threads is not None and parsed.threads < 1:
         raise ConfigError(f"--threads {parsed.threads}: must be 1 or more.")
     labels = parsed.labels.split(",") if parsed.labels else runs.labels_of(parsed.adapter)
-    adapter = files.read(runs.adapter_in(parsed.adapter), parsed)
+    try:
+        with reporting(parsed.json) as report:
+            report.update(asdict(_merge(parsed, labels)) | {"path": str(parsed.output)})
+    except _CheckError as error:
+        return complain(str(error), FAILED)
+    return 0
+
+
+def _merge(parsed: argparse.Namespace, labels: list[str] | None) -> "MergeReport":
+    adapter = renaming.renamed(files.read(parsed.adapter, parsed), parsed)
     say(f"Read {files.described(adapter)}.")
 
     from ..checkpoints.merge import merge_checkpoint
@@ -36,21 +49,18 @@ def run(words: Sequence[str]) -> int:
     def check(folder: Path) -> None:
         checked.append(_checked(parsed.base, adapter, folder, parsed.tied))
 
-    try:
-        with Progress("Merging") as progress:
-            report = merge_checkpoint(
-                parsed.base,
-                adapter,
-                parsed.output,
-                tied=parsed.tied,
-                labels=labels,
-                threads=parsed.threads,
-                force=parsed.force,
-                progress=progress.at,
-                check=check if parsed.check else None,
-            )
-    except _CheckError as error:
-        return complain(str(error), FAILED)
+    with Progress("Merging") as progress:
+        report = merge_checkpoint(
+            parsed.base,
+            adapter,
+            parsed.output,
+            tied=parsed.tied,
+            labels=labels,
+            threads=parsed.threads,
+            overwrite=parsed.overwrite,
+            progress=progress.at,
+            check=check if parsed.check else None,
+        )
     seconds = time.monotonic() - began
     say(f"Merged {report.layers} layers into {report.tensors} of the model's tensors, in {seconds:.1f} s.")
     if report.added:
@@ -65,10 +75,11 @@ def run(words: Sequence[str]) -> int:
         say(f"Checked {found.numbers:,} numbers of {found.tensors} tensors: all within rounding.")
     count = f"{report.files} file{'' if report.files == 1 else 's'} of weights"
     say(f"Wrote {printable(str(report.path))} ({count}, {report.nbytes:,} bytes).")
-    return 0
+    return report
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib merge",
         description="Merge an adapter into a model's files, in blocks: no model is built, and no weight is in memory as a "
@@ -79,7 +90,7 @@ def _parser() -> OneSentenceParser:
         "adapter", type=Path, metavar="ADAPTER", help="an adapter in any known format, or the folder of a run of loralib train"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write")
-    parser.add_argument("--force", action="store_true", help="replace what an earlier merge wrote to OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier merge wrote to OUT")
     parser.add_argument(
         "--tied",
         choices=names(TiedWeights),
@@ -94,8 +105,10 @@ def _parser() -> OneSentenceParser:
     parser.add_argument(
         "--check", action="store_true", help="before it is at OUT, compute a sample of it again in float64, and compare"
     )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     files.add_reading(parser)
+    renaming.add(parser)
     return parser
 
 

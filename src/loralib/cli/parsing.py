@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from ..errors import ConfigError
 from .terminal import shown
+from .wording import in_our_words, known_options
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,8 @@ class OneSentenceParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the words."""
-        raise ConfigError(f"{message}; see {self.prog} --help.")
+        problem = in_our_words(message, self.prog, known_options(self._actions))
+        raise ConfigError(f"{problem}; see {self.prog} --help.")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(shown(message), file)

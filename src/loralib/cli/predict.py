@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
+from ..printing import printable
 from ..storage.json_text import as_json
 from .offline import offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust
-from .terminal import printable
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..recipes.nlu.predictor import Run
@@ -17,16 +18,7 @@ if TYPE_CHECKING:
 
 def run(words: Sequence[str]) -> int:
     """Predict; returns the exit code."""
-    parser = OneSentenceParser(prog="loralib predict", description="Classify (or score) new text with the model of a run.")
-    add_run(parser)
-    add_trust(parser)
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text each (default: a line each from standard input)")
-    parser.add_argument("--pair", action="append", metavar="TEXT", help="the second text, once for each text (tasks on pairs)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument("--split", choices=["test"], help="predict the test set of the run's GLUE task instead, for its server")
-    parser.add_argument("--data-dir", help="with --split: folder with GLUE's own TSV folders (default: as in training)")
-    parser.add_argument("-o", "--output", type=Path, help="with --split: folder to write to (default: RUN/submission)")
-    parsed = parser.parse_intermixed_args(words)
+    parsed = parser().parse_intermixed_args(words)
     if parsed.split:
         if parsed.texts or parsed.pair or parsed.json:
             raise ConfigError("--split predicts a test set into files; leave out texts, --pair and --json.")
@@ -44,8 +36,22 @@ def run(words: Sequence[str]) -> int:
             print(as_json({"text": text, "prediction": prediction, "probability": probability}))
         else:
             outcome = f"{prediction:.4f}" if probability is None else f"{printable(str(prediction))} ({probability:.2f})"
-            print(f"{outcome}  {printable(text)}")
+            say(f"{outcome}  {printable(text)}")
     return 0
+
+
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
+    made = OneSentenceParser(prog="loralib predict", description="Classify (or score) new text with the model of a run.")
+    add_run(made)
+    add_trust(made)
+    made.add_argument("texts", nargs="*", metavar="TEXT", help="a text each (default: a line each from standard input)")
+    made.add_argument("--pair", action="append", metavar="TEXT", help="the second text, once for each text (tasks on pairs)")
+    made.add_argument("--json", action="store_true", help="print one JSON object a line")
+    made.add_argument("--split", choices=["test"], help="predict the test set of the run's GLUE task instead, for its server")
+    made.add_argument("--data-dir", help="with --split: folder with GLUE's own TSV folders (default: as in training)")
+    made.add_argument("-o", "--output", type=Path, help="with --split: folder to write to (default: RUN/submission)")
+    return made
 
 
 def _open(folder: Path, trust_remote_code: bool) -> "Run":
@@ -80,7 +86,7 @@ def _submit(run: Path, data_dir: str | None, output: Path | None, trust_remote_c
     for name, rows in inputs.items():
         predictions = [prediction for prediction, _ in opened.predict(*texts(rows))]
         wrote = submission.write(folder, name, predictions)
-        print(printable(f"Wrote {wrote}: {len(rows):,} rows of {source(rows)}."))
+        say(printable(f"Wrote {wrote}: {len(rows):,} rows of {source(rows)}."))
     return 0
 
 

@@ -28,7 +28,7 @@ class Progress:
                 from rich.console import Console
 
                 self._bar = progress.Progress(
-                    progress.TextColumn(self.title),
+                    progress.TextColumn("{task.description}", markup=False),
                     progress.BarColumn(),
                     progress.TaskProgressColumn(),
                     progress.TimeRemainingColumn(),

@@ -32,7 +32,7 @@ WITHOUT_METEOR = (
 
 def run(words: Sequence[str]) -> int:
     """Score; returns the exit code."""
-    parsed = _parser().parse_args(words)
+    parsed = parser().parse_args(words)
     if parsed.references and parsed.data_dir:
         raise ConfigError("--references and --data-dir both say what to compare with; give one of them.")
 
@@ -41,15 +41,17 @@ def run(words: Sequence[str]) -> int:
     from ..recipes.nlg import scoring
     from ..recipes.nlg.metrics.by_sacrebleu import perl_line
     from ..recipes.nlg.metrics.files import read_predictions
+    from ..train.rich_text import plain, say
 
     results, notes = [], []
     for file in _files(parsed.predictions):
         found = read_predictions(file)
         references, texts = _references(parsed, found), found.column("prediction") or ()
         rows = (parsed.task, texts, references.column("references") or (), references.column("category"))
-        with Console(stderr=True).status(f"Scoring {len(texts):,} predictions of {file} …"):
-            metrics = scoring.score(*rows, parsed.meteor_jar)
-            bleus = scoring.multi_bleus(*rows) if parsed.task in ("webnlg", "dart") else {}
+        with Console(stderr=True).status(plain(f"Scoring {len(texts):,} predictions of {file} …")):
+            metrics = scoring.score(*rows, parsed.meteor_jar, parsed.without)
+            wanted = parsed.task in ("webnlg", "dart") and "bleu" not in parsed.without
+            bleus = scoring.multi_bleus(*rows) if wanted else {}
         what = {"task": parsed.task, "predictions": found.source, "references": references.source, "rows": len(texts)}
         results.append({**what, "metrics": metrics})
         notes += [f"{_label(name)} of {file}, as multi-bleu.perl: {perl_line(bleu)}" for name, bleu in bleus.items()]
@@ -61,14 +63,16 @@ def run(words: Sequence[str]) -> int:
         return 0
     console = Console()
     console.print(_table(result))
-    notes += [] if any(name.startswith("meteor") for name in result["metrics"]) else [WITHOUT_METEOR]
+    left_out = "meteor" in parsed.without or any(name.startswith("meteor") for name in result["metrics"])
+    notes += [] if left_out else [WITHOUT_METEOR]
     notes += [f"Wrote {parsed.output}."] if parsed.output else []
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        say(console, note)
     return 0
 
 
-def _parser() -> OneSentenceParser:
+def parser() -> OneSentenceParser:
+    """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib score",
         description="Score generated text against what people wrote, as the evaluations of E2E, WebNLG and DART do.",
@@ -90,6 +94,19 @@ def _parser() -> OneSentenceParser:
     )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a folder that holds the task's own test data")
     parser.add_argument("--meteor-jar", type=Path, metavar="FILE", help="meteor-1.5.jar (default: METEOR_JAR, pycocoevalcap)")
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=LABELS,
+        metavar="METRIC",
+        help=f"leave a metric out, such as ter, which takes longest: {', '.join(LABELS)}",
+    )
+    parser.add_argument(
+        "--by-order",
+        action="store_true",
+        help="pair predictions and references by their order, also where both name their inputs",
+    )
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the metrics to FILE as JSON, too")
     return parser
@@ -126,9 +143,9 @@ def _references(parsed: Any, predictions: "Rows") -> "Rows":
     from ..recipes.nlg.metrics.files import matched, of_task, read_references
 
     if parsed.references:
-        return matched(predictions, [read_references(parsed.references)])
+        return matched(predictions, [read_references(parsed.references)], parsed.by_order)
     if parsed.data_dir:
-        return matched(predictions, of_task(parsed.task, parsed.data_dir))
+        return matched(predictions, of_task(parsed.task, parsed.data_dir), parsed.by_order)
     if predictions.column("references") is None:
         raise ConfigError(f"{predictions.source} has no references in it; give --references, or --data-dir.")
     return predictions
@@ -144,8 +161,10 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 def _table(found: dict[str, Any]) -> "Table":
     from rich.table import Table
 
+    from ..train.rich_text import plain
+
     task, printed = found["task"], FIGURES[found["task"]]
-    title = f"{found['rows']:,} predictions of {found['predictions']}"
+    title = plain(f"{found['rows']:,} predictions of {found['predictions']}")
     table = Table("metric", "value", *([f"paper: LoRA,\n{model}" for model in MODELS] if printed else []), title=title)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from .terminal import printable, shown, sparkline
+from ..printing import printable
+from .terminal import shown, sparkline
 
 ENERGY = 0.99
 _MOST_ROWS = 24

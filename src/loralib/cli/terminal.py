@@ -1,40 +1,58 @@
-"""What is shown in a terminal without further packages: text that the terminal does not obey, its width, small pictures."""
+"""What is shown in a terminal without further packages: text in the characters it has, its width, small pictures."""
 
 import itertools
 import math
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any
+
+from ..storage.json_text import as_json
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _DECADES = 2
 _INSTEAD = str.maketrans(
-    {"Δ": "d", "‖": "||", "√": "sqrt ", "…": "...", "·": "*", "²": "^2"} | dict(zip(BLOCKS, ASCII, strict=True))
+    {"Δ": "d", "‖": "||", "√": "sqrt ", "…": "...", "·": "*", "²": "^2", "±": "+-"} | dict(zip(BLOCKS, ASCII, strict=True))
 )
-
-
-def printable(text: str) -> str:
-    """The text with control characters shown, so that it stays on its line and the terminal obeys nobody.
-
-    >>> printable("tab\\there")
-    'tab\\\\there'
-    """
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shown(text: str) -> str:
     """The text, in ASCII where standard output has not all of its characters."""
-    encoding = sys.stdout.encoding or "ascii"
     try:
-        text.encode(encoding)
+        text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return text.translate(_INSTEAD).encode(encoding, "backslashreplace").decode(encoding)
+        return in_ascii(text)
     return text
+
+
+def in_ascii(text: str) -> str:
+    """The text in ASCII: common signs by others, the rest escaped.
+
+    >>> in_ascii("‖ΔW‖² é")
+    '||dW||^2 \\\\xe9'
+    """
+    return text.translate(_INSTEAD).encode("ascii", "backslashreplace").decode("ascii")
 
 
 def say(text: str) -> None:
     """Print a line."""
     print(shown(text))
+
+
+@contextmanager
+def reporting(in_json: bool) -> Iterator[dict[str, Any]]:
+    """Context manager: a report, to be filled in the block.
+
+    in_json: standard output gets the report as one JSON object, at the end, and nothing else; what the block prints goes to
+    standard error.
+    """
+    report: dict[str, Any] = {}
+    with redirect_stdout(sys.stderr) if in_json else nullcontext():
+        yield report
+    if in_json and os.environ.get("RANK", "0") == "0":
+        print(as_json(report))
 
 
 def note(text: str) -> None:

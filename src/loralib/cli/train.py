@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
+from ..printing import printable
 from ..recipes import presets, run_folder
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
-from .dataclass_parsing import dataclass_parser, given
+from ..recipes.resolved import resolved
+from ..storage.json_text import as_json
+from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
-from .terminal import printable, say
+from .terminal import reporting, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Fine-tune a Hugging Face model with LoRA, on its last layers, or in full: an encoder on labelled text, or a
 causal language model on inputs and their texts. Writes a run folder: the adapter (or model), metrics.json, config.yaml,
 learning_curve.png and checkpoints. With --preset, a task as in the LoRA paper. On several GPUs: torchrun --nproc-per-node N
--m loralib train ..."""
+-m -- loralib train ..."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,8 @@ class Stage:
 
 def run(words: Sequence[str]) -> int:
     """Train; returns the exit code."""
-    parser = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
-    parser.add_argument("--preset", help="a task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        help="train with so many seeds and report them together (default: 1; with --preset the paper's)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
-    values = given(parser, words)
-    overwrite, resume, dry = (values.pop(name, False) for name in ("overwrite", "resume", "dry_run"))
+    values = given(parser(), words)
+    overwrite, resume, dry, in_json = (values.pop(name, False) for name in ("overwrite", "resume", "dry_run", "json"))
     preset, seeds = values.pop("preset", None), values.pop("seeds", None)
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
@@ -60,17 +53,19 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError(f"--seeds {seeds}: must be positive.")
     stages = [_stage_to_resume(values, seeds, preset)] if resume else _stages(values, seeds, preset)
     if dry:
-        return _describe(stages)
+        return _describe(stages, in_json)
     check_local(stages[0].options)
-    if os.environ.get("RANK", "0") == "0":
-        say(printable(f"Loading libraries, data and {stages[0].options.model} …"))
-        sys.stdout.flush()
-    with offline_if_unreachable(*hub_names(stages[0].options)):
-        _train_all(stages, overwrite, resume)
+    with reporting(in_json) as report:
+        if os.environ.get("RANK", "0") == "0":
+            say(printable(f"Loading libraries, data and {stages[0].options.model} …"))
+            sys.stdout.flush()
+        with offline_if_unreachable(*hub_names(stages[0].options)):
+            results = _train_all(stages, overwrite, resume)
+        report.update({"folder": str(stages[-1].folder), "runs": results})
     return 0
 
 
-def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> None:
+def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> list[dict[str, Any]]:
     """Train one after the other, the last from the best seed of the one before it."""
     from rich.console import Console
 
@@ -83,7 +78,23 @@ def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> None:
         for stage in before:
             _prepare(stage, console)
             last = replace(last, options=replace(last.options, init_adapter=str(_best(stage))))
-        _train(last, overwrite, resume, console)
+        return _train(last, overwrite, resume, console)
+
+
+def parser() -> OptionsParser:
+    """The parser of this command."""
+    made = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
+    made.add_argument("--preset", help="a task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
+    made.add_argument(
+        "--seeds",
+        type=int,
+        help="train with so many seeds and report them together (default: 1; with --preset the paper's)",
+    )
+    made.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
+    made.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
+    made.add_argument("--json", action="store_true", help="print what came out as JSON, and the rest to standard error")
+    made.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
+    return made
 
 
 def _stages(values: Mapping[str, Any], seeds: int | None, preset: str | None) -> list[Stage]:
@@ -140,9 +151,10 @@ def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -
 def _prepare(stage: Stage, console: "Console") -> None:
     """Train the stage that another one starts from, unless that was done before."""
     from ..recipes import seeds as many_seeds
+    from ..train import rich_text
 
     if many_seeds.best_of(stage.folder) is None:
-        console.print(f"1 of 2: {stage.options.task}, whose factors the next starts from", highlight=False)
+        rich_text.say(console, f"1 of 2: {stage.options.task}, whose factors the next starts from")
         _train(stage, overwrite=False, resume=(stage.folder / run_folder.SEEDS).is_file(), console=console)
 
 
@@ -152,10 +164,11 @@ def _best(stage: Stage) -> Path | None:
     return many_seeds.best_of(stage.folder.resolve())
 
 
-def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> None:
+def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> list[dict[str, Any]]:
     from ..recipes import report
     from ..recipes import seeds as many_seeds
     from ..recipes.run import train
+    from ..train import rich_text
     from ..train.devices import processes
 
     options, folder = stage.options, stage.folder
@@ -164,7 +177,7 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
     else:
         results = many_seeds.train_seeds(options, folder, stage.seeds, overwrite=overwrite, resume=resume)
     if not processes().is_main_process:
-        return
+        return results
     console.print(report.summary_table(results))
     if not stage.single:
         found = many_seeds.summary(results)
@@ -173,15 +186,16 @@ def _train(stage: Stage, overwrite: bool, resume: bool, console: "Console") -> N
         if stage.preset and stage.preset.reported:
             value, spread = stage.preset.reported
             said += f"; the paper, for the median of 5 and its own budget: {value:.1f} ± {spread:.1f}"
-        console.print(f"{found['metric']}, {said}", highlight=False, soft_wrap=True)
+        rich_text.say(console, f"{found['metric']}, {said}")
     parts = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.folder.iterdir() if path.name[0] != "."))
-    console.print(f"Wrote {stage.folder}/: {parts}.", highlight=False, soft_wrap=True)
+    rich_text.say(console, f"Wrote {stage.folder}/: {parts}.")
     if options.task and (following := options.task_kind.following):
-        console.print(f"Next: {following.format(run=folder, task=options.task)}", highlight=False, soft_wrap=True)
+        rich_text.say(console, f"Next: {following.format(run=folder, task=options.task)}")
+    return results
 
 
-def _describe(stages: Sequence[Stage]) -> int:
-    """Print, as YAML, what would be trained: every option and the arguments of transformers' Trainer."""
+def _describe(stages: Sequence[Stage], in_json: bool) -> int:
+    """Print, as YAML or JSON, what would be trained: every option and the arguments of transformers' Trainer."""
     import yaml
 
     from ..recipes import training
@@ -205,11 +219,12 @@ def _describe(stages: Sequence[Stage]) -> int:
                 "training_rows": known,
                 "steps": steps,
                 "reported_by_the_paper": list(reported) if reported else None,
-                "options": {name: value for name, value in options.to_dict().items() if value is not None},
+                "options": resolved(options),
                 "trainer": trainer,
             }
         )
     if len(described) > 1:
         described[1]["options"]["init_adapter"] = f"the best seed in {stages[0].folder}"  # type: ignore[index]
-    print(yaml.safe_dump({"would_train": described}, sort_keys=False), end="")
+    found = {"would_train": described}
+    print(as_json(found) if in_json else yaml.safe_dump(found, sort_keys=False).rstrip())
     return 0

@@ -8,21 +8,31 @@
     diffusers     pytorch_lora_weights.safetensors, with the names that diffusers gives and once gave
     kohya         the file that kohya's scripts and the programs around them exchange
 
+Only read are
+
+    original      diffusion transformers' names in their original code, as ComfyUI, kohya's scripts and others write them
+    mlx           the folder of mlx_lm, whose factors are the other way round
+    peft-file     one file with PEFT's names, without the configuration
+
 `keys` reads and writes files with names of one's own. docs/formats.md tells what each can hold.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from .. import patterns
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, check_adapter
 from ..adapters.updates import ProjectionUpdate
+from ..arguments import as_path, wrong
 from ..config import LoRAConfig
 from ..errors import FormatError
-from . import diffusers, kohya, loralib_0_1, one_file, peft
-from .keys import KeyMap
+from ..printing import short
+from ..storage import hub
+from . import diffusers, foreign, kohya, loralib_0_1, mlx, one_file, original, peft, peft_file
+from .keys import KeyMap, check_keys
 from .keys import read as read_by_keys
 from .keys import write as write_by_keys
 from .opened import Opened
@@ -35,12 +45,15 @@ FORMATS: dict[str, ModuleType] = {
     "diffusers": diffusers,
     "kohya": kohya,
 }
+READ_ONLY: dict[str, ModuleType] = {"mlx": mlx, "original": original, "peft-file": peft_file}
+_FIRST = {"mlx": mlx, "peft": peft, "safetensors": one_file, "loralib": loralib_0_1, "original": original}
+_READERS: dict[str, ModuleType] = _FIRST | FORMATS | READ_ONLY  # in the order in which they are asked
 _UNSAID = LoRAConfig()
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """The name of the format of the adapter at `path`, one of `FORMATS`; `FormatError` when there is none that is known.
+    """The name of the format of the adapter at `path`, one of `FORMATS` or `READ_ONLY`; `FormatError` when it is none of them.
 
     >>> import tempfile, torch, loralib as lora
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
@@ -55,7 +68,7 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter in a file or folder, not yet read. format: one of `FORMATS`. opened: where the format finds it."""
+    """An adapter in a file or folder, not yet read. opened: where `format`, one of `FORMATS` or `READ_ONLY`, finds it."""
 
     path: Path
     format: str
@@ -63,14 +76,14 @@ class AdapterFile:
 
     def read(self, config: LoRAConfig | None = None) -> Adapter:
         """The adapter; what `config` is for, and what is refused, see `load`."""
-        return _agreeing(self.path, FORMATS[self.format].read(self.opened, config), config)
+        return _agreeing(self.path, _READERS[self.format].read(self.opened, config), config)
 
 
 def open(path: str | os.PathLike[str], format: str | None = None) -> AdapterFile:
     """Find the format of the adapter at `path`, where it is not given. Nothing is read twice, neither now nor by `read`."""
-    path = Path(path)
+    path = hub.located(as_path(path))
     if format is not None:
-        _check_format(format)
+        _check_format(format, _READERS)
     _check_exists(path)
     opened = Opened(path)
     return AdapterFile(path, *_found(opened)) if format is None else AdapterFile(path, format, opened)
@@ -86,10 +99,11 @@ def load(
     """Read an adapter from `path`, whatever known format it is in; `Adapter.source` says which. Never executes what a file
     contains. Tensors of safetensors files are mapped into memory and read when they are used.
 
-    format: one of `FORMATS`, instead of finding out. config: what files of loralib 0.1 (and of a key map without alphas) do not
-    say: `lora_alpha`, and `enable_lora` for fused projections. What a file says itself counts, and a rank or lora_alpha in
-    `config` that is another (and not the default) is an error. keys: {regular expression: replacement}, or a function, that
-    turns the names in a file of no known format into `<layer>.lora_A`, `<layer>.lora_B` and so on (see `formats.keys`).
+    format: one of `FORMATS` or `READ_ONLY`, instead of finding out. config: what files of loralib 0.1 (and of PEFT without its
+    configuration, and of a key map without alphas) do not say: `lora_alpha`, and `enable_lora` for fused projections. What a
+    file says itself counts, and a rank or lora_alpha in `config` that is another (and not the default) is an error. keys:
+    {regular expression: replacement}, or a function, that turns the names in a file of no known format into `<layer>.lora_A`,
+    `<layer>.lora_B` and so on (see `formats.keys`).
 
     Raises `FormatError` when there is nothing, when the format is not known, or when the content is damaged, does not fit
     its own configuration or `config`, or asks for something that cannot be represented.
@@ -102,9 +116,12 @@ def load(
     ...     lora.load(folder)
     Adapter(1 layer of rank 2, 32 parameters, 0 tensors beside)
     """
+    if config is not None and not isinstance(config, LoRAConfig):
+        raise wrong("config", "a LoRAConfig", config)
     if keys is None:
         return open(path, format).read(config)
-    path = Path(path)
+    check_keys(keys)
+    path = hub.located(as_path(path))
     _check_exists(path)
     return _agreeing(path, read_by_keys(Opened(path), keys, config), config)
 
@@ -127,7 +144,8 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
     Raises `FormatError` for an unknown format, or naming what the format cannot hold; `OSError` (with the path) when the disk
     is full.
     """
-    path = Path(path)
+    check_adapter(adapter)
+    path = as_path(path)
     check_sound(adapter)
     if "" in adapter.layers and (keys is not None or format != "safetensors"):
         raise FormatError(
@@ -137,27 +155,30 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
             outcome=NOT_WRITTEN,
         )
     if keys is not None:
+        check_keys(keys)
         write_by_keys(adapter, path, keys)
         return
-    _check_format(format)
+    _check_format(format, FORMATS)
     FORMATS[format].write(adapter, path)
 
 
-def _check_format(format: str) -> None:
-    if format not in FORMATS:
-        raise FormatError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}. Nothing was read or written.")
+def _check_format(format: str, known: Mapping[str, ModuleType]) -> None:
+    if not isinstance(format, str) or format not in known:
+        problem = "can only be read" if isinstance(format, str) and format in READ_ONLY else "is not known"
+        raise FormatError(f"format={short(format)} {problem}; choose one of {', '.join(known)}. Nothing was read or written.")
 
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise FormatError(f"{path} does not exist; give the path of a saved adapter.")
+        remedy = hub.advice(path) or "give the path of a saved adapter"
+        raise FormatError(f"{path} does not exist; {remedy}.")
 
 
 def _found(opened: Opened) -> tuple[str, Opened]:
     """The format of the adapter at a path, and where it is: in a folder with one adapter file, that file."""
     places = [opened, *_only_file(opened)]
     for place in places:
-        for name, module in FORMATS.items():
+        for name, module in _READERS.items():
             if module.detect(place):
                 return name, place
     raise _unknown(places[-1])
@@ -181,6 +202,8 @@ def _unknown(opened: Opened) -> FormatError:
     if path.suffix == ".json":
         return FormatError(nothing_known, "give the folder that the file is in")
     names = opened.names()
+    if what := foreign.by_names(names):
+        return FormatError(f"{nothing_known}: it is {what}.")
     model = "" if any("lora" in name.lower() for name in names) else " (a whole model, perhaps)"
     shown = ", ".join(names[:3]) or "none"
     own_names = (f"for an adapter with names of your own {remedy}" for remedy in GIVE_A_KEY_MAP)
@@ -192,6 +215,8 @@ def _instead_in_folder(path: Path) -> str:
         return f"{files[0]} holds a whole model; an adapter of its difference to another makes `loralib extract`"
     if files := [name for name in (peft.TENSORS, peft.PICKLED) if (path / name).is_file()]:
         return f"{peft.CONFIG}, which PEFT writes beside {files[0]}, is missing"
+    if files := sorted(file.name for file in path.glob("*.gguf")):
+        return f"{files[0]} is {foreign.by_first_bytes(path / files[0]) or 'no GGUF file'}"
     if inside := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and peft.detect(Opened(folder))):
         return f"there are adapters in {', '.join(inside[:3])} within it; give the path of one"
     return "; ".join(module.EXPECTED for module in FORMATS.values())

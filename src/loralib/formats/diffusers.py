@@ -7,6 +7,7 @@ layer's name here. Suffixes of the factors A and B:
     lora_linear_layer.down.weight, lora_linear_layer.up.weight    text encoders'
     lora_A.weight, lora_B.weight                                  newer models', and those of every component today
     processor.to_q_lora.down.weight …                             the oldest ones; to_out_lora is the layer to_out.0
+    lora_down.weight, lora_up.weight                              those of some programs that know diffusers' names
 
 Beside them `alpha` may stand, and `lora_magnitude_vector.weight` (DoRA; also without `.weight`, which loads into a UNet but not
 into a text encoder). Without an alpha lora_alpha is the rank. Newer files say it, and all else of PEFT's configuration, in the
@@ -16,8 +17,8 @@ Some readers look at neither: a model's own `load_lora_adapter(path)` does not o
 file. So a scaling other than 1 is written into B here, and lora_alpha is the rank (see `diffusers_scaling`); only ranks that
 differ are in the metadata.
 
-A model's own `save_lora_adapter` writes the same file for itself alone: names and fields have no component then, nor have the
-layers' names here.
+A model's own `save_lora_adapter` writes the same file for itself alone, as did all of diffusers up to 0.16: names and fields
+have no component then, nor have the layers' names here. The file may be pickled (`pytorch_lora_weights.bin`).
 
 CLIP's text encoder has lost its outermost module, `text_model`, in transformers 5. diffusers takes that off the names of
 tensors where it has to, but not off what the metadata say of layers; so the metadata written here fit both.
@@ -25,7 +26,7 @@ tensors where it has to, but not off what the metadata say of layers; so the met
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.config_of import described
 from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
-from ..architectures import COMPONENTS
+from ..architectures import COMPONENTS, ROOTS
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_atomically
@@ -58,15 +59,15 @@ from .validation import (
     refuse,
 )
 
-FILE = "pytorch_lora_weights.safetensors"
+FILE, PICKLED = "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"
 EXPECTED = f"an adapter of diffusers is a file {FILE} with tensors named unet.… or text_encoder.…"
 
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
 _NOT_LOADED = ("enable_lora", "trainable_token_indices")  # of PEFT, for which diffusers' loaders have no tensors
 _OUTERMOST = "text_model."
 _SUFFIX = re.compile(
     r"(?P<layer>.+?)\.(?:"
-    r"(?:lora|lora_linear_layer)\.(?P<way>down|up)\.weight|lora_(?P<factor>[AB])\.weight"
+    r"(?:lora[._]|lora_linear_layer\.)(?P<way>down|up)\.weight|lora_(?P<factor>[AB])\.weight"
     r"|(?P<old>to_(?:q|k|v|out))_lora\.(?P<old_way>down|up)\.weight"
     r"|(?:lora\.)?(?P<alpha>alpha)|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
@@ -80,18 +81,18 @@ _NEWER = ("lora_A.weight", "lora_B.weight")
 def detect(opened: Opened) -> bool:
     """Whether it is such a file, or a folder with one, by the names of its tensors."""
     file = _file(opened)
-    if not file.is_safetensors:
-        return False
-    matches = [match for match in map(_SUFFIX.fullmatch, file.header().entries) if match]
-    return any(_has_component(match["layer"]) for match in matches) or (bool(matches) and _METADATA in file.metadata)
+    matches = [match for match in map(_match, file.known_names()) if match]
+    if any(_has_component(match["layer"]) for match in matches):
+        return True
+    return bool(matches) and (METADATA in _metadata_of(file) or _of_one_model(file, matches))
 
 
 def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in the file or folder; `FormatError` when it is damaged or holds what cannot be represented."""
     file = _file(opened)
-    path, stored, metadata = file.path, file.mapped(), file.metadata
-    said = _metadata(path, metadata.get(_METADATA))
-    whole = "r" in said
+    path, stored, metadata = file.path, file.all_tensors(), _metadata_of(file)
+    said = _metadata(path, metadata.get(METADATA))
+    whole = "r" in said or (not said and _of_one_model(file, [match for match in map(_match, stored) if match]))
     parts = _sorted(path, stored, whole)
     layers: dict[str, LoRAUpdate] = {}
     for component in dict.fromkeys("" if whole else name.partition(".")[0] for name in parts):
@@ -119,7 +120,7 @@ def write(adapter: Adapter, path: Path) -> None:
     metadata = {"format": "pt"} | scaling.note(given, layers)
     said = _said(layers)
     if any(key.endswith(".rank_pattern") and value for key, value in said.items()):
-        metadata[_METADATA] = json.dumps(said, indent=2, sort_keys=True)
+        metadata[METADATA] = json.dumps(said, indent=2, sort_keys=True)
     content = tensor_bytes(tensors, metadata)
     if path.suffix != SUFFIX:
         path.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,24 @@ def representable(adapter: Adapter, format: str) -> dict[str, LoRAUpdate]:
 
 
 def _file(opened: Opened) -> Opened:
-    return opened / FILE if opened.path.is_dir() else opened
+    if not opened.path.is_dir():
+        return opened
+    return opened / (PICKLED if (opened / PICKLED).path.is_file() and not (opened / FILE).path.is_file() else FILE)
+
+
+def _metadata_of(file: Opened) -> Mapping[str, str]:
+    return file.metadata if file.is_safetensors else {}
+
+
+def _match(key: str) -> re.Match[str] | None:
+    return _SUFFIX.fullmatch(key.replace(".processor.", "."))
+
+
+def _of_one_model(file: Opened, matches: Sequence[re.Match[str]]) -> bool:
+    """Whether these are names of one model's layers without a component: by the file's name, or all of them by their own."""
+    if not matches or any(_has_component(match["layer"]) for match in matches):
+        return False
+    return file.path.name in (FILE, PICKLED) or all(match["layer"].partition(".")[0] in ROOTS for match in matches)
 
 
 def factored(where: str, parts: Mapping[str, Tensor], lora_alpha: float, use_rslora: bool = False) -> LoRAUpdate:
@@ -169,7 +187,7 @@ def _sorted(path: Path, stored: Mapping[str, Tensor], whole: bool) -> dict[str, 
     """The parts of each layer's update by what they are: A, B, alpha, magnitude. whole: the names have no component."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in stored.items():
-        match = _SUFFIX.fullmatch(key.replace(".processor.", "."))
+        match = _match(key)
         if match is None or not (whole or _has_component(match["layer"])):
             raise FormatError(f"{path}: tensor {key!r} is of no kind that can be represented.")
         layer, way = match["layer"], next(filter(None, match.group("way", "factor", "old_way", "alpha", "magnitude")))
@@ -195,9 +213,9 @@ def _metadata(path: Path, text: str | None) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: {_METADATA} is not JSON ({error}).") from None
+        raise FormatError(f"{path}: {METADATA} is not JSON ({error}).") from None
     if not isinstance(values, dict):
-        raise FormatError(f"{path}: {_METADATA} is not a JSON object.")
+        raise FormatError(f"{path}: {METADATA} is not a JSON object.")
     return values
 
 
@@ -233,11 +251,11 @@ def _update(where: str, name: str, component: str, stored: dict[str, Tensor], co
         rank = len(parts["lora_A"]) if parts["lora_A"].dim() else 1
         return factored(where, parts, alpha_of(where, stored.get("alpha"), max(rank, 1)))
     if "alpha" in stored:
-        raise FormatError(f"{where} has an alpha beside {_METADATA}, which says it, too.")
+        raise FormatError(f"{where} has an alpha beside {METADATA}, which says it, too.")
     inner = name.removeprefix(f"{component}.") if component else name
     update = factored(where, parts, patterns.lookup(config.alpha_pattern, inner, config.lora_alpha), config.use_rslora)
     if update.r != (r := patterns.lookup(config.rank_pattern, inner, config.r)):
-        raise FormatError(f"{where} has factors of rank {update.r}, but {_METADATA} says r={r}.")
+        raise FormatError(f"{where} has factors of rank {update.r}, but {METADATA} says r={r}.")
     return update
 
 

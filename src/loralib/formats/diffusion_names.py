@@ -23,6 +23,12 @@ _WORDS = frozenset({
     "image_embeds", "image_proj", "linear", "linear_1", "linear_2", "linears", "mid_block", "net", "pool", "position_net",
     "proj", "proj_in", "proj_out", "resnets", "text_proj", "time_emb_proj", "time_embedding", "to_k", "to_out", "to_q", "to_v",
     "transformer_blocks", "transformers", "up_blocks", "upsamplers",
+    # diffusers' transformers
+    "add_q_proj", "blocks", "condition_embedder", "context_embedder", "ff_context", "ffn", "guidance_embedder",
+    "image_embedder", "img_in", "img_mlp", "img_mod", "linear_in", "linear_out", "norm", "norm1", "norm1_context", "norm_out",
+    "proj_mlp", "refiner_blocks", "single_transformer_blocks", "text_embedder", "time_embedder", "time_proj",
+    "time_text_embed", "timestep_embedder", "to_add_out", "to_qkv_mlp_proj", "token_refiner", "txt_in", "txt_mlp", "txt_mod",
+    "x_embedder",
     # CLIP's text encoders
     "embeddings", "encoder", "fc1", "fc2", "k_proj", "layers", "mlp", "out_proj", "position_embedding", "q_proj", "self_attn",
     "text_model", "text_projection", "token_embedding", "v_proj",

@@ -1,10 +1,15 @@
 """Files with names of one's own, through a map from their names to these and back:
 
-    <layer>.lora_A, <layer>.lora_B                         (r, in) and (out, r), or those of a convolution
+    <layer>.lora_A, <layer>.lora_B                         (r, in) and (out, r), or those of a convolution, judged by shape
+    <layer>.lora_A.weight, <layer>.lora_B.weight           the same, whatever the shapes say
+    <layer>.lora_A.T, <layer>.lora_B.T                     their transposes: (in, r) and (r, out)
     <layer>.lora_embedding_A, <layer>.lora_embedding_B     (r, num_embeddings) and (embedding_dim, r)
     <layer>.lora_magnitude                                 (out,), of DoRA
     <layer>.alpha                                          one number; without it that of the configuration given, else the rank
     anything else                                          a tensor trained in full, by its name in the model
+
+Both orientations fit a layer that is as wide as it is high; `lora_A` and `lora_B` are refused for it where the rank would not
+be below the width, as with other programs' transposes. Files written here say in their metadata that nothing is transposed.
 
 A map is {regular expression: replacement}, of which the first that matches a whole name counts, or a function of one name.
 """
@@ -13,11 +18,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..arguments import check_mapping
 from ..config import LoRAConfig
 from ..errors import FormatError
 from ..storage.atomic import write_atomically
@@ -29,8 +35,16 @@ KeyMap = Mapping[str, str] | Callable[[str], str]
 
 _LINEAR = {part: part for part in PARTS}
 _EMBEDDING = _LINEAR | {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
-_PARTS = {*_LINEAR.values(), *_EMBEDDING.values(), "alpha"}
+_AS_SAID, _TRANSPOSED = ({factor: f"{factor}.{how}" for factor in FACTORS} for how in ("weight", "T"))
+_PARTS = {*_LINEAR.values(), *_EMBEDDING.values(), *_AS_SAID.values(), *_TRANSPOSED.values(), "alpha"}
+_NOTE, _AS_WRITTEN = "loralib_factors", "(r, in) and (out, r)"
 _ENDS = tuple(f".{part}" for part in _PARTS)
+
+
+def check_keys(keys: object) -> None:
+    """`ArgumentError` unless `keys` is a key map."""
+    if not callable(keys) or isinstance(keys, type | nn.Module):
+        check_mapping(keys, "keys", str, "a replacement (a str)")
 
 
 def read(opened: Opened, keys: KeyMap, config: LoRAConfig | None = None) -> Adapter:
@@ -39,7 +53,8 @@ def read(opened: Opened, keys: KeyMap, config: LoRAConfig | None = None) -> Adap
     path, stored = opened.path, opened.tensors()
     new = mapped(path, stored, keys)
     factors, beside = by_layer(str(path), {new[key]: tensor for key, tensor in stored.items()}, _PARTS)
-    layers = {name: _update(f"{path}: layer {name!r}", name, parts, config) for name, parts in factors.items()}
+    stated = opened.is_safetensors and opened.metadata.get(_NOTE) == _AS_WRITTEN
+    layers = {name: _update(f"{path}: layer {name!r}", name, parts, config, stated) for name, parts in factors.items()}
     if not layers:
         raise FormatError(f"{path}: the key map finds no factors; they must become <layer>.lora_A and <layer>.lora_B.")
     tensors = {new[key]: tensor for key, tensor in stored.items() if new[key] in beside}
@@ -62,7 +77,9 @@ def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
     refuse("tensors named as factors", [name for name in adapter.tensors if name.endswith(_ENDS)], "A file with a key map")
     tensors |= adapter.tensors
     new = mapped(path, tensors, keys)
-    write_atomically(path, tensor_bytes({new[key]: tensor for key, tensor in tensors.items()}, {"format": "pt"}))
+    write_atomically(
+        path, tensor_bytes({new[key]: tensor for key, tensor in tensors.items()}, {"format": "pt", _NOTE: _AS_WRITTEN})
+    )
 
 
 def mapped(path: Path, names: Iterable[str], keys: KeyMap) -> dict[str, str]:
@@ -95,10 +112,32 @@ def _replacing(keys: Mapping[str, str]) -> Callable[[str], str]:
     return new
 
 
-def _update(where: str, name: str, stored: Mapping[str, Tensor], config: LoRAConfig | None) -> LoRAUpdate:
+def _update(where: str, name: str, stored: Mapping[str, Tensor], config: LoRAConfig | None, stated: bool) -> LoRAUpdate:
     embeds = any(_EMBEDDING[part] in stored for part in FACTORS)
-    parts = parts_of(where, stored, _EMBEDDING if embeds else _LINEAR, without=FACTORS if embeds else ())
+    parts = parts_of(where, stored, _EMBEDDING, without=FACTORS) if embeds else _factors(where, stored, stated)
     A = parts["lora_A"]
     default = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else max(len(A) if A.dim() else 1, 1)
     lora_alpha = alpha_of(where, stored.get("alpha"), default)
     return made(where, EmbeddingUpdate if embeds else kind_of(parts), parts, lora_alpha, bool(config and config.use_rslora))
+
+
+def _factors(where: str, stored: Mapping[str, Tensor], sure: bool) -> dict[str, Tensor]:
+    """The parts of an update, in the orientation that their names state; `FormatError` where names state none and shapes do not
+    decide. sure: the factors are not transposed, if names state nothing."""
+    stated = next((names for names in (_AS_SAID, _TRANSPOSED) if any(name in stored for name in names.values())), None)
+    names = _LINEAR | (stated or {})
+    others = [name for known in (_LINEAR, _AS_SAID, _TRANSPOSED) for part, name in known.items() if part in FACTORS]
+    parts = parts_of(where, stored, names, without=[name for name in others if name not in names.values()])
+    A, B = parts["lora_A"], parts["lora_B"]
+    if stated is _TRANSPOSED:
+        if A.dim() != 2 or B.dim() != 2:
+            raise FormatError(f"{where}: {_TRANSPOSED['lora_A']} {tuple(A.shape)} and {tuple(B.shape)} are no matrices.")
+        return parts | {"lora_A": A.t().contiguous(), "lora_B": B.t().contiguous()}
+    fits_transposed = A.dim() == B.dim() == 2 and A.shape[1] == B.shape[0]
+    if stated is None and not sure and fits_transposed and (A.shape[0] != B.shape[1] or A.shape[0] >= A.shape[1]):
+        raise FormatError(
+            f"{where} has factors {tuple(A.shape)} and {tuple(B.shape)}, which look like transposes, (in, r) and (r, out); let "
+            f"the key map make {_TRANSPOSED['lora_A']} and {_TRANSPOSED['lora_B']} of them if they are, and "
+            f"{_AS_SAID['lora_A']} and {_AS_SAID['lora_B']} if not."
+        )
+    return parts

@@ -6,9 +6,9 @@
     lora_unet_<layer>.lora_mid.weight     (r, r, *kernel) between two factors of kernel 1 (Tucker): multiplied out on reading
     lora_unet_<layer>.dora_scale          (out, 1…): DoRA's magnitudes
 
-`lora_te_` is the text encoder; where there are two, they are `lora_te1_` and `lora_te2_`. The layer's name has underscores for
-dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format and are refused by name. So is an alpha of zero,
-which kohya's scripts take for the rank and other programs for no effect at all.
+`lora_te_` is the text encoder; where there are two, they are `lora_te1_` and `lora_te2_`; OneTrainer's `lora_transformer_` is
+read only. The layer's name has underscores for dots: see `diffusion_names`. Other methods (LoHa, LoKr …) share this format
+and are refused by name. So is an alpha of zero, which kohya's scripts take for the rank and other programs for no effect.
 
 Files do not say whether a scaling was lora_alpha / √r; an alpha of the same effect, up to float64's rounding, is written then.
 Programs take ranks and alphas from the tensors, so that no metadata is needed. The UNet's layers are written with diffusers'
@@ -30,21 +30,29 @@ from ..storage.atomic import write_atomically
 from ..storage.safetensors import tensor_bytes
 from .diffusers import factored, representable
 from .diffusion_names import dotted, underscored
+from .family_places import is_original, refused_family
 from .opened import Opened
 from .validation import FLOATS, GIVE_A_KEY_MAP, MAGNITUDE, NOT_WRITTEN, alpha_of, alpha_tensor, named, parts_of
 
 EXPECTED = "an adapter of kohya's scripts is a .safetensors file with tensors named lora_unet_… or lora_te_…"
 
 _COMPONENTS = {
+    "lora_transformer": "transformer",
     "lora_unet": "unet",
     "lora_te": "text_encoder",
     "lora_te1": "text_encoder",
     "lora_te2": "text_encoder_2",
     "lora_te3": "text_encoder_3",
 }
-_KEY = re.compile(r"(lora_unet|lora_te[123]?)_([^.]+)\.(.+)")
+_KEY = re.compile(r"(lora_unet|lora_transformer|lora_te[123]?)_([^.]+)\.(.+)")
 _DOWN, _UP, _MID, _SCALE, _ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "dora_scale", "alpha"
 _NAMES = {"lora_A": _DOWN, "lora_B": _UP, MAGNITUDE: _SCALE}
+WAYS_OUT = (  # remedies for names that are not known, and the options for them
+    "have diffusers convert it once (load_lora_weights of the model's pipeline, save_lora_adapter of its transformer), or "
+    + GIVE_A_KEY_MAP[0],
+    "have diffusers convert it once (load_lora_weights of the model's pipeline, save_lora_adapter of its transformer), or "
+    + GIVE_A_KEY_MAP[1],
+)
 _LARGEST_KERNEL = 8 * 8
 _CLIPS = ("text_encoder", "text_encoder_2")
 # fmt: off
@@ -58,31 +66,33 @@ _OTHERS = {  # what tensors are whose names begin so
 
 def detect(opened: Opened) -> bool:
     """Whether it is such a file, by the names of its tensors."""
-    return opened.is_safetensors and any(map(_KEY.fullmatch, opened.header().entries))
+    return any(map(_KEY.fullmatch, opened.known_names()))
 
 
 def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     """The adapter in the file; `FormatError` when it is damaged, or of another method, or names a layer whose dotted name
     cannot be told."""
-    path, stored = opened.path, opened.mapped()
+    path, stored = opened.path, opened.all_tensors()
     parts: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in stored.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise FormatError(f"{path}: tensor {key!r} is of no kind that can be represented.")
-        _check_part(path, key, match[3])
+        check_part(path, key, match[3])
         if (name := dotted(match[2])) is None:
-            unknown.append(f"{match[1]}_{match[2]}")
+            unknown.append((match[1], match[2]))
         else:
             layer = parts.setdefault(f"{_COMPONENTS[match[1]]}.{name}", {})
             if match[3] in layer:
                 raise FormatError(f"{path}: {key!r} and another tensor belong to the same layer.")
             layer[match[3]] = tensor
     if unknown:
-        names = ", ".join(sorted(set(unknown))[:3])
-        raise FormatError(f"{path}: what {names} are called in the model cannot be told from underscores", *GIVE_A_KEY_MAP)
-    layers = {name: _update(f"{path}: layer {name!r}", found) for name, found in parts.items()}
+        names = ", ".join(sorted({"_".join(name) for name in unknown})[:3])
+        families = sorted({family for _, flat in unknown if (family := refused_family(flat))})
+        of = f" (of {families[0]}, which is not read)" if families else ""
+        raise FormatError(f"{path}: what {names} are called in the model cannot be told from underscores{of}", *WAYS_OUT)
+    layers = {name: update_of(f"{path}: layer {name!r}", found) for name, found in parts.items()}
     if not layers:
         raise FormatError(f"{path} holds no factors; it is no LoRA adapter.")
     return Adapter(LoRAConfig(), layers, source=f"kohya file {path.name}")
@@ -92,7 +102,8 @@ def write(adapter: Adapter, path: Path) -> None:
     """Write the file `path`."""
     layers = representable(adapter, "kohya's format")
     two = any(name.startswith("text_encoder_2.") for name in layers)
-    prefixes = {component: prefix for prefix, component in _COMPONENTS.items() if prefix != ("lora_te" if two else "lora_te1")}
+    unused = ("lora_transformer", "lora_te" if two else "lora_te1")
+    prefixes = {component: prefix for prefix, component in _COMPONENTS.items() if prefix not in unused}
     tensors: dict[str, Tensor] = {}
     for name, update in layers.items():
         component, _, inner = name.partition(".")
@@ -104,7 +115,7 @@ def write(adapter: Adapter, path: Path) -> None:
                 option=f"name it so: --rename {component}.encoder={component}.text_model.encoder",
                 outcome=NOT_WRITTEN,
             )
-        if component not in prefixes or dotted(flat) != inner:
+        if component not in prefixes or dotted(flat) != inner or is_original(flat):
             raise FormatError(
                 f"{name!r} cannot be told back from underscores, which kohya's format has for dots.", outcome=NOT_WRITTEN
             )
@@ -117,14 +128,16 @@ def write(adapter: Adapter, path: Path) -> None:
     write_atomically(path, tensor_bytes(tensors, {"format": "pt"}))
 
 
-def _check_part(path: Path, key: str, part: str) -> None:
+def check_part(where: Path | str, key: str, part: str) -> None:
+    """`FormatError` when `part` of the name `key` is of another method than LoRA."""
     if part not in (_DOWN, _UP, _MID, _SCALE, _ALPHA):
         other = next((what for start, what in _OTHERS.items() if part.startswith(start)), None)
         kind = f"{other}, which is no LoRA" if other else "of no kind that can be represented"
-        raise FormatError(f"{path}: tensor {key!r} is {kind}.")
+        raise FormatError(f"{where}: tensor {key!r} is {kind}.")
 
 
-def _update(where: str, stored: Mapping[str, Tensor]) -> LoRAUpdate:
+def update_of(where: str, stored: Mapping[str, Tensor]) -> LoRAUpdate:
+    """The update that the tensors `stored` of a layer are, by kohya's names."""
     parts = parts_of(where, stored, _NAMES)
     if _MID in stored:
         parts["lora_A"] = _multiplied(where, stored[_MID], parts["lora_A"])

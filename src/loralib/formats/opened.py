@@ -1,7 +1,8 @@
 """A path that may hold an adapter. What is there is read when it is first asked for, and once, however many formats ask."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from ..errors import FormatError
 from ..storage.atomic import read_json
 from ..storage.pickled import read_state_dict
 from ..storage.safetensors import SUFFIX, Header, mapped_tensors, read_header
+from . import foreign
 
 T = TypeVar("T")
 
@@ -61,7 +63,8 @@ class Opened:
     @_once
     def header(self) -> Header:
         """The header of a safetensors file."""
-        return read_header(self.path)
+        with self._telling_what_it_is():
+            return read_header(self.path)
 
     @_once
     def mapped(self) -> dict[str, Tensor]:
@@ -71,7 +74,18 @@ class Opened:
     @_once
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors of a pickled file."""
-        return read_state_dict(self.path)
+        with self._telling_what_it_is():
+            return read_state_dict(self.path)
+
+    @contextmanager
+    def _telling_what_it_is(self) -> Iterator[None]:
+        """Let an error name what the file is instead, where its first bytes say."""
+        try:
+            yield
+        except FormatError:
+            if what := foreign.by_first_bytes(self.path):
+                raise FormatError(f"{self} is {what}.") from None
+            raise
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -93,3 +107,16 @@ class Opened:
     def names(self) -> list[str]:
         """The names of those tensors."""
         return list(self.header().entries if self.path.suffix == SUFFIX else self.state_dict())
+
+    def all_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a file of either kind, whatever its name."""
+        return self.mapped() if self.is_safetensors or not self.path.is_file() else self.tensors()
+
+    def known_names(self) -> list[str]:
+        """The names of those tensors; none where there is no such file."""
+        if self.is_safetensors:
+            return list(self.header().entries)
+        try:
+            return list(self.state_dict()) if self.path.is_file() and self.path.suffix != SUFFIX else []
+        except FormatError:
+            return []

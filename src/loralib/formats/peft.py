@@ -36,22 +36,17 @@ from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_together
 from ..storage.safetensors import tensor_bytes
 from ..tensors import same_bits
+from . import peft_names
 from .opened import Opened
 from .peft_attention import apart, configured, joined, plain
 from .peft_config import METADATA, configuration, configuration_of, refuse_costly, refuse_unknown
-from .validation import FACTORS, MAGNITUDE, common_form, from_shapes_of_peft, in_shapes_of_peft, kind_of, made, named, parts_of
+from .peft_names import BASE, EMBEDDING, LINEAR, PREFIX, ROWS, WRAPPERS
+from .validation import FACTORS, common_form, from_shapes_of_peft, in_shapes_of_peft, kind_of, made, named, parts_of
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 FILES = (TENSORS, CONFIG)  # in the order of writing: without the configuration the tensors are not read
+INDEX = f"{TENSORS}.index.json"
 EXPECTED = f"a PEFT folder has {CONFIG} and {TENSORS}"
-
-_PREFIX = "base_model.model."
-_LINEAR = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
-_EMBEDDING = _LINEAR | {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
-_PARTS = {*_LINEAR.values(), *_EMBEDDING.values()}
-_TOKENS, _BASE, _SAVED, _ORIGINAL = "token_adapter", "base_layer", "modules_to_save", "original_module"
-_ROWS = f".{_TOKENS}.trainable_tokens_delta"
-_WRAPPERS = {_TOKENS, _BASE, _SAVED, _ORIGINAL}  # modules that PEFT puts between a model's own
 
 
 def detect(opened: Opened) -> bool:
@@ -73,8 +68,9 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
         found = configuration(values)
     except (ConfigError, TypeError, OverflowError) as error:
         raise FormatError(f"{path / CONFIG}: {error}") from None
-    where = str(path / TENSORS)
-    factors, tensors, rows = _sort(where, _stored(folder))
+    file = _file(folder) if opened.path.is_dir() else opened
+    where = str(file)
+    factors, tensors, rows = peft_names.sort(where, file.tensors())
     refuse_costly(path / CONFIG, found, list(factors))
     layers = apart({name: _update(where, name, parts, found) for name, parts in factors.items()})
     if not layers:
@@ -83,7 +79,7 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     if any(dora) != bool(values.get("use_dora")) or (any(dora) and not all(dora)):
         raise FormatError(f"{path}: use_dora={values.get('use_dora')}, but {sum(dora)} of {len(dora)} layers have magnitudes.")
     metadata = {key: str(values[key]) for key in METADATA if values.get(key) is not None}
-    of_tokens = _token_rows(path, rows, values.get("trainable_token_indices"))
+    of_tokens = _token_rows(file.path, rows, values.get("trainable_token_indices"))
     return Adapter(found, layers, tensors, metadata, of_tokens, f"PEFT folder {path.name or path}")
 
 
@@ -99,11 +95,12 @@ def _token_rows(path: Path, rows: Mapping[str, Tensor], indices: Any) -> dict[st
         try:
             found[f"{name}.weight"] = TokenRows(tuple(chosen[name]), values)
         except (ConfigError, TypeError) as error:
-            raise FormatError(f"{path / CONFIG}: trainable_token_indices={chosen[name]!r:.80} for {name!r}: {error}") from None
+            config = path.with_name(CONFIG)
+            raise FormatError(f"{config}: trainable_token_indices={chosen[name]!r:.80} for {name!r}: {error}") from None
     asked = indices.values() if isinstance(indices, dict) else [indices]
     if missing := [numbers for numbers in asked if numbers and numbers not in chosen.values()]:
         raise FormatError(
-            f"{path}: trainable_token_indices={missing[0]!r:.80}, but {TENSORS} holds no rows of tokens for them."
+            f"{path}: trainable_token_indices={missing[0]!r:.80}, but {path.name} holds no rows of tokens for them."
         )
     return found
 
@@ -119,21 +116,21 @@ def write(adapter: Adapter, path: Path) -> None:
     if not adapter.layers:
         raise FormatError("The adapter adapts no layer, and PEFT reads no such adapter. Nothing was written.")
     for name in (*adapter.layers, *adapter.tensors, *adapter.rows):
-        if reserved := [part for part in name.split(".") if part in _WRAPPERS or part.startswith("lora_")]:
+        if reserved := [part for part in name.split(".") if part in WRAPPERS or part.startswith("lora_")]:
             raise FormatError(f"{name!r}: PEFT gives the name {reserved[0]!r} a meaning of its own. Nothing was written.")
     layers = joined({name: _representable(name, update) for name, update in adapter.layers.items()})
     config = json.dumps(configuration_of(adapter, layers), indent=2, sort_keys=True) + "\n"
     tensors: dict[str, Tensor] = {}
     for name, update in layers.items():
-        names = _EMBEDDING if isinstance(update, EmbeddingUpdate) else _LINEAR
+        names = EMBEDDING if isinstance(update, EmbeddingUpdate) else LINEAR
         tensors |= named(name, in_shapes_of_peft(update), names)
     of_tokens = {name.removesuffix(".weight"): rows.values for name, rows in adapter.rows.items()}
-    tensors |= {f"{name}{_ROWS}": values for name, values in of_tokens.items()}
-    wrapped = {plain(name): f"{name}.{_BASE}" for name in layers} | {n: f"{n}.{_TOKENS}.{_BASE}" for n in of_tokens}
+    tensors |= {f"{name}.{ROWS}": values for name, values in of_tokens.items()}
+    wrapped = {plain(name): f"{name}.{BASE}" for name in layers} | {n: f"{n}.{peft_names.TOKENS}.{BASE}" for n in of_tokens}
     for name, tensor in adapter.tensors.items():
         module, _, leaf = name.rpartition(".")
         tensors[".".join(part for part in (wrapped.get(module, module), leaf) if part)] = tensor
-    content = tensor_bytes({_PREFIX + name: tensor for name, tensor in tensors.items()}, {"format": "pt"})
+    content = tensor_bytes({PREFIX + name: tensor for name, tensor in tensors.items()}, {"format": "pt"})
     path.mkdir(parents=True, exist_ok=True)
     write_together(dict(zip([path / name for name in FILES], [content, config.encode()], strict=True)))
 
@@ -143,65 +140,37 @@ def _representable(name: str, update: LoRAUpdate) -> LoRAUpdate:
     return update if isinstance(update, ProjectionUpdate) else common_form(name, update, "PEFT")
 
 
-def _stored(folder: Opened) -> dict[str, Tensor]:
-    """The tensors of the folder; before version 0.7 PEFT pickled them."""
+def _file(folder: Opened) -> Opened:
+    """The file with the tensors; before version 0.7 PEFT pickled them, and where both are there it reads the first."""
     for name in (TENSORS, PICKLED):
         if (folder / name).path.is_file():
-            return (folder / name).tensors()
+            return folder / name
+    if (folder / INDEX).path.is_file():
+        raise FormatError(
+            f"{folder} has its tensors in several files ({INDEX}), which PEFT does not read; save them as one {TENSORS}."
+        )
     raise FormatError(f"{folder} has {CONFIG} but no {TENSORS}; fetch or save the adapter again.")
 
 
-def _sort(where: str, stored: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
-    """The factors by layer, the other tensors by the names they have in the model, and rows of tokens by layer."""
-    factors: dict[str, dict[str, Tensor]] = {}
-    tensors: dict[str, Tensor] = {}
-    rows: dict[str, Tensor] = {}
-    for key, tensor in stored.items():
-        if not key.startswith(_PREFIX) or key == _PREFIX:
-            raise FormatError(f"{where}: tensor {key!r} has no PEFT name (those start with {_PREFIX!r}).")
-        own = key.removeprefix(_PREFIX)
-        name, _, part = own.rpartition(".lora_")
-        part = f"lora_{part}".removesuffix(".weight") if part.startswith("magnitude") else f"lora_{part}"
-        if name and part in _PARTS:
-            factors.setdefault(name, {})[part] = tensor
-            continue
-        parts = own.split(".")
-        if any(part.startswith("lora_") for part in parts):
-            raise FormatError(f"{where}: tensor {key!r} belongs to a kind of layer that cannot be represented.")
-        elif key.endswith(_ROWS):
-            rows[own.removesuffix(_ROWS)] = tensor
-        elif _TOKENS in parts and (parts[-3:-1] != [_TOKENS, _BASE] or _WRAPPERS & set(parts[:-3])):
-            raise FormatError(f"{where}: tensor {key!r} belongs to trained tokens, and is not their rows.")
-        elif _ORIGINAL not in parts:
-            name = _plain_name(parts)
-            if name in tensors and not same_bits(tensors[name], tensor):
-                raise FormatError(f"{where}: tensor {key!r} and another are both {name!r}, and differ.")
-            tensors[name] = tensor
-    return factors, tensors, rows
-
-
-def _plain_name(parts: list[str]) -> str:
-    """The model's own name of a tensor that PEFT's wrappers hold."""
-    own = [part for part in parts if part not in _WRAPPERS]
-    if _SAVED in parts and "default" in own:
-        own.remove("default")
-    return ".".join(own)
-
-
 def _update(file: str, name: str, stored: dict[str, Tensor], config: LoRAConfig) -> LoRAUpdate:
+    update = update_of(file, name, stored, config)
+    if update.r != (r := patterns.lookup(config.rank_pattern, configured(name), config.r)):
+        raise FormatError(f"{file}: layer {name!r} has factors of rank {update.r}, but {CONFIG} says r={r}.")
+    return update
+
+
+def update_of(file: str, name: str, stored: dict[str, Tensor], config: LoRAConfig) -> LoRAUpdate:
+    """The update that the tensors `stored` of layer `name` are, by PEFT's names, scaled as `config` says."""
     where = f"{file}: layer {name!r}"
-    embeds = any(_EMBEDDING[factor] in stored for factor in FACTORS)
-    without = [_LINEAR[factor] for factor in FACTORS] if embeds else ()
-    parts = from_shapes_of_peft(parts_of(where, stored, _EMBEDDING if embeds else _LINEAR, without))
+    embeds = any(EMBEDDING[factor] in stored for factor in FACTORS)
+    without = [LINEAR[factor] for factor in FACTORS] if embeds else ()
+    parts = from_shapes_of_peft(parts_of(where, stored, EMBEDDING if embeds else LINEAR, without))
     name, slices = configured(name), {}
     kind = EmbeddingUpdate if embeds else kind_of(parts)
     if not embeds and (mask := patterns.lookup(config.masks, name, ())):
         kind, slices = FusedUpdate, _sliced(where, parts, mask)
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
-    update = made(where, kind, parts, lora_alpha, config.use_rslora, **slices)
-    if update.r != (r := patterns.lookup(config.rank_pattern, name, config.r)):
-        raise FormatError(f"{where} has factors of rank {update.r}, but {CONFIG} says r={r}.")
-    return update
+    return made(where, kind, parts, lora_alpha, config.use_rslora, **slices)
 
 
 def _sliced(where: str, parts: dict[str, Tensor], mask: Sequence[bool]) -> dict[str, Any]:

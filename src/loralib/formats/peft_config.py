@@ -22,8 +22,27 @@ _OURS = tuple(f.name for f in dataclasses.fields(LoRAConfig) if f.name not in ("
 _ELSEWHERE = ("use_dora", "trainable_token_indices", "enable_lora", "merge_weights")  # read where the tensors are
 _HOW_CHOSEN = ("layers_to_transform", "layers_pattern", "ensure_weight_tying", "auto_mapping")
 _NEUTRAL = {"peft_type": "LORA", "megatron_core": "megatron.core", "qalora_group_size": 16}
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base weights as they were
-_FREE = ("peft_version", "inference_mode", "runtime_config", "eva_config", "loftq_config", "init_lora_weights")
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base weights as they were
+_TRAINING = ("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr")  # fields of ms-swift
+_FREE = (*_TRAINING, "peft_version", "inference_mode", "runtime_config", "eva_config", "loftq_config", "init_lora_weights")
+
+# fmt: off
+_COMPUTES = {  # fields that change what a layer computes
+    "alora_invocation_tokens": "an update that acts behind certain tokens only (aLoRA)",
+    "arrow_config": "several adapters with a router (Arrow)",
+    "corda_config": "a start from the base weights (CorDA)",
+    "kasa_config": "another update than B·A (KaSA)",
+    "layer_replication": "layers that come several times (layer replication)",
+    "lora_bias": "a bias of the second factor",
+    "lora_ga_config": "a start from the base weights (LoRA-GA)",
+    "megatron_config": "layers of Megatron",
+    "monteclora_config": "factors that are drawn at random (MonteCLoRA)",
+    "target_parameters": "updates of parameters that are no layer's weight",
+    "use_bdlora": "block-diagonal factors (BD-LoRA)",
+    "use_qalora": "pooled inputs (QA-LoRA)",
+    "velora_config": "compressed activations (VeLoRA)",
+}
+# fmt: on
 
 
 def configuration(values: Mapping[str, Any]) -> LoRAConfig:
@@ -49,12 +68,23 @@ def refuse_unknown(path: Path, values: Mapping[str, Any]) -> None:
     start = values.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise FormatError(
-            f"{path}: init_lora_weights={start!r} changes the base weights; convert the adapter to plain LoRA with PEFT first."
+            f"{path}: init_lora_weights={start!r} changes the base weights; convert the adapter to plain LoRA with PEFT "
+            "first (save_pretrained with path_initial_model_for_weight_conversion)."
         )
     for key, value in values.items():
-        if key in (*_OURS, *METADATA, *_HOW_CHOSEN, *_ELSEWHERE, *_FREE) or not value or value == _NEUTRAL.get(key):
+        if key in (*_OURS, *METADATA, *_HOW_CHOSEN, *_ELSEWHERE, *_FREE) or _is_nothing(value) or value == _NEUTRAL.get(key):
             continue
-        raise FormatError(f"{path}: {key}={value!r} asks for something that this library does not compute.")
+        if key in _COMPUTES:
+            raise FormatError(f"{path}: {key}={value!r:.80} asks for {_COMPUTES[key]}, which this library does not compute.")
+        raise FormatError(
+            f"{path}: {key}={value!r:.80} is not known here, and may change what is computed; if that is the field's default "
+            f"in the version of PEFT that wrote it ({values.get('peft_version', 'not noted')}), take it out of the file."
+        )
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a field is off whatever it means: null, false, 0, empty, or an object of nothing but such."""
+    return all(map(_is_nothing, value.values())) if isinstance(value, dict) else not value
 
 
 def configuration_of(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dict[str, Any]:

@@ -45,6 +45,11 @@ def made(
 
 def _check_parts(where: str, tensors: Mapping[str, Tensor], lora_alpha: object, use_rslora: object) -> None:
     for factor in tensors.values():
+        if factor.shape == (0,):
+            raise FormatError(
+                f"{where} has no numbers in its factors, which DeepSpeed (ZeRO-3) shared among processes, perhaps; gather them "
+                "(stage3_gather_16bit_weights_on_model_save) and save the adapter again."
+            )
         if factor.dtype not in FLOATS:
             raise FormatError(f"{where} has factors of dtype {factor.dtype}; expected float32, float16, bfloat16 or float64.")
     known = isinstance(lora_alpha, int | float) and not isinstance(lora_alpha, bool)

@@ -13,6 +13,7 @@ from .. import tensors
 from ..adapters.updates import LoRAUpdate
 from ..config import check_dropout
 from ..errors import ConfigError, LayerError
+from ..printing import short
 from .adopted import own_attributes
 from .base import AdaptedLayer
 from .bilinear import BilinearLoRA
@@ -94,7 +95,7 @@ def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) ->
     for value, base in ((layer_class, nn.Module), (handler, AdaptedLayer)):
         if not isinstance(value, type) or not issubclass(value, base):
             raise ConfigError(
-                f"{value!r} is not a subclass of {base.__name__}; register_layer takes a layer class and a handler."
+                f"{short(value)} is not a subclass of {base.__name__}; register_layer takes a layer class and a handler."
             )
     known = _HANDLERS.get(layer_class) or _BY_NAME.get(f"{layer_class.__module__}.{layer_class.__qualname__}")
     if known not in (None, (handler,)):

@@ -16,6 +16,7 @@ from ..train.checkpoints import last_whole_checkpoint
 from . import run_folder
 from .apart import INTERRUPTED, wait_for
 from .options import IDLE, TrainOptions
+from .resolved import resolved
 from .task import METHODS, Method
 
 
@@ -94,7 +95,7 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
         go_on = same and last_whole_checkpoint(run / run_folder.CHECKPOINTS)
         config = run.with_name(f"{run.name}.yaml")
         config.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(config, run_folder.as_yaml(options.to_dict() | {"output": str(run)}))
+        write_atomically(config, run_folder.as_yaml(resolved(options) | {"output": str(run)}))
         words = ["train", "--config", str(config), "--resume" if go_on else "--overwrite"]
         words += ["--trust-remote-code"] if options.trust_remote_code else []
         code = wait_for(words)
@@ -112,5 +113,5 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
 def _has_options(run: Path, options: TrainOptions) -> bool:
     if not (run / run_folder.CONFIG).is_file():
         return False
-    wanted = options.with_absolute_paths().to_dict() | {"output": None}
-    return run_folder.read_options(run)[0].to_dict() | {"output": None} == wanted
+    wanted = resolved(options.with_absolute_paths()) | {"output": None}
+    return resolved(run_folder.read_options(run)[0]) | {"output": None} == wanted

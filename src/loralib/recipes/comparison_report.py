@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..train.rich_text import plain, say
 from .comparison import Outcome
 from .figures import METHOD_COLOURS, mark_kept, plot, two_plots
 from .report import summary_table
@@ -72,7 +73,7 @@ def _scored_on(outcomes: Sequence[Outcome]) -> str:
 def tell_trial(console: Console, trial: Trial) -> None:
     """Print one line about a trial that has just ended."""
     chosen = ", ".join(f"{name}={value}" for name, value in trial.values.items() if value is not None)
-    console.print(f"{trial.score:.4f} on {trial.rows:,} rows: {chosen}", highlight=False, soft_wrap=True)
+    say(console, f"{trial.score:.4f} on {trial.rows:,} rows: {chosen}")
 
 
 def search_table(trials: Sequence[Trial], metric: str) -> Table:
@@ -85,7 +86,7 @@ def search_table(trials: Sequence[Trial], metric: str) -> Table:
         table.add_row(
             str(values["r"]),
             f"{values['lora_alpha']:g}",
-            str(values["layers"] or values["target_modules"]).replace(",", ", "),
+            plain(str(values["layers"] or values["target_modules"]).replace(",", ", ")),
             str(values["train_head"]),
             f"{values['learning_rate']:g}",
             f"{trial.rows:,}",

@@ -1,11 +1,12 @@
 """Loading pretrained models with their tokenizers, quietly and in float32."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, RunError
@@ -72,6 +73,29 @@ def refuse_code(name: str, error: Exception) -> None:
             "read that code and, if you trust it, set trust_remote_code=True",
             option="read that code and, if you trust it, add --trust-remote-code",
         ) from None
+
+
+def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Sequence[int]]) -> None:
+    """`RunError` when the tokenizer gives a token of `rows`, or padding, a number for which the model has no embedding, or has
+    no padding at all."""
+    if tokenizer.pad_token_id is None:
+        raise RunError(
+            f"the tokenizer of {model.name_or_path!r} has no padding token, and no end-of-text token to take its place; give "
+            'it one, by tokenizer.add_special_tokens({"pad_token": "<pad>"}), and save it with the model resized to it.'
+        )
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        return  # a model that computes its embeddings
+    most = max((max(row, default=0) for row in rows), default=0)
+    most = max(most, tokenizer.pad_token_id)
+    if isinstance(embedding, nn.Embedding) and most >= embedding.num_embeddings:
+        raise RunError(
+            f"{model.name_or_path}: the tokenizer, of {len(tokenizer):,} tokens, gives "
+            f"{tokenizer.convert_ids_to_tokens(most)!r} the number {most:,}, and the model has embeddings of "
+            f"{embedding.num_embeddings:,} tokens only; give a model with its own tokenizer, or save one whose embeddings were "
+            "resized: model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def set_dropout(

@@ -5,6 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
+from ..train.measure import share
+from ..train.rich_text import plain
+
 
 def human_bytes(size: float) -> str:
     """A size in the unit that fits it.
@@ -33,7 +36,7 @@ def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> T
 
     runs: what `metrics.json` holds; with "spread", that of the metric over several seeds.
     """
-    table = Table(title=title)
+    table = Table(title=None if title is None else plain(title))
     for heading in ("method", "trained", "share", runs[0]["metric"], "time", "memory", "disk"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for run in runs:
@@ -41,7 +44,7 @@ def summary_table(runs: Sequence[dict[str, Any]], title: str | None = None) -> T
         table.add_row(
             run["method"],
             f"{counts['trained']:,}",
-            human_share(counts["trained"] / counts["total"]),
+            human_share(share(counts)),
             f"{run['value']:.4f}" + (f" ± {run['spread']:.4f}" if "spread" in run else ""),
             f"{run['train_seconds']:.0f} s",
             human_bytes(run["peak_memory_bytes"]),

@@ -17,6 +17,7 @@ from ..surgery.merge import merge
 from ..train import devices, measure
 from ..train.checkpoints import last_whole_checkpoint
 from ..train.quiet import quiet_transformers, same_environment
+from ..train.rich_text import say
 from ..train.trainer import AdapterTrainer, write_errors_named
 from . import figures, run_folder, training
 from .options import TrainOptions
@@ -81,9 +82,9 @@ def _train(
     if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
     parameters = measure.count_parameters(planned.model)
-    console.print(_opening(options, planned, parameters), highlight=False, soft_wrap=True)
+    say(console, *_opening(options, planned, parameters))
     if options.bf16 and measure.emulates_bf16():
-        console.print("this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out", highlight=False)
+        say(console, "this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out")
     how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": callbacks}
     began = time.perf_counter()
     try:
@@ -123,14 +124,15 @@ def _checkpoint_to_resume(folder: Path) -> Path:
     return checkpoint
 
 
-def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -> str:
-    count, total, (rows, held_out, *test) = parameters["trained"], parameters["total"], planned.data
+def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -> list[str]:
+    rows, held_out, *test = planned.data
+    every, share = parameters["total"] + parameters["lora"], measure.share(parameters)
     tested = "".join(f", and once, at the end, on {len(part):,} rows of {source(part)}" for part in test)
-    layers = f"\n{planned.bound.summary()}" if planned.bound is not None else ""
-    return (
-        f"{options.method}: training {count:,} of {total:,} parameters ({count / total:.2%}) of {options.model}\n"
-        f"on {len(rows):,} rows of {source(rows)}, evaluating on {len(held_out):,} rows of {source(held_out)}{tested}{layers}"
-    )
+    return [
+        f"{options.method}: training {parameters['trained']:,} of {every:,} parameters ({share:.2%}) of {options.model}",
+        f"on {len(rows):,} rows of {source(rows)}, evaluating on {len(held_out):,} rows of {source(held_out)}{tested}",
+        *([planned.bound.summary()] if planned.bound is not None else []),
+    ]
 
 
 def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: float) -> dict[str, Any]:

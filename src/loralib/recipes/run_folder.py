@@ -20,12 +20,14 @@ from typing import Any
 
 import yaml
 
+from .. import expressions
 from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
 from ..storage.folders import MARK, REPLACED, Writer
 from ..storage.json_text import as_json
 from ..storage.plain_yaml import read_yaml
 from .options import PERMISSION, TrainOptions
+from .resolved import resolved
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
@@ -68,7 +70,7 @@ def write_options(folder: Path, options: TrainOptions, labels: list[str] | None)
     """Write every option and the names of the classes (None for regression)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / LABELS, (as_json(labels) + "\n").encode())
-    write_atomically(folder / CONFIG, as_yaml(options.to_dict()))
+    write_atomically(folder / CONFIG, as_yaml(resolved(options)))
 
 
 def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
@@ -85,7 +87,7 @@ def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
 def write_seeds(folder: Path, options: TrainOptions, seeds: int) -> None:
     """Write which options are trained, with how many seeds."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / SEEDS, as_yaml({"seeds": seeds, "options": options.to_dict()}))
+    write_atomically(folder / SEEDS, as_yaml({"seeds": seeds, "options": resolved(options)}))
 
 
 def read_seeds(folder: Path) -> tuple[TrainOptions, int]:
@@ -116,6 +118,16 @@ def check_names(path: Path, values: Mapping[str, Any]) -> None:
             f"{path} has the option {unknown[0]!r}, which runs do not have (LoRA's own stand under lora:, and others have the "
             "names of transformers' TrainingArguments, such as num_train_epochs); rename it, or train again."
         )
+    for field, expression in _expressions(values.get("lora")):
+        if problem := expressions.problem(expression):
+            raise RunError(f"{path}: {field}: {expression!r:.80} {problem}; write names, or simpler expressions.")
+
+
+def _expressions(lora: object) -> Iterator[tuple[str, str]]:
+    """The regular expressions among LoRA's options in a file, with the names of their fields."""
+    for field, value in lora.items() if isinstance(lora, Mapping) else ():
+        found = value if isinstance(value, Mapping) else [value] if field in ("target_modules", "exclude_modules") else []
+        yield from ((field, expression) for expression in found if isinstance(expression, str))
 
 
 def _options(path: Path, values: Mapping[str, Any]) -> TrainOptions:

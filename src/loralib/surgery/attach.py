@@ -1,5 +1,6 @@
 """`attach`: put an adapter on a model. All or nothing: everything that does not fit is listed before anything changes."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,9 +16,10 @@ from ..errors import AttachError
 from ..layers import AdaptedLayer
 from ..patterns import within
 from ..tensors import factor_dtype, same_bits
-from . import shared
+from . import shared, tied_copies
 from .bound import Bound
 from .extract import token_rows
+from .given import as_adapter
 from .inject import adopt_in, all_or_nothing
 from .resized import check_sizes, remember_sizes
 from .saved_modules import ExtraTensors, record, replace_with_copies
@@ -28,9 +30,10 @@ from .trainable import bias_names, extra_names
 T = TypeVar("T")
 
 
-def attach(model: nn.Module, adapter: Adapter) -> Bound:
+def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
 
+    adapter: an `Adapter`, or the path of one's files, as for `load`.
     Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
     On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
     same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
@@ -38,6 +41,7 @@ def attach(model: nn.Module, adapter: Adapter) -> Bound:
     On a model on the meta device factors and other tensors are put on the adapter's device, where they wait for the base's
     weights to be loaded (`load_state_dict` with `assign=True`; `to_empty` keeps the factors only, so attach again after it).
     Rows of tokens are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
+    A tensor that the model ties to another and has itself, to the last bit, is left out: PEFT stores embeddings with updates.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
     >>> import loralib as lora
@@ -46,11 +50,12 @@ def attach(model: nn.Module, adapter: Adapter) -> Bound:
     >>> lora.attach(other, lora.extract(model))
     ['0']
     """
-    read = Survey(model)
+    read, adapter = Survey(model), as_adapter(adapter)
     read.check_enabled("attached to")
     shared.check_not_flattened(read, "attached to")
     shared.check_not_sharded(read, [*adapter.layers, *adapter.tensors, *adapter.rows], "attached to")
     check_sizes(read, "attached to")
+    adapter = tied_copies.without_copies(read, adapter)
     updates = {name: _own_form(read.adapted.get(name), update) for name, update in adapter.layers.items()}
     if problems := list(_problems(read, adapter, updates)):
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -94,7 +99,9 @@ def _problems(read: Survey, adapter: Adapter, updates: Mapping[str, LoRAUpdate])
             yield f"{name}: {problem}"
     yield from _tie_conflicts(held, adapter.tensors, same_bits)
     yield from _tie_conflicts(held, adapter.rows, TokenRows.__eq__)
-    if all(name in held for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
+    repeated = tied_copies.problems(read, adapter) if held else {}
+    yield from (f"{name}: {problem}" for name, problem in repeated.items())
+    if not repeated and all(name in held for name in adapter.tensors) and (problem := read.tie_problem(adapter.tensors)):
         yield problem
 
 

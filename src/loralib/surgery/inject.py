@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import layers, patterns, tensors
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.updates import LoRAUpdate
+from ..arguments import check_dtype
 from ..config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
@@ -20,6 +21,7 @@ from ..tensors import factor_dtype
 from . import shared
 from .bound import Bound
 from .eject import eject_layers
+from .given import Given, as_config
 from .module_tree import Slot
 from .resized import check_sizes, remember_sizes
 from .saved_modules import forget, record, record_biases, record_of, replace_with_copies
@@ -29,7 +31,7 @@ from .targets import find_targets, saved_names, slices_of
 from .trainable import bias_names
 
 
-def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = None) -> Bound:
+def inject(model: nn.Module, config: Given, dtype: torch.dtype | None = None) -> Bound:
     """Give every layer of `model` that `config` targets a LoRA update, in place; the names of those layers are returned, with
     how many parameters their factors have and what "all-linear" left out, and why (`Bound`).
 
@@ -38,6 +40,7 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     (The products of an `nn.MultiheadAttention` are done one by one: up to rounding.) dtype: of the factors; None means
     float32 where the weight has a lower precision and its own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
     does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
+    config: a `LoRAConfig`, a dictionary of its fields, or a `LoraConfig` of PEFT that asks for nothing else.
     Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted, and `LayerError` when the model is
     wrapped in DDP or FSDP already, which would not keep the factors in step; the model is then unchanged.
 
@@ -53,6 +56,8 @@ def inject(model: nn.Module, config: LoRAConfig, dtype: torch.dtype | None = Non
     read.check_enabled("injected")
     shared.check_not_flattened(read, "adapted")
     check_sizes(read, "injected")
+    config = as_config(config, read.model)
+    check_dtype(dtype)
     plan = _plan(read, config)
     names = [*(target.name for target in plan.targets), *plan.extra]
     shared.check_not_sharded(read, names, "adapted")

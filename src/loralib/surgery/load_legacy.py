@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..arguments import as_path
 from ..errors import AttachError, FormatError
 from ..layers import AdaptedLayer, ConvLoRA, delta_of, quiet_state_dict, relation, rename_legacy_keys
 from ..storage.pickled import read_state_dict
@@ -80,7 +81,7 @@ def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: b
     >>> str(report).partition(": ")[2]
     'the factors of 1 layer and 0 other tensors; no base weights.'
     """
-    path, read = Path(path), Survey(model)
+    read, path = Survey(model), as_path(path)
     read.check_enabled("loaded into")
     state = read_state_dict(path)
     for name, module in read.modules.items():

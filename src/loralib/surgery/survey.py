@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..adapters.updates import LoRAUpdate
+from ..arguments import check_model
 from ..errors import LayerError
 from ..layers import AdaptedLayer
 from .module_tree import Slot, join, own_parameters, persistent_buffers, slot_of, walk
@@ -25,6 +26,7 @@ class Survey:
     """
 
     def __init__(self, model: nn.Module):
+        check_model(model)
         self.model = unwrap(model)
         self.places, self.wrappers = walk(model)
         first = {id(module): name for name, module in reversed(self.places)}

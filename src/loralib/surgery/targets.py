@@ -28,7 +28,10 @@ def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
 
 def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
     """The names that `pattern` matches; an `nn.MultiheadAttention` stands for its four projections."""
-    names = patterns.match(list(filter(None, modules)), pattern, field, model)
+    can_be = [
+        name for name, m in modules.items() if name and (layers.handler_of(type(m)) or isinstance(m, nn.MultiheadAttention))
+    ]
+    names = patterns.match(list(filter(None, modules)), pattern, field, model, can_be)
     whole = {name for name in names if isinstance(modules[name], nn.MultiheadAttention)}
     if not whole:
         return names

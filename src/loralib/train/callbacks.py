@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from ..errors import RunError
 from ..storage.json_text import finite
 from ..surgery.check_trained import message, partly_untrained
+from .rich_text import say
 
 _FINISHING = b"\nFinishing this step; Ctrl-C again stops at once.\n"
 
@@ -38,7 +40,8 @@ class StopOnInterrupt(TrainerCallback):
         if number in self._pressed:
             raise KeyboardInterrupt
         if not self._pressed:
-            os.write(2, _FINISHING)  # unlike print, safe in a signal handler
+            with suppress(OSError):  # standard error may be closed
+                os.write(2, _FINISHING)  # unlike print, safe in a signal handler
         self._pressed.add(number)  # `compare` passes Ctrl-C on as SIGTERM, which its own SIGINT may have come before
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -100,7 +103,7 @@ class CheckTrained(TrainerCallback):
             return
         self.done = True
         if (found := partly_untrained(kwargs["model"])) and state.is_world_process_zero:
-            self.console.print(f"warning: {message(found)}", highlight=False, soft_wrap=True, markup=False)
+            say(self.console, f"warning: {message(found)}")
 
 
 class ProgressBar(TrainerCallback):
@@ -147,10 +150,10 @@ class ProgressBar(TrainerCallback):
         if state.is_world_process_zero:
             loss = f"{sum(self.losses) / len(self.losses):.4f}" if self.losses else "-"
             self.losses = []
-            self.console.print(
+            say(
+                self.console,
                 f"epoch {state.epoch or 0:g}/{args.num_train_epochs:g}  loss {loss}  "
                 f"eval loss {metrics['eval_loss']:.4f}  {self.metric} {metrics[f'eval_{self.metric}']:.4f}",
-                highlight=False,
             )
 
     def close(self) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .rich_text import say
+
 EVERY = 30.0  # seconds
 _LOOKED_AT = 1000  # rows, to find how long they are
 
@@ -37,11 +39,10 @@ class LogLines(TrainerCallback):
         speed = rows * self.tokens * (step - self.last[0]) / (now - self.last[1])
         left = (state.max_steps - step) * (now - self.began[1]) / (step - self.began[0])
         self.last = (step, now)
-        self.console.print(
+        say(
+            self.console,
             f"step {step:,}/{state.max_steps:,}  loss {logs['loss']:.4f}  learning rate {logs['learning_rate']:.2e}  "
             f"{speed:,.0f} tokens/s  {timedelta(seconds=round(left))} left",
-            highlight=False,
-            soft_wrap=True,
         )
 
 

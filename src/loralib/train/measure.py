@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -25,6 +26,15 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         "lora": factors,
         "total": sum(p.numel() for p in model.parameters()) - factors,
     }
+
+
+def share(counts: Mapping[str, int]) -> float:
+    """The fraction of all parameters, LoRA's own included, that is trained: never more than 1.
+
+    >>> share({"trained": 30, "lora": 20, "total": 100})
+    0.25
+    """
+    return counts["trained"] / ((counts["total"] + counts["lora"]) or 1)
 
 
 def peak_memory() -> int:

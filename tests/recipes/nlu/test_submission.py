@@ -144,7 +144,7 @@ def test_a_run_predicts_its_test_set(wnli_run: Path, tmp_path: Path, capsys: pyt
         (["--split", "test", "a text"], "leave out texts"),
         (["--split", "test", "--json"], "leave out texts, --pair and --json"),
         (["-o", "there", "a text"], "belong to --split test"),
-        (["--split", "dev"], "invalid choice"),
+        (["--split", "dev"], "is not one of test"),
         (["--split", "test", "--data-dir", "nowhere"], "nowhere/WNLI/test.tsv does not exist"),
     ],
 )

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from ...errors import DataError
+from .. import model_loader
 from ..presets.nlg import Decoding
 from . import prompts
 
@@ -52,6 +53,7 @@ def decode(
     """
     check_room(model, tokenizer, contexts, decoding.max_new_tokens)
     prompt = [prompts.prompt_ids(tokenizer, context) for context in contexts]
+    model_loader.check_tokens(model, tokenizer, prompt)
     order = sorted(range(len(prompt)), key=lambda i: -len(prompt[i]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):

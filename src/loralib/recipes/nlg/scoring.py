@@ -11,7 +11,7 @@
 These are the units in which the paper prints them. METEOR is there only where its program is (`metrics.meteor`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
@@ -43,12 +43,14 @@ def score(
     references: References,
     categories: Categories = None,
     meteor_jar: Path | None = None,
+    without: Collection[str] = (),
 ) -> dict[str, float]:
     """The metrics of a task by name: of one prediction for each row of references, blank ones being none.
 
     categories: "seen" or "unseen" for each row, which WebNLG's metrics end in (`bleu_seen`, `bleu_unseen`, `bleu_all`).
-    meteor_jar: METEOR's program, if not where `metrics.meteor` looks for it; METEOR is left out when it is nowhere. Raises
-    `ConfigError` for an unknown task or a program that is missing, and `DataError` for rows that do not fit.
+    without: metrics to leave out, such as "ter", which takes longest. meteor_jar: METEOR's program, if not where
+    `metrics.meteor` looks for it; METEOR is left out when it is nowhere. Raises `ConfigError` for an unknown task or a program
+    that is missing, and `DataError` for rows that do not fit.
 
     >>> round(score("any", ["The Mill is a pub."], [["The Mill is a pub.", "A pub is The Mill."]])["bleu"], 2)
     100.0
@@ -56,27 +58,35 @@ def score(
     if task not in TASKS:
         raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}; choose one.")
     check(predictions, references)
-    jar = find_jar(meteor_jar)
+    jar = None if "meteor" in without else find_jar(meteor_jar)
     if task in METRICS:
-        found = {name: metric(predictions, references) for name, metric in METRICS[task].items()}
+        chosen = {name: metric for name, metric in METRICS[task].items() if name not in without}
+        found = {name: metric(predictions, references) for name, metric in chosen.items()}
         if jar and task == "e2e":
             found["meteor"] = 100 * meteor(*_each(_without_punctuation, predictions, references), jar)
         elif jar:
             found["meteor"] = meteor(predictions, references, jar)
     else:
-        found = _in_parts(task, predictions, references, categories, jar)
+        found = _in_parts(task, predictions, references, categories, jar, without)
     return {name: found[name] for name in (*FIGURES[task], *found) if name in found}
 
 
 def _in_parts(
-    task: str, predictions: Sequence[str], references: References, categories: Categories, jar: Path | None
+    task: str,
+    predictions: Sequence[str],
+    references: References,
+    categories: Categories,
+    jar: Path | None,
+    without: Collection[str],
 ) -> dict[str, float]:
     texts, targets = prepared(task, predictions, references)
-    parts, ters = _parts(task, len(texts), categories), row_ters(texts, targets)  # slow, and a row's is the same in every part
+    parts = _parts(task, len(texts), categories)
+    ters = None if "ter" in without else row_ters(texts, targets)  # slow, and a row's is the same in every part
     found: dict[str, float] = {}
     for part, rows in parts.items():
         those = _of(rows, texts), _of(rows, targets)
-        found |= {f"bleu{part}": multi_bleu(*those).score, f"ter{part}": fmean(_of(rows, ters))}
+        found |= {f"bleu{part}": multi_bleu(*those).score} if "bleu" not in without else {}
+        found |= {f"ter{part}": fmean(_of(rows, ters))} if ters is not None else {}
         found |= {f"meteor{part}": meteor(*those, jar)} if jar else {}
     return found
 

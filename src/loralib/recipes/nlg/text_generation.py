@@ -55,17 +55,20 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     if devices.replicas() > 1:
         raise ConfigError(
             f"this process sees {devices.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
-            "--nproc-per-node N -m loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+            "--nproc-per-node N -m -- loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout, options.trust_remote_code)
     model_loader.check_length(model.config, options.length)
+    datasets = [prompts.encode(tokenizer, as_pairs(part), options.length, records.source(part)) for part in data]
+    for rows in datasets:
+        model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in rows))
     bound = prepare(model, options)
     return Plan(
         model=model,
         tokenizer=tokenizer,
         labels=None,
         data=data,
-        datasets=[prompts.encode(tokenizer, as_pairs(part), options.length, records.source(part)) for part in data],
+        datasets=datasets,
         task_type="CAUSAL_LM",
         trainer={
             "data_collator": prompts.collator(tokenizer),

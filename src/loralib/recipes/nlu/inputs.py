@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from .. import records, sources
 from ..options import TrainOptions
 from ..records import listed, source
@@ -22,6 +22,9 @@ LARGEST = 3.4028234663852886e38  # of float32, in which labels are learned
 def read_data(options: TrainOptions) -> "list[Dataset]":
     """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled, with labels as a model
     learns them. The classes are those of all training data, whatever part is used. Raises `DataError` for what cannot serve."""
+
+    if options.data and options.text_column == options.label_column:
+        raise ConfigError(f"--label-column {options.label_column}: that is the column of the text; name that of the label.")
 
     def read_own(option: str, name: str, split: str | None) -> "Dataset":
         columns = (options.text_column, options.label_column, options.text_pair_column)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import DataError
-from .. import records
+from .. import model_loader, records
 from ..finished import FinishedRun
 from ..options import TrainOptions
 from . import encoders, inputs, metrics, readers
@@ -52,6 +52,7 @@ class Run(FinishedRun):
                 padding=True,
                 return_tensors="pt",
             )
+            model_loader.check_tokens(self.model, self.tokenizer, batch["input_ids"].tolist())
             with torch.inference_mode():
                 outputs.append(self.model(**batch.to(self.model.device)).logits.float().cpu())
         return torch.cat(outputs)

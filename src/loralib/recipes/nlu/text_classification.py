@@ -8,7 +8,7 @@ import numpy as np
 from transformers import DataCollatorWithPadding, EvalPrediction
 
 from ...surgery.bound import Bound
-from .. import lora_setup
+from .. import lora_setup, model_loader
 from ..options import TrainOptions
 from ..plan import Plan
 from . import encoders, inputs, metrics
@@ -49,13 +49,16 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     encoders.check_length(encoder, options.length, options.takes_pairs)
     if labels is None:
         encoders.center(encoder, statistics.fmean(data[0]["label"][:]))
+    datasets = [inputs.encode(part, encoder.tokenizer, options.length) for part in data]
+    for rows in datasets:
+        model_loader.check_tokens(encoder.model, encoder.tokenizer, (row["input_ids"] for row in rows))
     bound = prepare(encoder, options)
     return Plan(
         model=encoder.model,
         tokenizer=encoder.tokenizer,
         labels=labels,
         data=data,
-        datasets=[inputs.encode(part, encoder.tokenizer, options.length) for part in data],
+        datasets=datasets,
         task_type="SEQ_CLS",
         trainer={"data_collator": DataCollatorWithPadding(encoder.tokenizer), "compute_metrics": _judge},
         bound=bound,

@@ -4,7 +4,8 @@ Predictions, one a row:
 
 - `.txt`, `.lex` or a name without an ending: a line each; a blank line is an empty prediction.
 - `.tsv` (raw tabs; a field that stands in quotes whole is taken out of them), `.csv`: the column `output` or `prediction`, or
-  else the last. The column `mr`, in any case, is the input.
+  else the last. The column `mr`, in any case, is the input. A first line that is an input or a sentence, and names no columns,
+  is a row: of input and prediction, or of a prediction.
 - `.jsonl`: an object with `prediction`, and perhaps `references`, `category` and `context` (the input).
 
 References, in the order of the predictions:
@@ -14,7 +15,7 @@ References, in the order of the predictions:
 - one `.jsonl`: an object with `references`, and perhaps `category` and `context`.
 
 Each may be gzipped (`.gz`). Files of their own fit only by their order, which nothing can check; where both name their inputs,
-in the same form, they are paired by them, whatever their order. What does not exist, is of no form above or does not fit is a
+they are paired by them, whatever their order (see `pairing`). What does not exist, is of no form above or does not fit is a
 `DataError`.
 """
 
@@ -30,6 +31,8 @@ from ..documents import checked
 from ..e2e import bar_rows, published_rows
 from ..examples import Example, example, grouped
 from ..tasks import TASKS, read_split
+from . import pairing
+from .pairing import looks_like_input
 
 LINES = (".txt", ".lex", "")
 PREDICTIONS = "file of predictions: .txt, .lex, .tsv, .csv or .jsonl"
@@ -106,10 +109,21 @@ def _of_columns(rows: Sequence[Row], raw: bool) -> list[Row]:
         return whole[1].replace('""', '"') if whole else field
 
     names = {plain(name).strip().lower(): name for name in rows[0]}
+    first = [plain(name) for name in rows[0]]
+    if _is_row(first):
+        fields = list(rows[0])
+        chosen = {"prediction": fields[-1]} | ({"context": fields[0]} if looks_like_input(first[0]) and fields[1:] else {})
+        return [{name: plain(row[column]) for name, column in chosen.items()} for row in ({f: f for f in fields}, *rows)]
     chosen = {"prediction": names.get("output") or names.get("prediction") or list(names.values())[-1]}
     if names.get("mr", chosen["prediction"]) != chosen["prediction"]:
         chosen["context"] = names["mr"]
     return [{name: plain(row[column]) for name, column in chosen.items()} for row in rows]
+
+
+def _is_row(fields: Sequence[str]) -> bool:
+    """Whether the first line of a table is no line of column names: one is an input, or several words that end a sentence."""
+    ends = (field for field in fields if len(field.split()) > 2 and field.rstrip().endswith((".", "!", "?")))
+    return any(map(looks_like_input, fields)) or any(ends)
 
 
 def _of_json(records: Sequence[Record], needed: Row) -> list[Row]:
@@ -142,8 +156,9 @@ def of_task(task: str, data_dir: Path) -> list[Rows]:
     return [Rows(source(data), found) for found in (rows, grouped(rows))]
 
 
-def matched(predictions: Rows, offered: Sequence[Rows]) -> Rows:
-    """The first of the references offered that has as many rows as there are predictions, in the order of the predictions."""
+def matched(predictions: Rows, offered: Sequence[Rows], by_order: bool = False) -> Rows:
+    """The first of the references offered that has as many rows as there are predictions, in the order of the predictions: by
+    their inputs, where both name them, unless `by_order`."""
     n = len(predictions.rows)
     found = next((rows for rows in offered if len(rows.rows) == n), None)
     if found is None:
@@ -151,13 +166,7 @@ def matched(predictions: Rows, offered: Sequence[Rows]) -> Rows:
         has = f"{predictions.source} has {n:,} predictions, but {offered[0].source} has references for {counts} inputs"
         raise DataError(f"{has}; give one prediction an input.")
     asked, known = predictions.column("context"), found.column("context")
-    if asked is None or known is None or asked == known or not set(asked) & set(known):
+    if by_order or asked is None or known is None or asked == known:
         return found
-    by_input = dict(zip(known, found.rows, strict=True))
-    if len(by_input) < n or sorted(asked) != sorted(known):
-        row, answered, expected = next(
-            (i, *pair) for i, pair in enumerate(zip(asked, known, strict=True), 1) if len({*pair}) > 1
-        )
-        problem = f"{predictions.source}, row {row}, answers {answered!r:.80}, but the references are those of {expected!r:.80}"
-        raise DataError(f"{problem} ({found.source}); bring the predictions into their order.")
-    return Rows(found.source, [by_input[context] for context in asked])
+    order = pairing.in_order_of(asked, known, {"asked": predictions.source, "known": found.source})
+    return Rows(found.source, [found.rows[i] for i in order])

@@ -1,0 +1,45 @@
+"""Names on the Hugging Face hub where a path is asked for: nothing is fetched, but what was fetched before is found.
+
+The cache is huggingface_hub's: models--OWNER--NAME/refs/main holds the name of the folder in snapshots/ with the files.
+"""
+
+import os
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def is_name(path: Path) -> bool:
+    """Whether `path` could be a name on the hub.
+
+    >>> is_name(Path("org/model")), is_name(Path("./model")), is_name(Path("/a/b")), is_name(Path("a.safetensors"))
+    (True, True, False, False)
+    """
+    return _NAME.fullmatch(path.as_posix()) is not None and path.suffix not in (".safetensors", ".bin", ".pt", ".json")
+
+
+def cache() -> Path:
+    """The folder of huggingface_hub's cache."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+
+
+def located(path: Path) -> Path:
+    """`path`, or the folder in the cache of the name that it is, where nothing is at `path`."""
+    if path.exists() or not is_name(path):
+        return path
+    kept = cache() / f"models--{path.as_posix().replace('/', '--')}"
+    try:
+        revision = (kept / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return path
+    found = kept / "snapshots" / revision
+    return found if re.fullmatch(r"\w+", revision) and found.is_dir() else path
+
+
+def advice(path: Path) -> str:
+    """What to do when nothing is at `path`, if that could be a name on the hub; "" otherwise."""
+    if not is_name(path) or "/" not in path.as_posix():
+        return ""
+    return f"a name on the Hugging Face hub is looked for in its cache only: hf download {path.as_posix()} puts it there"

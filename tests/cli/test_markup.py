@@ -1,0 +1,133 @@
+"""Brackets, colons and escape sequences in paths, labels and names are shown as they are by every command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+import loralib as lora
+from loralib.cli import COMMANDS, main
+from loralib.recipes import comparison_report, figures, report
+from loralib.recipes.search import Trial
+from loralib.train import rich_text
+from recipes.nlg.conftest import meal, write_jsonl
+
+pytest_plugins = ["recipes.conftest", "recipes.nlg.conftest"]
+
+STRANGE = "[bold]a[/x] :smile: [/red] $a$b_{"
+
+
+@pytest.fixture(scope="module")
+def place(encoder: Path, gpt2: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a strange name with models, data with strange labels, and adapters."""
+    folder = tmp_path_factory.mktemp("markup") / STRANGE
+    folder.mkdir(parents=True)
+    shutil.copytree(encoder, folder / "encoder")
+    shutil.copytree(gpt2, folder / "gpt2")
+    rows = (reviews / "test.tsv").read_text().replace("blame", "[/red]").replace("praise", "[bold]b[/x]")
+    (folder / "[i]data.tsv").write_text(rows)
+    meals = [meal(name, food) for name in ("Aromi", "Clowns") for food in ("Thai", "French", "Indian")]
+    write_jsonl(folder / "[i]meals.jsonl", meals)
+    (folder / "base").mkdir()
+    save_file({"[b].proj.weight": torch.ones(4, 6)}, folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(folder / "base", folder / "tuned")
+    save_file({"[b].proj.weight": torch.eye(4, 6)}, folder / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    (folder / "base" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    update = lora.LoRAUpdate(torch.ones(2, 6), torch.ones(4, 2), 4)
+    lora.save(lora.Adapter(lora.LoRAConfig(), {"[b].proj": update}), folder / "adapter")
+    return folder
+
+
+TRAIN = ["--num-train-epochs", "1", "--target-modules", "all-linear"]
+GENERATION = ["--problem", "generation", "--max-length", "64"]
+WORDS = [
+    ["train", "--model", "encoder", "--data", "[i]data.tsv", "--output", "run", *TRAIN],
+    [
+        "train",
+        "--model",
+        "gpt2",
+        "--data",
+        "[i]meals.jsonl",
+        "--problem",
+        "generation",
+        "--max-length",
+        "64",
+        "--output",
+        "text",
+        *TRAIN,
+    ],
+    ["evaluate", "run", "--data", "[i]data.tsv"],
+    ["predict", "run", "[/b] good"],
+    ["generate", "text", "--data", "[i]meals.jsonl", "--max-new-tokens", "3", "--beams", "1", "--overwrite"],
+    ["score", "dart", "text/generated/[i]meals.jsonl"],
+    ["count", "--model", "encoder", "--target-modules", "all-linear"],
+    ["info", "adapter"],
+    ["convert", "adapter", "-o", "out/[b].safetensors", "--format", "safetensors"],
+    ["combine", "adapter", "adapter", "-o", "out/both"],
+    ["extract", "tuned", "base", "--r", "1", "-o", "out/[b]"],
+    ["merge", "base", "adapter", "-o", "out/merged"],
+]
+
+
+def test_every_command_shows_a_strange_path_as_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr("loralib.recipes.nlg.metrics.meteor.find_spec", lambda name: None)
+    assert {words[0] for words in WORDS} == COMMANDS.keys() - {"compare", "completion"}
+    files = {path.name for path in place.iterdir()}
+    capsys.readouterr()
+    for words in WORDS:
+        given = [str(place / word) if word.split("/")[0] in files | {"run", "text", "out"} else word for word in words]
+        assert main(given) == 0, (words, capsys.readouterr())
+        shown = capsys.readouterr()
+        told = {"predict": "[/b] good", "extract": "[b].proj", "info": "[b].proj"}.get(words[0], STRANGE)
+        assert told.replace(" ", "") in "".join((shown.out + shown.err).split()), words
+
+
+@pytest.mark.slow
+def test_compare_shows_a_strange_path_as_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    data = ["--data", str(place / "[i]data.tsv"), "--num-train-epochs", "1"]
+    assert main(["compare", "--model", str(place / "encoder"), *data, "--output", str(place / "compared")]) == 0
+    shown = capsys.readouterr().out
+    assert "[i]data, " in shown
+    assert f"Wrote {place}/compared/comparison.csv" in shown
+
+
+def test_tables_titles_and_plots_take_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {
+        "parameters": {"trained": 1, "lora": 1, "total": 1},
+        "method": "lora",
+        "metric": "accuracy",
+        "value": 1.0,
+        "train_seconds": 1.0,
+        "peak_memory_bytes": 1,
+        "saved_bytes": 1,
+    }
+    values = {"r": 4, "lora_alpha": 4, "layers": "[/x]", "train_head": "all", "learning_rate": 1e-3}
+    trial = Trial(0, 8, values, 0.5, 1, 1.0)
+    console = Console(width=200, record=True)
+    console.print(report.summary_table([run], STRANGE))
+    comparison_report.tell_trial(console, trial)
+    console.print(comparison_report.search_table([trial], "accuracy"))
+    rich_text.say(console, f"{STRANGE}\x1b[31m", STRANGE)
+    shown = console.export_text()
+    assert shown.count(STRANGE) == 3
+    assert shown.count("[/x]") == 5
+    assert "\\x1b[31m" in shown
+    figures.learning_curve(tmp_path / "a.png", [{"epoch": 1.0, "loss": 1.0, "eval_loss": 1.0}], "accuracy", 1.0, STRANGE)
+
+
+def test_the_share_that_is_trained_is_never_more_than_all() -> None:
+    run = {"parameters": {"trained": 41_037, "lora": 40_960, "total": 77}, "method": "lora", "metric": "accuracy", "value": 1.0}
+    table = report.summary_table([run | {"train_seconds": 1.0, "peak_memory_bytes": 1, "saved_bytes": 1}])
+    console = Console(width=200, record=True)
+    console.print(table)
+    assert "100.00 %" in console.export_text()
