@@ -127,28 +127,6 @@ def test_truncating_wants_a_rank_or_a_share():
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def test_modules_are_renamed_with_all_that_lies_in_them():
-    adapter = of(tensors={"head.weight": torch.ones(2)}, rows={"a.emb.weight": ROWS})
-    renamed = adapter.rename({"a": "model.b", "head": "classifier"})
-    assert list(renamed.layers) == ["model.b.q", "model.b.v"]
-    assert list(renamed.tensors) == ["classifier.weight"]
-    assert list(renamed.rows) == ["model.b.emb.weight"]
-    assert renamed.config.target_modules == ("model.b.q", "model.b.v")
-    assert renamed.config.modules_to_save == ("classifier",)
-    assert renamed.rename({"model.b": "a", "classifier": "head"}).layers == adapter.layers
-    assert list(adapter.rename({"a.q": "q", "a": "b"}).layers) == ["q", "b.v"]
-    assert list(adapter.rename(str.upper).layers) == ["A.Q", "A.V"]
-
-
-@pytest.mark.parametrize(
-    ("names", "telling"),
-    [({"b": "c"}, "'b' fits nothing"), ({"a.q": "a.v"}, "more than one thing"), ({"a.q": ""}, "a name is needed")],
-)
-def test_renaming_that_cannot_be_is_refused(names, telling):
-    with pytest.raises(lora.TargetError, match=telling):
-        of().rename(names)
-
-
 def test_a_part_is_what_lies_in_a_module():
     adapter = of({"unet.q": UPDATE, "text.q": UPDATE}, tensors={"unet.bias": torch.ones(1)})
     part = adapter.part("unet")

@@ -1,13 +1,16 @@
 """The projections of an attention, seen as layers: a view of their part of the attention's own weight."""
 
+from itertools import combinations
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kinds import PROJECTIONS
+import loralib as lora
+from kinds import COPIES, PROJECTIONS, attention_of, fill
 from loralib.layers.projection import Projection, rows_of, slot_of
-from models import same_bits
+from models import bits, close, same_bits
 
 PACKED = nn.MultiheadAttention(8, 2)
 APART = nn.MultiheadAttention(8, 2, kdim=5, vdim=7)
@@ -56,3 +59,71 @@ def test_a_weight_that_the_owner_gets_is_the_projections():
     layer = Projection(owner, "k_proj")
     owner.in_proj_weight = nn.Parameter(torch.ones(24, 8))
     assert layer.weight.sum() == 64
+
+
+ALL = (*PROJECTIONS, "out_proj")
+SUBSETS = [subset for n in range(1, 5) for subset in combinations(ALL, n)]
+
+
+@pytest.mark.parametrize("options", [{}, {"kdim": 5, "vdim": 3}])
+@pytest.mark.parametrize("merged", SUBSETS)
+@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
+def test_any_of_the_projections_may_be_merged_alone(merged, options):
+    plain, layer = attention_of(**options)
+    x = torch.randn(2, 3, 8), torch.randn(2, 4, options.get("kdim", 8)), torch.randn(2, 4, options.get("vdim", 8))
+    y, originals = layer(*x)[0], {name: (p, bits(p)) for name, p in layer.named_parameters()}
+    state = {name: bits(t) for name, t in layer.state_dict().items()}
+    for name in merged:
+        layer.get_submodule(name).merge()
+    assert {name for name in ALL if layer.get_submodule(name).merged} == set(merged)
+    assert close(layer(*x)[0], y, factor=64)
+    assert {name: bits(t) for name, t in layer.state_dict().items()} == state
+    for how in COPIES.values():
+        assert same_bits(how(layer)(*x)[0], layer(*x)[0])
+    fill(layer)
+    fresh = layer(*x)[0]
+    for name in reversed(merged):
+        layer.get_submodule(name).unmerge()
+    assert all(p is originals[name][0] for name, p in layer.named_parameters())
+    assert all(bits(p) == originals[name][1] for name, p in plain.named_parameters())
+    del fresh
+
+
+def test_merging_in_steps_and_for_good():
+    _, layer = attention_of()
+    x = torch.randn(2, 3, 8)
+    y = layer(x, x, x)[0]
+    layer.k_proj.merge()
+    layer.q_proj.merge()
+    layer.k_proj.unmerge()
+    assert close(layer(x, x, x)[0], y, factor=64)
+    lora.merge(layer, keep=False)
+    assert type(layer) is nn.MultiheadAttention
+    assert list(layer.state_dict()) == list(nn.MultiheadAttention(8, 2).state_dict())
+    assert close(layer(x, x, x)[0], y, factor=64)
+
+
+def test_flags_that_are_set_while_some_projections_are_merged_stay():
+    _, layer = attention_of()
+    layer.q_proj.merge()
+    layer.in_proj_weight.requires_grad_(False)
+    layer.k_proj.merge()
+    assert not layer.in_proj_weight.requires_grad
+    lora.unmerge(layer)
+    assert not layer.in_proj_weight.requires_grad
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("others", [(), ("k_proj", "out_proj")])
+def test_one_projection_may_be_taken_out_alone(others, keep):
+    model = nn.ModuleDict({"a": attention_of(("q_proj", *others))[1]})
+    layer, x = model["a"], torch.randn(2, 3, 8)
+    y = layer(x, x, x)[0]
+    if keep:
+        lora.eject(layer.q_proj)
+    else:
+        lora.merge(layer.q_proj, keep=False)
+        assert close(layer(x, x, x)[0], y, factor=64)
+    assert "q_proj" not in layer._modules
+    assert set(lora.extract(model).layers) == {f"a.{name}" for name in others} if others else True
+    assert (type(layer) is nn.MultiheadAttention) is (not others)

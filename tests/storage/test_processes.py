@@ -53,10 +53,10 @@ def test_a_tag_can_be_read_again_and_tells_whose_it_is(ended: str) -> None:
 def test_every_part_of_a_tag_decides(ended_pid: int) -> None:
     own = match(tag())
     pid, host, began = own["pid"], own["host"], own["started"]
-    assert not is_gone(match(f"{pid}-{host}-{began}-7")), "another write of this process"
+    assert is_gone(match(f"{pid}-{host}-{began}-7")) is False, "another write of this process"
     assert is_gone(match(f"{pid}-{host}-000000-7")), "the number is another process's now"
-    assert not is_gone(match(f"{pid}-000000-000000-7")), "of another host nothing is known"
-    assert not is_gone(match(f"{ended_pid}-000000-000000-7"))
+    assert is_gone(match(f"{pid}-000000-000000-7")) is False, "of another host nothing is known"
+    assert is_gone(match(f"{ended_pid}-000000-000000-7")) is False
     assert is_gone(match(f"{ended_pid}-{host}-{began}-7"))
     assert [is_gone(match(pid)), is_gone(match(str(ended_pid)))] == [False, True], "without more the number alone decides"
 
