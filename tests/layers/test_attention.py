@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import loralib as lora
-from kinds import PROJECTIONS, Holder, agrees, attention_of, effective, fill, reload, widened
+from attentions import attention_of
+from kinds import PROJECTIONS, Holder, agrees, effective, fill, reload, widened
 from models import close, expect_refusal, same_bits, snapshot, trainable
 
 ALL = (*PROJECTIONS, "out_proj")

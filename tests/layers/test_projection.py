@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import loralib as lora
-from kinds import COPIES, PROJECTIONS, attention_of, fill
+from attentions import attention_of
+from kinds import COPIES, PROJECTIONS, fill
 from loralib.layers.projection import Projection, rows_of, slot_of
 from models import bits, close, same_bits
 
