@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,11 +38,20 @@ def gone(ended_pid: int) -> Process:
     return Process(socket.gethostname(), ended_pid, "")
 
 
+def without_locks(number: int) -> Any:
+    """The module fcntl, where the file system answers with the error `number`."""
+
+    def refuses(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return SimpleNamespace(LOCK_EX=2, LOCK_NB=4, flock=refuses)
+
+
 @pytest.fixture(params=[True, False], ids=["flock", "no flock"])
 def system_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the file system has locks of its own."""
     if not request.param:
-        monkeypatch.setattr(lock, "_flock", lambda descriptor: None)
+        monkeypatch.setattr(lock, "fcntl", without_locks(errno.ENOLCK))
     return bool(request.param)
 
 
@@ -212,17 +222,15 @@ def test_a_lock_of_zeros_that_a_machine_that_stopped_left_is_taken_over(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("number", "found"), [(errno.EWOULDBLOCK, False), (errno.ENOLCK, None), (errno.ENOTSUP, None), (errno.ENOSYS, None)]
+    ("number", "locked"), [(errno.EWOULDBLOCK, True), (errno.ENOLCK, False), (errno.ENOTSUP, False), (errno.ENOSYS, False)]
 )
 def test_a_file_system_without_locks_is_not_a_file_that_is_locked(
-    number: int, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(descriptor: int, how: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(lock.fcntl, "flock", refuses)
-    with (tmp_path / "file").open("w") as file:
-        assert lock._flock(file.fileno()) is found
+    monkeypatch.setattr(lock, "fcntl", without_locks(number))
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    with pytest.raises(RunError, match="is being written") if locked else nullcontext(), file_lock(tmp_path / "file"):
+        assert not locked
 
 
 def test_a_copy_of_the_process_does_not_remove_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +344,7 @@ def race(folder: Path, ready: Any, done: Any) -> bool:
 @pytest.mark.usefixtures("system_locks")
 @pytest.mark.parametrize("there", [True, False])
 def test_of_many_threads_one_gets_the_lock(there: bool, gone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "_PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     for attempt in range(20):
         folder = tmp_path / str(attempt)
         if there:
@@ -356,9 +364,9 @@ def test_of_many_threads_one_gets_the_lock(there: bool, gone: Process, tmp_path:
 
 
 def race_apart(folders: dict[Path, bool], ready: Any, done: Any, won: Any) -> None:
-    of_system = lock._flock
+    of_system: Any = lock.fcntl
     for folder, flock in folders.items():
-        lock._flock = of_system if flock else lambda descriptor: None
+        lock.fcntl = of_system if flock else without_locks(errno.ENOLCK)
         won.put((folder, race(folder, ready, done)))
 
 
