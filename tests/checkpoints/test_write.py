@@ -182,3 +182,14 @@ def test_a_source_that_became_shorter_is_an_error(tmp_path):
     shorter = pytest.raises(OSError, match="the file became shorter")
     with (tmp_path / "a").open("rb") as source, (tmp_path / "b").open("w+b") as out, shorter:
         write.copy_bytes(source.fileno(), 0, 0, 6, out.fileno(), 0)
+
+
+def test_a_system_that_reads_and_writes_a_part_at_a_time_is_asked_again(tmp_path, monkeypatch):
+    read, write_ = os.preadv, os.pwrite
+    monkeypatch.setattr(os, "preadv", lambda descriptor, views, at: read(descriptor, [views[0][:3]], at))
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, view, at: write_(descriptor, view[:3], at))
+    monkeypatch.setattr(os, "copy_file_range", lambda *args: 0)
+    checkpoint = stored(tmp_path, TENSORS)
+    written(checkpoint, copies(checkpoint), tmp_path / "out")
+    found = load_file(tmp_path / "out")
+    assert all(same_bits(found[name], tensor) for name, tensor in TENSORS.items())
