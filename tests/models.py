@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import loralib as lora
+from loralib import layers
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -127,3 +129,27 @@ class Encoder(nn.Module):
         for i in range(2):
             x = self.encoder[str(i)]["query"](x) + self.encoder[str(i)]["key"](x).tanh()
         return self.again(self.norm(self.encoder["proj"](self.proj(x))))
+
+
+class Doubling(nn.Linear):
+    """A linear layer with a forward of its own, as quantized and vendor layers have."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 2 * F.linear(hidden, self.weight, self.bias)
+
+
+def update_for(layer: nn.Linear, r: int = 2) -> lora.LoRAUpdate:
+    """An update of random factors, the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(r, layer.in_features, generator=generator)
+    return lora.LoRAUpdate(A, torch.randn(layer.out_features, r, generator=generator), lora_alpha=3)
+
+
+def adopt(layer: nn.Linear, **options: Any) -> Any:
+    """`layer` with that update on it."""
+    return layers.adopt(layer, update_for(layer), **options)
+
+
+def delta_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """What its update adds to the output of `layer`."""
+    return F.linear(x, layer.update.delta().to(x.dtype))

@@ -1,6 +1,6 @@
 """Adapters drawn by hypothesis: every kind of update, rank, scaling and dtype, with and without extra tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,21 @@ PLAIN, ALL = ("linear", "embedding", "conv"), (
 def tensor(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
     """Normal numbers, the same for the same seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def whole(*shape: int) -> Tensor:
+    """Small whole numbers, whose sums of products are exact in any order."""
+    return torch.randint(-4, 5, shape).float()
+
+
+UPDATE = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(4, 2), 4)
+TWO = {"a.q": UPDATE, "a.v": UPDATE}
+ROWS = lora.TokenRows((1,), torch.ones(1, 2))
+
+
+def of(layers: Mapping[str, lora.LoRAUpdate] = TWO, **rest: Any) -> lora.Adapter:
+    """An adapter of these layers; by default of two equal ones."""
+    return lora.Adapter(lora.LoRAConfig(modules_to_save=["head"]), layers, **rest)
 
 
 def _linear(r: int, d: int, k: int) -> tuple[Any, ...]:

@@ -1,9 +1,9 @@
-"""Imports point down, the package is light to import, and its table of names is true."""
+"""Imports point down, the package is light to import, its table of names is true, and every module has its test file."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -265,3 +265,46 @@ def test_all_lists_every_name_once_and_each_can_be_had():
 def test_an_unknown_name_is_an_attribute_error_that_says_so():
     with pytest.raises(AttributeError, match="no attribute 'Lineer'"):
         lora.Lineer  # noqa: B018
+
+
+# --- tests mirror the sources ---------------------------------------------------------------------------------------
+
+TESTS = Path(__file__).parent
+ELSEWHERE = {  # modules without a test file of their own, and why
+    "architectures": "data: what is known of models by name; tests of surgery and recipes compare it with the models",
+    "choices": "words only",
+    "formats.diffusion_families": "data: tests/formats/test_original.py compares it with what diffusers makes of such files",
+    "recipes.nlg.metrics.paper": "data: tests/recipes/nlg/test_scoring.py",
+    "recipes.nlg.triples": "two data sets: tests/recipes/nlg/test_triples_dart.py and test_triples_webnlg.py",
+}
+
+
+def names_of_tests(module: str) -> set[str]:
+    """The names that the test file of a module may have: its own, or with those of its packages before it."""
+    parts = module.split(".")
+    return {f"test_{'_'.join(parts[i:])}.py" for i in range(len(parts))}
+
+
+def without_tests(modules: Iterable[str], tests: Iterable[Path]) -> set[str]:
+    """Those of `modules` that no test file is named after, in the folder that mirrors their package or in one above it."""
+    found = {(path.parent.parts, path.name) for path in tests}
+    folders = {module: module.split(".")[:-1] for module in modules if not module.rpartition(".")[2].startswith("__")}
+    return {
+        module
+        for module, folder in folders.items()
+        if not any((tuple(folder[:n]), name) in found for n in range(len(folder) + 1) for name in names_of_tests(module))
+    }
+
+
+def test_every_module_has_its_test_file():
+    tests = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")]
+    assert without_tests(sources(), tests) == set(ELSEWHERE)
+
+
+def test_a_module_without_its_test_file_is_seen():
+    modules = ["a.b.c", "a.b.__init__", "d"]
+    assert without_tests(modules, []) == {"a.b.c", "d"}
+    for path in ("a/b/test_c.py", "a/b/test_b_c.py", "a/test_a_b_c.py", "test_c.py"):
+        assert without_tests(modules, [Path(path), Path("test_d.py")]) == set()
+    for path in ("b/test_c.py", "a/b/c/test_c.py", "a/b/test_cc.py", "a/b/test_c_d.py", "a/b/c.py"):
+        assert without_tests(modules, [Path(path), Path("a/test_d.py")]) == {"a.b.c", "d"}

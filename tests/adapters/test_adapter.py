@@ -52,7 +52,7 @@ def test_tensors_that_are_no_factors_of_one_update_are_refused(shapes):
 
 
 def test_an_adapter_says_what_it_is():
-    assert repr(adapter()) == "Adapter(2 layers, r=1, 2, 21 parameters, 2 extra tensors)"
+    assert repr(adapter()) == "Adapter(2 layers, r in {1, 2}, 21 parameters, 2 extra tensors)"
     assert adapter().num_parameters() == 2 * (3 + 4) + 1 * (3 + 4)
 
 

@@ -85,17 +85,6 @@ def test_the_plain_form_is_the_same_update(update):
     assert torch.allclose(dense(update.plain()), dense(update), atol=1e-5 * float(dense(update).abs().max()))
 
 
-@given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 3))
-def test_a_convolution_of_0_1_with_groups_has_a_plain_form(r, d, groups, k):
-    kernel, inner = 2, d * groups
-    A = torch.randn(r * kernel, inner * kernel)
-    B = torch.randn(k * kernel, r * kernel)
-    update = lora.LegacyConvolutionUpdate(A, B, 2, weight_shape=(k * groups, d, kernel, kernel))
-    plain = update.plain()
-    assert plain.groups == groups
-    assert torch.allclose(plain.delta(), update.delta(), atol=1e-4)
-
-
 def test_factors_that_are_not_finite_are_refused():
     update = lora.LoRAUpdate(torch.tensor([[float("nan"), 1]]), torch.ones(2, 1), 1)
     for operation in (algebra.spectrum, lambda u: algebra.truncated(u, energy=0.5)):

@@ -7,19 +7,12 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
 from loralib.adapters.convolution_updates import LegacyTransposedUpdate
 from models import bits, close, same_bits
-
-
-def whole(*shape: int) -> Tensor:
-    """Small whole numbers, whose sums of products are exact in any order."""
-    return torch.randint(-4, 5, shape).float()
-
+from sample_adapters import whole
 
 UPDATES = {
     "LoRAUpdate": lambda: lora.LoRAUpdate(whole(2, 3), whole(5, 2), 3),
@@ -79,131 +72,6 @@ def test_factors_of_two_dtypes_have_a_delta():
         assert close(mixed.delta(), update.delta(), factor=4)
 
 
-# --- the slices of a fused projection -------------------------------------------------------------------------------
-
-
-@given(
-    slices=st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=5).filter(
-        lambda s: any(on for _, on in s)
-    ),
-    d=st.sampled_from([1, 3, 17]),
-    r=st.integers(1, 6),
-    lora_alpha=st.sampled_from([1, 2, 3, 0.5, 16]),
-    use_rslora=st.booleans(),
-)
-def test_the_plain_form_of_slices_is_the_same_update(slices, d, r, lora_alpha, use_rslora):
-    widths, mask = zip(*slices, strict=True)
-    enabled = sum(width for width, on in slices if on)
-    update = lora.FusedUpdate(whole(r * sum(mask), d), whole(enabled, r), lora_alpha, use_rslora, mask, widths)
-    plain = update.plain()
-    assert type(plain) is lora.LoRAUpdate
-    assert (plain.r, plain.use_rslora) == (r * sum(mask), use_rslora)
-    assert plain.scaling == pytest.approx(update.scaling, rel=1e-15)
-    assert plain.delta().shape == update.delta().shape == (sum(widths), d)
-    if use_rslora:
-        assert close(plain.delta(), update.delta(), factor=2)  # √r is rounded
-    else:
-        assert same_bits(plain.delta().abs(), update.delta().abs())  # |0| = |-0|
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_plain_form_keeps_the_dtype_and_the_first_factor(dtype):
-    update = lora.FusedUpdate(
-        torch.randn(4, 3).to(dtype), torch.randn(4, 2).to(dtype), 3, enable_lora=(True, False, True), widths=(2, 5, 2)
-    )
-    plain = update.plain()
-    assert (plain.A.dtype, plain.B.dtype) == (dtype, dtype)
-    assert same_bits(plain.A, update.A)
-    assert close(plain.delta(), update.delta(), factor=4)
-
-
-def test_the_slices_that_are_not_enabled_have_no_update():
-    update = UPDATES["FusedUpdate"]()
-    parts = update.delta().split(update.widths)
-    assert [bool(part.any()) for part in parts] == [True, False, True]
-
-
-SLICES = st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=5).filter(lambda s: any(on for _, on in s))
-
-
-def merged_update(slices, d, r, lora_alpha, use_rslora) -> lora.FusedUpdate:
-    """An update of the slices whose factors are random and nowhere zero."""
-    widths, mask = zip(*slices, strict=True)
-    A, B = torch.rand(r * sum(mask), d) + 1, torch.rand(sum(width for width, on in slices if on), r) + 1
-    return lora.FusedUpdate(A, B, lora_alpha, use_rslora, mask, widths)
-
-
-@given(
-    slices=SLICES,
-    d=st.sampled_from([1, 3, 17]),
-    r=st.integers(1, 6),
-    lora_alpha=st.sampled_from([1, 2, 3, 7, 0.1, 0.5, 16, 32.0]),
-    use_rslora=st.booleans(),
-)
-@example(slices=[(1, True), (1, True)], d=1, r=1, lora_alpha=7, use_rslora=True)
-@example(slices=[(1, True)] * 3, d=1, r=1, lora_alpha=0.1, use_rslora=False)
-def test_slices_come_back_from_their_plain_form(slices, d, r, lora_alpha, use_rslora):
-    update = merged_update(slices, d, r, lora_alpha, use_rslora)
-    own = dataclasses.replace(update, A=torch.zeros_like(update.A), B=torch.zeros_like(update.B))
-    found = own.like_plain(update.plain())
-    assert found is not None
-    assert found.form() == update.form()
-    assert same_bits(found.A, update.A)
-    assert same_bits(found.B, update.B)
-    assert (found.lora_alpha, found.use_rslora, found.scaling) == (update.lora_alpha, update.use_rslora, update.scaling)
-
-
-@given(slices=SLICES, r=st.integers(1, 4), lora_alpha=st.sampled_from([1, 2, 3, 7, 0.1, 16]), use_rslora=st.booleans())
-def test_the_scaling_that_comes_back_is_the_plain_ones_not_the_layers(slices, r, lora_alpha, use_rslora):
-    update = merged_update(slices, 3, r, lora_alpha, use_rslora)
-    own = dataclasses.replace(update, lora_alpha=5, use_rslora=not use_rslora)
-    found = own.like_plain(update.plain())
-    assert found.use_rslora == use_rslora
-    assert found.scaling == pytest.approx(update.scaling, rel=1e-15)
-    assert found.plain().scaling == pytest.approx(update.plain().scaling, rel=1e-15)
-
-
-@given(slices=SLICES, r=st.integers(1, 4), data=st.data())
-def test_what_lies_off_the_blocks_has_no_slices(slices, r, data):
-    update = merged_update(slices, 3, r, 2, False)
-    plain = update.plain()
-    off = (plain.B == 0).nonzero().tolist()
-    if off:
-        row, column = data.draw(st.sampled_from(off))
-        B = plain.B.clone()
-        B[row, column] = 1e-30
-        assert update.like_plain(dataclasses.replace(plain, B=B)) is None
-    assert update.like_plain(plain) is not None
-
-
-def test_what_is_no_plain_form_of_the_slices_has_none():
-    update = merged_update([(4, True), (1, False), (2, True)], 3, 2, 3, False)
-    A, B = update.plain().A, update.plain().B
-    for other in (
-        update,
-        lora.ProjectionUpdate(A, B, 3),
-        lora.EmbeddingUpdate(A, B, 3),
-        lora.LoRAUpdate(A[:, :, None], B[:, :, None], 3),
-        lora.LoRAUpdate(A[:3], B[:, :3], 3),  # a rank that the slices cannot share
-        lora.LoRAUpdate(A[:2], B[:, :2], 3),  # all of it in the first slice
-        lora.LoRAUpdate(A, B[:6], 3),
-        lora.LoRAUpdate(A, torch.cat([B, B[:1]]), 3),
-    ):
-        assert update.like_plain(other) is None
-    for mask in ((True, True, False), (False, True, True), (True, True, True), (True, False, False)):
-        rows = sum(width for width, on in zip(update.widths, mask, strict=True) if on)
-        own = lora.FusedUpdate(whole(2 * sum(mask), 3), whole(rows, 2), 3, enable_lora=mask, widths=update.widths)
-        assert own.like_plain(update.plain()) is None
-
-
-def test_an_update_of_zeros_has_slices_too():
-    update = UPDATES["FusedUpdate"]()
-    zero = dataclasses.replace(update, B=torch.zeros_like(update.B))
-    found = update.like_plain(zero.plain())
-    assert not found.B.any()
-    assert same_bits(found.A, zero.A)
-
-
 # --- factors that do not fit ----------------------------------------------------------------------------------------
 
 t = torch.ones
@@ -214,27 +82,6 @@ NO_FACTORS = {
     "rank 0": (lora.LoRAUpdate, (t(0, 3), t(4, 0)), {}),
     "projection, ranks differ": (lora.ProjectionUpdate, (t(2, 3), t(4, 1)), {}),
     "embedding, ranks differ": (lora.EmbeddingUpdate, (t(2, 7), t(4, 1)), {}),
-    "convolution without a kernel": (lora.ConvolutionUpdate, (t(2, 3), t(4, 2)), {}),
-    "convolution of two dimensions": (lora.ConvolutionUpdate, (t(2, 3, 3, 3), t(4, 2, 1)), {}),
-    "convolution with a kernel in B": (lora.ConvolutionUpdate, (t(2, 3, 3), t(4, 2, 3)), {}),
-    "convolution, ranks differ": (lora.ConvolutionUpdate, (t(2, 3, 3), t(4, 1, 1)), {}),
-    "convolution, groups": (lora.ConvolutionUpdate, (t(2, 3, 3), t(4, 2, 1)), {"groups": 3}),
-    "convolution, no groups": (lora.ConvolutionUpdate, (t(2, 3, 3), t(4, 2, 1)), {"groups": 0}),
-    "convolution, negative groups": (lora.ConvolutionUpdate, (t(2, 3, 3), t(4, 2, 1)), {"groups": -2}),
-    "of 0.1, without a shape": (lora.LegacyConvolutionUpdate, (t(6, 6), t(15, 6)), {}),
-    "of 0.1, another shape": (lora.LegacyConvolutionUpdate, (t(6, 6), t(15, 6)), {"weight_shape": (5, 3, 3, 3)}),
-    "of 0.1, ranks differ": (lora.LegacyConvolutionUpdate, (t(6, 6), t(15, 3)), {"weight_shape": (5, 2, 3, 3)}),
-    "of 0.1, no multiple of the kernel": (lora.LegacyConvolutionUpdate, (t(4, 6), t(15, 4)), {"weight_shape": (5, 2, 3, 3)}),
-    "of 0.1, a kernel of no width": (lora.LegacyConvolutionUpdate, (t(6, 6), t(15, 6)), {"weight_shape": (5, 2, 3, 0)}),
-    "of 0.1, a rank below the kernel": (lora.LegacyConvolutionUpdate, (t(0, 6), t(15, 0)), {"weight_shape": (5, 2, 3, 3)}),
-    "slices without a mask": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {}),
-    "no slice enabled": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (False,), "widths": (4,)}),
-    "more slices than widths": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (4,)}),
-    "slices of other widths": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (3, 4)}),
-    "slices of another rank": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, True), "widths": (2, 2)}),
-    "a slice of no width": (lora.FusedUpdate, (t(4, 3), t(4, 2)), {"enable_lora": (True, True), "widths": (4, 0)}),
-    "a slice of negative width": (lora.FusedUpdate, (t(2, 3), t(4, 2)), {"enable_lora": (True, False), "widths": (4, -1)}),
-    "slices with a kernel": (lora.FusedUpdate, (t(2, 3, 1), t(4, 2, 1)), {"enable_lora": (True,), "widths": (4,)}),
 }
 
 

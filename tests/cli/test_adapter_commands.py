@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import loralib as lora
-from loralib.cli import ADAPTERS, main
+from loralib.cli import ADAPTERS
 from sample_adapters import tensor
 
 # fmt: off
@@ -105,49 +105,3 @@ def test_help_is_shown_where_there_is_nothing_but_ascii() -> None:
     for command in ADAPTERS:
         words = [sys.executable, "-m", "loralib", command, "--help"]
         assert subprocess.run(words, capture_output=True, env=environment, check=True).stdout.isascii()
-
-
-@pytest.mark.parametrize("command", [command for command in ADAPTERS if command != "info"])
-def test_a_command_that_writes_overwrites_nothing_unasked(
-    command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(place)
-    assert main([command, *WORDS[command]]) == 0
-    assert main([command, *WORDS[command]]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert main([command, *WORDS[command], "--overwrite"]) == 0
-
-
-def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lora.save(adapter(0), place / "old.pt", "loralib")
-    words = ["combine", str(place / "one"), str(place / "old.pt"), "--weights", "1", "-1", "-o", str(place / "zero")]
-    assert main(words) == 2
-    assert "--lora-alpha" in capsys.readouterr().err
-    assert main([*words, "--lora-alpha", "4"]) == 0
-    zero = lora.load(place / "zero")
-    assert all(float(zero.delta(name).abs().max()) < 1e-6 for name in zero.layers)
-
-
-@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
-@pytest.mark.parametrize("kind", ["text", "tensors", "nothing"])
-def test_force_replaces_an_adapter_and_nothing_else(
-    name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lora.save(
-        lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)}), tmp_path / "a"
-    )
-    out, format = tmp_path / name, {".safetensors": "safetensors", ".pt": "loralib"}[Path(name).suffix]
-    if kind == "tensors":
-        tensors = {"embeddings": torch.ones(3, 4)}
-        (save_file if name.endswith("safetensors") else torch.save)(tensors, out)
-    else:
-        out.write_text("data" if kind == "text" else "")
-    before = out.read_bytes()
-    words = [str(tmp_path / "a"), "-o", str(out), "--format", format, "--overwrite"]
-    for command in ("convert", "combine"):
-        assert main([command, *words]) == 2
-        assert "is not an adapter" in capsys.readouterr().err
-        assert out.read_bytes() == before
-    out.unlink()
-    assert main(["convert", *words]) == 0
-    assert main(["convert", *words]) == 0

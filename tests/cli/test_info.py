@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 import loralib as lora
 from loralib.cli import files, main
-from loralib.cli.spectra import Spectrum, table
 from loralib.cli.terminal import BLOCKS, sparkline
 from peers import data
 from sample_adapters import adapters, tensor
@@ -231,29 +230,6 @@ def test_real_adapters_fit_the_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     for words in ((), ("--all",)):
         assert max(map(len, told(capsys, path, *words).splitlines())) <= columns
-
-
-@given(
-    st.dictionaries(
-        st.lists(st.sampled_from(["blocks", "0", "12", "attention", "to_out", "a" * 30]), min_size=1, max_size=5).map(".".join),
-        st.lists(st.floats(0, 1e4), min_size=0, max_size=70).map(lambda values: tuple(sorted(values, reverse=True))),
-        min_size=1,
-        max_size=30,
-    ),
-    st.integers(60, 200),
-    st.booleans(),
-)
-def test_the_table_is_aligned_and_counts_every_layer(
-    values: dict[str, tuple[float, ...]], columns: int, everything: bool
-) -> None:
-    spectra = {name: Spectrum(max(1, len(v)), 4, v) for name, v in values.items()}
-    lines = table(spectra, lambda name: name[-1], columns, everything)
-    header, body = lines[0], lines[1:]
-    at = header.index("spectrum")
-    rows = [line for line in body if re.match(r"[█▁-▇]+$|zero$", line[at:]) and line[at - 2 : at] == "  "]
-    hidden = sum(int(found[1]) for line in body if (found := re.search(r"… and (\d+) more", line)))
-    assert len(rows) + hidden == len(spectra)
-    assert not (everything and hidden)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=100), st.integers(1, 60))

@@ -6,14 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 
 import loralib as lora
 from loralib.cli import COMMANDS, main
-from loralib.recipes import comparison_report, figures, report
-from loralib.recipes.search import Trial
-from loralib.train import rich_text
 from recipes.nlg.conftest import meal, write_jsonl
 
 pytest_plugins = ["recipes.conftest", "recipes.nlg.conftest"]
@@ -99,35 +95,3 @@ def test_compare_shows_a_strange_path_as_it_is(
     shown = capsys.readouterr().out
     assert "[i]data, " in shown
     assert f"Wrote {place}/compared/comparison.csv" in shown
-
-
-def test_tables_titles_and_plots_take_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = {
-        "parameters": {"trained": 1, "lora": 1, "total": 1},
-        "method": "lora",
-        "metric": "accuracy",
-        "value": 1.0,
-        "train_seconds": 1.0,
-        "peak_memory_bytes": 1,
-        "saved_bytes": 1,
-    }
-    values = {"r": 4, "lora_alpha": 4, "layers": "[/x]", "train_head": "all", "learning_rate": 1e-3}
-    trial = Trial(0, 8, values, 0.5, 1, 1.0)
-    console = Console(width=200, record=True)
-    console.print(report.summary_table([run], STRANGE))
-    comparison_report.tell_trial(console, trial)
-    console.print(comparison_report.search_table([trial], "accuracy"))
-    rich_text.say(console, f"{STRANGE}\x1b[31m", STRANGE)
-    shown = console.export_text()
-    assert shown.count(STRANGE) == 3
-    assert shown.count("[/x]") == 5
-    assert "\\x1b[31m" in shown
-    figures.learning_curve(tmp_path / "a.png", [{"epoch": 1.0, "loss": 1.0, "eval_loss": 1.0}], "accuracy", 1.0, STRANGE)
-
-
-def test_the_share_that_is_trained_is_never_more_than_all() -> None:
-    run = {"parameters": {"trained": 41_037, "lora": 40_960, "total": 77}, "method": "lora", "metric": "accuracy", "value": 1.0}
-    table = report.summary_table([run | {"train_seconds": 1.0, "peak_memory_bytes": 1, "saved_bytes": 1}])
-    console = Console(width=200, record=True)
-    console.print(table)
-    assert "100.00 %" in console.export_text()

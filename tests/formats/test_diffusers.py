@@ -271,24 +271,6 @@ def test_a_reader_that_looks_neither_at_metadata_nor_for_alphas_computes_the_sam
     assert config != {"lora_alpha": 4} or {tensor.dtype for tensor in stored} == {dtype}
 
 
-@pytest.mark.parametrize("note", ["[1]", '{"unet.a": 3}', '{"unet.a": [1]}', '{"unet.a": ["x", false]}', "{", "[" * 100_000])
-def test_a_damaged_note_of_the_scaling_is_refused(note, tmp_path):
-    stored = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.ones(4, 2)}
-    safetensors.torch.save_file(stored, tmp_path / "f.safetensors", {"loralib_scaling": note})
-    with pytest.raises(lora.FormatError, match="loralib_scaling in the metadata is damaged"):
-        lora.load(tmp_path / "f.safetensors")
-
-
-@pytest.mark.parametrize("lora_alpha", [1, 4, 5, 0, 1e999])
-def test_a_note_of_the_scaling_never_changes_what_is_computed(lora_alpha, tmp_path):
-    stored = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.rand(4, 2)}
-    note = json.dumps({"unet.a": [lora_alpha, False]})
-    safetensors.torch.save_file(stored, tmp_path / "f.safetensors", {"loralib_scaling": note})
-    update = lora.load(tmp_path / "f.safetensors").layers["unet.a"]
-    assert same_bits(update.scaling * update.B, stored["unet.a.lora_B.weight"])
-    assert update.lora_alpha == (lora_alpha if lora_alpha in (1, 4) else 2)
-
-
 # --- the real file --------------------------------------------------------------------------------------------------
 
 

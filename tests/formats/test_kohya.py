@@ -159,24 +159,6 @@ def test_every_layer_of_diffusers_unets_is_told_back_from_underscores(kind):
     assert [dotted(underscored(name)) for name in names] == names
 
 
-@pytest.mark.parametrize(
-    "flat",
-    ["", "_", "to_q_", "down_blocks__0", "to", "surprise", "input_blocks_1_2_proj_in", "input_blocks_0_1_proj_in",
-     "output_blocks_0_1_conv", "output_blocks_2_3_conv", "input_blocks_4_0_op", "middle_block_3_proj_in",
-     "middle_block_0_proj_in", "input_blocks_1_0_in_layers_0"],
-)  # fmt: skip
-def test_what_is_no_name_is_not_told_back(flat):
-    assert dotted(flat) is None
-
-
-@given(
-    st.lists(st.sampled_from(["down", "blocks", "to", "q", "0", "conv", "in", "proj", "1", "op", "input", ""])).map("_".join)
-)
-def test_what_is_told_back_has_the_same_letters(flat):
-    name = dotted(flat)
-    assert name is None or underscored(name) == flat or flat.startswith(("input_blocks", "output_blocks"))
-
-
 # --- what diffusers makes of our files ------------------------------------------------------------------------------
 
 

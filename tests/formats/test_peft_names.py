@@ -91,18 +91,6 @@ def test_prefixes_and_adapter_names_are_no_part_of_the_layers_name(prefix, infix
     assert adapter.layers["0"].scaling == 3 / 2**0.5
 
 
-def test_a_lone_file_is_not_read_without_lora_alpha_and_not_written(tmp_path):
-    safetensors.torch.save_file(factors(), tmp_path / "a.safetensors")
-    with pytest.raises(lora.FormatError, match=r"adapter_config.json, which says lora_alpha, is not next to it.*lora_alpha=16"):
-        lora.load(tmp_path / "a.safetensors")
-    with pytest.raises(lora.FormatError, match=r"can only be read; choose one of peft"):
-        lora.save(lora.Adapter(lora.LoRAConfig(), {}), tmp_path / "b", format="peft-file")
-    rows = {f"{P}2.token_adapter.trainable_tokens_delta": torch.ones(1, 5)}
-    safetensors.torch.save_file({f"{P}{key}": t for key, t in factors().items()} | rows, tmp_path / "a.safetensors")
-    with pytest.raises(lora.FormatError, match=r"token rows, whose numbers only adapter_config.json says"):
-        lora.load(tmp_path / "a.safetensors", config=lora.LoRAConfig(lora_alpha=4))
-
-
 @pytest.mark.parametrize(
     ("tensors", "telling"),
     [
@@ -157,40 +145,6 @@ def test_copies_that_differ_are_refused(tmp_path):
 
 
 # --- the configuration ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"init_lora_weights": None},
-        {"future_field": None},
-        {"future_field": {"a": None, "b": []}},
-        {"qalora_group_size": 16},
-        {"trainable_token_indices": None, "lora_bias": False, "runtime_config": {"ephemeral_gpu_offload": False}},
-    ],
-)
-def test_fields_that_are_off_do_not_matter(fields, tmp_path):
-    assert lora.load(folder_with(tmp_path / "a", factors(), CONFIG | fields)).layers["0"].scaling == 2
-
-
-def test_every_default_of_this_peft_is_known(tmp_path):
-    fields = library("peft").LoraConfig(r=2, lora_alpha=4, target_modules=["0"]).to_dict()
-    fields |= {"peft_type": "LORA", "target_modules": ["0"]}
-    assert lora.load(folder_with(tmp_path / "a", factors(), fields)).layers["0"].scaling == 2
-
-
-@pytest.mark.parametrize(
-    ("fields", "telling"),
-    [
-        ({"future_size": 16, "peft_version": "9.1"}, r"future_size=16 is not known here.*wrote it \(9.1\), take it out"),
-        ({"future_config": {"a": 1}}, r"future_config=\{'a': 1\} is not known here"),
-        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] asks for an update that acts behind certain tokens"),
-        ({"init_lora_weights": "pissa"}, r"path_initial_model_for_weight_conversion"),
-    ],
-)
-def test_fields_that_may_matter_are_refused_by_name(fields, telling, tmp_path):
-    with pytest.raises(lora.FormatError, match=telling):
-        lora.load(folder_with(tmp_path / "a", factors(), CONFIG | fields))
 
 
 def test_empty_factors_are_explained(tmp_path):

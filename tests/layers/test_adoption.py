@@ -1,10 +1,5 @@
 """In-place adoption: the layer stays itself, and eject gives back exactly what was there."""
 
-import copy
-import functools
-import io
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,34 +8,12 @@ from torch.nn.utils import parametrizations, parametrize
 
 import loralib as lora
 from loralib import layers
-from models import bits, close, same_bits, snapshot
-from peers import library
-
-
-class Doubling(nn.Linear):
-    """A linear layer with a forward of its own, as quantized and vendor layers have."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return 2 * F.linear(hidden, self.weight, self.bias)
+from models import Doubling, adopt, bits, close, delta_of, same_bits, snapshot, update_for
 
 
 class Symmetric(nn.Module):
     def forward(self, W: Tensor) -> Tensor:
         return (W + W.t()) / 2
-
-
-def update_for(layer: nn.Linear, r: int = 2) -> lora.LoRAUpdate:
-    generator = torch.Generator().manual_seed(0)
-    A = torch.randn(r, layer.in_features, generator=generator)
-    return lora.LoRAUpdate(A, torch.randn(layer.out_features, r, generator=generator), lora_alpha=3)
-
-
-def adopt(layer: nn.Linear, **options) -> layers.AdaptedLayer:
-    return layers.adopt(layer, update_for(layer), **options)
-
-
-def delta_of(layer: nn.Module, x: Tensor) -> Tensor:
-    return F.linear(x, layer.update.delta().to(x.dtype))
 
 
 def oddly_set(layer: nn.Linear) -> nn.Linear:
@@ -125,31 +98,6 @@ def test_update_dtypes_may_differ_from_the_weights():
     assert layer.weight.dtype == torch.bfloat16
 
 
-# --- classes made to measure ----------------------------------------------------------------------------------------
-
-
-def test_a_subclass_gets_one_class_made_to_measure():
-    a, b = adopt(Doubling(6, 5)), adopt(Doubling(3, 2))
-    assert type(a) is type(b) is layers.class_factory.lora_class(layers.LinearLoRA, Doubling)
-    assert type(a).__name__ == "LoRADoubling"
-    assert type(a).__bases__[-1] is Doubling
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_a_layer_of_a_class_made_to_measure_can_be_copied_and_pickled(merged):
-    layer, x = adopt(Doubling(6, 5)), torch.randn(3, 6)
-    if merged:
-        layer.merge()
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)):
-        assert type(other) is type(layer)
-        assert other.merged is merged
-        assert same_bits(other(x), layer(x))
-        assert type(layers.eject(other)) is Doubling
-
-
 # --- eject ----------------------------------------------------------------------------------------------------------
 
 
@@ -205,46 +153,6 @@ def test_the_drop_in_layer_becomes_a_plain_one():
     assert type(layer) is nn.Linear
     assert vars(layer).keys() == vars(nn.Linear(6, 5)).keys()
     assert torch.equal(layer(x), y)
-
-
-# --- an instance's own forward --------------------------------------------------------------------------------------
-
-
-def with_own_forward(layer: nn.Linear) -> nn.Linear:
-    original = layer.forward
-    layer.forward = functools.wraps(original)(lambda x: original(x) + 7)
-    return layer
-
-
-def test_a_forward_on_the_instance_is_carried_as_the_base_forward_and_given_back():
-    layer, x = with_own_forward(nn.Linear(6, 5)), torch.randn(3, 6)
-    before, y, own = snapshot(layer), layer(x), layer.forward
-    adopt(layer)
-    assert close(layer(x), y + delta_of(layer, x), factor=16)
-    layers.eject(layer)
-    assert layer.forward is own
-    assert snapshot(layer) == before
-
-
-def test_a_forward_that_was_replaced_after_adoption_refuses_eject():
-    layer = adopt(nn.Linear(6, 5))
-    with_own_forward(layer)
-    with pytest.raises(lora.LayerError, match=r"its forward was replaced after it was adapted .* Nothing was changed"):
-        layers.eject(layer)
-    assert layer.r == 2
-
-
-def test_hooks_of_accelerate_can_be_removed_after_adoption_without_losing_the_update():
-    hooks = library("accelerate.hooks")
-    layer, x = nn.Linear(6, 5), torch.randn(3, 6)
-    hooks.add_hook_to_module(layer, hooks.ModelHook())
-    adopt(layer)
-    y = layer(x)
-    hooks.remove_hook_from_module(layer)
-    assert same_bits(layer(x), y)
-    layers.eject(layer)
-    assert type(layer) is nn.Linear
-    assert not same_bits(layer(x), y)
 
 
 # --- what cannot be adapted -----------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import loralib as lora
-from kinds import COPIES, PROJECTIONS, Holder, agrees, effective, fill, reload, widened
-from models import bits, close, expect_refusal, same_bits, snapshot, trainable
+from attentions import attention_of
+from kinds import PROJECTIONS, Holder, agrees, effective, fill, reload, widened
+from models import close, expect_refusal, same_bits, snapshot, trainable
 
 ALL = (*PROJECTIONS, "out_proj")
 SUBSETS = [subset for n in range(1, 5) for subset in combinations(ALL, n)]
@@ -22,20 +23,6 @@ NESTED = "ignore:The PyTorch API of nested tensors is in prototype stage"
 MISMATCH = "ignore:Support for mismatched"
 
 pytestmark = pytest.mark.filterwarnings(NESTED)
-
-
-def attention_of(
-    targets: tuple[str, ...] = ALL, e: int = 8, heads: int = 2, dtype=None, r: int = 2, **options
-) -> tuple[Any, Any]:
-    """An attention in a model, as it is and with updates on the `targets`."""
-    layer = nn.MultiheadAttention(e, heads, **{"batch_first": True} | options)
-    with torch.no_grad():
-        for name, p in layer.named_parameters():
-            p.normal_(0, 1 if "bias" in name else e**-0.5)
-    model = nn.ModuleDict({"a": layer.to(dtype)})
-    plain = copy.deepcopy(model)
-    lora.inject(model, lora.LoRAConfig(r=r, lora_alpha=3, target_modules=targets), dtype=dtype)
-    return plain["a"], fill(model)["a"]
 
 
 def reference(plain: nn.Module, layer: nn.Module, *args: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -278,30 +265,6 @@ def test_any_of_the_projections_may_be_adapted(targets, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"kdim": 5, "vdim": 3}])
-@pytest.mark.parametrize("merged", SUBSETS)
-@pytest.mark.filterwarnings("ignore::loralib.MergedStateDictWarning")
-def test_any_of_the_projections_may_be_merged_alone(merged, options):
-    plain, layer = attention_of(**options)
-    x = torch.randn(2, 3, 8), torch.randn(2, 4, options.get("kdim", 8)), torch.randn(2, 4, options.get("vdim", 8))
-    y, originals = layer(*x)[0], {name: (p, bits(p)) for name, p in layer.named_parameters()}
-    state = {name: bits(t) for name, t in layer.state_dict().items()}
-    for name in merged:
-        layer.get_submodule(name).merge()
-    assert {name for name in ALL if layer.get_submodule(name).merged} == set(merged)
-    assert close(layer(*x)[0], y, factor=64)
-    assert {name: bits(t) for name, t in layer.state_dict().items()} == state
-    for how in COPIES.values():
-        assert same_bits(how(layer)(*x)[0], layer(*x)[0])
-    fill(layer)
-    fresh = layer(*x)[0]
-    for name in reversed(merged):
-        layer.get_submodule(name).unmerge()
-    assert all(p is originals[name][0] for name, p in layer.named_parameters())
-    assert all(bits(p) == originals[name][1] for name, p in plain.named_parameters())
-    del fresh
-
-
-@pytest.mark.parametrize("options", [{}, {"kdim": 5, "vdim": 3}])
 @pytest.mark.parametrize("merged", [("q_proj",), ("k_proj", "out_proj"), ALL])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_a_change_of_dtype_with_some_projections_merged(merged, options, dtype):
@@ -336,30 +299,6 @@ def test_loading_with_some_projections_merged(merged, options, assign):
     assert all(same_bits(t, state[name]) for name, t in layer.state_dict().items())
     lora.unmerge(layer)
     assert same_bits(layer(*x)[0], other(*x)[0])
-
-
-def test_merging_in_steps_and_for_good():
-    _, layer = attention_of()
-    x = torch.randn(2, 3, 8)
-    y = layer(x, x, x)[0]
-    layer.k_proj.merge()
-    layer.q_proj.merge()
-    layer.k_proj.unmerge()
-    assert close(layer(x, x, x)[0], y, factor=64)
-    lora.merge(layer, keep=False)
-    assert type(layer) is nn.MultiheadAttention
-    assert list(layer.state_dict()) == list(nn.MultiheadAttention(8, 2).state_dict())
-    assert close(layer(x, x, x)[0], y, factor=64)
-
-
-def test_flags_that_are_set_while_some_projections_are_merged_stay():
-    _, layer = attention_of()
-    layer.q_proj.merge()
-    layer.in_proj_weight.requires_grad_(False)
-    layer.k_proj.merge()
-    assert not layer.in_proj_weight.requires_grad
-    lora.unmerge(layer)
-    assert not layer.in_proj_weight.requires_grad
 
 
 def test_a_weight_of_another_module_that_is_assigned_while_merged_is_the_new_base():
@@ -551,22 +490,6 @@ def test_initializing_again_draws_the_base_and_goes_on():
     with lora.merged(layer):
         assert close(layer(x, x, x)[0], y, factor=64)
     assert layer.in_proj_weight is W
-
-
-@pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("others", [(), ("k_proj", "out_proj")])
-def test_one_projection_may_be_taken_out_alone(others, keep):
-    model = nn.ModuleDict({"a": attention_of(("q_proj", *others))[1]})
-    layer, x = model["a"], torch.randn(2, 3, 8)
-    y = layer(x, x, x)[0]
-    if keep:
-        lora.eject(layer.q_proj)
-    else:
-        lora.merge(layer.q_proj, keep=False)
-        assert close(layer(x, x, x)[0], y, factor=64)
-    assert "q_proj" not in layer._modules
-    assert set(lora.extract(model).layers) == {f"a.{name}" for name in others} if others else True
-    assert (type(layer) is nn.MultiheadAttention) is (not others)
 
 
 # --- adapters that do not fit ---------------------------------------------------------------------------------------

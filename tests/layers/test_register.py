@@ -159,12 +159,6 @@ def test_what_cannot_be_registered_is_refused(layer_class, treatment, message):
     assert layers.handler_of(Scale) is ScaleLoRA
 
 
-@pytest.fixture
-def table_as_it_was(monkeypatch):
-    monkeypatch.setattr(layers.adoption, "_HANDLERS", dict(layers.adoption._HANDLERS))
-
-
-@pytest.mark.usefixtures("table_as_it_was")
 @pytest.mark.parametrize("base", ["Conv2d", "transformers"])
 def test_a_kind_that_is_known_by_another_row_of_the_table_has_a_treatment_already(base):
     cls = nn.Conv2d if base == "Conv2d" else library("transformers.pytorch_utils").Conv1D

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from loralib.recipes import records
+import loralib as lora
+from loralib.recipes import records, run_folder
+from loralib.recipes.nlu import encoders, text_classification
+from loralib.recipes.options import TrainOptions
 
 PRAISE = ["good", "fine", "great", "lovely", "bright"]
 BLAME = ["bad", "poor", "awful", "broken", "dull"]
@@ -72,4 +75,18 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [(sentence(rng, i % 2), ["blame", "praise"][i % 2], f"{i % 2 + rng.random() / 4:.3f}") for i in range(count)]
         lines = ["text\tlabel\tscore", *("\t".join(row) for row in rows)]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run as a finished one leaves it, whose adapter was not trained."""
+    folder = tmp_path_factory.mktemp("untrained") / "run"
+    chosen = TrainOptions.of({"model": str(encoder), "data": str(reviews / "train.tsv"), "r": 2})
+    torch.manual_seed(0)
+    loaded = encoders.load_encoder(str(encoder), ["blame", "praise"])
+    text_classification.prepare(loaded, chosen)
+    run_folder.write_options(folder, chosen, ["blame", "praise"])
+    lora.save(lora.extract(loaded.model), folder / run_folder.ADAPTER)
+    run_folder.write_metrics(folder, {})
     return folder

@@ -1,6 +1,5 @@
 """Runs side by side: the same words for all, a process each, and what is finished is kept."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import pytest
 
 from loralib.cli import main
 from loralib.errors import ConfigError, RunError
-from loralib.recipes import comparison, comparison_report, run_folder
-from loralib.recipes.comparison import Outcome, compare
+from loralib.recipes import comparison, run_folder
+from loralib.recipes.comparison import compare
 
 pytestmark = pytest.mark.slow
 
@@ -71,50 +70,6 @@ def test_a_run_that_fails_ends_the_comparison(encoder: Path, reviews: Path, tmp_
     with pytest.raises(RunError, match=r"lora ended with exit code 2"):
         compare(options(encoder, reviews, data="missing.tsv"), {}, tmp_path)
     assert len(started) == 1
-
-
-def outcome(method: Any, *values: float, test: float | None = None) -> Outcome:
-    def run(seed: int, value: float) -> dict[str, Any]:
-        return {
-            "method": method,
-            "metric": "accuracy",
-            "value": value,
-            "seed": seed,
-            "kept_epoch": 1.0,
-            "parameters": {"trained": 10, "lora": 5, "total": 1000},
-            "history": [{"epoch": 1.0, "eval_loss": 0.5, "eval_accuracy": value}],
-            "train_seconds": 10.0 + seed,
-            "peak_memory_bytes": 1e9,
-            "saved_bytes": 1000,
-            "train_rows": 4,
-            "eval_rows": 5,
-            "test_rows": 6,
-            "learning_rate": 0.1,
-        } | ({} if test is None else {"test": {"accuracy": test}})
-
-    return Outcome(method, tuple(run(seed, value) for seed, value in enumerate(values)))
-
-
-def test_a_test_score_counts_where_there_is_one() -> None:
-    assert outcome("lora", 0.5, test=0.25).values == [0.25]
-    assert outcome("lora", 0.5, 0.7).values == [0.5, 0.7]
-    assert outcome("lora", 0.5).spread == 0.0
-    assert outcome("lora", 0.5, 0.7).spread == pytest.approx(0.1414, abs=1e-4)
-    (row,) = comparison_report.comparison_rows([outcome("lora", 0.5, test=0.25)])
-    assert (row["value"], row["scored_on"], row["trained"], row["test_rows"]) == (0.25, "test", 10, 6)
-
-
-def test_the_table_shows_the_spread_and_the_plot_is_drawn(tmp_path: Path) -> None:
-    from rich.console import Console
-
-    console = Console(width=120, record=True, file=io.StringIO())
-    outcomes = [outcome("lora", 0.5, 0.7), outcome("full", 0.6)]
-    console.print(comparison_report.comparison_table(outcomes, "title"))
-    shown = console.export_text()
-    assert "0.6000 ± 0.1414" in shown
-    assert "title" in shown
-    comparison_report.comparison_plot(tmp_path / "plot.png", outcomes, "title")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_interrupted_run_is_gone_on_with(encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: Any) -> None:

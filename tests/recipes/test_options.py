@@ -1,19 +1,13 @@
 """The options of a run are checked when they are made, and survive their YAML file."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from loralib.cli import dataclass_parsing
-from loralib.config import LoRAConfig
-from loralib.errors import ConfigError, LoRAError, RunError
-from loralib.recipes import lora_options, resolved, run_folder, training
+from loralib.errors import ConfigError, RunError
 from loralib.recipes.options import TrainOptions
 
 
@@ -99,39 +93,10 @@ def test_a_model_and_one_source_of_data_must_be_named(values: dict[str, Any]) ->
         options(**values)
 
 
-def test_words_joined_by_commas_are_names_and_the_rest_are_expressions() -> None:
-    assert options(target_modules="query,value").lora.target_modules == (
-        "query",
-        "value",
-    )
-    assert options(target_modules="attn.q").lora.target_modules == ("attn.q",)
-    assert options(target_modules="query , value,").lora.target_modules == (
-        "query",
-        "value",
-    )
-    assert options(target_modules=r".*\.query").lora.target_modules == r".*\.query"
-    assert options(target_modules="all-linear").lora.target_modules == "all-linear"
-    assert options(target_modules=["a"]).lora.target_modules == ("a",)
-    assert options().lora.target_modules == ()
-
-
 def test_layers_are_roles_joined_by_commas_and_query_and_value_unless_said() -> None:
     assert options().roles == ["query", "value"]
     assert options(layers="mlp, query").roles == ["mlp", "query"]
     assert options(layers=["key"]).roles == ["key"]
-
-
-@given(st.integers(1, 512), st.integers(1, 16), st.none() | st.integers(1, 64))
-def test_the_batch_is_kept_whatever_the_devices(batch_size: int, devices: int, most: int | None) -> None:
-    chosen = options(batch_size=batch_size, device_batch_size=most)
-    if batch_size % devices:
-        with pytest.raises(ConfigError, match="cannot be split evenly"):
-            training.share_of_batch(chosen, devices)
-        return
-    share, parts = training.share_of_batch(chosen, devices)
-    assert share * parts * devices == batch_size
-    assert share <= (most or batch_size)
-    assert parts == 1 or most is not None
 
 
 def test_rows_are_scored_at_the_end_only_where_some_are_kept_for_it() -> None:
@@ -148,84 +113,10 @@ def test_each_method_has_its_learning_rate_unless_one_is_given() -> None:
     assert options(learning_rate=0.5).peak_learning_rate == 0.5
 
 
-def test_options_and_classes_survive_the_run_folder(tmp_path: Path) -> None:
-    written = options(target_modules=["a", "b"], patience=3, lora_alpha=4.5)
-    run_folder.write_options(tmp_path, written, ["no", "yes"])
-    read, labels = run_folder.read_options(tmp_path)
-    assert (resolved.resolved(read), labels) == (resolved.resolved(written), ["no", "yes"])
-    assert "null" not in (tmp_path / "config.yaml").read_text()
-    assert (read.peak_learning_rate, read.length, read.metric, read.roles, read.kind) == (
-        written.peak_learning_rate,
-        written.length,
-        written.metric,
-        written.roles,
-        written.kind,
-    )
-    run_folder.write_options(tmp_path, read, labels)
-    assert run_folder.read_options(tmp_path) == (read, labels)
-
-
 def test_local_paths_are_made_absolute_and_names_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "d.tsv").touch()
     monkeypatch.chdir(tmp_path)
     assert options().with_absolute_paths() == options(data=str(tmp_path / "d.tsv"))
-
-
-@pytest.mark.parametrize("content", ["", "[1]", "model: m", "a: [\nb", "model: m\ndata: d\nr: 0", "model: m\ndata: d\nr: x"])
-def test_a_damaged_config_is_one_clear_error(tmp_path: Path, content: str) -> None:
-    run_folder.write_options(tmp_path, options(), None)
-    (tmp_path / run_folder.CONFIG).write_text(content)
-    with pytest.raises(RunError, match=r"^[^\n]*damaged[^\n]*$"):
-        run_folder.read_options(tmp_path)
-
-
-def test_a_folder_that_no_run_wrote_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    for flags in ({"overwrite": True, "resume": False}, {"overwrite": False, "resume": False}):
-        with pytest.raises(LoRAError):
-            run_folder.RUN.check_free(tmp_path, **flags)
-    assert (tmp_path / "thesis.tex").exists()
-
-
-def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
-    with pytest.raises(RunError, match="is a file"), run_folder.RUN.alone_in(tmp_path / "out"):
-        pass
-
-
-@pytest.mark.parametrize("old", [{"r": 8}, {"epochs": 3.0}, {"label_smoothing": 0.1}])
-def test_a_config_of_an_earlier_version_is_refused_by_name(tmp_path: Path, old: dict[str, Any]) -> None:
-    run_folder.write_options(tmp_path, options(), None)
-    config = tmp_path / run_folder.CONFIG
-    config.write_text(yaml.safe_dump({"model": "m", "data": "d.tsv", **old}))
-    for refused in (lambda: run_folder.read_options(tmp_path), lambda: parsed("--config", str(config))):
-        with pytest.raises(
-            RunError, match=rf"^[^\n]*has the option '{next(iter(old))}'[^\n]*LoRA's own stand under lora:[^\n]*$"
-        ):
-            refused()
-
-
-def parsed(*words: str) -> dict[str, Any]:
-    return dataclass_parsing.given(dataclass_parsing.dataclass_parser(TrainOptions, "loralib train", ""), words)
-
-
-def test_every_field_of_lora_config_is_said_flat_and_nested_in_yaml(tmp_path: Path) -> None:
-    words = {
-        "r": "4", "lora_alpha": "2", "lora_dropout": "0.1", "target_modules": "query,value", "exclude_modules": "0.query",
-        "modules_to_save": "pooler", "bias": "all", "rank_pattern": "{query: 2}", "alpha_pattern": "{query: 3}",
-        "use_rslora": "true", "fan_in_fan_out": "false", "enable_lora": "[true, false]", "slice_widths": "{c: [2, 3]}",
-    }  # fmt: skip
-    assert words.keys() == set(lora_options.NAMES)
-    flags = [word for name, value in words.items() for word in ("--" + name.replace("_", "-"), value)]
-    chosen = TrainOptions.of(parsed("--model", "m", "--data", "d.tsv", *flags))
-    assert chosen.lora == LoRAConfig(
-        4, 2.0, 0.1, ["query", "value"], ["0.query"], ["pooler"], "all", {"query": 2}, {"query": 3}, True, False,
-        [True, False], {"c": [2, 3]},
-    )  # fmt: skip
-    path = tmp_path / "config.yaml"
-    path.write_bytes(run_folder.as_yaml(chosen.to_dict()))
-    assert TrainOptions.of(parsed("--config", str(path))) == chosen
-    assert TrainOptions.of(parsed("--config", str(path), "--r", "5")).lora == replace(chosen.lora, r=5)
 
 
 def test_options_that_mean_what_a_training_argument_means_have_its_name() -> None:

@@ -46,22 +46,6 @@ def test_the_best_survive_and_ties_go_to_fewer_parameters() -> None:
     assert len(trials) == 12
 
 
-@given(st.integers(2, 30), st.integers(0, 5))
-def test_the_space_draws_distinct_candidates_after_the_given_one(n: int, seed: int) -> None:
-    first = {"r": 8, "lora_alpha": 16.0, "layers": "query,value", "train_head": "all", "learning_rate": 1e-3}
-    drawn = Space().draw(n, seed, first)
-    assert drawn[0] == first
-    assert len(drawn) == n == len({tuple(values.items()) for values in map(dict, drawn) if values}) or n > 540
-    assert drawn == Space().draw(n, seed, first)
-    assert all(values["lora_alpha"] / values["r"] in (1, 2, 4) for values in drawn)
-
-
-@pytest.mark.parametrize("values", [{"r": ()}, {"layers": ("query,valeu",)}])
-def test_a_space_that_no_run_could_take_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"one value at least|'valeu' is none of query, key"):
-        Space(**values)
-
-
 def test_trials_are_judged_on_training_rows_held_out() -> None:
     own = search.held_out(TrainOptions(model="m", data="d.tsv", eval_data="e.tsv", test_data="t.tsv", max_test_rows=5))
     assert (own.eval_data, own.test_data, own.eval_fraction, own.tests) == (None, None, 0.1, False)

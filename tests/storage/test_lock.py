@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from loralib.errors import RunError
 from loralib.storage import lock
 from loralib.storage.folders import MARK, Writer
 from loralib.storage.lock import file_lock, folder_lock, locks_below
-from loralib.storage.processes import Process, started, this_process
+from loralib.storage.processes import Process, this_process
 from loralib.storage.temporaries import LOCK
 
 WRITER = Writer("run", r"([\w-]+/)*(a\.txt|done)", done="done")
@@ -32,22 +33,25 @@ def write_lock(path: Path, process: Process) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def ended() -> int:
-    """The number of a process that has ended."""
-    return subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True).stdout
-
-
 @pytest.fixture
-def gone(ended: Any) -> Process:
-    return Process(socket.gethostname(), int(ended), "")
+def gone(ended_pid: int) -> Process:
+    return Process(socket.gethostname(), ended_pid, "")
+
+
+def without_locks(number: int) -> Any:
+    """The module fcntl, where the file system answers with the error `number`."""
+
+    def refuses(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return SimpleNamespace(LOCK_EX=2, LOCK_NB=4, flock=refuses)
 
 
 @pytest.fixture(params=[True, False], ids=["flock", "no flock"])
 def system_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the file system has locks of its own."""
     if not request.param:
-        monkeypatch.setattr(lock, "_flock", lambda descriptor: None)
+        monkeypatch.setattr(lock, "fcntl", without_locks(errno.ENOLCK))
     return bool(request.param)
 
 
@@ -117,8 +121,8 @@ def test_the_number_of_a_process_that_is_gone_may_be_anothers_now(tmp_path: Path
 
 
 @pytest.mark.usefixtures("system_locks")
-def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remove(ended: Any, tmp_path: Path) -> None:
-    written = write_lock(tmp_path / LOCK, Process("elsewhere", int(ended), "x"))
+def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remove(ended_pid: int, tmp_path: Path) -> None:
+    written = write_lock(tmp_path / LOCK, Process("elsewhere", ended_pid, "x"))
     content = written.read_bytes()
     message = rf"on elsewhere, since 2026.*; if it has ended, .*, remove {written}\. Nothing"
     with pytest.raises(RunError, match=message), folder_lock(tmp_path):
@@ -127,23 +131,6 @@ def test_a_process_of_another_host_may_be_alive_and_the_error_says_what_to_remov
     written.unlink()
     with folder_lock(tmp_path):
         pass
-
-
-def test_a_process_that_ended_and_is_not_yet_waited_for_is_gone() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        there = Process(socket.gethostname(), process.pid, started(process.pid) or "")
-        assert not there.is_gone
-        assert not Process(there.host, there.pid, "").is_gone  # where the system does not say when it started
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert there.is_gone
-
-
-def test_where_the_system_says_little_a_number_is_all_there_is(ended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *args, **how: (_ for _ in ()).throw(FileNotFoundError))
-    assert started(os.getpid()) == ""
-    assert started(int(ended)) is None
-    assert started(10**30) is None
 
 
 # --- what else may be there -----------------------------------------------------------------------------------------
@@ -235,17 +222,15 @@ def test_a_lock_of_zeros_that_a_machine_that_stopped_left_is_taken_over(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("number", "found"), [(errno.EWOULDBLOCK, False), (errno.ENOLCK, None), (errno.ENOTSUP, None), (errno.ENOSYS, None)]
+    ("number", "locked"), [(errno.EWOULDBLOCK, True), (errno.ENOLCK, False), (errno.ENOTSUP, False), (errno.ENOSYS, False)]
 )
 def test_a_file_system_without_locks_is_not_a_file_that_is_locked(
-    number: int, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(descriptor: int, how: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(lock.fcntl, "flock", refuses)
-    with (tmp_path / "file").open("w") as file:
-        assert lock._flock(file.fileno()) is found
+    monkeypatch.setattr(lock, "fcntl", without_locks(number))
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    with pytest.raises(RunError, match="is being written") if locked else nullcontext(), file_lock(tmp_path / "file"):
+        assert not locked
 
 
 def test_a_copy_of_the_process_does_not_remove_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +344,7 @@ def race(folder: Path, ready: Any, done: Any) -> bool:
 @pytest.mark.usefixtures("system_locks")
 @pytest.mark.parametrize("there", [True, False])
 def test_of_many_threads_one_gets_the_lock(there: bool, gone: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "_PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     for attempt in range(20):
         folder = tmp_path / str(attempt)
         if there:
@@ -379,9 +364,9 @@ def test_of_many_threads_one_gets_the_lock(there: bool, gone: Process, tmp_path:
 
 
 def race_apart(folders: dict[Path, bool], ready: Any, done: Any, won: Any) -> None:
-    of_system = lock._flock
+    of_system: Any = lock.fcntl
     for folder, flock in folders.items():
-        lock._flock = of_system if flock else lambda descriptor: None
+        lock.fcntl = of_system if flock else without_locks(errno.ENOLCK)
         won.put((folder, race(folder, ready, done)))
 
 

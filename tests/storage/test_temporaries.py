@@ -1,28 +1,15 @@
 """A kill at any step of a write leaves the old content or the new one, and the next write of the same leaves nothing else."""
 
-import itertools
 import os
-import socket
-import subprocess
-import sys
-import threading
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from kills import in_fresh_process
 from loralib.storage import processes
-from loralib.storage.atomic import settle, write_atomically, write_together
+from loralib.storage.atomic import write_atomically
 from loralib.storage.folders import Writer, write_mark
 from loralib.storage.temporaries import leftovers, next_to, purpose, temporary
-
-
-@pytest.fixture(scope="module")
-def ended() -> str:
-    """The tag of a write of a process that has ended."""
-    program = "from loralib.storage.processes import tag; print(tag())"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.strip()
 
 
 def names(folder: Path) -> list[str]:
@@ -55,121 +42,6 @@ def test_only_what_a_process_left_that_has_ended_is_a_leftover(ended: str, tmp_p
     assert list(leftovers(tmp_path / "none" / "a")) == []
     write_atomically(path, b"new")
     assert {left.tag for left in leftovers(path, locked=True)} == {other, own, str(os.getpid())}
-
-
-def test_the_tag_names_this_process_and_one_write() -> None:
-    first, second = processes.tag(), processes.tag()
-    assert first != second
-    assert first.startswith(f"{os.getpid()}-")
-    assert processes.this_process().host == socket.gethostname()
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("own", ["a", "ab"])
-def test_threads_that_write_the_same_leave_whole_files(own: str, tmp_path: Path) -> None:
-    contents, written = [bytes([i]) * 100_000 for i in range(8)], []
-
-    def write(content: bytes) -> None:
-        write_together({tmp_path / name: content for name in own})
-        written.append(content)
-
-    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(written) == contents
-    assert {(tmp_path / name).read_bytes() for name in own} <= set(contents)
-    assert names(tmp_path) == [*own]
-
-
-KILLED_WRITES = """
-import itertools, shutil, sys
-from pathlib import Path
-from kills import kills, killed
-from loralib.storage.atomic import settle, write_together
-
-root, n, there = Path(sys.argv[1]) / "work", int(sys.argv[2]), sys.argv[3] == "True"
-paths = [root / name for name in "abc"[:n]]
-
-def write(text):
-    write_together({path: f"{text} {path.name}".encode() for path in paths})
-
-def begin():
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir()
-    if there:
-        write("old")
-
-def seen():
-    "What a reader finds: the generation of each file that is there."
-    return {path.name: path.read_text().split()[0] for path in paths if path.exists()}
-
-def check(steps, after, last=("new",)):
-    for step in steps:
-        found = seen()
-        assert len(found) < n or len(set(found.values())) == 1, found  # never files of both
-        after()
-        names = sorted(path.name for path in root.iterdir())
-        assert names in [[path.name for path in paths], *([] if there else [[]])], (step, names)
-        assert set(seen().values()) in ({"old"} if there else set(), {"new"}, set(last)), (step, seen())
-        print(step, *sorted(set(seen().values())))
-
-check(kills(lambda: write("new"), root, begin), lambda: settle(paths))
-check(kills(lambda: write("new"), root, begin), lambda: write("newer"), ("newer",))
-
-def begin_with_killed(step):
-    begin()
-    killed(lambda: write("new"), root, step)
-
-for step in range(30):  # settling is killed, too
-    check(kills(lambda: settle(paths), root, lambda: begin_with_killed(step)), lambda: settle(paths))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system copies no processes")
-@pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("there", [True, False])
-def test_a_kill_at_any_step_leaves_the_old_or_the_new(n: int, there: bool, tmp_path: Path) -> None:
-    shown = in_fresh_process(KILLED_WRITES, tmp_path, str(n), str(there))
-    assert f"{2 * n - 1} " in shown
-    assert ("old" in shown) == there
-    assert "newer" in shown
-
-
-@pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize("fails", range(4))
-def test_what_fails_is_undone_or_finished(there: bool, fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = [tmp_path / name for name in "ab"]
-    if there:
-        write_together({path: b"old" for path in paths})
-    count, replace = itertools.count(), Path.replace
-
-    def moved(self: Path, target: Path) -> Path:
-        if next(count) == fails:
-            raise OSError(5, "Input/output error")
-        return replace(self, target)
-
-    moves = 3
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", moved)
-        with pytest.raises(OSError, match=r"Input/output error.*[ab]'") if fails < moves else nullcontext():
-            write_together({path: b"new" for path in paths})
-    found = [path.read_bytes() for path in paths if path.exists()]
-    assert found in ([b"old", b"old"] if there else [], [b"new", b"new"])
-    assert names(tmp_path) == ["a", "b"][: len(found)]
-
-
-def test_files_that_were_written_since_on_another_host_are_not_finished_again(ended: str, tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in "ab"]
-    write_together({path: b"since" for path in paths})
-    temporary(paths[1], ended).write_bytes(b"killed, and the first of the two was in its place")
-    settle(paths)
-    assert [path.read_bytes() for path in paths] == [b"since", b"since"]
-    assert names(tmp_path) == ["a", "b"]
 
 
 # --- run folders ----------------------------------------------------------------------------------------------------

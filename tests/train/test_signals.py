@@ -7,13 +7,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from loralib.cli import INTERRUPTED, info, main
-from loralib.train.callbacks import StopOnInterrupt
 from loralib.train.checkpoints import last_whole_checkpoint
 from loralib.train.signals import handling, interrupt
 
@@ -69,31 +67,6 @@ def test_other_threads_have_no_signals_to_handle() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
-
-
-def test_ctrl_c_that_comes_as_both_signals_is_one_and_a_second_ends_at_once(capfd: Any) -> None:
-    stop = StopOnInterrupt()
-    for number in BOTH:
-        stop._request(number, None)
-    assert capfd.readouterr().err.count("Finishing this step") == 1
-    for number in BOTH:
-        with pytest.raises(KeyboardInterrupt):
-            stop._request(number, None)
-
-
-def test_ctrl_c_is_heard_though_nothing_can_be_said_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard error may be closed, or its disk full."""
-
-    def closed(descriptor: int, content: bytes) -> int:
-        raise OSError(9, "Bad file descriptor")
-
-    monkeypatch.setattr("loralib.train.callbacks.os.write", closed)
-    stop: Any = StopOnInterrupt()
-    stop._request(BOTH[0], None)
-    control = SimpleNamespace(should_training_stop=False, should_save=False)
-    stop.on_step_end(SimpleNamespace(world_size=1), SimpleNamespace(epoch=0.5, global_step=1, max_steps=9), control)
-    assert control.should_training_stop
-    assert control.should_save
 
 
 def ends(pid: int, seconds: float = 30) -> bool:

@@ -23,8 +23,8 @@ def line(layers: Mapping[str, LoRAUpdate], tensors: Mapping[str, Tensor], rows: 
     '0 layers, 0 parameters, 0 extra tensors'
     """
     ranks = sorted({update.r for update in layers.values()})
-    few = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > _FEW else ", ".join(map(str, ranks))
-    of_rank = f", r={few}" if ranks else ""
+    few = f"from {ranks[0]} to {ranks[-1]}" if len(ranks) > _FEW else f"in {{{', '.join(map(str, ranks))}}}"
+    of_rank = f", r={ranks[0]}" if len(ranks) == 1 else f", r {few}" if ranks else ""
     indices = sum(len(some.indices) for some in rows.values())
     parts = [f"{_count(len(layers), 'layer')}{of_rank}", f"{num_parameters(layers):,} parameters"]
     parts += [_count(len(tensors), "extra tensor")] + [_count(indices, "token row")] * bool(rows)

@@ -28,7 +28,7 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST = 4096
-_PATIENCE = 1.0  # seconds in which a process that has the lock has written who it is
+PATIENCE = 1.0  # seconds in which a process that has the lock has written who it is
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _read(lock: Path) -> Owner | None:
 
 def _patiently_read(lock: Path) -> Owner | None:
     """Who has a lock that is held, once it says so."""
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + PATIENCE
     while True:
         owner = _read(lock)
         if (owner is not None and not owner.process.is_gone) or time.monotonic() > end:

@@ -88,19 +88,6 @@ def test_meteor_is_left_out_where_it_is_not_and_refused_where_it_is_asked_for(
         score("dart", SAID, ASKED, meteor_jar=program)
 
 
-def test_meteor_is_given_rows_of_as_many_references(program: Path, tmp_path: Path) -> None:
-    meteor.meteor(["a\nb", ""], [["c"], ["d", "", "e"]], program)
-    assert (tmp_path / "predictions").read_text() == "a b\n\n"
-    assert (tmp_path / "references").read_text() == "c\n\nd\ne\n"
-    assert (tmp_path / "words").read_text().split()[-6:] == ["-l", "en", "-norm", "-q", "-r", "2"]
-
-
-def test_a_program_that_fails_is_reported(program: Path, tmp_path: Path) -> None:
-    (tmp_path / "java").write_text("#!/bin/sh\necho no paraphrases >&2\nexit 1\n")
-    with pytest.raises(ConfigError, match=r"gave no score \(no paraphrases\)"):
-        meteor.meteor(["a"], [["b"]], program)
-
-
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="task 'xsum' is none of e2e, webnlg, dart, any"):
         score("xsum", SAID, ASKED)

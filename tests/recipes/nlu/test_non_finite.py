@@ -4,19 +4,17 @@ import io
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 from transformers import TrainerCallback
 
-from loralib.errors import DataError, RunError
+from loralib.errors import DataError
 from loralib.recipes import run_folder
 from loralib.recipes.nlu import inputs, readers
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import Interrupted, train
-from loralib.train.callbacks import StopOnNonFinite
 from recipes.conftest import labelled
 
 pytest_plugins = ["recipes.conftest"]
@@ -52,17 +50,6 @@ def test_among_classes_that_are_numbers_it_is_no_class(written: str) -> None:
     with pytest.raises(DataError, match=f"x has the label '{written}' among numbers; give each of its rows a class"):
         inputs.label_names(labelled("x", ["a", "b", "c"], ["0", "1", written]))
     assert inputs.label_names(labelled("x", ["a", "b"], ["finite", "inf"])) == ["finite", "inf"]
-
-
-@pytest.mark.parametrize("value", NOT_FINITE)
-def test_a_gradient_norm_is_kept_as_none_and_a_loss_ends_training(value: float) -> None:
-    logged = {"loss": 0.5, "grad_norm": value, "step": 1}
-    state, how = SimpleNamespace(log_history=[{"loss": 1.0}, logged], global_step=1), SimpleNamespace(learning_rate=0.1)
-    StopOnNonFinite().on_log(how, state, None, logs=logged)  # type: ignore[arg-type]
-    assert state.log_history == [{"loss": 1.0}, {"loss": 0.5, "grad_norm": None, "step": 1}]
-    for name in ("loss", "eval_loss"):
-        with pytest.raises(RunError, match="lower the learning rate"):
-            StopOnNonFinite().on_log(how, state, None, logs={name: value})  # type: ignore[arg-type]
 
 
 class Spoil(TrainerCallback):

@@ -16,9 +16,8 @@ from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 import loralib as lora
-from loralib import ops
 from loralib.cli import main
-from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError, TargetError
+from loralib.errors import AttachError, ConfigError, DataError, FormatError, RunError
 from loralib.recipes import run_folder
 from loralib.recipes.nlu import encoders, predictor, text_classification
 from loralib.recipes.options import TrainOptions
@@ -505,28 +504,6 @@ def test_a_folder_in_use_is_left_alone_unless_overwrite(encoder: Path, reviews: 
     assert not (tmp_path / "run" / run_folder.MODEL).exists()
 
 
-@pytest.mark.parametrize(
-    ("values", "error", "message"),
-    [
-        ({"model": "no/such-model"}, RunError, "no/such-model.*cannot be loaded"),
-        ({"model": "./nowhere"}, RunError, "nowhere.*cannot be loaded"),
-        ({"data": "none.tsv"}, DataError, "does not exist"),
-        ({"label_column": "lable"}, DataError, "no column 'lable'.*Nearest: label"),
-        ({"problem": "regression"}, DataError, "no number"),
-        ({"target_modules": "qeury,value"}, TargetError, "'qeury' matches no layer.*query \\(2 layers\\)"),
-        ({"metric_for_best_model": "pearson"}, ConfigError, "must be one of accuracy"),
-        ({"data": "imdb", "eval_data": None}, DataError, "hub data set 'imdb'"),
-        ({"gradient_accumulation_steps": 5}, ConfigError, "batch_size=16"),
-    ],
-)
-def test_what_is_wrong_is_found_before_anything_is_written(
-    encoder: Path, reviews: Path, tmp_path: Path, values: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        run(tmp_path / "run", options(encoder, reviews, **values))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_damaged_or_foreign_adapter_is_refused_by_name(encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(lora_run, broken)
@@ -544,24 +521,3 @@ def test_a_damaged_or_foreign_adapter_is_refused_by_name(encoder: Path, reviews:
     shutil.rmtree(broken / run_folder.ADAPTER)
     with pytest.raises(RunError, match="not finished"):
         predictor.open_run(broken)
-
-
-def test_frozen_products_by_onednn_learn_as_well(encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    taken: list[int] = []
-    inner = ops.onednn.product
-    monkeypatch.setattr(ops.onednn, "product", lambda *args: taken.append(1) or inner(*args))
-    plain, routed = (run(tmp_path / str(on), options(encoder, reviews, onednn=on, num_train_epochs=1)) for on in (False, True))
-    assert taken
-    assert routed["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("others", "message"),
-    [
-        ({"method": "full"}, "onednn=True has no effect with method=full"),
-        ({"bf16": True}, "onednn=True has no effect with bf16"),
-    ],
-)
-def test_onednn_is_refused_where_it_cannot_act(others: dict[str, Any], message: str, encoder: Path, reviews: Path) -> None:
-    with pytest.raises(lora.ConfigError, match=message):
-        options(encoder, reviews, onednn=True, **others)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import loralib as lora
 from loralib import ops
 from loralib.ops import autograd, reference
-from loralib.ops.autograd import dropout, merging
+from loralib.ops.autograd import dropout
 from steps import DTYPES, LOW, as_good, doubled, kept, step
 
 SIZES = st.sampled_from([1, 2, 3, 5, 17, 123])
@@ -74,46 +74,6 @@ def test_slices_are_as_exact_as_the_plain_formula(widths, enabled, dtype, fused_
         mine, plain = ops.add_linear_update, reference.add_linear_update
     exact = step(plain, doubled(tensors), 0.7, 0.0, slices)
     assert as_good(step(mine, tensors, 0.7, 0.0, slices), step(plain, tensors, 0.7, 0.0, slices), exact)
-
-
-@given(
-    n=st.lists(st.integers(1, 5), max_size=3),
-    V=SIZES,
-    k=SIZES,
-    r=st.integers(1, 9),
-    dtype=st.sampled_from(DTYPES),
-    keeps=st.booleans(),
-    by_frequency=st.booleans(),
-)
-def test_an_embedding_step_is_as_exact_as_the_plain_formula(n, V, k, r, dtype, keeps, by_frequency):
-    ids = torch.randint(0, V, tuple(n))
-    keep = torch.rand(ids.shape).to(dtype) if keeps else None
-    tensors = {"y": torch.randn(*n, k).to(dtype), "A": torch.randn(r, V).to(dtype), "B": torch.randn(k, r).to(dtype)}
-
-    def on(module, dtype):
-        kept = None if keep is None else keep.to(dtype)
-        return lambda y, A, B: module.add_embedding_update(y.clone(), ids, A, B, 0.7, kept, by_frequency)
-
-    exact = step(on(reference, torch.float64), doubled(tensors))
-    assert as_good(step(on(autograd, dtype), tensors), step(on(reference, dtype), tensors), exact)
-
-
-@pytest.mark.parametrize("where", ["whole", "rows", "columns"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_merging_by_blocks_is_as_exact_as_the_plain_formula(dtype, where, monkeypatch):
-    monkeypatch.setattr(merging, "ELEMENTS", 40)
-    W, L, R = torch.randn(13, 17).to(dtype), torch.randn(13, 3), torch.randn(3, 17)
-    strips = {
-        "whole": [ops.Strip(0, 0, L, R)],
-        "rows": [ops.Strip(2, 0, L[:4], R), ops.Strip(8, 0, L[4:9], R)],
-        "columns": [ops.Strip(0, 0, L, R[:, :5]), ops.Strip(0, 9, L, R[:, 9:])],
-    }[where]
-    double = [ops.Strip(row, column, L.double(), R.double()) for row, column, L, R in strips]
-    with torch.no_grad():
-        mine, plain = (module.add_strips(W, strips, 0.7) for module in (autograd, reference))
-        exact = reference.add_strips(W.double(), double, 0.7)
-    assert as_good([mine], [plain], [exact])
-    assert mine.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", LOW)
@@ -315,13 +275,6 @@ def test_slices_keep_the_input_and_the_small_products():
     assert kept(lambda: model(x)) == {torch.float32: 10 * 40 + 10 * 6}
 
 
-def test_an_embedding_keeps_its_tokens_and_the_small_product():
-    model = nn.Sequential(nn.Embedding(50, 40)).requires_grad_(False)
-    lora.inject(model, lora.LoRAConfig(r=3, target_modules=["0"]))
-    ids = torch.randint(0, 50, (10,))
-    assert kept(lambda: model(ids)) == {torch.int64: 10, torch.float32: 10 * 3}
-
-
 # --- dropout --------------------------------------------------------------------------------------------------------
 
 
@@ -364,17 +317,3 @@ def test_the_whole_of_a_small_update_reaches_the_output_and_the_input_gradient(d
     for off, update in ((y - base, true), (dX - base_dX, true_dX)):
         slope = float((off * update).sum() / update.square().sum())
         assert abs(slope - 1) < (0.02 if dtype == torch.float16 else 0.1)
-
-
-# --- blocks ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_block_by_itself_has_the_bits_of_the_whole(dtype):
-    W, strips = torch.randn(23, 17).to(dtype), [ops.Strip(3, 2, torch.randn(9, 2), torch.randn(2, 11))]
-    with torch.no_grad():
-        whole = autograd.add_strips(W, strips, 0.7)
-        for first, last in merging.row_blocks(23, 17, merging.breaks_of(strips)):
-            out = torch.empty_like(W[first:last])
-            merging.add_to_block(W[first:last], first, strips, 0.7, out)
-            assert torch.equal(out, whole[first:last])

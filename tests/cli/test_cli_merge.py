@@ -1,7 +1,5 @@
-"""`loralib combine`, `extract` and `merge`: what they write is what they say, and what cannot be done is said in a sentence."""
+"""`loralib merge`: the files that it writes are checked, and what cannot be merged is said in a sentence."""
 
-import copy
-import json
 import signal
 import subprocess
 import sys
@@ -13,137 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import loralib as lora
-from hf import logits, tiny
+from cli.conftest import adapter, complaint, said
 from loralib import ops
 from loralib.checkpoints import verify
-from loralib.cli import main
 from loralib.ops.autograd import merging
-from models import randomize, same_bits
-
-
-def said(capsys, *words: object) -> str:
-    """What a command prints that succeeds."""
-    assert main([str(word) for word in words]) == 0
-    return capsys.readouterr().out
-
-
-def complaint(capsys, *words: object, code: int = 2) -> str:
-    """The one sentence of a command whose words are off, or that fails."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == code
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("loralib: ")
-    return captured.err
-
-
-def adapter(seed: int = 0, head: float | None = None, **metadata: str) -> lora.Adapter:
-    torch.manual_seed(seed)
-    layers = {f"l{i}.proj": lora.LoRAUpdate(torch.randn(3, 6), torch.randn(4, 3), 6) for i in range(2)}
-    tensors = {} if head is None else {"head.weight": torch.full((2,), head)}
-    config = lora.LoRAConfig(modules_to_save=["head"] if tensors else [])
-    return lora.Adapter(config, layers, tensors, metadata)
-
-
-@pytest.fixture
-def two(tmp_path):
-    lora.save(adapter(0, 1.0, base_model_name_or_path="one"), tmp_path / "a")
-    lora.save(adapter(1, 3.0, base_model_name_or_path="two"), tmp_path / "b.safetensors", format="safetensors")
-    return tmp_path / "a", tmp_path / "b.safetensors"
-
-
-# --- combine --------------------------------------------------------------------------------------------------------
-
-
-def test_a_weighted_sum_is_written_and_reported(two, tmp_path, capsys):
-    text = said(capsys, "combine", *two, "--weights", "0.75", "-0.5", "--tensors", "first", "-o", tmp_path / "out")
-    assert "0.75 * PEFT folder a: 2 layers, r=3" in text
-    assert "-0.5 * one-file adapter b.safetensors" in text
-    assert "2 layers, r=6" in text
-    assert "different base models: one, two" in text
-    a, b, found = (lora.load(path) for path in (*two, tmp_path / "out"))
-    assert torch.allclose(found.delta("l0.proj"), 0.75 * a.delta("l0.proj") - 0.5 * b.delta("l0.proj"), atol=1e-5)
-
-
-def test_a_lower_rank_tells_what_it_keeps(two, tmp_path, capsys):
-    text = said(capsys, "combine", *two, "--method", "svd", "--r", "2", "--tensors", "drop", "-o", tmp_path / "out")
-    found = lora.load(tmp_path / "out")
-    exact = lora.combine([lora.load(path) for path in two], tensors="drop")
-    share = sum(float(found.delta(n).square().sum()) for n in found.layers)
-    share /= sum(float(exact.delta(n).square().sum()) for n in exact.layers)
-    assert f"{share:.2%} of the exact sum's" in text
-    assert found.config.r == 2
-
-
-@pytest.mark.parametrize("method", ["ties", "dare", "magnitude", "dare_ties"])
-def test_pruning_from_the_command_line(method, two, tmp_path, capsys):
-    words = ("--method", method, "--density", "0.5", "--seed", "3", "--tensors", "average", "--weights", "0.5", "0.5")
-    said(capsys, "combine", *two, *words, "-o", tmp_path / "out.safetensors", "--format", "safetensors")
-    expected = lora.combine([lora.load(p) for p in two], [0.5, 0.5], method, density=0.5, seed=3, tensors="average")
-    assert lora.load(tmp_path / "out.safetensors") == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "telling"),
-    [
-        (["--weights", "1"], "1 for 2 adapters"),
-        ([], "'head.weight' was trained in full"),
-        (["--r", "2", "--tensors", "drop"], "svd"),
-        (["--method", "ties", "--tensors", "drop"], "density"),
-        (["--method", "average"], "'average' is not one of"),
-        (["--format", "kohya", "--tensors", "drop"], ".safetensors"),
-    ],
-)
-def test_what_cannot_be_combined_is_said(words, telling, two, tmp_path, capsys):
-    assert telling in complaint(capsys, "combine", *two, *words, "-o", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-# --- extract --------------------------------------------------------------------------------------------------------
-
-
-def test_an_adapter_is_extracted_and_makes_the_tuned_model_of_the_base(tmp_path, capsys):
-    base = tiny("Bert")
-    tuned = copy.deepcopy(base)
-    lora.inject(tuned, lora.LoRAConfig(r=2, target_modules=["query", "value"], modules_to_save=["classifier"]))
-    with torch.no_grad():
-        randomize(tuned).classifier.bias.add_(1)
-    lora.merge(tuned, keep=False)
-    base.save_pretrained(tmp_path / "base")
-    type(base).save_pretrained(tuned, tmp_path / "tuned")
-    text = said(capsys, "extract", tmp_path / "tuned", tmp_path / "base", "--r", "2", "-o", tmp_path / "out")
-    assert "4 layers, r=2" in text
-    assert "keep 100.00%" in text
-    assert "Taken over in full: classifier.bias" in text
-    fresh = tiny("Bert")
-    lora.attach(fresh, lora.load(tmp_path / "out"))
-    assert torch.allclose(logits(fresh), logits(tuned), atol=1e-5)
-    found = json.loads(
-        said(capsys, "extract", tmp_path / "tuned", tmp_path / "base", "--energy", "0.5", "--json", "-o", tmp_path / "j")
-    )
-    assert {row["r"] for row in found["layers"]} <= {1, 2}
-    assert found["in_full"] == ["classifier.bias"]
-
-
-@pytest.mark.parametrize(
-    ("words", "telling"),
-    [
-        ([], "give --r"),
-        (["--r", "0"], "r=0"),
-        (["--energy", "2"], "energy=2"),
-        (["--r", "2", "--target-modules", "quary"], "query"),
-        (["--r", "2"], "do not differ"),
-    ],
-)
-def test_what_cannot_be_extracted_is_said(words, telling, tmp_path, capsys):
-    tiny("Bert").save_pretrained(tmp_path / "base")
-    tiny("Bert").save_pretrained(tmp_path / "tuned")
-    assert telling in complaint(capsys, "extract", tmp_path / "tuned", tmp_path / "base", *words, "-o", tmp_path / "out")
-    assert "no weights" in complaint(capsys, "extract", tmp_path, tmp_path / "base", "--r", "1", "-o", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-# --- merge ----------------------------------------------------------------------------------------------------------
+from models import same_bits
 
 
 @pytest.fixture

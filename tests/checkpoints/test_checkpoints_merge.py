@@ -17,7 +17,6 @@ import loralib as lora
 from hf import tiny
 from kinds import KINDS, every_kind
 from loralib.adapters.config_of import described
-from loralib.checkpoints import write
 from models import bits, close, randomize, same_bits
 from peers import library
 from sample_adapters import tensor, updates
@@ -376,20 +375,6 @@ def test_nothing_is_left_when_it_breaks_off(error, tmp_path, monkeypatch):
         lora.merge_checkpoint(base, adapter, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert torch.get_num_threads() == before
-
-
-def test_files_are_copied_where_the_system_does_not_do_it_itself(tmp_path, monkeypatch):
-    base, adapter = simple(tmp_path)
-    tensors = load_file(base / "model.safetensors") | {"other": torch.randn(1000)}
-    save_file(tensors, base / "model.safetensors")
-
-    def refuses(*args):
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "copy_file_range", refuses)
-    monkeypatch.setattr(write, "CHUNK", 512)
-    lora.merge_checkpoint(base, adapter, tmp_path / "out")
-    assert same_bits(load_file(tmp_path / "out" / "model.safetensors")["other"], tensors["other"])
 
 
 def test_progress_ends_with_all_bytes(tmp_path):

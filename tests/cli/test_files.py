@@ -1,0 +1,220 @@
+"""What the commands on files of adapters share: reading in any format, and writing over nothing unasked."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import loralib as lora
+from loralib.cli import ADAPTERS, files, main
+from loralib.cli.parsing import OneSentenceParser
+from sample_adapters import tensor
+
+
+def adapter(seed: int) -> lora.Adapter:
+    layers = {
+        f"layers.{i}.proj": lora.LoRAUpdate(tensor((2, 6), torch.float32, seed + i), tensor((4, 2), torch.float32, seed + 9), 4)
+        for i in range(2)
+    }
+    return lora.Adapter(lora.LoRAConfig(), layers)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with two adapters and two models."""
+    for name, seed in (("one", 0), ("two", 5)):
+        lora.save(adapter(seed), tmp_path / name)
+    for name, seed in (("base", 0), ("tuned", 50)):
+        (tmp_path / name).mkdir()
+        weights = {f"layers.{i}.proj.weight": tensor((4, 6), torch.float32, seed + i) for i in range(2)}
+        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return tmp_path
+
+
+WORDS = {
+    "info": ["one"],
+    "convert": ["one", "-o", "out.safetensors", "--format", "safetensors"],
+    "combine": ["one", "two", "--weights", "0.5", "0.5", "--method", "ties", "--density", "0.5", "-o", "out"],
+    "extract": ["tuned", "base", "--r", "2", "-o", "out"],
+    "merge": ["base", "one", "-o", "out", "--check"],
+}
+
+
+@pytest.mark.parametrize("command", [command for command in ADAPTERS if command != "info"])
+def test_a_command_that_writes_overwrites_nothing_unasked(
+    command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert main([command, *WORDS[command]]) == 0
+    assert main([command, *WORDS[command]]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([command, *WORDS[command], "--overwrite"]) == 0
+
+
+def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora.save(adapter(0), place / "old.pt", "loralib")
+    words = ["combine", str(place / "one"), str(place / "old.pt"), "--weights", "1", "-1", "-o", str(place / "zero")]
+    assert main(words) == 2
+    assert "--lora-alpha" in capsys.readouterr().err
+    assert main([*words, "--lora-alpha", "4"]) == 0
+    zero = lora.load(place / "zero")
+    assert all(float(zero.delta(name).abs().max()) < 1e-6 for name in zero.layers)
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
+@pytest.mark.parametrize("kind", ["text", "tensors", "nothing"])
+def test_force_replaces_an_adapter_and_nothing_else(
+    name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora.save(
+        lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)}), tmp_path / "a"
+    )
+    out, format = tmp_path / name, {".safetensors": "safetensors", ".pt": "loralib"}[Path(name).suffix]
+    if kind == "tensors":
+        tensors = {"embeddings": torch.ones(3, 4)}
+        (save_file if name.endswith("safetensors") else torch.save)(tensors, out)
+    else:
+        out.write_text("data" if kind == "text" else "")
+    before = out.read_bytes()
+    words = [str(tmp_path / "a"), "-o", str(out), "--format", format, "--overwrite"]
+    for command in ("convert", "combine"):
+        assert main([command, *words]) == 2
+        assert "is not an adapter" in capsys.readouterr().err
+        assert out.read_bytes() == before
+    out.unlink()
+    assert main(["convert", *words]) == 0
+    assert main(["convert", *words]) == 0
+
+
+def reading(*words: str) -> argparse.Namespace:
+    parser = OneSentenceParser(prog="loralib toy")
+    files.add_reading(parser)
+    return parser.parse_args(list(words))
+
+
+@pytest.mark.parametrize(("text", "mask"), [("true,false", (True, False)), ("1, 0 ,TRUE", (True, False, True))])
+def test_a_mask_is_read_from_words(text: str, mask: tuple[bool, ...]) -> None:
+    assert reading("--enable-lora", text).enable_lora == mask
+
+
+@pytest.mark.parametrize("text", ["", "yes", "true,,false", "2"])
+def test_what_is_no_mask_is_refused(text: str) -> None:
+    with pytest.raises(lora.ConfigError, match="is not a list of truth values; write true,false,true"):
+        reading("--enable-lora", text)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A checkpoint of loralib 0.1, which does not say lora_alpha."""
+    lora.save(adapter(0), tmp_path / "old.pt", "loralib")
+    return tmp_path / "old.pt"
+
+
+def test_what_a_file_does_not_say_is_asked_for_or_guessed(old: Path) -> None:
+    with pytest.raises(lora.FormatError, match="lora_alpha"):
+        files.read(old, reading())
+    read = files.read(old, reading("--lora-alpha", "8"))
+    assert {update.lora_alpha for update in read.layers.values()} == {8}
+    assert all(isinstance(update.lora_alpha, int) for update in read.layers.values())
+    guessed = files.read_guessing(old, reading())
+    assert (guessed.format, guessed.guessed) == ("loralib", True)
+    assert {update.scaling for update in guessed.adapter.layers.values()} == {1}
+    assert guessed.adapter.source == read.source
+    told = files.read_guessing(old, reading("--lora-alpha", "8"))
+    assert (told.guessed, told.adapter) == (False, read)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lora-alpha", "8"], "--lora-alpha is for files that do not say it, and .*one says its own; leave it out"),
+        (["--enable-lora", "true"], "--enable-lora is for checkpoints of loralib 0.1, and .*one is none; leave it out"),
+        (["--from", "kohya", "--keys", "k.json"], "--from names a known format, and --keys is for files of none"),
+    ],
+)
+def test_what_the_file_says_itself_cannot_be_said_again(words: list[str], message: str, place: Path) -> None:
+    with pytest.raises(lora.ConfigError, match=message):
+        files.read(place / "one", reading(*words))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"a": 1}', "[]", "{", '{"(a*)*b": "c"}'])
+def test_what_is_no_key_map_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "k.json").write_text(content)
+    with pytest.raises(lora.FormatError, match=r"k\.json"):
+        files.read_keys(tmp_path / "k.json")
+    (tmp_path / "k.json").write_text('{"a(.*)": "b"}')
+    assert files.read_keys(tmp_path / "k.json") == {"a(.*)": "b"}
+
+
+def test_an_adapter_with_numbers_that_are_none_is_neither_read_nor_written(tmp_path: Path) -> None:
+    update = lora.LoRAUpdate(torch.full((1, 2), float("nan")), torch.ones(3, 1), 1)
+    broken = lora.Adapter(lora.LoRAConfig(), {"q": update})
+    lora.save(broken, tmp_path / "a.safetensors", "safetensors")
+    with pytest.raises(lora.AlgebraError, match=r"a\.safetensors: 'q' is unusable.*Nothing was written"):
+        files.read(tmp_path / "a.safetensors", reading())
+    with pytest.raises(lora.AlgebraError, match=r"the result: 'q' is unusable"):
+        files.write(broken, tmp_path / "b.safetensors", "safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
+    assert files.read_guessing(tmp_path / "a.safetensors", reading()).adapter == broken
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "message"),
+    [
+        ("a.safetensors", "peft", "peft is a folder; give the name of one"),
+        ("a.bin", "peft", "peft is a folder"),
+        ("file", "peft", "peft is a folder"),
+        ("folder", "safetensors", "that is a folder, and safetensors is a file"),
+        ("a.pt", "safetensors", r"files of this format end in \.safetensors"),
+        ("a", "kohya", r"files of this format end in \.safetensors"),
+        ("a.safetensors", "loralib", "end the name in .pt"),
+        ("one", "peft", "that is what is read; give another place"),
+    ],
+)
+def test_an_output_of_the_wrong_kind_is_refused(name: str, format: str, message: str, place: Path) -> None:
+    (place / "file").touch()
+    (place / "folder").mkdir()
+    with pytest.raises(lora.ConfigError, match=message), files.free_output(place / name, format, True, [place / "one"]):
+        pytest.fail("it is not free")
+
+
+@pytest.mark.parametrize(
+    ("output", "format", "count"),
+    [("x", "peft", 2), ("x.safetensors", "diffusers", 1), ("x", "diffusers", 1)],
+)
+def test_what_is_written_is_the_files_that_were_promised(
+    output: str, format: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = adapter(0).rename({"": "unet"}) if format == "diffusers" else adapter(0)
+    with files.free_output(tmp_path / output, format, False, []):
+        files.write(held, tmp_path / output, format)
+    targets = files.targets(tmp_path / output, format)
+    assert len(targets) == count
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(targets)
+    said = capsys.readouterr().out
+    assert said.startswith("Wrote ")
+    assert all(f"{path} ({path.stat().st_size:,} bytes)" in said for path in targets)
+    report = files.report_of(held, tmp_path / output, format)
+    assert [entry["path"] for entry in report["files"]] == list(map(str, targets))
+    assert (report["layers"], report["ranks"], report["parameters"]) == (2, [2], 2 * (2 * 6 + 4 * 2))
+    with (
+        pytest.raises(lora.ConfigError, match="exists; add --overwrite"),
+        files.free_output(tmp_path / output, format, False, []),
+    ):
+        pytest.fail("it is not free")
+    with files.free_output(tmp_path / output, format, True, []):
+        files.write(held, tmp_path / output, format, quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_paths_lead_to_the_same_file_through_links(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert files.same_file(tmp_path / "a", tmp_path / "link")
+    (tmp_path / "b").touch()
+    assert not files.same_file(tmp_path / "a", tmp_path / "b")
+    assert not files.same_file(tmp_path / "none", tmp_path / "none")
