@@ -26,7 +26,7 @@ def test_the_summary_says_what_there_is():
     for word in [*words, "task_type    T"]:
         assert word in said
     assert adapter.num_parameters() == 3 * 14 + 4
-    assert "1 token rows" in repr(adapter)
+    assert "1 token row" in repr(adapter)
 
 
 def ranked(*ranks: int) -> dict[str, lora.LoRAUpdate]:
@@ -48,7 +48,7 @@ def test_a_line_names_few_ranks_and_bounds_many(ranks, words):
 
 
 def test_a_line_counts_tensors_and_has_rows_only_where_there_are_some():
-    assert "1 tensor " in summary.line({}, {"a": torch.ones(2)}, {})
+    assert "1 extra tensor" in summary.line({}, {"a": torch.ones(2)}, {})
     assert "2 tensors " in summary.line({}, {"a": torch.ones(2), "b": torch.ones(2)}, {})
     assert "token" not in summary.line({}, {}, {})
     assert "3 token rows" in summary.line({}, {}, {"e": ROWS, "f": lora.TokenRows((1, 2), torch.ones(2, 2))})

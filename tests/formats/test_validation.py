@@ -64,7 +64,7 @@ def test_the_parts_of_an_update_are_taken_by_their_names():
     for missing in ("down", "up"):
         with pytest.raises(lora.FormatError, match=f"^x has no {missing}"):
             validation.parts_of("x", {name: A for name in ("down", "up") if name != missing}, NAMES)
-    with pytest.raises(lora.FormatError, match=r"^x has mid beside down"):
+    with pytest.raises(lora.FormatError, match=r"^x has mid and down"):
         validation.parts_of("x", {"down": A, "up": B, "mid": A}, NAMES, without=["mid"])
 
 
