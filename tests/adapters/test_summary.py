@@ -49,7 +49,7 @@ def test_a_line_names_few_ranks_and_bounds_many(ranks, words):
 
 def test_a_line_counts_tensors_and_has_rows_only_where_there_are_some():
     assert "1 extra tensor" in summary.line({}, {"a": torch.ones(2)}, {})
-    assert "2 tensors " in summary.line({}, {"a": torch.ones(2), "b": torch.ones(2)}, {})
+    assert "2 extra tensors" in summary.line({}, {"a": torch.ones(2), "b": torch.ones(2)}, {})
     assert "token" not in summary.line({}, {}, {})
     assert "3 token rows" in summary.line({}, {}, {"e": ROWS, "f": lora.TokenRows((1, 2), torch.ones(2, 2))})
 
