@@ -19,6 +19,7 @@ from .patterns import Patterns
 from .printing import short
 
 ALL_LINEAR = "all-linear"
+LARGEST_ALPHA = 3.4028234663852886e38  # of float32
 
 T = TypeVar("T")
 
@@ -58,10 +59,12 @@ def check_rank(r: object, *, zero: bool = False) -> int:
 
 
 def check_alpha(lora_alpha: object) -> float:
-    """`lora_alpha`, if it is a positive finite number; `ConfigError` otherwise."""
+    """`lora_alpha`, if it is a positive number that float32 has, in which updates are scaled; `ConfigError` otherwise."""
     value = python_value(lora_alpha)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
         raise ConfigError(f"lora_alpha={short(lora_alpha)}: must be a positive number; the update is scaled by lora_alpha / r.")
+    if value > LARGEST_ALPHA:
+        raise ConfigError(f"lora_alpha={short(lora_alpha)}: is too large for float32; lora_alpha is seldom more than 4 · r.")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
