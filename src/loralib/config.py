@@ -61,9 +61,9 @@ def check_rank(r: object, *, zero: bool = False) -> int:
 def check_alpha(lora_alpha: object) -> float:
     """`lora_alpha`, if it is a positive number that float32 has, in which updates are scaled; `ConfigError` otherwise."""
     value = python_value(lora_alpha)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0 or value == math.inf:  # type: ignore[operator]
         raise ConfigError(f"lora_alpha={short(lora_alpha)}: must be a positive number; the update is scaled by lora_alpha / r.")
-    if value > LARGEST_ALPHA:
+    if value > LARGEST_ALPHA:  # type: ignore[operator]
         raise ConfigError(f"lora_alpha={short(lora_alpha)}: is too large for float32; lora_alpha is seldom more than 4 · r.")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 

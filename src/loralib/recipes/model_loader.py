@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ _UNLOADABLE = (  # what transformers raises for a damaged folder, whose config.j
     LookupError,
     RuntimeError,
     SafetensorError,
+    StrictDataclassError,
     TypeError,
     AttributeError,
     AssertionError,

@@ -81,8 +81,9 @@ def load_encoder(
 
 
 def _check_body(name: str, loaded: model_loader.Loaded) -> None:
-    """`RunError` where the checkpoint lacks weights of the body's embeddings or of a layer in a list of layers, or has them with
-    another shape: they would be drawn at random. Single modules, such as a pooler, may be missing: they are trained with the head.
+    """`RunError` where weights of the body would be drawn at random, because the checkpoint lacks those of its embeddings or of
+    a layer in a list of layers, or has any of another shape. A single module, such as a pooler, may be missing: it is trained
+    with the head.
     """
     model, head = loaded.model, head_of(loaded.model)
     stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Embedding)]
@@ -90,8 +91,8 @@ def _check_body(name: str, loaded: model_loader.Loaded) -> None:
     unfit += sorted(key for key in loaded.missing if within(key, stacks) and not within(key, head))
     if unfit:
         raise RunError(
-            f"the checkpoint of {name!r} lacks {len(unfit)} weights of a {type(model).__name__} in the shape that its config.json "
-            f"says ({listed(unfit, most=3)}), which would be drawn at random; give the whole folder of one model."
+            f"the checkpoint of {name!r} lacks {len(unfit)} weights of a {type(model).__name__} in the shape that its "
+            f"config.json says ({listed(unfit, most=3)}), which would be drawn at random; give the whole folder of one model."
         )
 
 
