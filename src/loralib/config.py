@@ -66,12 +66,12 @@ def check_alpha(lora_alpha: object) -> float:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def check_usable_alpha(lora_alpha: object) -> float:
-    """`lora_alpha` for a layer that is to compute with it, in float32 at least; `ConfigError` when it is not such a number."""
-    value = check_alpha(lora_alpha)
-    if value > LARGEST_ALPHA:
-        raise ConfigError(f"lora_alpha={short(lora_alpha)}: is too large for float32; lora_alpha is seldom more than 4 · r.")
-    return value
+def check_usable_alpha(lora_alpha: float) -> None:
+    """`ConfigError` for a `lora_alpha` that float32, in which layers scale their updates, does not have."""
+    if lora_alpha > LARGEST_ALPHA:
+        raise ConfigError(
+            f"lora_alpha={short(lora_alpha)}: is too large for float32; lora_alpha is seldom more than 4 · r. Nothing was changed."
+        )
 
 
 def check_dropout(lora_dropout: object) -> float:
@@ -185,7 +185,7 @@ class LoRAConfig:
     slice_widths: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked = {"r": check_rank(self.r), "lora_alpha": check_usable_alpha(self.lora_alpha)}
+        checked = {"r": check_rank(self.r), "lora_alpha": check_alpha(self.lora_alpha)}
         checked["lora_dropout"] = check_dropout(self.lora_dropout)
         check_bias(self.bias)
         flags = {field: python_value(getattr(self, field)) for field in ("use_rslora", "fan_in_fan_out")}
@@ -200,7 +200,7 @@ class LoRAConfig:
             "slice_widths": _pattern(self.slice_widths, "slice_widths", check_widths),
             "modules_to_save": _names(self.modules_to_save, "modules_to_save"),
             "rank_pattern": _pattern(self.rank_pattern, "rank_pattern", check_rank),
-            "alpha_pattern": _pattern(self.alpha_pattern, "alpha_pattern", check_usable_alpha),
+            "alpha_pattern": _pattern(self.alpha_pattern, "alpha_pattern", check_alpha),
         }
         for field in ("target_modules", "exclude_modules"):
             if not isinstance(value := getattr(self, field), str):
