@@ -69,9 +69,7 @@ def check_alpha(lora_alpha: object) -> float:
 def check_usable_alpha(lora_alpha: float) -> None:
     """`ConfigError` for a `lora_alpha` that float32, in which layers scale their updates, does not have."""
     if lora_alpha > LARGEST_ALPHA:
-        raise ConfigError(
-            f"lora_alpha={short(lora_alpha)}: is too large for float32; lora_alpha is seldom more than 4 · r. Nothing was changed."
-        )
+        raise ConfigError(f"lora_alpha={short(lora_alpha)}: is too large for float32; give a smaller one. Nothing was changed.")
 
 
 def check_dropout(lora_dropout: object) -> float:

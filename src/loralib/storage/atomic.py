@@ -101,7 +101,7 @@ def sync_folder(folder: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file `path`; `FormatError` when it is none."""
-    check_is_file(path)
+    check_is_file(path, "JSON file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -20,10 +20,10 @@ def what_is_at(path: Path) -> str:
     return "is a link to what does not exist" if path.is_symlink() else "does not exist"
 
 
-def check_is_file(path: Path) -> None:
-    """`FormatError` when there is no file at `path`."""
+def check_is_file(path: Path, kind: str) -> None:
+    """`FormatError` when there is no file at `path`. kind: which is expected there."""
     if not path.is_file():
-        raise FormatError(f"{path} {what_is_at(path)}; fetch or save it again.")
+        raise FormatError(f"{path} {what_is_at(path)}; expected a {kind}, so fetch or save it again.")
 
 
 def unreadable(path: Path, error: OSError) -> FormatError:

@@ -133,7 +133,7 @@ def mapped_tensors(path: Path, header: Header) -> dict[str, Tensor]:
 
 
 def _opened(path: Path) -> Any:
-    check_is_file(path)
+    check_is_file(path, "safetensors file")
     try:
         return safe_open(path, "pt")
     except PermissionError as error:
