@@ -19,6 +19,7 @@ from .patterns import Patterns
 from .printing import short
 
 ALL_LINEAR = "all-linear"
+LARGEST_ALPHA = 3.4028234663852886e38  # of float32
 
 T = TypeVar("T")
 
@@ -60,9 +61,15 @@ def check_rank(r: object, *, zero: bool = False) -> int:
 def check_alpha(lora_alpha: object) -> float:
     """`lora_alpha`, if it is a positive finite number; `ConfigError` otherwise."""
     value = python_value(lora_alpha)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0 or value == math.inf:  # type: ignore[operator]
         raise ConfigError(f"lora_alpha={short(lora_alpha)}: must be a positive number; the update is scaled by lora_alpha / r.")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def check_usable_alpha(lora_alpha: float) -> None:
+    """`ConfigError` for a `lora_alpha` that float32, in which layers scale their updates, does not have."""
+    if lora_alpha > LARGEST_ALPHA:
+        raise ConfigError(f"lora_alpha={short(lora_alpha)}: is too large for float32; give a smaller one. Nothing was changed.")
 
 
 def check_dropout(lora_dropout: object) -> float:

@@ -76,7 +76,7 @@ def test_what_holds_no_weights_is_refused(tmp_path):
     with pytest.raises(lora.FormatError, match="holds no weights of a model"):
         open_checkpoint(tmp_path)
     torch.save([1, 2], tmp_path / "pytorch_model.bin")
-    with pytest.raises(lora.FormatError, match="no state dict"):
+    with pytest.raises(lora.FormatError, match="not a state dict"):
         open_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(lora.FormatError, match="not a whole safetensors file"):

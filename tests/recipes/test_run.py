@@ -40,7 +40,7 @@ def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
         ({"model": "./nowhere"}, RunError, "nowhere.*cannot be loaded"),
         ({"data": "none.tsv"}, DataError, "does not exist"),
         ({"label_column": "lable"}, DataError, "no column 'lable'.*Nearest: label"),
-        ({"problem": "regression"}, DataError, "no number"),
+        ({"problem": "regression"}, DataError, "not a number"),
         ({"target_modules": "qeury,value"}, TargetError, "'qeury' matches no layer.*query \\(2 layers\\)"),
         ({"metric_for_best_model": "pearson"}, ConfigError, "must be one of accuracy"),
         ({"data": "imdb", "eval_data": None}, DataError, "hub data set 'imdb'"),

@@ -101,7 +101,7 @@ def test_what_cannot_be_told_is_asked(tmp_path):
     path = save(tmp_path, trained_0_1(), "eval")
     model = Blocks(lora)
     call = lambda: lora.load_legacy(model, path)  # noqa: E731
-    expect_refusal(lora.AttachError, "cannot be told: that of 'embed'.*assume_merged=True or False", model, call)
+    expect_refusal(lora.AttachError, "it is unclear whether .*: that of 'embed'.*assume_merged=True or False", model, call)
 
 
 def test_an_untrained_checkpoint_is_the_same_merged_and_unmerged(tmp_path):

@@ -20,6 +20,7 @@ from ..errors import FormatError
 from ..storage import hub
 from ..storage.atomic import read_json
 from ..storage.pickled import read_pickled
+from ..storage.places import what_is_at
 from ..storage.safetensors import CODES, read_header
 
 STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
@@ -114,8 +115,10 @@ def _files(path: Path) -> tuple[list[Path], set[str]]:
                 if file.parent != path or not file.is_file():
                     raise FormatError(f"{index} names {file.name!r}, which is not in {path}; fetch the checkpoint again.")
             return files, set(shards)
-    if not path.exists():
-        raise FormatError(f"{path} does not exist; {hub.advice(path) or 'give the folder of a model, or its file of weights'}.")
+    if not path.is_dir():
+        raise FormatError(
+            f"{path} {what_is_at(path)}; {hub.advice(path) or 'give the folder of a model, or its file of weights'}."
+        )
     raise FormatError(
         f"{path} holds no weights of a model: expected a folder with {', '.join(STEMS)} or shards of one, or a file."
     )

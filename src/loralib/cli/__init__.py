@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from itertools import pairwise
 
 from .. import __version__
 from ..errors import ConfigError, LoRAError
@@ -73,7 +74,13 @@ def _run(words: list[str]) -> int:
 
 
 def check_names(words: Sequence[str]) -> None:
-    """`ConfigError` for a path that other libraries could not open, before any work: its bytes are not text here."""
+    """`ConfigError` for an empty word, and for a path that other libraries could not open, before any work: its bytes are not
+    text here."""
+    for before, word in pairwise(["", *words]):
+        option, has_value, value = word.partition("=") if word.startswith("--") else (before, True, word)
+        if has_value and not value:
+            where = f"the value of {option}" if option.startswith("-") else "a word"
+            raise ConfigError(f"{where} is empty; leave it out, or set the variable that it comes from.")
     with suppress(FileNotFoundError):
         words = [*words, os.getcwd()]
     for word in words:
@@ -113,11 +120,31 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
         if debug or not any("\udc80" <= char <= "\udcff" for char in error.object):
             raise
         return complain(_unreadable(error.object), MISUSED)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _is_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". Tried")[0] or "out of memory"
+        return complain(f"there is not enough memory ({reason}); {_LESS_MEMORY}.", FAILED)
     except OSError as error:
         if debug:
             raise
         where = f" ({_place(error)})" if error.filename else ""
-        return complain(f"{error.strerror or error}{where}.", FAILED)
+        return complain(f"{_reason(error)}{where}.", FAILED)
+
+
+def _reason(error: OSError) -> str:
+    """What the system says; of a file in whose place a folder is to be, that."""
+    in_the_way = isinstance(error, NotADirectoryError | FileExistsError)
+    return "a file is in the place of a folder" if in_the_way else error.strerror or str(error)
+
+
+_LESS_MEMORY = "a smaller --r, --device-batch-size, --max-length or --beams takes less"
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the machine or of a GPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said or "not enough memory" in said
 
 
 def _place(error: OSError) -> str:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import ConfigError
 from ..recipes.run_folder import check_names
+from ..storage.places import what_is_at
 from ..storage.plain_yaml import read_yaml
 from .wording import choices_of, expected, in_our_words, known_options, one_of
 
@@ -123,7 +124,7 @@ def _check_config_files(words: Sequence[str]) -> None:
     named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     for path in map(Path, named):
         if not path.is_file():
-            raise ConfigError(f"--config {path} does not exist; give a YAML file of options.")
+            raise ConfigError(f"--config {path} {what_is_at(path)}; give a YAML file of options.")
         try:
             values = read_yaml(path)
         except (OSError, ValueError, yaml.YAMLError) as error:

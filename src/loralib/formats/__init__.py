@@ -31,6 +31,7 @@ from ..config import LoRAConfig
 from ..errors import FormatError
 from ..printing import short
 from ..storage import hub
+from ..storage.places import what_is_at
 from . import diffusers, foreign, kohya, loralib_0_1, mlx, one_file, original, peft, peft_file
 from .keys import KeyMap, check_keys
 from .keys import read as read_by_keys
@@ -169,9 +170,9 @@ def _check_format(format: str, known: Mapping[str, ModuleType]) -> None:
 
 
 def _check_exists(path: Path) -> None:
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         remedy = hub.advice(path) or "give the path of a saved adapter"
-        raise FormatError(f"{path} does not exist; {remedy}.")
+        raise FormatError(f"{path} {what_is_at(path)}; {remedy}.")
 
 
 def _found(opened: Opened) -> tuple[str, Opened]:

@@ -2,15 +2,31 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, RunError
 from ..train.quiet import quiet_transformers
+from . import run_folder
+
+_UNLOADABLE = (  # what transformers raises for a damaged folder, whose config.json may say anything
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
 
 
 @dataclass(frozen=True)
@@ -18,12 +34,14 @@ class Loaded:
     """A model as it was loaded, with its tokenizer, which can pad.
 
     stored: the config that its checkpoint has. missing: the names of weights that the checkpoint lacks, drawn at random.
+    mismatched: those that have another shape in the checkpoint, with both shapes; they are drawn at random too.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stored: PretrainedConfig
     missing: set[str]
+    mismatched: list[tuple[str, Any, Any]]
 
 
 @quiet_transformers()
@@ -53,16 +71,19 @@ def load(
         model, info = kind.from_pretrained(name, **exact, **trust, **how)
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _UNLOADABLE as error:
         refuse_code(name, error)
+        refuse_what_was_trained(Path(name))
         reason = " ".join(str(error).split())[:300]
         raise RunError(
             f"model {name!r} cannot be loaded as {title}; give a local folder, or a name on the Hugging Face hub and a "
             f"network. ({reason})"
         ) from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there is none: all texts are alike
+        raise RunError(f"model {name!r} has no vocabulary for texts; add the files of its tokenizer, such as tokenizer.json.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in training and decoding
-    return Loaded(model, tokenizer, stored, set(info["missing_keys"]))
+    return Loaded(model, tokenizer, stored, set(info["missing_keys"]), list(info["mismatched_keys"]))
 
 
 def refuse_code(name: str, error: Exception) -> None:
@@ -73,6 +94,14 @@ def refuse_code(name: str, error: Exception) -> None:
             "read that code and, if you trust it, set trust_remote_code=True",
             option="read that code and, if you trust it, add --trust-remote-code",
         ) from None
+
+
+def refuse_what_was_trained(folder: Path) -> None:
+    """`RunError` where there is an adapter, or a run, instead of a model."""
+    if (folder / "adapter_config.json").is_file():
+        raise RunError(f"{folder} holds an adapter; give the model that it was trained on, and the adapter as --init-adapter.")
+    if run_folder.holds_run(folder):
+        raise RunError(f"{folder} is a run; give the model that it was trained on, and the run as --init-adapter.")
 
 
 def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Sequence[int]]) -> None:

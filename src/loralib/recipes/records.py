@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DataError
 from ..patterns import nearest_of
+from ..storage.places import what_is_at
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +55,7 @@ def ending(path: Path, known: Sequence[str] = SUFFIXES, kinds: str = KINDS) -> s
 def check_file(path: Path, kinds: str = KINDS) -> None:
     """`DataError` when there is no such file."""
     if not path.is_file():
-        raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give the path of a {kinds}.")
+        raise DataError(f"{path} {what_is_at(path)}; give the path of a {kinds}.")
 
 
 def read_text(path: Path, kinds: str = KINDS) -> str:

@@ -25,6 +25,7 @@ from ..errors import LoRAError, RunError
 from ..storage.atomic import write_atomically
 from ..storage.folders import MARK, REPLACED, Writer
 from ..storage.json_text import as_json
+from ..storage.places import what_is_at
 from ..storage.plain_yaml import read_yaml
 from .options import PERMISSION, TrainOptions
 from .resolved import resolved
@@ -60,6 +61,11 @@ def holding_runs(title: str, own: str, roots: str, done: str) -> Writer:
     return Writer(title, rf"{own}|({roots})(\.yaml|/([\w-]+/)*([\w-]+\.yaml|({_OF_A_RUN})))", done, alone=True)
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` holds a run, finished or not."""
+    return (folder / CONFIG).is_file() and (folder / LABELS).is_file()
+
+
 def has_begun(folder: Path) -> bool:
     """Whether there is anything in `folder` to go on from: a checkpoint or a finished run, at any depth."""
     found = [path for name in (METRICS, "trainer_state.json") for path in folder.rglob(name)]
@@ -77,11 +83,23 @@ def read_options(folder: Path) -> tuple[TrainOptions, list[str] | None]:
     """The options of the run in `folder` and the names of its classes; `RunError` when it holds no run."""
     path = folder / CONFIG
     if not path.is_file():
-        raise RunError(f"{folder} is not a run folder ({CONFIG} is missing); give a folder that loralib train wrote.")
+        reason = f"{CONFIG} is missing" if folder.is_dir() else f"it {what_is_at(folder)}"
+        raise RunError(f"{folder} is not a run folder ({reason}); {_way_to_a_run(folder)}.")
     with _damage_named(f"{path} or {LABELS} next to it"):
         labels: list[str] | None = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        if labels is not None and (not isinstance(labels, list) or not all(isinstance(label, str) for label in labels)):
+            raise ValueError(f"{LABELS} is not a list of names")
         values = dict(read_yaml(path))
     return _options(path, values), labels
+
+
+def _way_to_a_run(folder: Path) -> str:
+    """What to give instead of a folder that is not a run: a run in it, the run that it is in, or any."""
+    if inside := next((path.parent for path in sorted(folder.glob(f"*/{CONFIG}")) if holds_run(path.parent)), None):
+        return f"give one of the runs in it, such as {inside}"
+    if around := next((parent for parent in folder.parents if holds_run(parent)), None):
+        return f"give the run that it is in, {around}"
+    return "give a folder that loralib train wrote"
 
 
 def write_seeds(folder: Path, options: TrainOptions, seeds: int) -> None:

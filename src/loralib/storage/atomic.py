@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from .places import check_is_file, unreadable
 from .processes import tag
 from .temporaries import leftovers, temporary
 
@@ -100,9 +101,12 @@ def sync_folder(folder: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file `path`; `FormatError` when it is none."""
+    check_is_file(path, "JSON file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON ({error}); fetch or save it again.") from None
     if not isinstance(values, dict):
         raise FormatError(f"{path} is not a JSON object; fetch or save it again.")

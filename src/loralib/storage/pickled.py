@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError
+from .places import unreadable, what_is_at
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _DDP = "module."
@@ -35,7 +36,7 @@ def read_pickled(path: Path) -> Any:
     """What `torch.save` wrote to `path`, if it is made of tensors and plain values; nothing in the file is executed, and no
     more memory is asked for than the file is large. `FormatError` when it is not so, or is damaged."""
     if not path.is_file():
-        raise FormatError(f"{path} is not a file; give the path of a checkpoint that torch.save wrote.")
+        raise FormatError(f"{path} {what_is_at(path)}; give the path of a checkpoint that torch.save wrote.")
     try:
         _check_archive(path)
         with warnings.catch_warnings():
@@ -44,6 +45,8 @@ def read_pickled(path: Path) -> Any:
         _check_tensors(path, content)
     except FormatError:
         raise
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     except _UNREADABLE as error:
         raise FormatError(f"{path} is not a checkpoint of tensors that is safe to read ({_reason(error)}).") from None
     return content

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import FormatError
 from ..tensors import as_bytes
+from .places import check_is_file, unreadable
 
 DTYPES = {  # in the order of the safetensors library, which writes the last ones first
     "BOOL": torch.bool,
@@ -132,7 +133,10 @@ def mapped_tensors(path: Path, header: Header) -> dict[str, Tensor]:
 
 
 def _opened(path: Path) -> Any:
+    check_is_file(path, "safetensors file")
     try:
         return safe_open(path, "pt")
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} is not a whole safetensors file ({error}); fetch or save it again.") from None

@@ -13,7 +13,7 @@ from .. import layers, patterns, tensors
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.updates import LoRAUpdate
 from ..arguments import check_dtype
-from ..config import LoRAConfig
+from ..config import LoRAConfig, check_usable_alpha
 from ..errors import ConfigError, TargetError
 from ..layers import AdaptedLayer
 from ..patterns import within
@@ -64,6 +64,8 @@ def inject(model: nn.Module, config: Given, dtype: torch.dtype | None = None) ->
     shared.check_not_sharded(read, names, "adapted")
     shared.check_synchronized(read, names, "adapted")
     _warn_of_ranks(plan.targets)
+    for target in plan.targets:
+        check_usable_alpha(target.lora_alpha)
     updates = [target.new_update(config, dtype) for target in plan.targets]
     with all_or_nothing(read):
         for target, update in zip(plan.targets, updates, strict=True):

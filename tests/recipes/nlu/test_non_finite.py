@@ -37,7 +37,7 @@ def test_a_json_label_that_is_not_finite_is_refused_with_its_place(written: str,
 
 @pytest.mark.parametrize("written", ["NaN", "nan", "inf", "-Infinity", "1e999", "1e39", "-3.5e38"])
 def test_a_label_of_text_that_is_not_finite_is_no_number(written: str) -> None:
-    with pytest.raises(DataError, match=f"the label '{written}' of the text 'b' is (no number|too large for float32), and"):
+    with pytest.raises(DataError, match=f"the label '{written}' of the text 'b' is (not a number|too large for float32), and"):
         inputs.targets(labelled("x", ["a", "b"], ["1.0", written]), None)
 
 

@@ -7,8 +7,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...architectures import ATTENTION_DROPOUT, COUNT_FROM_PADDING, HEAD_DROPOUT
-from ...errors import ConfigError
+from ...errors import ConfigError, RunError
+from ...patterns import within
 from .. import model_loader
+from ..records import listed
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def load_encoder(
         ignore_mismatched_sizes=True,
     )
     model, stored = loaded.model, loaded.stored
+    _check_body(name, loaded)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = loaded.tokenizer.pad_token_id
     classifies = any("SequenceClassification" in architecture for architecture in stored.architectures or [])
@@ -75,6 +78,22 @@ def load_encoder(
     if classifies and not fits:
         _renew_head(encoder, loaded.missing)
     return encoder
+
+
+def _check_body(name: str, loaded: model_loader.Loaded) -> None:
+    """`RunError` where weights of the body would be drawn at random, because the checkpoint lacks those of its embeddings or of
+    a layer in a list of layers, or has any of another shape. A single module, such as a pooler, may be missing: it is trained
+    with the head.
+    """
+    model, head = loaded.model, head_of(loaded.model)
+    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Embedding)]
+    unfit = sorted(key for key, *_ in loaded.mismatched if not within(key, head))
+    unfit += sorted(key for key in loaded.missing if within(key, stacks) and not within(key, head))
+    if unfit:
+        raise RunError(
+            f"the checkpoint of {name!r} lacks {len(unfit)} weights of a {type(model).__name__} in the shape that its "
+            f"config.json says ({listed(unfit, most=3)}), which would be drawn at random; give the whole folder of one model."
+        )
 
 
 def _labels_of(stored: PretrainedConfig) -> list[str] | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError, DataError
+from ...errors import DataError
 from .. import records, sources
 from ..options import TrainOptions
 from ..records import listed, source
@@ -23,8 +23,8 @@ def read_data(options: TrainOptions) -> "list[Dataset]":
     """The rows to train on, to evaluate on and, where there are some, to score at the end, sampled, with labels as a model
     learns them. The classes are those of all training data, whatever part is used. Raises `DataError` for what cannot serve."""
 
-    if options.data and options.text_column == options.label_column:
-        raise ConfigError(f"--label-column {options.label_column}: that is the column of the text; name that of the label.")
+    if options.data:
+        readers.check_columns(options.text_column, options.label_column, options.text_pair_column)
 
     def read_own(option: str, name: str, split: str | None) -> "Dataset":
         columns = (options.text_column, options.label_column, options.text_pair_column)

@@ -93,4 +93,5 @@ def read_rows(options: TrainOptions, path: str, overrides: Mapping[str, str | No
     text, label, pair = (overrides.get(name) or getattr(options, name) for name in names)
     if options.takes_pairs and pair is None:
         raise DataError("the run takes pairs: name the column of the second text with --text-pair-column.")
+    readers.check_columns(text, label, pair)
     return readers.read_file(path, text, label, pair)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from ..records import Record, check_names, dataset, ending, load_table, numbered, read_records, source
 
 if TYPE_CHECKING:
@@ -41,6 +41,15 @@ def read_file(
         raise DataError(f"{malformed[0]} (and {len(malformed) - 1} more such lines); fetch the file again.")
     passed_over = f" ({len(malformed)} malformed lines passed over)" if malformed else ""
     return _labelled(f"{path}{passed_over}", records, text, label, pair)
+
+
+def check_columns(text: str, label: str, pair: str | None) -> None:
+    """`ConfigError` when two of the columns are one, as when the label is read as a text too."""
+    if label == text:
+        raise ConfigError(f"--label-column {label}: that is the column of the text; name that of the label.")
+    if pair in (text, label):
+        of = "label" if pair == label else "first text"
+        raise ConfigError(f"--text-pair-column {pair}: that is the column of the {of}; name that of the second text.")
 
 
 def read_hub(
