@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 
+collect_ignore_glob = ["*conftest.py"]  # several of one name cannot be looked through for doctests
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 torch.set_num_threads(1)

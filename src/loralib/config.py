@@ -61,9 +61,17 @@ def check_rank(r: object, *, zero: bool = False) -> int:
 def check_alpha(lora_alpha: object) -> float:
     """`lora_alpha`, if it is a positive finite number; `ConfigError` otherwise."""
     value = python_value(lora_alpha)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0 or value == math.inf:  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not _is_positive(value):
         raise ConfigError(f"lora_alpha={short(lora_alpha)}: must be a positive number; the update is scaled by lora_alpha / r.")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _is_positive(value: numbers.Real) -> bool:
+    """Whether a number is positive and finite, as a float."""
+    try:
+        return 0 < float(value) < math.inf
+    except OverflowError:
+        return False
 
 
 def check_usable_alpha(lora_alpha: float) -> None:

@@ -198,7 +198,7 @@ def test_what_is_no_json_object_is_one_error(content: bytes | None, tmp_path: Pa
     path = tmp_path / "config.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(FormatError, match=f"{path} is not (JSON|a JSON object).*fetch or save it again"):
+    with pytest.raises(FormatError, match=f"{path} (is not (JSON|a JSON object)|does not exist).*fetch or save it again"):
         read_json(path)
 
 
