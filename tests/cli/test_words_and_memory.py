@@ -59,7 +59,12 @@ def test_a_file_in_the_place_of_a_folder_is_called_so(kind: type[OSError], capsy
     assert capsys.readouterr().err == "loralib: a file is in the place of a folder (train.tsv/out).\n"
 
 
-@pytest.mark.parametrize("alpha", [1e308, 10**400, 3.5e38])
+def test_a_lora_alpha_that_no_float_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lora_alpha=1000.*: must be a positive number"):
+        lora.LoRAConfig(lora_alpha=10**400)
+
+
+@pytest.mark.parametrize("alpha", [1e308, 3.5e38])
 def test_a_lora_alpha_that_float32_does_not_have_is_not_injected(alpha: float) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(16, 16))
     for config in (lora.LoRAConfig(lora_alpha=alpha), lora.LoRAConfig(alpha_pattern={"0": alpha})):
