@@ -60,7 +60,7 @@ def test_a_file_in_the_place_of_a_folder_is_called_so(kind: type[OSError], capsy
 
 
 def test_a_lora_alpha_that_no_float_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="lora_alpha=1000.*: must be a positive number"):
+    with pytest.raises(ConfigError, match=r"lora_alpha=1000.*: must be a positive number"):
         lora.LoRAConfig(lora_alpha=10**400)
 
 
