@@ -153,3 +153,16 @@ def adopt(layer: nn.Linear, **options: Any) -> Any:
 def delta_of(layer: nn.Module, x: Tensor) -> Tensor:
     """What its update adds to the output of `layer`."""
     return F.linear(x, layer.update.delta().to(x.dtype))
+
+
+def plain() -> nn.Sequential:
+    """Two linear layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def with_lora() -> nn.Sequential:
+    """`plain` with LoRA."""
+    model = plain()
+    lora.inject(model, lora.LoRAConfig(r=2))
+    return model

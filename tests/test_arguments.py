@@ -13,18 +13,7 @@ from torch import nn
 
 import loralib as lora
 from loralib.errors import ArgumentError
-from models import snapshot
-
-
-def plain() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
-def injected() -> nn.Sequential:
-    model = plain()
-    lora.inject(model, lora.LoRAConfig(r=2))
-    return model
+from models import plain, snapshot, with_lora
 
 
 class Pipeline:
@@ -34,7 +23,7 @@ class Pipeline:
         self.unet = plain()
 
 
-ADAPTER = lora.extract(injected())
+ADAPTER = lora.extract(with_lora())
 WRONG: dict[str, Any] = {
     "None": None,
     "a number": 3,
@@ -55,7 +44,7 @@ WRONG: dict[str, Any] = {
     "a tuple": (ADAPTER, ADAPTER),
     "a tensor": torch.ones(2),
     "a model": plain(),
-    "a model with LoRA": injected(),
+    "a model with LoRA": with_lora(),
     "a function": lambda x: x,
     "an object": object(),
     "a pipeline": Pipeline(),
@@ -85,11 +74,11 @@ def calls(folder: Path) -> dict[str, Callable[[Any], Any]]:
         "merged_state_dict.model": lora.merged_state_dict,
         "check_trained.model": lora.check_trained,
         "mark_only_lora_as_trainable.model": lora.mark_only_lora_as_trainable,
-        "mark_only_lora_as_trainable.bias": lambda v: lora.mark_only_lora_as_trainable(injected(), v),
+        "mark_only_lora_as_trainable.bias": lambda v: lora.mark_only_lora_as_trainable(with_lora(), v),
         "lora_state_dict.model": lora.lora_state_dict,
-        "lora_state_dict.bias": lambda v: lora.lora_state_dict(injected(), v),
+        "lora_state_dict.bias": lambda v: lora.lora_state_dict(with_lora(), v),
         "load_legacy.model": lambda v: lora.load_legacy(v, out + ".pt"),
-        "load_legacy.path": lambda v: lora.load_legacy(injected(), v),
+        "load_legacy.path": lambda v: lora.load_legacy(with_lora(), v),
         "load.path": lora.load,
         "load.format": lambda v: lora.load(here, format=v),
         "load.config": lambda v: lora.load(here, config=v),

@@ -1,7 +1,6 @@
 """Merging file to file gives the very bits that merging in a model gives, and files that transformers loads."""
 
 import copy
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import loralib as lora
+from checkpoints.conftest import simple
 from hf import tiny
 from kinds import KINDS, every_kind
 from loralib.adapters.config_of import described
@@ -272,16 +272,6 @@ def test_an_adapter_of_peft_computes_what_peft_merges(tmp_path):
 
 
 # --- what is refused, and what is left behind -----------------------------------------------------------------------
-
-
-def simple(tmp_path: Path, shape: tuple[int, int] = (3, 4), **config) -> tuple[Path, lora.Adapter]:
-    base = tmp_path / "base"
-    base.mkdir()
-    save_file({"x.proj.weight": torch.randn(shape)}, base / "model.safetensors")
-    if config:
-        (base / "config.json").write_text(json.dumps(config))
-    update = lora.LoRAUpdate(torch.randn(2, 4), torch.randn(3, 2), 4)
-    return base, lora.Adapter(described(lora.LoRAConfig(), {"proj": update}), {"proj": update})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The bytes of merged files: every piece of work writes its own part, in any order and from any kind of file."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import loralib as lora
-from loralib.adapters.config_of import described
+from checkpoints.conftest import simple
 from loralib.adapters.layout import Layout
 from loralib.adapters.token_rows import TokenRows
 from loralib.checkpoints import write
@@ -21,16 +20,6 @@ from loralib.checkpoints.merge_plan import Target
 from loralib.ops.autograd import merging
 from loralib.storage.safetensors import read_header
 from models import close, same_bits
-
-
-def simple(tmp_path: Path, shape: tuple[int, int] = (3, 4), **config) -> tuple[Path, lora.Adapter]:
-    base = tmp_path / "base"
-    base.mkdir()
-    save_file({"x.proj.weight": torch.randn(shape)}, base / "model.safetensors")
-    if config:
-        (base / "config.json").write_text(json.dumps(config))
-    update = lora.LoRAUpdate(torch.randn(2, 4), torch.randn(3, 2), 4)
-    return base, lora.Adapter(described(lora.LoRAConfig(), {"proj": update}), {"proj": update})
 
 
 def test_files_are_copied_where_the_system_does_not_do_it_itself(tmp_path, monkeypatch):

@@ -1,18 +1,14 @@
 """The commands on files of adapters need torch and safetensors only, and are quick to help."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-import loralib as lora
+from cli.conftest import WORDS
 from loralib.cli import ADAPTERS
-from sample_adapters import tensor
 
 # fmt: off
 ABSENT = {
@@ -32,36 +28,6 @@ sys.meta_path.insert(0, Absent())
 from loralib.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def adapter(seed: int) -> lora.Adapter:
-    layers = {
-        f"layers.{i}.proj": lora.LoRAUpdate(tensor((2, 6), torch.float32, seed + i), tensor((4, 2), torch.float32, seed + 9), 4)
-        for i in range(2)
-    }
-    return lora.Adapter(lora.LoRAConfig(), layers)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with two adapters and two models."""
-    for name, seed in (("one", 0), ("two", 5)):
-        lora.save(adapter(seed), tmp_path / name)
-    for name, seed in (("base", 0), ("tuned", 50)):
-        (tmp_path / name).mkdir()
-        weights = {f"layers.{i}.proj.weight": tensor((4, 6), torch.float32, seed + i) for i in range(2)}
-        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
-        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    return tmp_path
-
-
-WORDS = {
-    "info": ["one"],
-    "convert": ["one", "-o", "out.safetensors", "--format", "safetensors"],
-    "combine": ["one", "two", "--weights", "0.5", "0.5", "--method", "ties", "--density", "0.5", "-o", "out"],
-    "extract": ["tuned", "base", "--r", "2", "-o", "out"],
-    "merge": ["base", "one", "-o", "out", "--check"],
-}
 
 
 def without(words: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":

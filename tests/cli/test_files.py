@@ -1,7 +1,6 @@
 """What the commands on files of adapters share: reading in any format, and writing over nothing unasked."""
 
 import argparse
-import json
 from pathlib import Path
 
 import pytest
@@ -9,39 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 import loralib as lora
+from cli.conftest import WORDS, of_rank_2
 from loralib.cli import ADAPTERS, files, main
 from loralib.cli.parsing import OneSentenceParser
-from sample_adapters import tensor
-
-
-def adapter(seed: int) -> lora.Adapter:
-    layers = {
-        f"layers.{i}.proj": lora.LoRAUpdate(tensor((2, 6), torch.float32, seed + i), tensor((4, 2), torch.float32, seed + 9), 4)
-        for i in range(2)
-    }
-    return lora.Adapter(lora.LoRAConfig(), layers)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with two adapters and two models."""
-    for name, seed in (("one", 0), ("two", 5)):
-        lora.save(adapter(seed), tmp_path / name)
-    for name, seed in (("base", 0), ("tuned", 50)):
-        (tmp_path / name).mkdir()
-        weights = {f"layers.{i}.proj.weight": tensor((4, 6), torch.float32, seed + i) for i in range(2)}
-        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
-        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    return tmp_path
-
-
-WORDS = {
-    "info": ["one"],
-    "convert": ["one", "-o", "out.safetensors", "--format", "safetensors"],
-    "combine": ["one", "two", "--weights", "0.5", "0.5", "--method", "ties", "--density", "0.5", "-o", "out"],
-    "extract": ["tuned", "base", "--r", "2", "-o", "out"],
-    "merge": ["base", "one", "-o", "out", "--check"],
-}
 
 
 @pytest.mark.parametrize("command", [command for command in ADAPTERS if command != "info"])
@@ -56,7 +25,7 @@ def test_a_command_that_writes_overwrites_nothing_unasked(
 
 
 def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lora.save(adapter(0), place / "old.pt", "loralib")
+    lora.save(of_rank_2(0), place / "old.pt", "loralib")
     words = ["combine", str(place / "one"), str(place / "old.pt"), "--weights", "1", "-1", "-o", str(place / "zero")]
     assert main(words) == 2
     assert "--lora-alpha" in capsys.readouterr().err
@@ -110,7 +79,7 @@ def test_what_is_no_mask_is_refused(text: str) -> None:
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """A checkpoint of loralib 0.1, which does not say lora_alpha."""
-    lora.save(adapter(0), tmp_path / "old.pt", "loralib")
+    lora.save(of_rank_2(0), tmp_path / "old.pt", "loralib")
     return tmp_path / "old.pt"
 
 
@@ -189,7 +158,7 @@ def test_an_output_of_the_wrong_kind_is_refused(name: str, format: str, message:
 def test_what_is_written_is_the_files_that_were_promised(
     output: str, format: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held = adapter(0).rename({"": "unet"}) if format == "diffusers" else adapter(0)
+    held = of_rank_2(0).rename({"": "unet"}) if format == "diffusers" else of_rank_2(0)
     with files.free_output(tmp_path / output, format, False, []):
         files.write(held, tmp_path / output, format)
     targets = files.targets(tmp_path / output, format)

@@ -1,8 +1,6 @@
 """What PEFT's tensors are called outside of the folders that it writes, and the copies that those folders hold."""
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import loralib as lora
+from formats.conftest import CONFIG, factors, folder_with
 from models import same_bits
 from peers import library
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
 
-CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"]}
 P = "base_model.model."
 
 
@@ -38,19 +36,6 @@ def trained(name: str = "default", **fields: Any) -> nn.Module:
             if "lora_" in key or "modules_to_save" in key:
                 p.copy_(torch.rand(p.shape, generator=generator))
     return model
-
-
-def folder_with(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] = CONFIG) -> Path:
-    folder.mkdir(exist_ok=True)
-    safetensors.torch.save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
-    )
-    (folder / "adapter_config.json").write_text(json.dumps(dict(config)))
-    return folder
-
-
-def factors(A: float = 1, B: float = 1, layer: str = "0", infix: str = "") -> dict[str, Tensor]:
-    return {f"{layer}.lora_A{infix}.weight": A * torch.ones(2, 6), f"{layer}.lora_B{infix}.weight": B * torch.ones(5, 2)}
 
 
 FIELDS = {

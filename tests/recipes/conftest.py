@@ -1,5 +1,6 @@
 """A tiny encoder on disk with its tokenizer, and a tiny data set that it can learn."""
 
+import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +8,37 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import loralib as lora
 from loralib.recipes import records, run_folder
 from loralib.recipes.nlu import encoders, text_classification
 from loralib.recipes.options import TrainOptions
+from loralib.recipes.run import train
 
 PRAISE = ["good", "fine", "great", "lovely", "bright"]
 BLAME = ["bad", "poor", "awful", "broken", "dull"]
 FILLER = ["the", "a", "lamp", "film", "soup", "was", "is", "very", "and", "again"]
+
+
+def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
+    """The options of a short run on the reviews."""
+    common: dict[str, Any] = {
+        "model": str(encoder),
+        "data": str(reviews / "train.tsv"),
+        "eval_data": str(reviews / "test.tsv"),
+        "batch_size": 16,
+        "learning_rate": 1e-2,
+        "num_train_epochs": 4,
+    }
+    if values.get("method", "lora") == "lora":
+        common |= {"r": 4, "target_modules": "all-linear"}
+    return TrainOptions.of(common | values)
+
+
+def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
+    """Train, and show nothing."""
+    return train(chosen, folder, console=Console(file=io.StringIO()), **how)
 
 
 def labelled(source: str, texts: Sequence[str], labels: Sequence[str], pairs: Sequence[str] | None = None) -> Any:

@@ -13,24 +13,7 @@ from loralib.errors import ConfigError, DataError, RunError, TargetError
 from loralib.recipes import run_folder
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import Interrupted, train
-
-
-def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
-    common: dict[str, Any] = {
-        "model": str(encoder),
-        "data": str(reviews / "train.tsv"),
-        "eval_data": str(reviews / "test.tsv"),
-        "batch_size": 16,
-        "learning_rate": 1e-2,
-        "num_train_epochs": 4,
-    }
-    if values.get("method", "lora") == "lora":
-        common |= {"r": 4, "target_modules": "all-linear"}
-    return TrainOptions.of(common | values)
-
-
-def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
-    return train(chosen, folder, console=Console(file=io.StringIO()), **how)
+from recipes.conftest import options, run
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,12 @@ import torch
 from torch import nn
 
 import loralib as lora
-from models import snapshot
+from models import plain, snapshot, with_lora
 from peers import library
 
 
-def plain() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
-def injected() -> nn.Sequential:
-    model = plain()
-    lora.inject(model, lora.LoRAConfig(r=2))
-    return model
-
-
 def test_attach_takes_the_path_of_an_adapter(tmp_path: Path) -> None:
-    model = injected()
+    model = with_lora()
     nn.init.normal_(model[0].lora_B)
     lora.save(lora.extract(model), tmp_path)
     for path in (tmp_path, str(tmp_path)):

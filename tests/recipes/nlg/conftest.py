@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
+import os
 import random
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,17 @@ def meals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in (("dev", rows[:8]), ("test", rows[8:16]), ("train", rows[16:])):
         write_jsonl(folder / f"{name}.jsonl", part)
     return folder
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A jar, and a `java` that says 0.5 as METEOR does and keeps what it is given."""
+    java = tmp_path / "java"
+    java.write_text(
+        f'#!/bin/sh\nfor word in "$@"; do echo "$word"; done > {tmp_path}/words\ncp "$5" "$6" {tmp_path}\necho 0.5\n'
+    )
+    java.chmod(java.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    jar = tmp_path / "meteor-1.5.jar"
+    jar.touch()
+    return jar

@@ -1,7 +1,5 @@
 """A task's score has the paper's metrics in the paper's units, and says what does not fit."""
 
-import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -18,20 +16,6 @@ ASKED = [["The Mill is a pub near Aromi, and cheap."], ["Aromi serves Italian fo
 def without_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(meteor.VARIABLE, raising=False)
     monkeypatch.setattr(meteor, "find_spec", lambda name: None)
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A jar, and a `java` that says 0.5 as METEOR does and keeps what it is given."""
-    java = tmp_path / "java"
-    java.write_text(
-        f'#!/bin/sh\nfor word in "$@"; do echo "$word"; done > {tmp_path}/words\ncp "$5" "$6" {tmp_path}\necho 0.5\n'
-    )
-    java.chmod(java.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    jar = tmp_path / "meteor-1.5.jar"
-    jar.touch()
-    return jar
 
 
 def test_the_metrics_of_each_task_are_the_papers(program: Path) -> None:

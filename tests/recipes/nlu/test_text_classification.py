@@ -25,27 +25,9 @@ from loralib.recipes.run import Interrupted, train
 from loralib.train.checkpoints import last_whole_checkpoint
 from models import close
 from peers import library
-from recipes.conftest import sentence
+from recipes.conftest import options, run, sentence
 
 TEXTS = ["the lamp was good and lovely", "the soup was awful and broken", "a very dull poor film", "a great fine film again"]
-
-
-def options(encoder: Path, reviews: Path, **values: Any) -> TrainOptions:
-    common: dict[str, Any] = {
-        "model": str(encoder),
-        "data": str(reviews / "train.tsv"),
-        "eval_data": str(reviews / "test.tsv"),
-        "batch_size": 16,
-        "learning_rate": 1e-2,
-        "num_train_epochs": 4,
-    }
-    if values.get("method", "lora") == "lora":
-        common |= {"r": 4, "target_modules": "all-linear"}
-    return TrainOptions.of(common | values)
-
-
-def run(folder: Path, chosen: TrainOptions, **how: Any) -> dict[str, Any]:
-    return train(chosen, folder, console=Console(file=io.StringIO()), **how)
 
 
 class InterruptAt(TrainerCallback):

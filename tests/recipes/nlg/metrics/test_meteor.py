@@ -1,7 +1,5 @@
 """METEOR's own program: where it is found, what it is given, and what it says when it fails."""
 
-import os
-import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,20 +7,6 @@ import pytest
 
 from loralib.errors import ConfigError, DataError
 from loralib.recipes.nlg.metrics import meteor
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A jar, and a `java` that says 0.5 as METEOR does and keeps what it is given."""
-    java = tmp_path / "java"
-    java.write_text(
-        f'#!/bin/sh\nfor word in "$@"; do echo "$word"; done > {tmp_path}/words\ncp "$5" "$6" {tmp_path}\necho 0.5\n'
-    )
-    java.chmod(java.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    jar = tmp_path / "meteor-1.5.jar"
-    jar.touch()
-    return jar
 
 
 def test_meteor_is_given_rows_of_as_many_references(program: Path, tmp_path: Path) -> None:
