@@ -35,7 +35,7 @@ lint: $(STAMP)  ## ruff: lint and format
 types: $(STAMP)  ## mypy --strict on src/
 	$(BIN)/mypy
 
-fuzz: $(STAMP)  ## let readers and commands meet 240,000 damaged files, pairs and folders, some guided by coverage (some twenty minutes)
+fuzz: $(STAMP)  ## let readers and commands meet 240,000 damaged files, pairs and folders, some guided by coverage (tens of minutes)
 	$(BIN)/python tests/fuzz/fuzz.py --folders 20000 --pairs 100000 --files 100000 --guided 20000
 
 demo: $(STAMP)  ## fine-tune a real encoder three ways on the reviews in examples/reviews (under 4 minutes of training)

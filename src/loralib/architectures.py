@@ -389,3 +389,12 @@ PAPER_ENCODERS = {
     ("deberta-v2", 1536, 48): "deberta-v2-xxlarge",
 }  # by model type, width and layers
 PAPER_DECODERS = {("gpt2", 1024, 24): "gpt2-medium", ("gpt2", 1280, 36): "gpt2-large"}
+
+
+def short_name(model: str) -> str:
+    """The name by which `PUBLISHED` knows a model: without folders or owner, in lower case.
+
+    >>> short_name("FacebookAI/roberta-base"), short_name("models/GPT2/")
+    ('roberta-base', 'gpt2')
+    """
+    return model.rstrip("/").rpartition("/")[2].lower()

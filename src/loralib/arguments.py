@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError
-from .printing import printable
+from .printing import short
 
 UNCHANGED = "Nothing was changed."
 _LONGEST = 60
@@ -53,9 +53,7 @@ def described(value: object) -> str:
     if value is None or isinstance(value, bool | int | float):
         return str(value)
     if isinstance(value, str | os.PathLike):
-        shown = printable(str(value))
-        shown = shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "…"
-        return f"the {'text' if isinstance(value, str) else 'path'} {shown!r}"
+        return f"the {'text' if isinstance(value, str) else 'path'} {short(str(value), _LONGEST)}"
     if isinstance(value, Mapping):
         return "a dictionary of tensors" if _kind(value) == "state dict" else "a dictionary"
     name = type(value).__name__

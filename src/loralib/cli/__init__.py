@@ -138,13 +138,14 @@ def _reason(error: OSError) -> str:
     return "a file is in the place of a folder" if in_the_way else error.strerror or str(error)
 
 
+_SIGNS_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 _LESS_MEMORY = "a smaller --r, --device-batch-size, --max-length or --beams takes less"
 
 
 def _is_of_memory(error: Exception) -> bool:
     """Whether memory ran out, of the machine or of a GPU."""
-    said = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said or "not enough memory" in said
+    message = str(error)
+    return isinstance(error, MemoryError) or any(sign in message for sign in _SIGNS_OF_MEMORY)
 
 
 def _place(error: OSError) -> str:

@@ -3,7 +3,8 @@
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,25 +38,20 @@ def run(words: Sequence[str]) -> int:
     check_local(options)
     with WRITER.alone_in(folder), reporting(chosen["json"]) as report:
         say_loading(str(options.model))
-        report.update({"folder": str(folder), "runs": _write(options, values, chosen, folder, methods, rates)})
+        with _kept(folder, chosen["overwrite"], chosen["resume"]), offline_if_unreachable(*hub_names(options)):
+            rows = _compare(options, values, chosen, folder, methods, rates)
+        report.update({"folder": str(folder), "runs": rows})
     return 0
 
 
-def _write(
-    options: TrainOptions,
-    values: Mapping[str, Any],
-    chosen: Mapping[str, Any],
-    folder: Path,
-    methods: Sequence[Method],
-    rates: dict[Method, float],
-) -> list[dict[str, Any]]:
-    """Compare, and keep in `folder` what is to be kept."""
-    WRITER.check_free(folder, chosen["overwrite"], chosen["resume"])
-    if not chosen["resume"]:
+@contextmanager
+def _kept(folder: Path, overwrite: bool, resume: bool) -> Iterator[None]:
+    """A block that writes to `folder`: what it leaves there when it fails is what can be gone on with."""
+    WRITER.check_free(folder, overwrite, resume)
+    if not resume:
         WRITER.begin(folder)
     try:
-        with offline_if_unreachable(*hub_names(options)):
-            rows = _compare(options, values, chosen, folder, methods, rates)
+        yield
     except BaseException as error:
         if not has_begun(folder):
             WRITER.give_up(folder)
@@ -63,7 +59,6 @@ def _write(
             raise
         raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
     WRITER.finish(folder)
-    return rows
 
 
 def parser() -> OptionsParser:

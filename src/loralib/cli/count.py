@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..architectures import PUBLISHED, ROLES
+from ..architectures import PUBLISHED, ROLES, short_name
 from ..errors import ConfigError
 from ..recipes import presets
 from ..recipes.nlg.tasks import TASKS as GENERATION_TASKS
@@ -30,7 +30,7 @@ def run(words: Sequence[str]) -> int:
 
     if parsed.preset:
         given = presets.resolve(parsed.preset, parsed.task or presets.usual_task(parsed.model), parsed.model).updated(given)
-    with offline_if_unreachable(None if parsed.model.rstrip("/").rpartition("/")[2].lower() in PUBLISHED else parsed.model):
+    with offline_if_unreachable(None if short_name(parsed.model) in PUBLISHED else parsed.model):
         counts = _count(parsed.model, parsed.task, given, parsed.trust_remote_code)
     if parsed.json:
         print(as_json(counts))
@@ -75,7 +75,7 @@ def _count(model: str, task: str | None, given: dict[str, Any], trust_remote_cod
     options = TrainOptions.of(usual | given | {"model": model})
     adapted = lora_setup.inject(shape.model, options, shape.head)
     found = count_parameters(shape.model)
-    printed, note = PRINTED.get(model.rstrip("/").rpartition("/")[2].lower(), (None, None))
+    printed, note = PRINTED.get(short_name(model), (None, None))
     return {
         "model": model,
         "r": options.lora.r,

@@ -12,6 +12,7 @@ from urllib.error import HTTPError, URLError
 from ..errors import RunError
 from ..recipes.options import TrainOptions
 from ..recipes.records import check_file, is_local_file
+from ..storage import hub
 
 OFFLINE, ENDPOINT, HUB = "HF_HUB_OFFLINE", "HF_ENDPOINT", "https://huggingface.co"
 PATIENCE = 5.0  # seconds
@@ -20,7 +21,7 @@ PATIENCE = 5.0  # seconds
 def check_local(options: TrainOptions) -> None:
     """Raise at once for a local model or data file that is not there: `RunError` or `DataError`."""
     model = options.model or ""
-    if not Path(model).exists() and _is_path(model):
+    if model and not Path(model).exists() and not hub.is_name(model):
         raise RunError(f"there is no folder {model}; --model takes a folder, or a name on the Hugging Face hub.")
     for name in (options.data, options.eval_data, options.test_data):
         if name and is_local_file(name):
@@ -65,13 +66,4 @@ def reachable() -> bool:
 
 
 def _is_on_the_hub(name: str) -> bool:
-    return not (Path(name).exists() or is_local_file(name) or _is_path(name))
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name can only be a path: the hub's have one slash at most.
-
-    >>> _is_path("./model"), _is_path("roberta-base"), _is_path("org/model"), _is_path("runs/sst2/model")
-    (True, False, False, True)
-    """
-    return name.startswith((".", "~", "/")) or "\\" in name or name.rstrip("/").count("/") > 1
+    return hub.is_name(name) and not (Path(name).exists() or is_local_file(name))

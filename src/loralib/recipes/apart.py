@@ -71,7 +71,7 @@ def _end_with_parent() -> None:
     parent.join()
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # the command has not begun
         os._exit(INTERRUPTED)
-    if hasattr(signal, "pthread_kill"):  # which wakes the main thread, too
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-    else:  # pragma: no cover - Windows
+    if sys.platform == "win32":
         _thread.interrupt_main(signal.SIGTERM)
+    else:  # which wakes the main thread, too
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

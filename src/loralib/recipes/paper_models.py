@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from ..architectures import ENCODERS, PUBLISHED
+from ..architectures import ENCODERS, PUBLISHED, short_name
 from ..errors import RunError
 from . import model_loader
 from .nlu import encoders
@@ -33,7 +33,7 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
 
     trust_remote_code: whether to run the Python code that comes with the model, where it needs some.
     """
-    known = name.rstrip("/").rpartition("/")[2].lower()
+    known = short_name(name)
     try:
         if known in PUBLISHED:
             kind, values = PUBLISHED[known]

@@ -10,13 +10,14 @@ from pathlib import Path
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def is_name(path: Path) -> bool:
-    """Whether `path` could be a name on the hub.
+def is_name(path: str | Path) -> bool:
+    """Whether `path` could be a name on the hub; a text is taken as it is written.
 
-    >>> is_name(Path("org/model")), is_name(Path("./model")), is_name(Path("/a/b")), is_name(Path("a.safetensors"))
-    (True, True, False, False)
+    >>> is_name("org/model"), is_name("./model"), is_name("a/b/c"), is_name(Path("a.safetensors"))
+    (True, False, False, False)
     """
-    return _NAME.fullmatch(path.as_posix()) is not None and path.suffix not in (".safetensors", ".bin", ".pt", ".json")
+    text = path if isinstance(path, str) else path.as_posix()
+    return _NAME.fullmatch(text) is not None and not text.endswith((".safetensors", ".bin", ".pt", ".json"))
 
 
 def cache() -> Path:

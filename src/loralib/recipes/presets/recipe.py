@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...architectures import short_name
 from ...errors import ConfigError
 
 PresetName = Literal["paper", "scripts"]
@@ -41,7 +42,7 @@ class Preset:
 
 def family_of(model: str, shapes: Mapping[tuple[str, int, int], str]) -> str | None:
     """Which of the paper's models, named by (model type, width, layers) in `shapes`, `model` is: by its name or its config."""
-    name = model.rstrip("/").rpartition("/")[2].lower()
+    name = short_name(model)
     if name in shapes.values():
         return name
     config = Path(model) / "config.json"
