@@ -9,7 +9,7 @@ which is one update, and under `original_module`, where it has no effect.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,7 +31,6 @@ _FACTOR = re.compile(
     rf"|(?P<embedding>lora_embedding_[AB]){_ADAPTER.replace('adapter', 'of_embedding')}"
     rf"|(?P<magnitude>lora_magnitude_vector){_ADAPTER.replace('adapter', 'of_magnitude')}(?:\.weight)?)"
 )
-_NAMED = ("adapter", "of_embedding", "of_magnitude")
 _ROWS = re.compile(rf"(?P<layer>.+)\.{re.escape(ROWS)}{_ADAPTER}")
 _AROUND = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # what torch puts around modules
 
@@ -57,9 +56,14 @@ def sort(where: str, stored: Mapping[str, Tensor]) -> Sorted:
     """The tensors by what they are, by the names that the model has for them; `FormatError` for one that is none of them."""
     found = Sorted({}, {}, {})
     names = _own_names(where, stored)
-    adapters = _adapters(where, names.values())
+    factors = {key: match for key, name in names.items() if (match := _FACTOR.fullmatch(name))}
+    rows = {key: match for key, name in names.items() if key not in factors and (match := _ROWS.fullmatch(name))}
+    adapters = _adapters(where, (*factors.values(), *rows.values()))
     for key, tensor in stored.items():
-        _put(where, key, names[key], tensor, adapters, found)
+        if factor := factors.get(key):
+            _put_factor(where, key, factor, tensor, adapters, found.factors)
+        else:
+            _put(where, key, names[key], rows.get(key), tensor, adapters, found)
     for layer in [layer for layer, parts in found.factors.items() if not parts]:
         raise FormatError(f"{where}: of layer {layer!r} there is only what PEFT keeps under {ORIGINAL!r}, which has no effect.")
     return found
@@ -67,7 +71,7 @@ def sort(where: str, stored: Mapping[str, Tensor]) -> Sorted:
 
 def _own_names(where: str, keys: Iterable[str]) -> dict[str, str]:
     """The names of the tensors without what PEFT and torch put before and around them, and what PEFT's model lies in."""
-    found = {key: ".".join(part for part in key.split(".") if part not in _AROUND) for key in keys}
+    found = {key: _without(key, _AROUND) for key in keys}
     parts = {key: name.partition(PREFIX) for key, name in found.items()}
     known = {key: lead for key, (lead, prefix, own) in parts.items() if prefix and own and (not lead or lead.endswith("."))}
     if not known:
@@ -78,10 +82,15 @@ def _own_names(where: str, keys: Iterable[str]) -> dict[str, str]:
     return {key: own for key, (_, _, own) in parts.items()}
 
 
-def _adapters(where: str, names: Iterable[str]) -> set[str]:
+def _without(name: str, parts: Set[str]) -> str:
+    """A dotted name without some of its parts."""
+    own = name.split(".")
+    return name if parts.isdisjoint(own) else ".".join(part for part in own if part not in parts)
+
+
+def _adapters(where: str, matches: Iterable[re.Match[str]]) -> set[str]:
     """The name of the adapter that occurs in the names of tensors, if one does; `FormatError` for several."""
-    matches = [match for name in names for pattern in (_FACTOR, _ROWS) if (match := pattern.fullmatch(name))]
-    found = {adapter for match in matches for part in _NAMED if (adapter := match.groupdict().get(part))}
+    found = {name for match in matches if (name := match["adapter"] or _last(match, "of_embedding", "of_magnitude"))}
     if len(found) > 1:
         raise FormatError(
             f"{where} holds {len(found)} adapters, {', '.join(map(repr, sorted(found)[:5]))}; save each to a folder of its own "
@@ -90,17 +99,30 @@ def _adapters(where: str, names: Iterable[str]) -> set[str]:
     return found
 
 
-def _put(where: str, key: str, name: str, tensor: Tensor, adapters: set[str], found: Sorted) -> None:
-    """Put the tensor `key` of a file, without its prefix `name`, where it belongs."""
+def _last(match: re.Match[str], *groups: str) -> str | None:
+    """The one of these groups that matched, where the pattern has them."""
+    return next((value for group in groups if (value := match.groupdict().get(group))), None)
+
+
+def _put_factor(
+    where: str, key: str, match: re.Match[str], tensor: Tensor, adapters: set[str], found: dict[str, dict[str, Tensor]]
+) -> None:
+    """Put the tensor `key` of a file among the parts of its layer's update."""
+    layer, linear = match["layer"], match["linear"]
+    parts = layer.split(".")
+    held = found.setdefault(layer if WRAPPERS.isdisjoint(parts) else _layer(parts, adapters), {})
+    if ORIGINAL not in parts:
+        _once(where, key, held, f"{linear}.weight" if linear else match["embedding"] or match["magnitude"], tensor)
+
+
+def _put(
+    where: str, key: str, name: str, rows: re.Match[str] | None, tensor: Tensor, adapters: set[str], found: Sorted
+) -> None:
+    """Put the tensor `key` of a file, without its prefix `name`, where it belongs. rows: when it is of token rows."""
     parts = name.split(".")
-    if factor := _FACTOR.fullmatch(name):
-        part = next(value for kind in ("linear", "embedding", "magnitude") if (value := factor[kind]))
-        held = found.factors.setdefault(_layer(factor["layer"], adapters), {})
-        if ORIGINAL not in parts:
-            _once(where, key, held, part + ".weight" * (factor["linear"] is not None), tensor)
-    elif any(part.startswith("lora_") for part in parts):
+    if any(part.startswith("lora_") for part in parts):
         raise FormatError(f"{where}: tensor {key!r} belongs to a kind of layer that cannot be represented.")
-    elif rows := _ROWS.fullmatch(name):
+    elif rows is not None:
         _once(where, key, found.rows, rows["layer"], tensor)
     elif TOKENS in parts and (parts[-3:-1] != [TOKENS, BASE] or WRAPPERS & set(parts[:-3])):
         raise FormatError(f"{where}: tensor {key!r} belongs to trained tokens, and is not their rows.")
@@ -114,9 +136,8 @@ def _once(where: str, key: str, held: dict[str, Tensor], name: str, tensor: Tens
     held[name] = tensor
 
 
-def _layer(name: str, adapters: set[str]) -> str:
+def _layer(parts: list[str], adapters: set[str]) -> str:
     """The name of an adapted layer without what `modules_to_save` put into it; what PEFT put around attention stays."""
-    parts = name.split(".")
     if ORIGINAL in parts:
         return ".".join(part for part in parts if part != ORIGINAL)
     return ".".join(_without_saved(parts, adapters))
