@@ -6,6 +6,7 @@ from torch import nn
 
 import loralib as lora
 from models import Encoder, Tied, bits, close, injected, mlp, randomize, same_bits, snapshot, trained_head
+from peers import library
 
 
 def test_merge_computes_the_same_and_unmerge_restores_every_parameter_object():
@@ -16,6 +17,27 @@ def test_merge_computes_the_same_and_unmerge_restores_every_parameter_object():
     assert all(m.merged for m in model.modules() if isinstance(m, lora.LoRALayer))
     lora.unmerge(model)
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_thousand_merges_leave_every_bit(dtype):
+    model = injected(mlp(6, 5)).to(dtype)
+    before = snapshot(model)
+    for _ in range(1000):
+        with lora.merged(model):
+            assert model[0].merged
+    assert snapshot(model) == before
+
+
+@pytest.mark.slow
+def test_a_merge_of_peft_changes_bits():
+    peft = library("peft")
+    model = peft.get_peft_model(mlp(64, 64).bfloat16(), peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    W = model.get_submodule("base_model.model.0.base_layer").weight
+    before = bits(W)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert bits(W) != before
 
 
 def test_injected_layers_do_not_merge_when_the_mode_changes():
