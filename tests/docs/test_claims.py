@@ -1,0 +1,49 @@
+"""What the pages claim: each row of a comparison names a test that exists, and README's rows are among them."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+WHY = (ROOT / "docs" / "start" / "why.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[str]:
+    """The rows of the comparing tables in a text, without their numbers."""
+    found = [re.sub(r"^\| \d+ ", "", line) for line in text.splitlines() if re.match(r"\| (?:\d+ \| )?[^|\s]", line)]
+    return [row for row in found if row.count("|") == 5]
+
+
+def named_by_row() -> dict[int, list[str]]:
+    """The tests that the page names, by the number of their row."""
+    listed = WHY[WHY.index("## The tests") :]
+    items = re.split(r"^(\d+)\. ", listed, flags=re.MULTILINE)[1:]
+    return {int(n): re.findall(r"`(\S+\.py::\w+)`", text) for n, text in zip(items[::2], items[1::2], strict=True)}
+
+
+def exists(test: str) -> bool:
+    """Whether a file of tests defines a function of that name."""
+    path, _, name = test.partition("::")
+    file = ROOT / "tests" / path
+    return file.is_file() and f"\ndef {name}(" in file.read_text(encoding="utf-8")
+
+
+def test_each_row_of_the_comparison_names_tests_that_exist() -> None:
+    numbers = [int(n) for n in re.findall(r"^\| (\d+) \|", WHY, re.MULTILINE)]
+    tests = named_by_row()
+    assert numbers == list(tests) == list(range(1, len(numbers) + 1))
+    assert all(tests.values())
+    assert [test for named in tests.values() for test in named if not exists(test)] == []
+
+
+def test_a_test_that_does_not_exist_is_found() -> None:
+    assert exists("docs/test_claims.py::test_a_test_that_does_not_exist_is_found")
+    assert not exists("docs/test_claims.py::test_it")
+    assert not exists("docs/nowhere.py::test_it")
+
+
+def test_the_rows_of_the_readme_are_rows_of_the_comparison() -> None:
+    known = rows(WHY)
+    shown = rows(README[README.index("## Why trust it") : README.index("## Any model")])
+    assert len(shown) >= 8
+    assert [row for row in shown if row not in known] == []
