@@ -6,7 +6,7 @@ from pathlib import Path
 
 from examples.conv_domain_shift import SIZES, TITLE, draw
 
-from benchmarks import conv_domain_shift, e2e, glue, imdb, provenance, report
+from benchmarks import conv_domain_shift, e2e, glue, imdb, provenance, report, summary
 from benchmarks.__main__ import NAMES, plot_title
 from benchmarks.goals import Benchmark
 from loralib.cli import guarded
@@ -30,12 +30,13 @@ def main() -> int:
     glue.plot(recorded["glue"], glue.FIGURE)
     e2e.plot(recorded["e2e"], e2e.FIGURE)
     imdb.plot(recorded["imdb"], imdb.FIGURE)
+    summary.plot(provenance.read_rows(summary.SOURCE), summary.FIGURE)
     shifts = provenance.read_rows(provenance.RESULTS / "conv_domain_shift.csv")
     curves = [
         {**row, "curve": [float(value) for value in row["curve"].split()]} for row in shifts if row["seed"] == shifts[0]["seed"]
     ]
     draw(conv_domain_shift.FIGURE, curves, TITLE.format(f"{SIZES['test']:,} test images"))
-    for path in [*figures_of_benchmarks(), glue.FIGURE, e2e.FIGURE, imdb.FIGURE, conv_domain_shift.FIGURE]:
+    for path in [*figures_of_benchmarks(), glue.FIGURE, e2e.FIGURE, imdb.FIGURE, summary.FIGURE, conv_domain_shift.FIGURE]:
         print(f"Wrote {path}.")
     return 0
 
