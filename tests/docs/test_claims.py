@@ -47,3 +47,39 @@ def test_the_rows_of_the_readme_are_rows_of_the_comparison() -> None:
     shown = rows(README[README.index("## Why trust it") : README.index("## Any model")])
     assert len(shown) >= 8
     assert [row for row in shown if row not in known] == []
+
+
+def figures(page: str) -> list[tuple[str, str]]:
+    """The text alternative of each image of a page, and what stands in the two lines after it."""
+    lines = page.splitlines()
+    found = [(i, re.match(r"!\[([^\]]*)\]\(", line)) for i, line in enumerate(lines)]
+    return [(image[1], "\n".join(lines[i + 1 : i + 3])) for i, image in found if image]
+
+
+def named(caption: str) -> bool:
+    """Whether a caption names the command that draws its figure."""
+    return re.search(r"`(?:make|loralib|python) [^`]+`", caption) is not None
+
+
+def test_each_figure_has_a_text_alternative_and_names_its_command() -> None:
+    pages = [ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    found = {page.name: figures(page.read_text(encoding="utf-8")) for page in pages}
+    assert sum(map(len, found.values())) >= 5
+    assert [
+        (name, text) for name, images in found.items() for text, caption in images if len(text) < 40 or not named(caption)
+    ] == []
+
+
+def test_a_figure_without_its_command_is_found() -> None:
+    ((text, caption),) = figures("![](a.png)\n\nOf two runs.\n\n`make demo`")
+    assert text == ""
+    assert not named(caption)
+    assert named("*`make demo` draws it.*")
+
+
+def test_the_commands_that_draw_figures_exist() -> None:
+    targets = re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    captions = [caption for page in (ROOT / "docs").rglob("*.md") for _, caption in figures(page.read_text(encoding="utf-8"))]
+    assert {name for caption in captions for name in re.findall(r"`make ([\w-]+)`", caption)} <= {*targets}
+    modules = {name for caption in captions for name in re.findall(r"`python -m ([\w.]+)", caption)}
+    assert all((ROOT / name.replace(".", "/")).with_suffix(".py").is_file() or (ROOT / name).is_dir() for name in modules)

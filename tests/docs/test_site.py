@@ -120,5 +120,14 @@ def test_every_exported_name_is_in_the_reference(pages: Mapping[str, Page]) -> N
 def test_three_questions_are_answered_one_click_from_the_start(pages: Mapping[str, Page], path: tuple[str, str]) -> None:
     start, place = path
     answer, _, anchor = place.partition("#")
-    assert posixpath.dirname(answer) + "/" in pages[start].links
+    assert posixpath.dirname(answer) + "/" in {link.partition("#")[0] for link in pages[start].links}
     assert anchor in pages[answer].anchors
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["start/tutorial/", "howto/from-peft/", "howto/from-0.1/", "reproduction/", "howto/command-line/", "start/why/"],
+    ids=["newcomer", "PEFT user", "0.1 user", "researcher", "no code", "doubtful"],
+)
+def test_every_reader_has_a_path_from_the_start(pages: Mapping[str, Page], page: str) -> None:
+    assert page in pages["index.html"].links
