@@ -11,11 +11,13 @@ from typing import Any
 
 from page_blocks import blocks
 
+_ITSELF = re.compile(r" *\[[^\[\]]*\]\([^()\s]+\.ipynb\)\.")
 _LINK = re.compile(r"\[([^\[\]]*)\]\((?!https?:)[^()\s]+\)")
 
 
 def from_page(page: str) -> str:
-    """The notebook of a page, as JSON; links to other pages are plain text in it."""
+    """The notebook of a page, as JSON; links to other pages are plain text in it, and the link to itself is left out."""
+    page = _ITSELF.sub("", page)
     cells: list[dict[str, Any]] = []
     end = 0
     for block in blocks(page):

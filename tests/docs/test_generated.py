@@ -1,6 +1,7 @@
 """Parts of pages that are made from the source, and the notebook that is made from a page."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import page_notebook
 from error_examples import EXAMPLES, message_of
 from loralib import architectures, cli, errors
 from loralib.recipes.options import TrainOptions
+from page_blocks import blocks
 from peers import library
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "start" / "tutorial.md"
@@ -71,8 +73,11 @@ def test_the_tutorial_as_a_notebook_runs(tmp_path: Path) -> None:
     assert len(code) >= 6
     assert text.startswith("# Tutorial")
     assert "```" not in text
+    assert "notebook" not in text
     ran = subprocess.run(
         [sys.executable, "-"], input="\n".join(code), cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
+    shown = [block.code for block in blocks(TUTORIAL.read_text(encoding="utf-8")) if block.kind == "output"]
+    assert re.sub(r"[\d.]+%", "%", ran.stdout) == re.sub(r"[\d.]+%", "%", "".join(shown))
     assert (tmp_path / "my-adapter" / "adapter_config.json").is_file()
