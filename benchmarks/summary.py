@@ -63,7 +63,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Two panels, without dropout and with it."""
     rows = [row for row in rows if row["contender"] in STYLES]
     labels = list(dict.fromkeys(map(label, rows)))
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(7.6, 5), layout="constrained")
     panels = figure.subplots(1, len(TITLES), sharex=True, sharey=True)
     for axes, p in zip(panels, TITLES, strict=True):
         draw(axes, [row for row in rows if row["p"] == p], labels)
