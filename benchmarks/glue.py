@@ -27,6 +27,7 @@ from loralib.train import measure
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "glue.png"
 METRICS = {"cola": "matthews", "sst2": "accuracy", "mrpc": "accuracy", "stsb": "pearson", "rte": "accuracy"}
+TITLES = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "rte": "RTE"}
 ROWS = {"cola": 5000, "sst2": 2500, "mrpc": 2000, "stsb": 2500, "rte": 1000}
 EPOCHS, SEEDS = 3, 3
 OWN = {
@@ -89,10 +90,15 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         spreads = [statistics.stdev(of_task) if len(of_task) > 1 else 0.0 for of_task in values]
         places = [task + (i - 1) * 0.25 for task in range(len(tasks))]
         bars = axes.bar(places, means, 0.25, yerr=spreads, capsize=3, label=method, color=figures.METHOD_COLOURS[method])
-        axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set_xticks(range(len(tasks)), [f"{task}\n{METRICS[task]}" for task in tasks])
-    axes.set(ylabel="100 x metric", title="MiniLM on GLUE's development sets; whiskers: standard deviation over the seeds")
-    figure.legend(loc="outside right upper")
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=1)
+    axes.set_xticks(range(len(tasks)), [f"{TITLES[task]}\n{METRICS[task]}" for task in tasks])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(
+        ylabel="100 x metric",
+        title="MiniLM on GLUE's development sets; whiskers: standard deviation over the seeds",
+        ylim=(0, 94),
+    )
+    figure.legend(loc="outside lower center", ncols=len(METHODS))
     figures.write(figure, path)
 
 
