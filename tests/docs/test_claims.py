@@ -83,3 +83,9 @@ def test_the_commands_that_draw_figures_exist() -> None:
     assert {name for caption in captions for name in re.findall(r"`make ([\w-]+)`", caption)} <= {*targets}
     modules = {name for caption in captions for name in re.findall(r"`python -m ([\w.]+)", caption)}
     assert all((ROOT / name.replace(".", "/")).with_suffix(".py").is_file() or (ROOT / name).is_dir() for name in modules)
+
+
+def test_each_drawing_has_a_title_and_a_description() -> None:
+    drawings = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.html")]
+    assert drawings
+    assert all(re.search(r'<svg[^>]* role="img"', text) and "<title" in text and "<desc" in text for text in drawings)
