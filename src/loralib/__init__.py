@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .surgery.inject import inject
     from .surgery.load_legacy import LegacyReport, load_legacy
     from .surgery.merge import disabled, merge, merged, merged_state_dict, unmerge
+    from .surgery.suggest import Suggestion, suggest
     from .surgery.trainable import lora_state_dict, mark_only_lora_as_trainable
 
 _SUBMODULES = ("formats", "layers", "ops", "utils")
@@ -101,6 +102,7 @@ _HOMES = {
     "surgery.eject": ("eject",),
     "surgery.inject": ("inject",),
     "surgery.merge": ("disabled", "merge", "merged", "merged_state_dict", "unmerge"),
+    "surgery.suggest": ("Suggestion", "suggest"),
     "surgery.trainable": ("lora_state_dict", "mark_only_lora_as_trainable"),
     "adapters.convolution_updates": ("ConvolutionUpdate", "LegacyConvolutionUpdate"),
     "adapters.fused_update": ("FusedUpdate",),

@@ -331,6 +331,19 @@ FRESH_HEADS = (  # how classes of transformers end whose head starts at random w
     "ForXVector",
 )
 
+# --- learning rates -----------------------------------------------------------------------------------------------------
+
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configurations call the width of hidden states
+_LLAMA_TYPES = ("llama", "llama4_text", "mllama_text_model")
+# fmt: off
+_QWEN_TYPES = (
+    "qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "qwen3", "qwen3_moe", "qwen3_next",
+    "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_omni_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text",
+)
+# fmt: on
+RATE_EXPONENTS = {"Llama": 0.781, "Qwen": 0.0775}  # how the best rate falls with the width: ~ (1 / width) ** exponent
+RATE_FAMILIES = dict.fromkeys(_LLAMA_TYPES, "Llama") | dict.fromkeys(_QWEN_TYPES, "Qwen")  # by model type of the text model
+
 # --- diffusers ----------------------------------------------------------------------------------------------------------
 
 # fmt: off
