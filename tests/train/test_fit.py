@@ -13,10 +13,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from loralib.errors import RunError
 from loralib.train.callbacks import CheckTrained, ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
+from loralib.train.check_moved import CheckMoved
 from loralib.train.fit import fit
 from loralib.train.log_lines import LogLines
 
-OWN = [StopOnInterrupt, ProgressBar, LogLines, TensorBoardLog, StopOnNonFinite, CheckTrained]
+OWN = [StopOnInterrupt, ProgressBar, LogLines, TensorBoardLog, StopOnNonFinite, CheckTrained, CheckMoved]
 
 
 class Theirs(TrainerCallback):

@@ -82,6 +82,6 @@ def _of_rank(suggestion: Suggestion, config: LoRAConfig) -> str | None:
     if r <= width:
         return None
     return (
-        f"r={r}: is above the width of the model, {width}, so the factors have more parameters than W; ranks far below the width "
-        f"are usual (1 to 64 in {_PAPER}); give r={min(suggestion.r, width)}."
+        f"r={r}: is above the width of the model, {width}, so the factors have more parameters than W; ranks far below it are "
+        f"usual (1 to 64 in {_PAPER}); give r={min(suggestion.r, width)}."
     )

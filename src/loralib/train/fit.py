@@ -9,6 +9,7 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .callbacks import CheckTrained, ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
+from .check_moved import CheckMoved
 from .log_lines import LogLines, mean_tokens
 
 
@@ -18,11 +19,12 @@ def fit(
     """Train by a Trainer of this kind with these arguments, and return it.
 
     metric: shown at every evaluation on the `console`. log: the folder of TensorBoard's log. checkpoint: where to go on from.
-    Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written, and `RunError` when the loss is not a number.
+    Raises `KeyboardInterrupt` after Ctrl-C, once a checkpoint is written, and `RunError` when the loss is not a number or no
+    LoRA factor moves.
     """
     stop, bar, board = StopOnInterrupt(), ProgressBar(console, metric), TensorBoardLog(log)
     lines = LogLines(console, mean_tokens(arguments["train_dataset"]))
-    own = [stop, bar, lines, board, StopOnNonFinite(), CheckTrained(console)]
+    own = [stop, bar, lines, board, StopOnNonFinite(), CheckTrained(console), CheckMoved(console)]
     trainer = kind(**{**arguments, "callbacks": [*own, *arguments["callbacks"]]})
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
