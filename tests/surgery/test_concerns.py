@@ -83,7 +83,7 @@ def test_what_is_suggested_causes_none_at_any_rank_that_its_source_measured(rank
 def test_each_value_that_is_far_off_is_one_sentence_with_source_and_remedy(values, said):
     (concern,) = found(**values)
     assert said in concern
-    assert "LoRA paper (arXiv" in concern or "LoRA Without Regret (" in concern or "github.com/" in concern
+    assert "LoRA paper, arXiv" in concern or "LoRA Without Regret, " in concern or "github.com/" in concern
     assert "; give " in concern
     assert concern.endswith(".")
 

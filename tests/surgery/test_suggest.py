@@ -73,9 +73,10 @@ def test_every_value_has_a_source_and_all_are_printed():
     suggestion = lora.suggest(Configured(model_type="llama", hidden_size=576))
     for field in ("target_modules", "lora_alpha", "learning_rate", "full_learning_rate"):
         assert any(field in source.partition(":")[0] for source in suggestion.sources), field
-    shown = str(suggestion)
+    shown = " ".join(str(suggestion).split())
     assert all(source in shown for source in suggestion.sources)
-    assert "1.3e-03  (full fine-tuning: 1.3e-04)" in shown
+    assert "1.3e-03 (full fine-tuning: 1.3e-04)" in shown
+    assert max(map(len, str(suggestion).splitlines())) <= 110
 
 
 def test_the_configuration_is_what_the_suggestion_says_and_can_be_changed():

@@ -7,7 +7,7 @@ LoRA paper.
 from ..config import LoRAConfig, lora_scaling
 from .suggest import COOKBOOK, WITHOUT_REGRET, Suggestion
 
-_PAPER = "the LoRA paper (arXiv 2106.09685)"
+_PAPER = "the LoRA paper, arXiv 2106.09685"
 _LEAST_SCALING, _GREATEST_SCALING = 1 / 4, 8
 _FAR = 10
 _LARGEST_BATCH = 256
@@ -52,7 +52,7 @@ def _of_scaling(suggestion: Suggestion, config: LoRAConfig) -> str | None:
     rule = "lora_alpha / sqrt(r), with use_rslora," if config.use_rslora else "lora_alpha / r"
     usual = 2 / lora_scaling(config.r, 1, config.use_rslora)
     return (
-        f"lora_alpha={config.lora_alpha:g}, r={config.r}: {rule} is {scaling:.3g}, and 1/4 to 8 is usual (1 to 8 in {_PAPER}); "
+        f"lora_alpha={config.lora_alpha:g}, r={config.r}: {rule} is {scaling:.3g}, and 1/4 to 8 is usual ({_PAPER}: 1 to 8); "
         f"give lora_alpha={usual:g}."
     )
 
@@ -83,5 +83,5 @@ def _of_rank(suggestion: Suggestion, config: LoRAConfig) -> str | None:
         return None
     return (
         f"r={r}: is above the width of the model, {width}, so the factors have more parameters than W; ranks far below it are "
-        f"usual (1 to 64 in {_PAPER}); give r={min(suggestion.r, width)}."
+        f"usual ({_PAPER}: 1 to 64); give r={min(suggestion.r, width)}."
     )

@@ -8,6 +8,7 @@ Nothing is computed from weights, so a model on the meta device will do.
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,7 @@ from ..errors import ConfigError
 from ..printing import short
 from .survey import Survey
 
-WITHOUT_REGRET = "LoRA Without Regret (Schulman et al. 2025, thinkingmachines.ai/blog/lora)"
+WITHOUT_REGRET = "LoRA Without Regret, Schulman et al. 2025, thinkingmachines.ai/blog/lora"
 COOKBOOK = "github.com/thinking-machines-lab/tinker-cookbook"
 _FULL_RATE, _LORA_OVER_FULL, _REFERENCE_WIDTH = 5e-5, 10, 2000
 
@@ -38,7 +39,8 @@ class Suggestion:
         lora_alpha: The numerator of the scaling.
 
     Example:
-        >>> suggestion = Suggestion(2000, learning_rate=5e-4, full_learning_rate=5e-5, sources=("a rule, and its source",))
+        >>> import loralib as lora
+        >>> suggestion = lora.Suggestion(2000, learning_rate=5e-4, full_learning_rate=5e-5, sources=("a rule, its source",))
         >>> suggestion.config().scaling
         2.0
         >>> print(suggestion)
@@ -48,7 +50,7 @@ class Suggestion:
           lora_alpha          32
           learning_rate       5.0e-04  (full fine-tuning: 5.0e-05)
         Sources:
-          - a rule, and its source
+          - a rule, its source
     """
 
     hidden_size: int
@@ -66,7 +68,8 @@ class Suggestion:
             A `LoRAConfig` with these `target_modules`, `r` and `lora_alpha`.
 
         Example:
-            >>> suggestion = Suggestion(2000, learning_rate=5e-4, full_learning_rate=5e-5, sources=())
+            >>> import loralib as lora
+            >>> suggestion = lora.Suggestion(2000, learning_rate=5e-4, full_learning_rate=5e-5, sources=())
             >>> suggestion.config().target_modules
             'all-linear'
         """
@@ -80,7 +83,10 @@ class Suggestion:
             f"  lora_alpha          {self.lora_alpha:g}",
             f"  learning_rate       {self.learning_rate:.1e}  (full fine-tuning: {self.full_learning_rate:.1e})",
             "Sources:",
-            *(f"  - {source}" for source in self.sources),
+            *(
+                fill(source, 110, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+                for source in self.sources
+            ),
         ]
         return "\n".join(lines)
 
@@ -198,8 +204,9 @@ def _sources(kind: str, family: str | None, exponent: float) -> tuple[str, ...]:
         "supervised and reinforcement learning on Llama 3 and Qwen3. QLoRA (arXiv 2305.14314) found the same on LLaMA.",
         "r, lora_alpha: the rank is capacity and leaves the best rate as it is, with lora_alpha = 32 and the scaling of the "
         f"LoRA paper (arXiv 2106.09685), lora_alpha / r; more data needs a higher rank. {WITHOUT_REGRET}; ranks 1 to 512.",
-        f"learning_rate: 5e-5 * 10 * (2000 / hidden_size) ** p; {choice}. {COOKBOOK} (hyperparam_utils.py), an earlier "
-        "version; fitted to supervised fine-tuning of Llama and Qwen language models, by its own account within 0.5 % of the "
-        "best loss. The rates measured for them that it lists now are within a factor of 3.",
-        f"full_learning_rate: a tenth of LoRA's (a fifteenth under about 100 steps). {WITHOUT_REGRET}; Llama 3 and Qwen3.",
+        f"learning_rate: 5e-5 * 10 * (2000 / hidden_size) ** p; {choice}. {COOKBOOK}, an earlier version of "
+        "hyperparam_utils.py; fitted to supervised fine-tuning of Llama and Qwen language models, by its own account within "
+        "0.5 % of the best loss. The rates measured for them that it lists now are within a factor of 3.",
+        f"full_learning_rate: a tenth of LoRA's (a fifteenth in runs under about 100 steps). {WITHOUT_REGRET}; "
+        "Llama 3 and Qwen3.",
     )
