@@ -4,12 +4,14 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field
 from importlib import import_module
+from typing import Any
 from unittest import mock
 
 from error_examples import EXAMPLES, message_of
 from loralib import architectures, cli, errors
+from loralib.recipes.declaring import sections
 from loralib.recipes.options import TrainOptions
 
 
@@ -33,7 +35,7 @@ def _slice(fused: str, slices: tuple[str, ...], role: str) -> str:
 
 
 def commands() -> str:
-    """The help of every command, as the command line prints it."""
+    """The help of every command, with all options, as the command line prints it."""
     parts = []
     others = {name: what for name, what in cli.COMMANDS.items() if name not in cli.TRAINING | cli.ADAPTERS}
     groups = {"Train a model and use it": cli.TRAINING, "Work on adapter files": cli.ADAPTERS, "Other commands": others}
@@ -56,24 +58,27 @@ def _fenced(text: str) -> str:
 
 
 def _help(command: str) -> str:
-    output = io.StringIO()
+    module, output = import_module(f"loralib.cli.{command}"), io.StringIO()
+    word = "--help-all" if module.parser().common else "--help"
     plain = {"COLUMNS": "88", "NO_COLOR": "1", "LINES": "1000"}
     with mock.patch.dict(os.environ, plain), contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        import_module(f"loralib.cli.{command}").run(["--help"])
+        module.run([word])
     return "".join(char for char in output.getvalue() if char.isprintable() or char == "\n")
 
 
 def options() -> str:
     """The keys of a run's YAML file, in groups, with defaults."""
-    groups: dict[str, list[str]] = {}
-    for field in fields(TrainOptions):
-        if not isinstance(field.metadata.get("help"), str):
-            continue  # LoRA's own, which `LoRAConfig` documents
-        default = "" if field.default in (None, MISSING) else f"`{field.default}`".lower()
-        row = f"| `{field.name}` | {default} | {_cell(field.metadata['help'])} |"
-        groups.setdefault(field.metadata.get("group", "other"), []).append(row)
     head = "| key | default | |\n|---|---|---|\n"
-    return "\n\n".join(f"### {title.capitalize()}\n\n{head}" + "\n".join(rows) for title, rows in groups.items())
+    parts = []
+    for title, declared in sections(TrainOptions).items():
+        rows = [_row(field) for field in declared if "help" in field.metadata]  # `LoRAConfig` documents LoRA's own
+        parts.append(f"### {title[0].upper()}{title[1:]}\n\n{head}" + "\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _row(field: Field[Any]) -> str:
+    default = "" if field.default in (None, MISSING) else f"`{field.default}`".lower()
+    return f"| `{field.name}` | {default} | {_cell(field.metadata['help'])} |"
 
 
 def _cell(text: str) -> str:

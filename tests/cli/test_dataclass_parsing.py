@@ -1,14 +1,16 @@
 """A parser made from a dataclass: its fields are options, words override a file, and what is wrong is one sentence."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from loralib.cli.dataclass_parsing import OptionsParser, dataclass_parser, given
 from loralib.errors import ConfigError, RunError
+from loralib.recipes.declaring import option
 
 
 @dataclass(frozen=True)
@@ -17,24 +19,29 @@ class Inner:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
 
-def option(default: Any, help: str, group: str = "run") -> Any:
-    return field(default=default, metadata={"help": help, "group": group})
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    title: ClassVar[str] = "run"
+
+    model: str | None = option(None, "NAME", "the model")
+    output: str | None = option(None, "DIR", "where to write")
+    lora: Inner = field(default=Inner(), metadata={"inner": {"r": ("N", "the rank"), "rank_pattern": ("MAP", "more ranks")}})
 
 
-@dataclass(frozen=True)
-class Options:
-    model: str | None = option(None, "the model")
-    output: str | None = option(None, "where to write")
-    seed: int = option(0, "the seed", "training")
-    learning_rate: float | None = option(None, "the rate", "training")
-    bf16: bool = option(False, "lower precision", "training")
-    method: Literal["lora", "full"] = option("lora", "what is trained")
-    layers: Sequence[str] | str | None = option(None, "which layers")
-    lora: Inner = field(default=Inner(), metadata={"help": {"r": "the rank"}, "group": "run"})
+@dataclass(frozen=True, kw_only=True)
+class Options(Running):
+    title: ClassVar[str] = "training"
+
+    seed: int = option(0, "N", "the seed")
+    learning_rate: float | None = option(None, "RATE", "the rate")
+    bf16: bool = option(False, "", "lower precision")
+    best: bool = option(True, "", "keep the best")
+    method: Literal["lora", "full"] = option("lora", "", "what is trained")
+    layers: Sequence[str] | str | None = option(None, "NAMES", "which layers")
 
 
 def parser(without: Sequence[str] = ()) -> OptionsParser:
-    return dataclass_parser(Options, "loralib toy", "A toy.", without)
+    return dataclass_parser(Options, "loralib toy", without, description="A toy.")
 
 
 def said(*words: str) -> dict[str, Any]:
@@ -53,6 +60,9 @@ def said(*words: str) -> dict[str, Any]:
         (["--method", "full"], {"method": "full"}),
         (["--r", "4", "--rank-pattern", "{q: 2}"], {"r": 4, "rank_pattern": {"q": 2}}),
         (["--layers", "query,value"], {"layers": "query,value"}),
+        (["--learning-rate", "-1e-3", "--seed", "-2"], {"learning_rate": -1e-3, "seed": -2}),
+        (["-o", "null"], {"output": "null"}),
+        (["--model", "~", "--layers", "null"], {"model": "~", "layers": "null"}),
     ],
 )
 def test_words_give_what_they_say_and_nothing_else(words: list[str], values: dict[str, Any]) -> None:
@@ -65,6 +75,14 @@ def test_words_override_the_file_in_which_inner_options_are_nested(tmp_path: Pat
     assert said("--config", str(path)) == {"model": "m", "seed": 1, "r": 2}
     assert said("--config", str(path), "--seed", "5", "--r", "9") == {"model": "m", "seed": 5, "r": 9}
     assert said(f"--config={path}") == {"model": "m", "seed": 1, "r": 2}
+
+
+def test_null_in_a_file_is_no_value(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: null\noutput: ~\nlearning_rate: null\nlayers: null\nlora:\n  rank_pattern: {}\n")
+    none = dict.fromkeys(["model", "output", "learning_rate", "layers"])
+    assert said("--config", str(path)) == {**none, "rank_pattern": {}}
+    assert said("--config", str(path), "--model", "m") == {**none, "model": "m", "rank_pattern": {}}
 
 
 @pytest.mark.parametrize(
@@ -102,10 +120,24 @@ def test_an_option_of_an_earlier_version_in_a_file_is_refused_by_name(tmp_path: 
 
 def test_the_help_has_groups_defaults_and_choices() -> None:
     shown = parser().format_help()
-    for part in ("A toy.", "training:", "the seed (default: 0)", "{lora,full}", "the rank (default: 8)", "lower precision"):
+    for part in (
+        "A toy.",
+        "run:",
+        "training:",
+        "the seed (default: 0)",
+        "--method {lora,full}",
+        "the rank (default: 8)",
+        "--seed N ",
+    ):
         assert part in shown
+    assert re.search(r"--bf16 +lower precision$", shown, re.MULTILINE)
+    assert re.search(r"--best \[\{true,false\}\] +keep the best \(default: true\)$", shown, re.MULTILINE)
     assert "the model (default" not in shown
+    assert "--layers+" not in shown
     assert "--model" not in parser(without=["model"]).format_help()
+    other = dataclass_parser(Options, "loralib toy", other_help={"output": "another folder"}).format_help()
+    assert "another folder" in other
+    assert "where to write" not in other
 
 
 def test_the_words_that_an_option_takes_are_known() -> None:

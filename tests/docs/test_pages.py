@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from loralib import cli
+from loralib.cli import completion
 from page_blocks import Block, blocks
 
 ROOT = Path(__file__).parents[2]
@@ -55,19 +56,13 @@ def commands(block: Block) -> list[list[str]]:
     return [line[1:] for line in words]
 
 
-def helped(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    return capsys.readouterr().out
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_on_a_page_exist_and_know_their_options(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_on_a_page_exist_and_know_their_options(page: Path) -> None:
     for block in blocks(page.read_text(encoding="utf-8")):
         for command, *words in commands(block) if block.kind in ("sh", "", "console") else ():
             if command.startswith("-"):
                 continue
-            known = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", helped(command, capsys)))
+            known = completion.options_of(command).keys()
             options = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} - {"--debug"}
             assert options <= known, f"{name_of(page)}:{block.line}: loralib {command} has no {options - known}"
 

@@ -34,7 +34,7 @@ def test_words_joined_by_commas_are_names_and_the_rest_are_expressions() -> None
 
 
 def parsed(*words: str) -> dict[str, Any]:
-    return dataclass_parsing.given(dataclass_parsing.dataclass_parser(TrainOptions, "loralib train", ""), words)
+    return dataclass_parsing.given(dataclass_parsing.dataclass_parser(TrainOptions, "loralib train"), words)
 
 
 def test_every_field_of_lora_config_is_said_flat_and_nested_in_yaml(tmp_path: Path) -> None:
@@ -77,3 +77,4 @@ def test_no_layers_are_refused(named: Any) -> None:
 
 def test_every_option_has_a_help() -> None:
     assert lora_options.HELP.keys() == set(lora_options.NAMES) == {field.name for field in fields(LoRAConfig)}
+    assert all(len(described) == 2 for described in lora_options.HELP.values())

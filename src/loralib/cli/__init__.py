@@ -21,21 +21,21 @@ from .streams import delivering
 
 TRAINING = {
     "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
-    "compare": "fine-tune in three ways: LoRA (after a search), last layers, full",
-    "count": "count what LoRA would train: exactly, with the paper's figures",
+    "compare": "compare LoRA (after a search), last layers and full fine-tuning",
+    "count": "count the parameters that LoRA would train",
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",
-    "generate": "write the texts of inputs with a run",
+    "generate": "generate text with a run",
     "score": "score generated text: BLEU, NIST, ROUGE-L, CIDEr, METEOR, TER, chrF",
 }
 ADAPTERS = {
-    "info": "tell what is in an adapter's file: ranks, targets, counts, spectra",
+    "info": "show what is in an adapter: ranks, targets, counts, spectra",
     "convert": "write an adapter in another format",
-    "combine": "add adapters up: exactly, or to a lower rank, or by TIES or DARE",
-    "extract": "make an adapter of the difference between two models' files",
+    "combine": "add up adapters: exactly, to a lower rank, or with TIES or DARE",
+    "extract": "make an adapter from the difference of two models' files",
     "merge": "merge an adapter into a model's files, without building the model",
 }
-OTHERS = {"completion": "print a script for a shell that completes these commands and their options"}
+OTHERS = {"completion": "print a shell script that completes commands and options"}
 COMMANDS = TRAINING | ADAPTERS | OTHERS
 OF_TEXTS = ("predict", "generate")  # whose words may be texts in any encoding
 
@@ -57,10 +57,9 @@ def _run(words: list[str]) -> int:
     """Run the command that the words begin with."""
     parser = OneSentenceParser(
         prog="loralib",
-        usage="loralib [-h] [--version] COMMAND ...",
+        usage="COMMAND ...",
         description=f"LoRA for any PyTorch model.\n\n{_listing()}",
-        epilog="loralib COMMAND --help tells more. --debug shows the traceback of an error.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="loralib COMMAND --help shows the options of a command. --debug shows the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=f"loralib {__version__}")
     parser.add_argument("command", nargs="?", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
@@ -95,8 +94,8 @@ def _unreadable(name: str) -> str:
 
 def _listing() -> str:
     """The commands, in groups, with what each does."""
-    adapters = "to work on files of adapters (no model library needed):"
-    groups = {"to train a model and use it:": TRAINING, adapters: ADAPTERS, "and:": OTHERS}
+    adapters = "work on adapter files (no model library needed):"
+    groups = {"train and use a model:": TRAINING, adapters: ADAPTERS, "other:": OTHERS}
     lines = [[title, *(f"  {name:<10} {summary}" for name, summary in group.items())] for title, group in groups.items()]
     return "\n\n".join("\n".join(group) for group in lines)
 

@@ -53,29 +53,41 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib combine",
-        description="Add adapters up: exactly (the ranks add up), at a lower rank (svd), or after pruning ΔW "
-        "(magnitude, dare, ties, dare_ties). Tensors trained in full, such as heads, must agree, unless --tensors says "
-        "otherwise.",
+        usage="ADAPTER ADAPTER ... -o OUT [options]",
+        description="Add up adapters: exactly (the ranks add up), to a lower rank (svd), or after pruning ΔW (magnitude, dare, "
+        "ties, dare_ties). Extra tensors, such as heads, must be equal unless --tensors says otherwise.",
+        examples=(
+            "loralib combine one two --weights 0.7 0.3 -o both",
+            "loralib combine tuned other --weights 1 -0.5 --tensors first -o less",
+            "loralib combine one two --method ties --density 0.2 --r 16 -o both",
+        ),
     )
-    parser.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER", help="adapters of any known format, or runs")
-    parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each adapter, of any sign (default: 1)")
     parser.add_argument(
-        "--method", choices=METHODS, default="exact", metavar="METHOD", help=", ".join(METHODS) + " (default: exact)"
+        "adapters", type=Path, nargs="+", metavar="ADAPTER", help="adapters in any known format, or run folders"
     )
     parser.add_argument(
-        "--r", type=int, help="rank of the result (default: the largest of the adapters' for svd, their sum for pruning)"
+        "--weights", type=float, nargs="+", metavar="W", help="one per adapter, may be negative (default: all 1)"
     )
-    parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this share of ‖ΔW‖²")
-    parser.add_argument("--density", type=float, metavar="D", help="share of the entries of ΔW that pruning keeps, such as 0.2")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choice of dare (default: 0)")
     parser.add_argument(
-        "--majority-sign", choices=choices.names(choices.MajoritySign), default="total", help="how ties elects a sign"
+        "--method", choices=METHODS, default="exact", metavar="NAME", help=", ".join(METHODS) + " (default: exact)"
+    )
+    parser.add_argument(
+        "--r", type=int, metavar="N", help="rank of the result (default: the largest for svd, the sum of the ranks for pruning)"
+    )
+    parser.add_argument("--energy", type=float, metavar="E", help="smallest ranks that keep this fraction of ‖ΔW‖²_F")
+    parser.add_argument("--density", type=float, metavar="D", help="fraction of the entries of ΔW that pruning keeps")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of dare (default: 0)")
+    parser.add_argument(
+        "--majority-sign",
+        choices=choices.names(choices.MajoritySign),
+        default="total",
+        help="how ties elects the sign of an entry (default: total)",
     )
     parser.add_argument(
         "--tensors",
         choices=choices.names(choices.ExtraTensors),
         default="same",
-        help="tensors trained in full: must be the same (default), the first adapter's, their weighted average, or none",
+        help="extra tensors: must be equal (default: same), those of the first adapter, averaged, or dropped",
     )
     files.add_reading(parser)
     files.add_writing(parser)

@@ -19,9 +19,18 @@ from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
 from .terminal import reporting, say_loading
 
-DESCRIPTION = """Train the same model on the same rows by LoRA, on its last layers and in full, and write what came out: a
-table, a plot, and LoRA's options, ready for loralib train --config. With --search, LoRA's rank, alpha, layers, head and
-learning rate are first looked for by successive halving, on a held-out share of the training rows."""
+DESCRIPTION = """Fine-tune the same model on the same rows with LoRA, on its last layers and in full. Writes a table, a plot,
+and LoRA's options for loralib train --config. With --search, first looks for LoRA's rank, alpha, layers, head and learning rate
+by successive halving, on a held-out part of the training rows."""
+EXAMPLES = (
+    "loralib compare --model roberta-base --data train.tsv --test-data test.tsv",
+    "loralib compare --model roberta-base --task mrpc --methods lora,full --seeds 3",
+    "loralib compare --model roberta-base --data train.tsv --search 9",
+)
+COMMON = (
+    *("--model", "--data", "--task", "--eval-data", "--test-data", "--output", "--methods", "--seeds", "--search"),
+    *("--num-train-epochs", "--batch-size", "--max-train-rows", "--resume", "--config"),
+)
 
 TABLE, PLOT, BEST, TRIALS, SEARCH = "comparison.csv", "comparison.png", "best.yaml", "search.csv", "search"
 _ROOTS = "|".join([*METHODS, SEARCH])
@@ -68,45 +77,55 @@ def parser() -> OptionsParser:
 
 def _with_own() -> tuple[OptionsParser, dict[str, Any]]:
     """The parser, and the defaults of the words that only this command knows."""
-    made = dataclass_parser(TrainOptions, "loralib compare", DESCRIPTION, without=("method", "learning_rate", "save_merged"))
-    return made, _add_own(made)
+    made = dataclass_parser(
+        TrainOptions,
+        "loralib compare",
+        without=("method", "learning_rate", "save_merged"),
+        other_help={"output": "folder to write (default: runs/<data>-compare)"},
+        usage="--model NAME (--data FILE | --task NAME) [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        common=COMMON,
+    )
+    before = {action.dest for action in made._actions}
+    _add_comparison(made.section("comparison"), made.section("run"))
+    _add_search(made.section("search"))
+    defaults = made.get_defaults()
+    return made, {action.dest: defaults[action.dest] for action in made._actions if action.dest not in before}
 
 
-def _add_own(parser: Any) -> dict[str, Any]:
-    """Add the words that only this command knows; their defaults by name."""
-    usual_space = Space()
-    space = {field.name: list(getattr(usual_space, field.name)) for field in fields(Space)}
-    what = parser.add_argument_group("comparison")
-    what.add_argument("--methods", default=",".join(METHODS), help=f"methods to compare (default: {','.join(METHODS)})")
+def _add_comparison(group: Any, running: Any) -> None:
+    group.add_argument(
+        "--methods", default=",".join(METHODS), metavar="LIST", help=f"methods to compare (default: {','.join(METHODS)})"
+    )
     for method in METHODS:
         help_ = f"peak learning rate of {method} (default: {CLASSIFICATION.learning_rates[method]:g})"
-        what.add_argument(f"--learning-rate-{method}", type=float, help=help_)
-    what.add_argument("--seeds", type=int, default=1, help="train each with so many seeds (default: 1)")
-    what.add_argument("--overwrite", action="store_true", help="replace the comparison that is in the output folder")
-    what.add_argument("--json", action="store_true", help="print the table as JSON, and the rest to standard error")
-    what.add_argument("--resume", action="store_true", help="keep what is finished in the output folder and go on")
-    look = parser.add_argument_group("search")
-    look.add_argument("--search", type=int, default=0, help="try so many LoRA configurations first (default: 0, none)")
-    look.add_argument("--eta", type=int, default=3, help="keep one in so many, on so many times the rows (default: 3)")
-    for name, kind in {"r": int, "alpha": float, "layers": str, "train_head": str, "learning_rate": float}.items():
-        usual = f"(default: {' '.join(map(str, space[name]))})"
-        help_ = {"alpha": "multiples of the rank for lora_alpha", "layers": "sets of roles"}.get(name, f"values of {name}")
-        look.add_argument(
-            f"--search-{name.replace('_', '-')}", nargs="+", type=kind, default=space[name], help=f"{help_} {usual}"
+        group.add_argument(f"--learning-rate-{method}", type=float, metavar="RATE", help=help_)
+    group.add_argument("--seeds", type=int, default=1, metavar="N", help="train each method with N seeds (default: 1)")
+    running.add_argument("--resume", action="store_true", help="keep the finished runs in the output folder, and continue")
+    running.add_argument("--overwrite", action="store_true", help="replace the comparison in the output folder")
+    running.add_argument("--json", action="store_true", help="print the table as JSON, and the rest to standard error")
+
+
+def _add_search(group: Any) -> None:
+    group.add_argument("--search", type=int, default=0, metavar="N", help="try N configurations of LoRA first (default: 0)")
+    group.add_argument(
+        "--eta", type=int, default=3, metavar="N", help="keep 1 of N, and train it on N times the rows (default: 3)"
+    )
+    described = {
+        "r": (int, "N", "ranks to try"),
+        "alpha": (float, "X", "values of lora_alpha to try, as multiples of the rank"),
+        "layers": (str, "ROLES", "sets of layers to try, by role"),
+        "train_head": (str, "PART", "values of --train-head to try"),
+        "learning_rate": (float, "RATE", "peak learning rates to try"),
+    }
+    for name, (kind, metavar, what) in described.items():
+        usual = list(getattr(Space(), name))
+        shown = ", ".join(map(str, usual)) if name != "layers" else f"{len(usual)} sets"
+        help_ = f"{what} (default: {shown})"
+        group.add_argument(
+            f"--search-{name.replace('_', '-')}", nargs="+", type=kind, default=usual, metavar=metavar, help=help_
         )
-    names = [
-        "methods",
-        *map(_rate, METHODS),
-        "seeds",
-        "overwrite",
-        "resume",
-        "json",
-        "search",
-        "eta",
-        *(f"search_{n}" for n in space),
-    ]
-    defaults = parser.get_defaults()
-    return {name: defaults[name] for name in names}
 
 
 def _rate(method: Method) -> str:

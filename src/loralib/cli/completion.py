@@ -43,8 +43,10 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     made = OneSentenceParser(
         prog="loralib completion",
-        description="Print a script that completes loralib's words in a shell: source <(loralib completion bash), in ~/.bashrc "
-        "for all sessions; in zsh the same with zsh.",
+        usage="SHELL",
+        description="Print a shell script that completes loralib's commands and options. To complete them in all sessions, add "
+        "the first example to ~/.bashrc, or the second to ~/.zshrc.",
+        examples=("source <(loralib completion bash)", "source <(loralib completion zsh)"),
     )
     made.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
     return made

@@ -56,35 +56,39 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib convert",
-        description="Write an adapter in another format. What the format cannot hold is named, and nothing is written.",
+        usage="PATH -o OUT (--format NAME | --out-keys FILE) [options]",
+        description="Write an adapter in another format. If the format cannot hold all of it, that is an error and nothing is "
+        "written.",
+        examples=(
+            "loralib convert my-adapter -o mine.safetensors --format safetensors",
+            "loralib convert kohya.safetensors -o my-adapter --format peft --part unet",
+            "loralib convert runs/mine -o small --format peft --r 4 --dtype bfloat16",
+        ),
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter of any known format, or the folder of a run")
+    parser.add_argument("path", type=Path, metavar="PATH", help="adapter in any known format, or run folder")
     files.add_reading(parser)
-    files.add_writing(parser, format=None)
-    parser.add_argument(
+    files.add_writing(parser, format=None).add_argument(
         "--out-keys",
         type=Path,
-        metavar="FILE.json",
-        help="instead of --format: a safetensors file whose names {regular expression: replacement} makes of <layer>.lora_A …",
+        metavar="FILE",
+        help="instead of --format: custom names, by a JSON map {regular expression of <layer>.lora_A ...: name}",
     )
-    change = parser.add_argument_group("changing it on the way")
-    change.add_argument("--part", metavar="MODULE", help="only what lies in this module, by the names within it, such as unet")
+    change = parser.add_argument_group("changes")
+    change.add_argument("--part", metavar="MODULE", help="keep only what lies in this module, such as unet")
     renaming.add(change)
     change.add_argument("--without", action="append", default=[], choices=EXTRAS, help="leave out what the format cannot hold")
+    change.add_argument("--r", type=int, metavar="N", help="truncate to rank N by SVD")
+    change.add_argument(
+        "--energy", type=float, metavar="E", help="truncate to the smallest ranks that keep this fraction of ‖ΔW‖²_F"
+    )
+    change.add_argument("--dtype", choices=DTYPES, help="round all tensors to this dtype")
     change.add_argument(
         "--reduce-intruders",
         type=float,
-        metavar="KEEP",
-        help="keep this share of the update's intruder dimensions, such as 0.75 (adds a rank for each; see --r); needs --base",
+        metavar="P",
+        help="keep this fraction of the intruder dimensions; adds a rank for each, needs --base",
     )
-    change.add_argument(
-        "--base", type=Path, metavar="BASE", help="the base model's files, by the names that the adapter then has"
-    )
-    change.add_argument("--r", type=int, metavar="N", help="truncate to rank N by SVD")
-    change.add_argument(
-        "--energy", type=float, metavar="E", help="truncate to the smallest ranks that keep this share of ‖ΔW‖²"
-    )
-    change.add_argument("--dtype", choices=DTYPES, help="round all tensors to this dtype")
+    change.add_argument("--base", type=Path, metavar="MODEL", help="the base model's folder, for --reduce-intruders")
     return parser
 
 

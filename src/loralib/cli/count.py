@@ -43,18 +43,25 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     made = OneSentenceParser(
         prog="loralib count",
-        description="Count the parameters that LoRA would train on a model: factors and head, exactly. Loads no weights.",
+        usage="--model NAME [options]",
+        description="Count the parameters that LoRA would train on a model, factors and head, exactly. Loads no weights.",
+        examples=(
+            "loralib count --model roberta-base --r 8",
+            "loralib count --model gpt2-medium --r 4 --layers query,value,mlp",
+            "loralib count --model roberta-large --task mnli --preset paper",
+        ),
     )
-    made.add_argument("--model", required=True, help="a model by name, such as roberta-base, or a local folder")
-    made.add_argument("--preset", choices=("paper", "scripts"), help="rank and layers of the LoRA paper's recipe")
+    made.add_argument("--model", required=True, metavar="NAME", help="model: a name on the Hugging Face hub, or a local folder")
+    made.add_argument("--r", type=int, metavar="N", help="LoRA rank (default: the preset's; 8; 4 for GPT-2)")
+    roles = ",".join(ROLES)
+    made.add_argument("--layers", metavar="ROLES", help=f"layers to adapt, by role: {roles} (default: query,value)")
     made.add_argument(
-        "--task",
-        choices=[*TASKS, *GENERATION_TASKS],
-        help="task, for the recipe and the head's size (default: two labels)",
+        "--target-modules", metavar="NAMES", help="layers to adapt, by name: query,value, a regular expression, or all-linear"
     )
-    made.add_argument("--r", type=int, help="rank (default: the preset's; 8; 4 for GPT-2)")
-    made.add_argument("--layers", help=f"which layers by what they do: {','.join(ROLES)} (default: query,value)")
-    made.add_argument("--target-modules", help="the same by name: query,value, a regular expression, or all-linear")
+    made.add_argument("--preset", choices=("paper", "scripts"), help="take rank and layers from the recipe of the LoRA paper")
+    tasks = [*TASKS, *GENERATION_TASKS]
+    help_ = f"task: {', '.join(tasks)} (default: two labels)"
+    made.add_argument("--task", choices=tasks, metavar="NAME", help=help_)
     made.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_trust(made)
     return made

@@ -1,86 +1,104 @@
 """Parsers made from dataclasses, which also read YAML files; with jsonargparse, of the extra `train`."""
 
-import argparse
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from types import MappingProxyType, NoneType
+from typing import Any, Union, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import ConfigError
+from ..recipes.declaring import sections
 from ..recipes.run_folder import check_names
 from ..storage.places import what_is_at
 from ..storage.plain_yaml import read_yaml
+from .parsing import CommandParser
 from .wording import choices_of, expected, in_our_words, known_options, one_of
 
 
-class OptionsParser(ArgumentParser):
+class OptionsParser(CommandParser, ArgumentParser):
     """A parser that knows of which type each of its options is. kinds: by the option's name in YAML."""
 
     kinds: dict[str, Any]
 
     def __init__(self, **kwargs: Any):
         self.kinds = {}
-        super().__init__(**kwargs)
+        self._sections: dict[str, Any] = {}
+        super().__init__(exit_on_error=False, print_config=None, **kwargs)  # --dry-run prints what would be done
 
     @property
     def choices_of(self) -> dict[str, list[str]]:
         """The words that an option takes, where it takes one of some, by the option's name in YAML."""
         return {name: found for name, kind in self.kinds.items() if (found := choices_of(kind))}
 
+    def section(self, title: str) -> Any:
+        """The group of options with a title, which is made where there is none."""
+        if title not in self._sections:
+            self._sections[title] = self.add_argument_group(title)
+        return self._sections[title]
 
-def dataclass_parser(options: type, prog: str, description: str, without: Collection[str] = ()) -> OptionsParser:
+
+def dataclass_parser(
+    options: type, prog: str, without: Collection[str] = (), other_help: Mapping[str, str] = MappingProxyType({}), **how: Any
+) -> OptionsParser:
     """A parser with one `--option` for each field of the dataclass `options` but those in `without`, and `--config FILE` to
     take them from YAML. A field that is a dataclass itself is nested in YAML; the options of its fields stand among the others.
 
-    Words after `--config` override the file's. Types are checked as the fields are annotated.
+    Words after `--config` override the file's. Types are checked as the fields are annotated. other_help: help
+    texts by field, instead of its own. how: see `CommandParser`.
     """
-    parser = OptionsParser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.HelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,  # --dry-run prints what would be done
-    )
-    help_ = "YAML file with any of these options (paths in it are relative to the working directory)"
-    parser.add_argument("--config", action="config", help=help_)
-    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(o.metadata["group"] for o in fields(options))}
-    for option, kind in _typed(options):
-        group, help_ = groups[option.metadata["group"]], option.metadata["help"]
-        if is_dataclass(kind):
-            for inner, inner_kind in _typed(kind):
-                usual, text = getattr(option.default, inner.name), help_.get(inner.name, "as in LoRAConfig")
-                parser.kinds[f"{option.name}.{inner.name}"] = inner_kind
-                _add(group, inner.name, inner_kind, usual, text, f"{option.name}.{inner.name}")
-        elif option.name not in without:
-            parser.kinds[option.name] = kind
-            _add(group, option.name, kind, option.default, help_, option.name)
+    parser = OptionsParser(prog=prog, **how)
+    config = "YAML file with any of these options (paths in it are relative to the working directory)"
+    parser.section("run").add_argument("--config", action="config", metavar="FILE", help=config)
+    kinds = get_type_hints(options)
+    for title, declared in sections(options).items():
+        for option in declared:
+            if option.name not in without:
+                _add_field(parser, title, option, kinds[option.name], other_help.get(option.name))
     return parser
 
 
-def _typed(options: Any) -> list[tuple[Field[Any], Any]]:
-    """The fields of a dataclass, each with its type."""
-    return [(option, get_type_hints(options)[option.name]) for option in fields(options)]
+def _add_field(parser: OptionsParser, title: str, option: Field[Any], kind: Any, other_help: str | None) -> None:
+    """Add the option of a field, or those of the fields of the dataclass that it is."""
+    if not is_dataclass(kind):
+        _add(
+            parser, title, option.name, kind, option.default, option.metadata["metavar"], other_help or option.metadata["help"]
+        )
+        return
+    kinds = get_type_hints(kind)
+    for inner in fields(kind):
+        usual, described = getattr(option.default, inner.name), option.metadata["inner"][inner.name]
+        _add(parser, title, f"{option.name}.{inner.name}", kinds[inner.name], usual, *described)
 
 
-def _add(group: Any, name: str, kind: Any, usual: Any, help_: str, dest: str) -> None:
+def _add(parser: OptionsParser, title: str, dest: str, kind: Any, usual: Any, metavar: str, help_: str) -> None:
+    parser.kinds[dest] = kind
     if isinstance(usual, Collection) and not usual:
         usual = None
-    shown = "" if usual is None else f" (default: {str(usual).lower() if kind is bool else usual})"
-    how: dict[str, Any] = {"metavar": name.upper()}
-    if kind is bool:
-        how = {"nargs": "?", "const": True}
-    elif get_origin(kind) is Literal:
-        how = {}  # the choices are shown
+    shown = "" if usual is None or usual is False else f" (default: {_shown(usual)})"
+    if choices := ["true", "false"] if usual is True else choices_of(kind):
+        metavar = f"{{{','.join(choices)}}}"
+    how: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
     if kind == Sequence[str]:
         kind = str | Sequence[str]  # names joined by commas
-    flags = ["-o", _flag(name)] if name == "output" else [_flag(name)]
-    group.add_argument(*flags, dest=dest, type=kind, default=usual, help=help_ + shown, **how)
+    flags = ["-o", _flag(dest)] if dest == "output" else [_flag(dest)]
+    parser.section(title).add_argument(
+        *flags, dest=dest, type=_given(kind), default=usual, metavar=metavar, help=help_ + shown, **how
+    )
+
+
+def _shown(usual: Any) -> str:
+    return str(usual).lower() if isinstance(usual, bool) else f"{usual:g}" if isinstance(usual, float) else str(usual)
+
+
+def _given(kind: Any) -> Any:
+    """The type of a value that is given: `null` is a name among words, and in a file the same as no value."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return Union[tuple(parts)] if NoneType in get_args(kind) else kind  # noqa: UP007
 
 
 def _flag(name: str) -> str:

@@ -36,16 +36,22 @@ def run(words: Sequence[str]) -> int:
 
 def parser() -> OneSentenceParser:
     """The parser of this command."""
-    made = OneSentenceParser(prog="loralib evaluate", description="Score the model of a run on labelled text.")
+    made = OneSentenceParser(
+        prog="loralib evaluate",
+        usage="RUN --data FILE [options]",
+        description="Score the model of a run on labelled text.",
+        examples=("loralib evaluate runs/mine --data more.tsv", "loralib evaluate runs/mnli-lora --data dev_mismatched --json"),
+    )
     add_run(made)
-    add_trust(made)
     made.add_argument(
         "--data",
         required=True,
-        help="a .tsv, .csv or .jsonl file (or .gz); for a GLUE task also dev, and of MNLI dev_mismatched",
+        metavar="FILE",
+        help="a .tsv, .csv or .jsonl file (or .gz); for a GLUE task also dev, or dev_mismatched of MNLI",
     )
-    made.add_argument("--text-column", help="column of the text (default: as in training)")
-    made.add_argument("--text-pair-column", help="column of the second text (default: as in training)")
-    made.add_argument("--label-column", help="column of the label (default: as in training)")
+    made.add_argument("--text-column", metavar="NAME", help="column with the text (default: as in training)")
+    made.add_argument("--text-pair-column", metavar="NAME", help="column with the second text (default: as in training)")
+    made.add_argument("--label-column", metavar="NAME", help="column with the label (default: as in training)")
     made.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    add_trust(made)
     return made

@@ -53,15 +53,20 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib extract",
-        description="Make an adapter of what fine-tuning changed, by an SVD of the difference of each weight. Biases, norms "
-        "and new heads that differ are taken over in full. Builds no model.",
+        usage="TUNED BASE -o OUT (--r N | --energy E) [options]",
+        description="Make an adapter from what fine-tuning changed, by an SVD of the difference of each weight. Biases, norms "
+        "and new heads that differ are copied in full. Builds no model.",
+        examples=(
+            "loralib extract tuned-model base-model --r 16 -o difference",
+            "loralib extract tuned-model base-model --energy 0.99 -o difference",
+        ),
     )
-    parser.add_argument("tuned", type=Path, metavar="TUNED", help="the tuned model's folder, or file of weights")
-    parser.add_argument("base", type=Path, metavar="BASE", help="the base model's")
-    parser.add_argument("--r", type=int, help="the rank of the updates")
-    parser.add_argument("--energy", type=float, metavar="E", help="or the smallest ranks that keep this fraction of ‖ΔW‖²")
-    parser.add_argument("--target-modules", metavar="NAMES", help="which layers get updates: query,value (default: all)")
-    parser.add_argument("--exclude-modules", metavar="NAMES", help="which do not; what differs there is taken over in full")
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="the fine-tuned model's folder, or file of weights")
+    parser.add_argument("base", type=Path, metavar="BASE", help="the base model's folder, or file of weights")
+    parser.add_argument("--r", type=int, metavar="N", help="rank of the updates")
+    parser.add_argument("--energy", type=float, metavar="E", help="smallest ranks that keep this fraction of ‖ΔW‖²_F")
+    parser.add_argument("--target-modules", metavar="NAMES", help="layers that get updates: query,value (default: all)")
+    parser.add_argument("--exclude-modules", metavar="NAMES", help="layers to skip; where they differ, they are copied in full")
     files.add_writing(parser)
     return parser
 

@@ -33,25 +33,26 @@ _SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lor
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """The options that say how an adapter is to be read."""
     group = parser.add_argument_group("reading")
-    group.add_argument("--from", dest="from_", choices=READ_FORMATS, metavar="FORMAT", help="its format (default: found out)")
+    group.add_argument(
+        "--from", dest="from_", choices=READ_FORMATS, metavar="FORMAT", help=f"{', '.join(READ_FORMATS)} (default: detect)"
+    )
     group.add_argument(
         "--lora-alpha",
         type=float,
-        metavar="N",
-        help="what checkpoints of loralib 0.1 and PEFT's files without a configuration do not say",
+        metavar="X",
+        help="lora_alpha, if the files do not say it (loralib 0.1, PEFT without config)",
     )
     group.add_argument(
         "--enable-lora",
         type=mask,
-        metavar="MASK",
-        help="of such a checkpoint with fused projections, which slices have factors, such as true,false,true",
+        metavar="LIST",
+        help="loralib 0.1: slices of fused projections that have factors, such as true,false,true",
     )
     group.add_argument(
         "--keys",
         type=Path,
-        metavar="FILE.json",
-        help="for a file with names of no known format: {regular expression: replacement} that makes of them "
-        "<layer>.lora_A, <layer>.lora_B and <layer>.alpha",
+        metavar="FILE",
+        help="custom names: a JSON map {regular expression: replacement} to <layer>.lora_A, .lora_B, .alpha",
     )
 
 
@@ -175,14 +176,15 @@ def described(adapter: "Adapter") -> str:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") -> None:
+def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") -> argparse._ArgumentGroup:
     """The options that say where an adapter is to be written, and how; without a default `format` one must be given."""
     group = parser.add_argument_group("writing")
-    group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file, or for peft the folder")
+    group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="file to write, or for peft the folder")
     usual = f" (default: {format})" if format else ""
-    group.add_argument("--format", choices=FORMATS, default=format, metavar="FORMAT", help=f"{', '.join(FORMATS)}{usual}")
-    group.add_argument("--overwrite", action="store_true", help="replace the adapter that is at OUT")
+    group.add_argument("--format", choices=FORMATS, default=format, metavar="NAME", help=f"{', '.join(FORMATS)}{usual}")
+    group.add_argument("--overwrite", action="store_true", help="replace the adapter that is there")
     group.add_argument("--json", action="store_true", help="print what was done as JSON")
+    return group
 
 
 def targets(output: Path, format: str) -> list[Path]:

@@ -10,7 +10,7 @@ from ..errors import ConfigError, RunError
 from ..printing import printable
 from ..recipes.presets.nlg import DECODING, Decoding
 from .offline import hub_names, offline_if_unreachable
-from .parsing import OneSentenceParser, add_run, add_trust
+from .parsing import OneSentenceParser, add_run, add_trust, to_path
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from ..recipes.options import TrainOptions
 
 HELP = {
-    "beams": "beams of the search; 1 is greedy",
-    "length_penalty": "the score of a text is its log probability / length^penalty",
-    "no_repeat_ngram": "n-grams of this n come once in a text; 0 allows all",
-    "max_new_tokens": "most tokens of a text",
+    "beams": ("N", "number of beams; 1 is greedy search"),
+    "length_penalty": ("X", "exponent of the length by which a beam's log probability is divided"),
+    "no_repeat_ngram": ("N", "no n-gram of this size occurs twice in a text; 0 allows all"),
+    "max_new_tokens": ("N", "maximum number of generated tokens per text"),
 }
 
 
@@ -54,25 +54,36 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     made = OneSentenceParser(
         prog="loralib generate",
-        description="Write texts with the model of a run (or of each seed in a folder of seeds), by beam search.",
+        usage="RUN (INPUT ... | --split SPLIT | --data FILE) [options]",
+        description="Generate text with the model of a run (or of each seed in a folder of seeds), by beam search. Texts for "
+        "inputs on the command line are printed, a line each; those for a split or a file are written to RUN/generated/.",
+        examples=(
+            'loralib generate runs/mine "name : The Vaults | food : French"',
+            "loralib generate runs/e2e-lora --split test",
+            "loralib generate runs/mine --data inputs.jsonl --beams 1 -o outputs.jsonl",
+        ),
     )
     add_run(made)
-    add_trust(made)
-    made.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to write the texts of, printed a line each")
-    what = made.add_argument_group("inputs from data, into RUN/generated/")
-    what.add_argument("--split", choices=["test", "dev", "train"], help="the inputs of a split of the run's task")
-    what.add_argument("--data-dir", help="folder with the task's own files (default: as in training)")
-    what.add_argument("--data", type=Path, help="the inputs of a .jsonl file with the columns of training")
-    what.add_argument("--max-inputs", type=int, help="the first so many inputs only")
-    what.add_argument("-o", "--output", type=Path, help="the .jsonl file to write (default: RUN/generated/SPLIT.jsonl)")
-    what.add_argument("--resume", action="store_true", help="go on with texts that were interrupted")
-    what.add_argument("--overwrite", action="store_true", help="replace texts that are there")
+    made.add_argument("texts", nargs="*", metavar="INPUT", help="inputs to generate text from")
+    what = made.add_argument_group("inputs from data")
+    what.add_argument("--split", choices=["test", "dev", "train"], help="inputs of a split of the run's task")
+    what.add_argument(
+        "--data-dir", type=to_path, metavar="DIR", help="folder with the task's own files (default: as in training)"
+    )
+    what.add_argument("--data", type=to_path, metavar="FILE", help="inputs of a .jsonl file with the columns of training")
+    what.add_argument("--max-inputs", type=int, metavar="N", help="only the first N inputs")
+    what.add_argument(
+        "-o", "--output", type=to_path, metavar="FILE", help=".jsonl file to write (default: RUN/generated/SPLIT.jsonl)"
+    )
+    what.add_argument("--resume", action="store_true", help="continue a file that was interrupted")
+    what.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     how = made.add_argument_group("decoding")
-    how.add_argument("--preset", choices=list(DECODING), default="paper", help="where the defaults come from (default: paper)")
+    how.add_argument("--preset", choices=list(DECODING), default="paper", help="recipe whose decoding is used (default: paper)")
     for field in fields(Decoding):
-        kind = float if field.name == "length_penalty" else int
-        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=HELP[field.name])
-    how.add_argument("--batch-size", type=int, default=16, help="inputs decoded at once (default: 16)")
+        kind, (metavar, help_) = float if field.name == "length_penalty" else int, HELP[field.name]
+        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=metavar, help=help_)
+    how.add_argument("--batch-size", type=int, default=16, metavar="N", help="inputs decoded at once (default: 16)")
+    add_trust(made)
     return made
 
 

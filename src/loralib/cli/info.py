@@ -28,7 +28,7 @@ _UNBROKEN = "\xa0"  # a space at which no line ends
 
 
 def run(words: Sequence[str]) -> int:
-    """Tell; returns the exit code."""
+    """Show; returns the exit code."""
     parsed = parser().parse_args(words)
     read = files.read_guessing(parsed.path, parsed)
     adapter = read.adapter
@@ -49,13 +49,19 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib info",
-        description="Tell what is in an adapter's file: format, base model, ranks, targets, counts, and the singular values of "
-        "each layer's update.",
+        usage="PATH [options]",
+        description="Show what is in an adapter: format, base model, ranks, targets, counts, and the singular values of each "
+        "layer's update.",
+        examples=(
+            "loralib info my-adapter",
+            "loralib info lora.safetensors --json",
+            "loralib info my-adapter --base base-model",
+        ),
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter of any known format, or the folder of a run")
+    parser.add_argument("path", type=Path, metavar="PATH", help="adapter in any known format, or run folder")
     parser.add_argument("--all", action="store_true", help="show every layer (default: at most about 24)")
+    parser.add_argument("--base", type=Path, metavar="MODEL", help="the base model's folder: also count intruder dimensions")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, with all singular values")
-    parser.add_argument("--base", type=Path, metavar="BASE", help="the base model's files: counts intruder dimensions, too")
     files.add_reading(parser)
     return parser
 

@@ -82,33 +82,36 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib merge",
+        usage="BASE ADAPTER -o DIR [options]",
         description="Merge an adapter into a model's files, in blocks: no model is built, and no weight is in memory as a "
         "whole. The result is a folder that transformers loads. To merge several adapters, combine them first.",
+        examples=(
+            "loralib merge base-model my-adapter -o merged-model",
+            "loralib merge base-model runs/mine -o merged-model --check",
+        ),
     )
     parser.add_argument("base", type=Path, metavar="BASE", help="the base model's folder, or file of weights")
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="adapter in any known format, or run folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier merge wrote to the output folder")
     parser.add_argument(
-        "adapter", type=Path, metavar="ADAPTER", help="an adapter in any known format, or the folder of a run of loralib train"
+        "--check", action="store_true", help="before the result is in place, recompute a sample in float64 and compare"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier merge wrote to OUT")
     parser.add_argument(
         "--tied",
         choices=names(TiedWeights),
         default="refuse",
-        help="when the adapter changes an embedding that the output layer shares: refuse (default), or store both",
+        help="if an adapted embedding is shared with the output layer: refuse (default), or store both",
     )
     parser.add_argument(
         "--labels",
         metavar="NAMES",
-        help="the names of the classes of a head that the adapter brings, such as negative,positive (default: the run's)",
+        help="names of the classes, if the adapter holds a head: negative,positive (default: the run's)",
     )
-    parser.add_argument(
-        "--check", action="store_true", help="before it is at OUT, compute a sample of it again in float64, and compare"
-    )
+    parser.add_argument("--threads", type=int, metavar="N", help="number of threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     files.add_reading(parser)
-    renaming.add(parser)
+    renaming.add(parser.add_argument_group("names"))
     return parser
 
 

@@ -9,7 +9,7 @@ from ..errors import ConfigError, DataError
 from ..printing import printable
 from ..storage.json_text import as_json
 from .offline import offline_if_unreachable
-from .parsing import OneSentenceParser, add_run, add_trust
+from .parsing import OneSentenceParser, add_run, add_trust, to_path
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -42,15 +42,26 @@ def run(words: Sequence[str]) -> int:
 
 def parser() -> OneSentenceParser:
     """The parser of this command."""
-    made = OneSentenceParser(prog="loralib predict", description="Classify (or score) new text with the model of a run.")
+    made = OneSentenceParser(
+        prog="loralib predict",
+        usage="RUN [TEXT ...] [options]",
+        description="Classify (or score) new text with the model of a run.",
+        examples=(
+            'loralib predict runs/mine "It did what it said."',
+            "loralib predict runs/mine --json < texts.txt",
+            "loralib predict runs/mrpc-lora --split test -o submission",
+        ),
+    )
     add_run(made)
+    made.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: the lines of standard input)")
+    made.add_argument("--pair", action="append", metavar="TEXT", help="second text, once for each text (tasks on pairs)")
+    made.add_argument("--json", action="store_true", help="print one JSON object per line")
+    made.add_argument("--split", choices=["test"], help="instead of texts, the test set of the run's GLUE task, for its server")
+    made.add_argument("--data-dir", type=to_path, metavar="DIR", help="with --split: folder of GLUE (default: as in training)")
+    made.add_argument(
+        "-o", "--output", type=to_path, metavar="DIR", help="with --split: folder to write (default: RUN/submission)"
+    )
     add_trust(made)
-    made.add_argument("texts", nargs="*", metavar="TEXT", help="a text each (default: a line each from standard input)")
-    made.add_argument("--pair", action="append", metavar="TEXT", help="the second text, once for each text (tasks on pairs)")
-    made.add_argument("--json", action="store_true", help="print one JSON object a line")
-    made.add_argument("--split", choices=["test"], help="predict the test set of the run's GLUE task instead, for its server")
-    made.add_argument("--data-dir", help="with --split: folder with GLUE's own TSV folders (default: as in training)")
-    made.add_argument("-o", "--output", type=Path, help="with --split: folder to write to (default: RUN/submission)")
     return made
 
 
@@ -63,7 +74,7 @@ def _open(folder: Path, trust_remote_code: bool) -> "Run":
         return predictor.open_run(folder, trust_remote_code)
 
 
-def _submit(run: Path, data_dir: str | None, output: Path | None, trust_remote_code: bool) -> int:
+def _submit(run: Path, data_dir: Path | None, output: Path | None, trust_remote_code: bool) -> int:
     """Predict the test sets of the run's task, and write the files that GLUE's server takes."""
     from ..recipes import run_folder
     from ..recipes.nlu import submission

@@ -17,7 +17,7 @@ def add(group: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="rename a module and all in it; without OLD the model itself, without NEW take the name off",
+        help="rename a module and all in it (no OLD: the model itself; no NEW: remove the name)",
     )
 
 

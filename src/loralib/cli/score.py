@@ -75,40 +75,46 @@ def parser() -> OneSentenceParser:
     """The parser of this command."""
     parser = OneSentenceParser(
         prog="loralib score",
-        description="Score generated text against what people wrote, as the evaluations of E2E, WebNLG and DART do.",
-        epilog="Without --references and --data-dir, PREDICTIONS must be a .jsonl file with references in it.",
+        usage="TASK PREDICTIONS [options]",
+        description="Score generated text against references, as the evaluations of E2E, WebNLG and DART do. Without "
+        "--references and --data-dir, PREDICTIONS must be a .jsonl file that holds the references.",
+        examples=(
+            "loralib score e2e runs/e2e-lora",
+            "loralib score any outputs.txt --references references.txt",
+            "loralib score webnlg outputs.txt --data-dir webnlg --without ter",
+        ),
     )
-    parser.add_argument("task", metavar="TASK", choices=TASKS, help=f"whose metrics: {', '.join(TASKS)}")
+    parser.add_argument("task", metavar="TASK", choices=TASKS, help=f"task whose metrics to compute: {', '.join(TASKS)}")
     parser.add_argument(
         "predictions",
         type=Path,
         metavar="PREDICTIONS",
-        help="a .txt, .tsv, .csv or .jsonl file (or .gz), or a folder of a run, or of seeds, that generated the test set",
+        help=".txt, .tsv, .csv or .jsonl file (or .gz), or folder of a run, or of seeds, that generated the test set",
     )
     parser.add_argument(
         "--references",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="text files with a reference a line (blank: none), or one .csv (mr, ref), .txt (input||text) or .jsonl file",
+        help="text files with one reference per line, or one .csv (mr, ref), .txt (input||text) or .jsonl file",
     )
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a folder that holds the task's own test data")
-    parser.add_argument("--meteor-jar", type=Path, metavar="FILE", help="meteor-1.5.jar (default: METEOR_JAR, pycocoevalcap)")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the task's own test data")
+    parser.add_argument(
+        "--by-order", action="store_true", help="pair predictions and references by position, even if both name their inputs"
+    )
     parser.add_argument(
         "--without",
         action="append",
         default=[],
         choices=LABELS,
         metavar="METRIC",
-        help=f"leave a metric out, such as ter, which takes longest: {', '.join(LABELS)}",
+        help=f"leave out a metric: {', '.join(LABELS)} (ter is the slowest)",
     )
     parser.add_argument(
-        "--by-order",
-        action="store_true",
-        help="pair predictions and references by their order, also where both name their inputs",
+        "--meteor-jar", type=Path, metavar="FILE", help="meteor-1.5.jar (default: METEOR_JAR, or pycocoevalcap)"
     )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the metrics to FILE, as JSON")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the metrics to FILE as JSON, too")
     return parser
 
 

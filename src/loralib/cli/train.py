@@ -19,10 +19,19 @@ from .terminal import reporting, say_loading
 if TYPE_CHECKING:
     from rich.console import Console
 
-DESCRIPTION = """Fine-tune a Hugging Face model with LoRA, on its last layers, or in full: an encoder on labelled text, or a
-causal language model on inputs and their texts. Writes a run folder: the adapter (or model), metrics.json, config.yaml,
-learning_curve.png and checkpoints. With --preset, a task as in the LoRA paper. On several GPUs: torchrun --nproc-per-node N
--m -- loralib train ..."""
+DESCRIPTION = """Fine-tune a Hugging Face model with LoRA, on its last layers, or in full: an encoder to classify or score
+text, or a causal language model to generate it. Writes a run folder with the adapter (or the model), metrics.json, config.yaml,
+learning_curve.png and checkpoints."""
+EXAMPLES = (
+    "loralib train --model roberta-base --data train.tsv --eval-data dev.tsv",
+    "loralib train --model roberta-base --task sst2 --r 16 --learning-rate 2e-4",
+    "loralib train --model gpt2-medium --task e2e --preset paper",
+    "torchrun --nproc-per-node 4 -m -- loralib train --config run.yaml",
+)
+COMMON = (
+    *("--model", "--data", "--task", "--eval-data", "--output", "--method", "--r", "--lora-alpha", "--target-modules"),
+    *("--learning-rate", "--num-train-epochs", "--batch-size", "--seed", "--config"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,17 +87,21 @@ def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> list[d
 
 def parser() -> OptionsParser:
     """The parser of this command."""
-    made = dataclass_parser(TrainOptions, "loralib train", DESCRIPTION)
-    made.add_argument("--preset", help="a task as in the LoRA paper: its tables (paper) or its command lines (scripts)")
-    made.add_argument(
-        "--seeds",
-        type=int,
-        help="train with so many seeds and report them together (default: 1; with --preset the paper's)",
+    made = dataclass_parser(
+        TrainOptions,
+        "loralib train",
+        usage="--model NAME (--data FILE | --task NAME) [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        common=COMMON,
     )
-    made.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
-    made.add_argument("--overwrite", action="store_true", help="replace the run that is in the output folder")
-    made.add_argument("--json", action="store_true", help="print what came out as JSON, and the rest to standard error")
-    made.add_argument("--resume", action="store_true", help="go on with the run in the output folder, with its own options")
+    group = made.section("run")
+    group.add_argument("--preset", metavar="NAME", help="recipe of the LoRA paper: its tables (paper), or its code (scripts)")
+    group.add_argument("--seeds", type=int, metavar="N", help="train with N seeds, one run each (default: 1; the preset's)")
+    group.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
+    group.add_argument("--resume", action="store_true", help="continue the run in the output folder, with its options")
+    group.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    group.add_argument("--json", action="store_true", help="print the result as JSON, and the rest to standard error")
     return made
 
 

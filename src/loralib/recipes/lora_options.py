@@ -10,20 +10,23 @@ from ..errors import ConfigError
 
 USUAL = LoRAConfig(r=8, lora_alpha=16.0, target_modules=())
 NAMES = tuple(option.name for option in fields(LoRAConfig))
-HELP = {
-    "r": "LoRA rank",
-    "lora_alpha": "LoRA scaling numerator: the update is scaled by lora_alpha / r",
-    "lora_dropout": "dropout on the input of the LoRA update",
-    "target_modules": "layers to adapt: names (query,value), a regular expression, or all-linear (default: as --layers says)",
-    "exclude_modules": "layers to skip: names, or a regular expression",
-    "modules_to_save": "modules trained in full with LoRA, besides the head: names",
-    "bias": "biases that are trained: none, those of adapted layers, or all",
-    "rank_pattern": "ranks of layers that differ: {name or regular expression: r}",
-    "alpha_pattern": "the same for lora_alpha",
-    "use_rslora": "scale the update by lora_alpha / sqrt(r)",
-    "fan_in_fan_out": "say that the layers store their weight as (in, out); never needed",
-    "enable_lora": "slices of fused layers that get an update, with --target-modules: [true, false, true]",
-    "slice_widths": "widths of those slices where they differ: {name or regular expression: widths}",
+HELP: Mapping[str, tuple[str, str]] = {  # what a value is called, and the help text
+    "r": ("N", "LoRA rank"),
+    "lora_alpha": ("X", "LoRA scaling: updates are multiplied by lora_alpha / r"),
+    "lora_dropout": ("P", "dropout on the input of the LoRA update"),
+    "target_modules": (
+        "NAMES",
+        "layers to adapt, by name: query,value, a regular expression, or all-linear (default: as --layers)",
+    ),
+    "exclude_modules": ("NAMES", "layers to skip; same syntax as --target-modules"),
+    "modules_to_save": ("NAMES", "modules to train in full with LoRA, besides the head"),
+    "bias": ("", "biases to train: none, those of adapted layers, or all"),
+    "rank_pattern": ("MAP", "r of single layers: {name or regular expression: r}"),
+    "alpha_pattern": ("MAP", "lora_alpha of single layers: {name or regular expression: lora_alpha}"),
+    "use_rslora": ("", "scale the update by lora_alpha / sqrt(r)"),
+    "fan_in_fan_out": ("", "layers store their weight as (in, out); inferred, so never needed"),
+    "enable_lora": ("LIST", "slices of fused projections to adapt: [true, false, true]; needs --target-modules"),
+    "slice_widths": ("MAP", "widths of those slices, if unequal: {name or regular expression: [width, ...]}"),
 }
 _JOINED = ("target_modules", "exclude_modules", "modules_to_save")
 

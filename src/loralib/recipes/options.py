@@ -1,25 +1,24 @@
 """Options of `loralib train`, as one frozen value: those of the command line, and the keys of its YAML file.
 
+`option_sections` declares them; here is which go together, and what follows from them.
+
 LoRA's own are nested in `lora`, a `LoRAConfig`; on the command line and in presets they stand flat among the others. An option
 that means what a field of transformers' `TrainingArguments` means has its name. Nothing heavy is imported here, so that
 `loralib train --help` answers at once.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from ..architectures import ROLES
-from ..config import LoRAConfig
 from ..errors import ConfigError, RunError
 from . import lora_options
 from .nlu.glue import TASKS as GLUE
+from .option_sections import DataOptions, EvaluationOptions, MethodOptions, ModelOptions, OutputOptions, TrainingOptions
 from .records import is_local_file
 from .task import TASKS, Method, Problem, Task, kind_of
-
-Head = Literal["all", "classifier"]
 
 HELD_OUT = 0.1
 PERMISSION = "trust_remote_code"
@@ -36,124 +35,13 @@ _HUB_SPLITS = ("eval_split", "test_split")
 _COLUMNS = ("text_column", "text_pair_column", "label_column", "context_column", "completion_column")
 _NEED_DATA = (*_NEED_HUB, *_HUB_SPLITS, "eval_data", "test_data", *_COLUMNS, "problem")
 
-_CHOICES = {"method": get_args(Method), "problem": get_args(Problem), "train_head": get_args(Head)}
-_POSITIVE = (
-    *("learning_rate", "num_train_epochs", "batch_size", "device_batch_size", "gradient_accumulation_steps", "patience"),
-    *("per_device_eval_batch_size", "max_length", "max_train_rows", "max_eval_rows", "save_steps"),
-)
-_NOT_NEGATIVE = ("max_grad_norm", "max_test_rows", "warmup_steps", "weight_decay")
-_SHARES = ("head_dropout", "attention_dropout", "base_dropout", "label_smoothing_factor", "warmup_ratio")
-_RULES: Sequence[tuple[Sequence[str], Callable[[Any], bool], str]] = (  # what holds for options, and the sentence for it
-    (_POSITIVE, lambda value: 0 < value < math.inf, "must be positive"),
-    (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "must not be negative"),
-    (_SHARES, lambda value: 0 <= value < 1, "must be in [0, 1)"),
-    (("eval_fraction", "adam_epsilon"), lambda value: 0 < value < 1, "must be between 0 and 1"),
-    (("seed",), lambda value: 0 <= value < 2**32, "must be in [0, 2**32)"),
-)
-
-
-def _group(title: str) -> Callable[[Any, str], Any]:
-    """A field with a default and a help text, shown in the group `title` of the command's help."""
-    return lambda default, help: field(default=default, metadata={"help": help, "group": title})
-
-
-_run, _data, _method, _training = map(_group, ("run", "data", "method", "training"))
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """A run: classifying, scoring or generating text. Raises `ConfigError` or `RunError` for values that cannot work."""
+class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOptions, DataOptions, ModelOptions):
+    """A run: classifying, scoring or generating text. Raises `ConfigError` or `RunError` for values that cannot work.
 
-    model: str | None = _run(
-        None, "Hugging Face encoder, or causal language model to generate text: a name on the hub or a local folder"
-    )
-    output: str | None = _run(None, "run folder to write (default: runs/<data>-<method>)")
-
-    task: str | None = _data(
-        None, "a task by name: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli of GLUE; e2e, webnlg, dart to generate text"
-    )
-    data_dir: str | None = _data(None, "folder with the task's own files, such as SST-2/train.tsv (default: the hub)")
-    data: str | None = _data(None, "training data: a local .tsv, .csv or .jsonl file (or .gz), or a data set on the hub")
-    data_config: str | None = _data(None, "configuration of a hub data set")
-    train_split: str = _data("train", "training split of a hub data set")
-    eval_data: str | None = _data(None, "evaluation data: a local file (default: a part of the training data)")
-    eval_split: str | None = _data(None, "evaluation split of a hub data set (default: a part of the training data)")
-    eval_fraction: float | None = _data(
-        None,
-        "share of the training rows held out to evaluate on (default: 0.1 when there is no evaluation data); "
-        "the development set of a GLUE task is then scored once, at the end",
-    )
-    test_data: str | None = _data(None, "labelled data to score once, at the end, with the epoch that was kept: a local file")
-    test_split: str | None = _data(None, "the same: a test split of a hub data set")
-    text_column: str = _data("text", "column of the text")
-    text_pair_column: str | None = _data(None, "column of the second text, for tasks on pairs")
-    label_column: str = _data("label", "column of the label")
-    context_column: str = _data("context", "generation: field of the input in a .jsonl file")
-    completion_column: str = _data("completion", "generation: field of the text, or of a list of texts")
-    problem: Problem | None = _data(
-        None, "what is learned: classes, numbers to regress on, or the text that follows an input (default: classification)"
-    )
-    max_train_rows: int | None = _data(None, "use a seeded sample of so many training rows")
-    max_eval_rows: int | None = _data(None, "use a seeded sample of so many evaluation rows")
-    max_test_rows: int | None = _data(None, "use a seeded sample of so many test rows (0: none)")
-    max_length: int | None = _data(None, "longest row in tokens; longer ones are cut (default: 128; 512 for generation)")
-
-    method: Method = _method(
-        "lora", "what is trained: LoRA and the head, the head alone (generation: the last two blocks), or everything"
-    )
-    lora: LoRAConfig = field(default=lora_options.USUAL, metadata={"help": lora_options.HELP, "group": "method"})
-    layers: list[str] | str | None = _method(
-        None, "layers to adapt, by what they do: query,key,value,output,mlp, by any name (default: query,value)"
-    )
-    init_adapter: str | None = _method(
-        None, "start from these LoRA factors: the folder of a run or of an adapter, or a file of loralib 0.1"
-    )
-    train_head: Head = _method(
-        "all", "what of the head is trained: all of it, or the classifier alone, its last layer (methods lora and last-layers)"
-    )
-    head_dropout: float | None = _method(None, "dropout before the classifier (default: as the model's config says)")
-    attention_dropout: float | None = _method(
-        None, "dropout on attention weights (default: as the model's config says; 0 is much faster on a CPU)"
-    )
-
-    base_dropout: float | None = _method(None, "generation: all dropouts of the model itself (default: as its config says)")
-
-    learning_rate: float | None = _training(
-        None, "peak learning rate (default: 5e-4 lora, 1e-2 last-layers, 5e-5 full; generation: 2e-4, 1e-4, 5e-5)"
-    )
-    num_train_epochs: float = _training(3.0, "passes over the training data")
-    batch_size: int = _training(32, "rows a step, on all devices together")
-    device_batch_size: int | None = _training(
-        None, "most rows that a device computes at once; what is left of its share of a step is accumulated"
-    )
-    gradient_accumulation_steps: int | None = _training(
-        None, "parts in which a device computes its share of a step (default: 1)"
-    )
-    per_device_eval_batch_size: int = _training(64, "rows a step in evaluation, a device")
-    weight_decay: float = _training(0.01, "AdamW's weight decay (not on biases and norms)")
-    adam_epsilon: float = _training(1e-8, "AdamW's epsilon")
-    max_grad_norm: float = _training(1.0, "longest gradient; longer ones are scaled down (0: none is)")
-    label_smoothing_factor: float = _training(0.0, "generation: share of a token's target that is spread over the vocabulary")
-    warmup_ratio: float = _training(0.06, "share of the steps in which the learning rate rises")
-    warmup_steps: int | None = _training(None, "number of those steps, instead of a share")
-    best_epoch: bool = _training(True, "keep the epoch with the best metric (false: the last)")
-    metric_for_best_model: str | None = _training(
-        None, "metric that chooses the best epoch (default: the task's; accuracy; pearson; perplexity)"
-    )
-    patience: int | None = _training(None, "stop after so many epochs without a better metric")
-    save_steps: int | None = _run(None, "write a checkpoint every so many steps (default: every epoch)")
-    group_by_length: bool = _training(False, "put texts of similar length into a batch: less padding, more speed")
-    bf16: bool = _training(False, "train in bfloat16 autocast")
-    fp16: bool = _training(False, "train in float16 autocast, with loss scaling (needs a GPU)")
-    onednn: bool = _training(
-        False, "on a CPU: frozen products by oneDNN's kernel, which on some processors takes half the time"
-    )
-    trust_remote_code: bool = _run(
-        False,
-        "run the Python code that comes with the model, where it needs some (never read from a file, nor kept with the run)",
-    )
-    seed: int = _run(0, "seed of initialisation, sampling, order and dropout")
-    save_merged: bool = _run(False, "also write the merged model, for plain transformers, to <output>/merged")
+    The fields of the last base class come first.
+    """
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -161,13 +49,10 @@ class TrainOptions:
         if bool(self.task) == bool(self.data):
             raise RunError("Give either --task, a GLUE task by name, or --data, a file or a data set on the hub.")
         object.__setattr__(self, "lora", lora_options.read(lora_options.plain(self.lora)))
-        for names, holds, rule in _RULES:
-            for name in names:
-                if (value := getattr(self, name)) is not None and not holds(value):
-                    raise ConfigError(f"{name}={value!r}: {rule}.")
-        for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) is not None and value not in known:
-                raise ConfigError(f"{name}={value!r}: must be one of {', '.join(known)}.")
+        for option in fields(self):
+            value, rule = getattr(self, option.name), option.metadata.get("rule")
+            if rule and value is not None and not rule.holds(value):
+                raise ConfigError(f"{option.name}={value!r}: {rule.words}.")
         if unknown := [role for role in self.roles if role not in ROLES]:
             raise ConfigError(f"layers={self.layers!r}: {unknown[0]!r} is none of {', '.join(ROLES)}.")
         self._refuse_what_cannot_act()
