@@ -274,9 +274,9 @@ def check_lookup(patterns: Mapping[str, object], names: Sequence[str], field: st
         )
 
 
-def renaming(names: Mapping[str, str], held: Sequence[str]) -> Callable[[str], str]:
+def renaming(names: Mapping[str, str], held: Sequence[str], what: str = "rename") -> Callable[[str], str]:
     """The function that renames modules and what lies in them by {module: new name}; the longest fitting entry counts, and ""
-    stands for the model itself. `TargetError` for an entry that fits none of the names in `held`.
+    stands for the model itself. `TargetError`, which begins with `what`, for an entry that fits none of the names in `held`.
 
     >>> renaming({"unet": "", "unet.mid": "middle"}, ["unet.mid.to_q"])("unet.mid.to_q")
     'middle.to_q'
@@ -285,7 +285,7 @@ def renaming(names: Mapping[str, str], held: Sequence[str]) -> Callable[[str], s
         if old and not any(within(name, [old]) for name in held):
             modules = {name[:end] for name in held for end in (*_dots(name), len(name))}
             raise TargetError(
-                f"rename: {old!r} fits nothing in the adapter. Nearest names: {nearest_of(old, sorted(modules))}."
+                f"{what}: {old!r} fits nothing in the adapter. Nearest names: {nearest_of(old, sorted(modules))}."
             )
 
     def new(name: str) -> str:

@@ -176,7 +176,7 @@ def test_nothing_is_written_onto_what_is_read(peft: Path, tmp_path: Path, capsys
         (["--format", "peft", "-o", "{}/a", "--rename", "unet"], "OLD=NEW"),
         (["--format", "peft", "-o", "{}/a", "--rename", "unit=x"], "unit"),
         (["--format", "peft", "-o", "{}/a", "--rename", "unet=x", "--rename", "unet=y"], "two names"),
-        (["--format", "peft", "-o", "{}/a", "--part", "text_encoder"], "text_encoder"),
+        (["--format", "peft", "-o", "{}/a", "--part", "text_encoder"], "part: 'text_encoder' fits nothing in the adapter"),
         (["--format", "peft", "-o", "{}/a", "--from", "kohya"], "safetensors"),
         (["--format", "peft", "-o", "{}/a", "--lora-alpha", "4"], "says its own"),
         (["--format", "peft", "-o", "{}/a", "--reduce-intruders", "0.5"], "--base"),

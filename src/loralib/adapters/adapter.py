@@ -199,12 +199,13 @@ class Adapter:
         """
 
         check_name(module, "module")
+        within = patterns.renaming({module: ""}, [*self.layers, *self.tensors, *self.rows], "part")
 
         def inside(values: Mapping[str, T]) -> dict[str, T]:
             return {name: value for name, value in values.items() if patterns.within(name, [module])}
 
         kept = self._with(layers=inside(self.layers), tensors=inside(self.tensors), rows=inside(self.rows))
-        return kept.rename({module: ""})
+        return kept.rename(within)
 
     # --- arithmetic -------------------------------------------------------------------------------------------------
 
