@@ -231,6 +231,8 @@ def test_the_seeds_that_are_done_are_kept_when_the_others_go_on(
         (["--split", "test", "--batch-size", "0"], "--batch-size 0: must be positive"),
         (["--split", "test", "--max-inputs", "0"], "--max-inputs 0: must be positive"),
         (["--split", "test", "-o", "x.txt"], "--output x.txt: must end in .jsonl"),
+        (["--split", "test", "-o", ""], "--output: the value is empty; leave it out"),
+        (["--data", ""], "--data: the value is empty; leave it out"),
         (["--split", "valid"], "'valid' is not one of test, dev, train"),
         (["--split", "test", "--preset", "papers"], "nearest: paper"),
         (["--split", "test"], "was trained on {run.parent}/mine.jsonl, which has no splits; give --data"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loralib.cli.parsing import OneSentenceParser, add_run, add_trust
+from loralib.cli.parsing import OneSentenceParser, add_run, add_trust, to_path
 from loralib.errors import ConfigError
 
 
@@ -13,6 +13,8 @@ def parser() -> OneSentenceParser:
     add_run(made)
     add_trust(made)
     made.add_argument("--count", type=int)
+    made.add_argument("--weights", type=float, nargs="+")
+    made.add_argument("-o", "--output", type=to_path)
     return made
 
 
@@ -22,6 +24,25 @@ def test_a_run_is_a_path_and_trust_is_given_only_by_its_whole_name() -> None:
     assert parser().parse_args(["out", "--trust-remote-code"]).trust_remote_code is True
     with pytest.raises(ConfigError, match="no option --trust"):
         parser().parse_args(["out", "--trust"])
+
+
+@pytest.mark.parametrize("number", ["-1", "-.5", "-1.", "-1e-3", "-2.5E+4", "-1e5", "-inf"])
+def test_a_negative_number_is_a_value_in_any_form(number: str) -> None:
+    parsed = parser().parse_args(["out", "--weights", number, "3", number])
+    assert parsed.weights == [float(number), 3.0, float(number)]
+
+
+@pytest.mark.parametrize("word", ["-e3", "-1x", "-1e", "--1", "-i"])
+def test_other_words_with_a_dash_are_options(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"toy has no option|--weights: a value is missing"):
+        parser().parse_args(["out", "--weights", word])
+
+
+@pytest.mark.parametrize("words", [["out", "-o", ""], ["out", "--output="], [""]])
+def test_an_empty_path_is_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"(--output|RUN): the value is empty; leave it out, or set the variable"):
+        parser().parse_args(words)
+    assert parser().parse_args(["out", "-o", "~"]).output == Path("~")
 
 
 @pytest.mark.parametrize("words", [[], ["out", "--count", "x"], ["out", "--counts", "3"], ["out", "more"], ["out", "--count"]])

@@ -44,6 +44,8 @@ def test_lines_of_standard_input_are_texts(
         (["--split", "dev"], "--split"),
         (["--data-dir", "glue", "a text"], "--data-dir and --output belong to --split test"),
         (["-o", "out", "a text"], "--data-dir and --output belong to --split test"),
+        (["--split", "test", "-o", ""], "--output: the value is empty; leave it out"),
+        (["--split", "test", "--data-dir="], "--data-dir: the value is empty"),
         (["--split", "test"], "was trained on .*train.tsv, not on a GLUE task"),
         (["a text", "--pair", "b"], "takes single texts, no pairs"),
     ],
