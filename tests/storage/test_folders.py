@@ -55,6 +55,10 @@ def test_what_others_wrote_stays(tmp_path: Path) -> None:
         ([MARK, "a.txt", "z", "b"], True, False, r"holds what no run wrote \(b, z\); give another --output"),
         ([MARK, "part/thesis.tex"], True, False, r"holds what no run wrote \(part/thesis.tex\)"),
         (["z"], False, True, None),
+        (["z", "b/c"], False, False, r"holds other files \(z, b/c\) and no run; choose another --output"),
+        (["z", ".z.7.tmp"], False, False, r"holds other files \(.z.7.tmp, z\) and no run"),
+        ([MARK, "a.txt", "z"], False, False, "is not empty; add --resume to go on with it, or choose another --output"),
+        (["a.txt"], False, False, "is not empty; add --resume to go on with it, or choose another --output"),
     ],
 )
 def test_a_folder_is_free_or_may_be_replaced_or_gone_on_with(
@@ -73,6 +77,12 @@ def test_a_folder_is_free_or_may_be_replaced_or_gone_on_with(
 def test_one_that_must_be_alone_refuses_others_in_any_case(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds what no comparison wrote \(z\)"):
         Writer("comparison", "a", "a", alone=True).check_free(fill(tmp_path, "z"), overwrite=False, resume=True)
+
+
+def test_what_another_writer_marked_is_not_this_ones(tmp_path: Path) -> None:
+    write_mark(fill(tmp_path, "seeds.yaml"), "seeds")
+    with pytest.raises(RunError, match=r"holds other files \(seeds.yaml\) and no run; choose another --output"):
+        WRITER.check_free(tmp_path, overwrite=False, resume=False)
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,17 @@ class Writer:
         names = [name for name in all_files(folder) if name != LOCK]
         foreign = [name for name in names if not self._wrote(name)]
         if foreign and (overwrite or self.alone):
-            raise RunError(f"{folder} holds what no {self.title} wrote ({', '.join(foreign[:3])}); give another --output.")
-        if names and not overwrite and not resume:
-            raise RunError(f"{folder} exists and is not empty; add --resume to go on with it, or --overwrite to replace it.")
+            raise RunError(f"{folder} holds what no {self.title} wrote ({_some(foreign)}); give another --output.")
         places = (folder, folder / REPLACED, folder / _MOVING)
-        if names and overwrite and all(files_by_mark(place, self.title) is None for place in places):
+        marked = any(files_by_mark(place, self.title) is not None for place in places)
+        if names and not overwrite and not resume:
+            if not marked and not {*names} - {*foreign, MARK}:
+                raise RunError(
+                    f"{folder} holds other files ({_some(foreign or names)}) and no {self.title}; choose another --output."
+                )
+            other = "--overwrite to replace it" if marked and not foreign else "choose another --output"
+            raise RunError(f"{folder} exists and is not empty; add --resume to go on with it, or {other}.")
+        if names and overwrite and not marked:
             raise RunError(
                 f"{folder} has no mark ({MARK}) that a {self.title} wrote it, so it is not replaced; give another --output, or "
                 "remove it yourself."
@@ -146,6 +152,10 @@ class Writer:
         if parts[-1] != name.rpartition("/")[2]:  # perhaps the lock of a folder
             places.append("/".join([*parts, "config.json"]))
         return parts[-1] in (MARK, LOCK) or any(re.fullmatch(self.pattern, place) for place in places)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _check_no_file(folder: Path) -> None:
