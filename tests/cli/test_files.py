@@ -1,27 +1,15 @@
-"""What the commands on files of adapters share: reading in any format, and writing over nothing unasked."""
+"""What the commands on files of adapters share: reading in any format, and writing."""
 
 import argparse
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import loralib as lora
-from cli.conftest import WORDS, of_rank_2
-from loralib.cli import ADAPTERS, files, main
+from cli.conftest import of_rank_2
+from loralib.cli import files, main, outputs
 from loralib.cli.parsing import OneSentenceParser
-
-
-@pytest.mark.parametrize("command", [command for command in ADAPTERS if command != "info"])
-def test_a_command_that_writes_overwrites_nothing_unasked(
-    command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(place)
-    assert main([command, *WORDS[command]]) == 0
-    assert main([command, *WORDS[command]]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert main([command, *WORDS[command], "--overwrite"]) == 0
 
 
 def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,31 +20,6 @@ def test_what_is_said_of_silent_files_is_for_those_among_several(place: Path, ca
     assert main([*words, "--lora-alpha", "4"]) == 0
     zero = lora.load(place / "zero")
     assert all(float(zero.delta(name).abs().max()) < 1e-6 for name in zero.layers)
-
-
-@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
-@pytest.mark.parametrize("kind", ["text", "tensors", "nothing"])
-def test_force_replaces_an_adapter_and_nothing_else(
-    name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lora.save(
-        lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)}), tmp_path / "a"
-    )
-    out, format = tmp_path / name, {".safetensors": "safetensors", ".pt": "loralib"}[Path(name).suffix]
-    if kind == "tensors":
-        tensors = {"embeddings": torch.ones(3, 4)}
-        (save_file if name.endswith("safetensors") else torch.save)(tensors, out)
-    else:
-        out.write_text("data" if kind == "text" else "")
-    before = out.read_bytes()
-    words = [str(tmp_path / "a"), "-o", str(out), "--format", format, "--overwrite"]
-    for command in ("convert", "combine"):
-        assert main([command, *words]) == 2
-        assert "is not an adapter" in capsys.readouterr().err
-        assert out.read_bytes() == before
-    out.unlink()
-    assert main(["convert", *words]) == 0
-    assert main(["convert", *words]) == 0
 
 
 def reading(*words: str) -> argparse.Namespace:
@@ -132,26 +95,6 @@ def test_an_adapter_with_numbers_that_are_none_is_neither_read_nor_written(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "message"),
-    [
-        ("a.safetensors", "peft", "peft is a folder; give the name of one"),
-        ("a.bin", "peft", "peft is a folder"),
-        ("file", "peft", "peft is a folder"),
-        ("folder", "safetensors", "that is a folder, and safetensors is a file"),
-        ("a.pt", "safetensors", r"files of this format end in \.safetensors"),
-        ("a", "kohya", r"files of this format end in \.safetensors"),
-        ("a.safetensors", "loralib", "end the name in .pt"),
-        ("one", "peft", "that is what is read; give another place"),
-    ],
-)
-def test_an_output_of_the_wrong_kind_is_refused(name: str, format: str, message: str, place: Path) -> None:
-    (place / "file").touch()
-    (place / "folder").mkdir()
-    with pytest.raises(lora.ConfigError, match=message), files.free_output(place / name, format, True, [place / "one"]):
-        pytest.fail("it is not free")
-
-
-@pytest.mark.parametrize(
     ("output", "format", "count"),
     [("x", "peft", 2), ("x.safetensors", "diffusers", 1), ("x", "diffusers", 1)],
 )
@@ -159,9 +102,9 @@ def test_what_is_written_is_the_files_that_were_promised(
     output: str, format: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = of_rank_2(0).rename({"": "unet"}) if format == "diffusers" else of_rank_2(0)
-    with files.free_output(tmp_path / output, format, False, []):
+    with outputs.free_output(tmp_path / output, format, False, []):
         files.write(held, tmp_path / output, format)
-    targets = files.targets(tmp_path / output, format)
+    targets = outputs.targets(tmp_path / output, format)
     assert len(targets) == count
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(targets)
     said = capsys.readouterr().out
@@ -172,18 +115,9 @@ def test_what_is_written_is_the_files_that_were_promised(
     assert (report["layers"], report["ranks"], report["parameters"]) == (2, [2], 2 * (2 * 6 + 4 * 2))
     with (
         pytest.raises(lora.ConfigError, match="exists; add --overwrite"),
-        files.free_output(tmp_path / output, format, False, []),
+        outputs.free_output(tmp_path / output, format, False, []),
     ):
         pytest.fail("it is not free")
-    with files.free_output(tmp_path / output, format, True, []):
+    with outputs.free_output(tmp_path / output, format, True, []):
         files.write(held, tmp_path / output, format, quiet=True)
     assert capsys.readouterr().out == ""
-
-
-def test_paths_lead_to_the_same_file_through_links(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert files.same_file(tmp_path / "a", tmp_path / "link")
-    (tmp_path / "b").touch()
-    assert not files.same_file(tmp_path / "a", tmp_path / "b")
-    assert not files.same_file(tmp_path / "none", tmp_path / "none")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .. import choices
 from ..errors import ConfigError
 from ..printing import printable
-from . import files
+from . import files, outputs
 from .parsing import OneSentenceParser
 from .terminal import reporting, say
 
@@ -25,7 +25,7 @@ def run(words: Sequence[str]) -> int:
     parsed = parser().parse_args(words)
     if parsed.weights is not None and len(parsed.weights) != len(parsed.adapters):
         raise ConfigError(f"--weights gives {len(parsed.weights)} for {len(parsed.adapters)} adapters; give one to each.")
-    with files.free_output(parsed.output, parsed.format, parsed.overwrite, parsed.adapters):
+    with outputs.free_output(parsed.output, parsed.format, parsed.overwrite, parsed.adapters):
         with reporting(parsed.json) as report:
             report.update(files.report_of(_combine(parsed), parsed.output, parsed.format))
         return 0

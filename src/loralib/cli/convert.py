@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
-from . import files, renaming
+from . import files, outputs, renaming
 from .parsing import OneSentenceParser
 from .terminal import note, reporting, say
 
@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     if (parsed.reduce_intruders is None) != (parsed.base is None):
         raise ConfigError("--reduce-intruders KEEP and --base BASE go together; give both, or neither.")
     format = parsed.format or "safetensors"
-    with files.free_output(parsed.output, format, parsed.overwrite, [parsed.path]):
+    with outputs.free_output(parsed.output, format, parsed.overwrite, [parsed.path]):
         with reporting(parsed.json) as report:
             report.update(files.report_of(_convert(parsed, format), parsed.output, format))
         return 0

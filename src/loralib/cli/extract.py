@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..printing import printable
 from ..storage.json_text import as_json
-from . import files
+from . import files, outputs
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import say
@@ -24,7 +24,7 @@ def run(words: Sequence[str]) -> int:
     parsed = parser().parse_args(words)
     if parsed.r is None and parsed.energy is None:
         raise ConfigError("give --r, the rank of the updates, or --energy, the fraction of ‖ΔW‖² to keep, such as 0.99.")
-    with files.free_output(parsed.output, parsed.format, parsed.overwrite, [parsed.tuned, parsed.base]):
+    with outputs.free_output(parsed.output, parsed.format, parsed.overwrite, [parsed.tuned, parsed.base]):
         return _extract(parsed)
 
 

@@ -1,19 +1,15 @@
-"""What the commands on files of adapters share: reading an adapter in any format, and writing one over nothing unasked."""
+"""What the commands on files of adapters share: reading an adapter in any format, and writing one."""
 
 import argparse
-import contextlib
 import dataclasses
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import choices, expressions
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
-from ..storage.atomic import settle
-from ..storage.lock import file_lock, folder_lock
-from . import runs
+from . import outputs, runs
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
 
 FORMATS = choices.names(choices.AdapterFormat)
 READ_FORMATS = choices.names(choices.ReadFormat)
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_SAFE = ".safetensors"
 _SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lora_alpha; None: custom names
 
 
@@ -187,71 +181,6 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
     return group
 
 
-def targets(output: Path, format: str) -> list[Path]:
-    """The files that an adapter at `output` consists of, in the order in which they are written."""
-    from ..formats import diffusers, peft
-
-    if format == "peft":
-        return [output / name for name in peft.FILES]
-    return [output / diffusers.FILE] if format == "diffusers" and output.suffix != _SAFE else [output]
-
-
-@contextlib.contextmanager
-def free_output(output: Path, format: str, overwrite: bool, inputs: Sequence[Path]) -> Iterator[None]:
-    """Within the block an adapter may be written to `output`, and no other process writes there.
-
-    What a killed process left there is finished or undone. Raises `ConfigError` where `output` is of the wrong kind for
-    `format`, is one of the `inputs`, or is there already without `overwrite`; `RunError` when another process writes it.
-    """
-    if problem := _misnamed(output, format):
-        raise ConfigError(f"-o {output}: {problem}.")
-    files = targets(output, format)
-    read = [file for path in inputs for file in (path, *(path.iterdir() if path.is_dir() else ()))]
-    if any(same_file(mine, its) for mine in (output, *files) for its in read):
-        raise ConfigError(f"-o {output}: that is what is read; give another place.")
-    in_folder = files[0] != output
-    with folder_lock(output, whole=False) if in_folder else file_lock(output):
-        for form in ("peft", "diffusers") if in_folder else (format,):
-            settle(targets(output, form))
-        taken = [file for file in files if file.exists()]
-        if taken and not overwrite:
-            raise ConfigError(f"{taken[0]} exists; add --overwrite to replace it, or give another place.")
-        for file in taken:
-            _check_replaceable(output if len(files) > 1 else file)
-        yield
-
-
-def _check_replaceable(path: Path) -> None:
-    """`ConfigError` unless an adapter in a known format is at `path`: --overwrite replaces nothing else."""
-    from .. import formats
-
-    try:
-        formats.open(path)
-    except FormatError:
-        raise ConfigError(
-            f"{path} is not an adapter, so --overwrite does not replace it; give another place, or remove it yourself."
-        ) from None
-
-
-def same_file(a: Path, b: Path) -> bool:
-    """Whether two paths lead to the same file, which exists."""
-    return a.exists() and b.exists() and os.path.samefile(a, b)
-
-
-def _misnamed(output: Path, format: str) -> str | None:
-    """Why nothing of `format` can be written to `output`, or None."""
-    in_folder = len(targets(output, format)) > 1 or targets(output, format)[0] != output
-    if in_folder and (output.suffix in _SUFFIXES or (output.exists() and not output.is_dir())):
-        return f"{format} is a folder; give the name of one, or choose another --format"
-    if not in_folder and output.is_dir():
-        return f"that is a folder, and {format} is a file; give the name of one"
-    if format in ("safetensors", "kohya") and output.suffix != _SAFE:
-        return f"files of this format end in {_SAFE}"
-    if format == "loralib" and output.suffix == _SAFE:
-        return "checkpoints of loralib 0.1 are not safetensors files; end the name in .pt"
-    return None
-
-
 def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
     """Write the adapter to an output that is free, and say what was written unless `quiet`. Raises `AlgebraError` for one that
     is unusable."""
@@ -260,12 +189,12 @@ def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str]
     _check_sound("the result", adapter)
     formats.save(adapter, output, format, keys=keys)
     if not quiet:
-        say_written(targets(output, format))
+        say_written(outputs.targets(output, format))
 
 
 def report_of(adapter: "Adapter", output: Path, format: str) -> dict[str, Any]:
     """What `--json` says of an adapter that was written."""
-    written = [{"path": str(file), "bytes": file.stat().st_size} for file in targets(output, format)]
+    written = [{"path": str(file), "bytes": file.stat().st_size} for file in outputs.targets(output, format)]
     ranks = sorted({update.r for update in adapter.layers.values()})
     counts = {"layers": len(adapter.layers), "parameters": adapter.num_parameters(), "tensors": len(adapter.tensors)}
     return {"format": format, "files": written, "digest": adapter.digest(), "ranks": ranks, **counts}
