@@ -1,10 +1,13 @@
 """`loralib combine`: sums of adapters, and what cannot be added."""
 
+import json
+
 import pytest
 import torch
 
 import loralib as lora
 from cli.conftest import adapter, complaint, said
+from loralib.cli import main
 
 
 @pytest.fixture
@@ -19,9 +22,33 @@ def test_a_weighted_sum_is_written_and_reported(two, tmp_path, capsys):
     assert "0.75 * PEFT folder a: 2 layers, r=3" in text
     assert "-0.5 * one-file adapter b.safetensors" in text
     assert "2 layers, r=6" in text
-    assert "different base models: one, two" in text
     a, b, found = (lora.load(path) for path in (*two, tmp_path / "out"))
     assert torch.allclose(found.delta("l0.proj"), 0.75 * a.delta("l0.proj") - 0.5 * b.delta("l0.proj"), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ("one", "two", True),
+        ("FacebookAI/roberta-base", "roberta-large", True),
+        ("FacebookAI/roberta-base", "roberta-base", False),
+        ("FacebookAI/roberta-base", "/data/models/RoBERTa-base/", False),
+        ("org/net", "/hub/models--org--net/snapshots/0a1b", False),
+        ("/hub/models--org--net/snapshots/0a1b", "/hub/models--org--web/snapshots/0a1b", True),
+        ("one", None, False),
+        ("one", "o\x1b[31mne", True),
+    ],
+)
+def test_different_base_models_are_named_in_a_warning(first, second, differ, tmp_path, capsys):
+    for name, base in (("a", first), ("b", second)):
+        lora.save(adapter(0, **({"base_model_name_or_path": base} if base else {})), tmp_path / name)
+    assert main(["combine", *map(str, (tmp_path / "a", tmp_path / "b")), "--json", "-o", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["layers"] == 2
+    lines = [line for line in err.splitlines() if "warning" in line]
+    shown = second and second.replace("\x1b", r"\x1b")
+    expected = f"loralib: warning: the adapters are for different base models: {first} (a) and {shown} (b)"
+    assert [line[: len(expected)] for line in lines] == ([expected] if differ else [])
 
 
 def test_a_lower_rank_tells_what_it_keeps(two, tmp_path, capsys):

@@ -1,16 +1,17 @@
 """`loralib combine`: one adapter of several, by a weighted sum, exactly or at a lower rank."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import choices
+from ..architectures import short_name
 from ..errors import ConfigError
-from ..printing import printable
 from . import files, outputs
 from .parsing import OneSentenceParser
-from .terminal import reporting, say
+from .terminal import reporting, say, warn
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
@@ -42,11 +43,24 @@ def _combine(parsed: argparse.Namespace) -> "Adapter":
     options = {name: getattr(parsed, name) for name in ("r", "energy", "density", "seed", "majority_sign", "tensors")}
     combined = combine(adapters, weights, parsed.method, **options)
     say(f"{'=':>8}   {files.described(combined)}{_kept(adapters, weights, combined, parsed.method)}")
-    bases = {adapter.metadata.get("base_model_name_or_path") for adapter in adapters} - {None}
-    if len(bases) > 1:
-        say(f"Mind that the adapters name different base models: {printable(', '.join(sorted(map(str, bases))))}.")
     files.write(combined, parsed.output, parsed.format)
+    _warn_of_bases(parsed.adapters, adapters)
     return combined
+
+
+def _warn_of_bases(paths: Sequence[Path], adapters: Sequence["Adapter"]) -> None:
+    """Warn of adapters for different base models; a model's folder and its name on the hub are the same one."""
+    found: dict[str, str] = {}
+    for path, adapter in zip(paths, adapters, strict=True):
+        if base := str(adapter.metadata.get("base_model_name_or_path") or ""):
+            found.setdefault(_name_of(base), f"{base} ({path.name})")
+    if len(found) > 1:
+        warn(f"the adapters are for different base models: {' and '.join(found.values())}; their sum may suit none of them.")
+
+
+def _name_of(base: str) -> str:
+    cached = re.search(r"models--[^/]*--([^/]+)/snapshots/", base)
+    return short_name(cached[1] if cached else base)
 
 
 def parser() -> OneSentenceParser:

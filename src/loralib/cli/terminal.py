@@ -42,6 +42,11 @@ def say(text: str) -> None:
     print(shown(text))
 
 
+def warn(text: str) -> None:
+    """Print a warning to standard error."""
+    print(f"loralib: warning: {printable(text)}", file=sys.stderr)
+
+
 def say_loading(model: str) -> None:
     """Say what the first seconds of a run are for, in the first of several processes."""
     if os.environ.get("RANK", "0") == "0":
