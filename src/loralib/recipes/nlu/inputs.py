@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-LARGEST = 3.4028234663852886e38  # of float32, in which labels are learned
+LARGEST = 1e15  # label: the squares of a batch of errors still have a sum in float32
 
 
 def read_data(options: TrainOptions) -> "list[Dataset]":
@@ -93,8 +93,9 @@ def _number(data: "Dataset", label: str, row: int) -> float:
     value = _as_float(label)
     if value is None or not abs(value) <= LARGEST:
         where = f"{source(data)}: the label {listed([label])} of the text {listed([data[row]['text']])}"
-        problem = "is too large for float32" if value is not None and math.isfinite(value) else "is not a number"
-        raise DataError(f"{where} {problem}, and regression needs numbers.")
+        if value is None or not math.isfinite(value):
+            raise DataError(f"{where} is not a number, and regression needs numbers.")
+        raise DataError(f"{where} is too large: squared errors overflow float32; scale the labels.")
     return value
 
 
