@@ -1,11 +1,11 @@
-"""LoRA on convolutions repairs a shift of domain: `python examples/conv_domain_shift.py --data FOLDER`.
+"""Adapt a convolutional network to a domain shift with LoRA: `python examples/conv_domain_shift.py --data DIR`.
 
-A ResNet-20 that was pretrained on CIFAR-10 loses ten points of accuracy when the same photographs come as JPEG files. Three
-ways to win them back from a few thousand of those files: LoRA of rank 4 on the 3x3 convolutions of the blocks, full
-fine-tuning, and the last layer alone. All see the same batches; statistics of batch norm stay as they are.
+A ResNet-20 trained on CIFAR-10 loses ten points of accuracy when the same images are stored as JPEG. Three ways to win them
+back with a few thousand JPEG images: LoRA of rank 4 on the 3x3 convolutions of the blocks, full fine-tuning, and training the
+last layer. All methods see the same batches; the batch-norm statistics are frozen.
 
-The learning rates were chosen with `--hold-out 2000`, that is on training images which were not trained on, and the score is
-that after the last epoch: nothing was chosen on the test images.
+The learning rates were chosen with `--hold-out 2000`, on training images that were left out of training; the reported accuracy
+is that after the last epoch. Nothing was chosen on the test images.
 """
 
 import argparse
@@ -85,7 +85,7 @@ class ResNet20(nn.Module):
 
 
 def pretrained(data: Path) -> ResNet20:
-    """The network as it was trained on the original images, in eval mode."""
+    """The network trained on the original images, in eval mode."""
     checkpoint = torch.load(there(data, "resnet_cifar10/resnet20-12fca82f.th"), weights_only=True, map_location="cpu")
     model = ResNet20()
     model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in checkpoint["state_dict"].items()})
@@ -110,7 +110,7 @@ class Images:
 
 
 def there(data: Path, name: str) -> Path:
-    """A file of the data; `DataError` when it is missing."""
+    """A file of the data set. Raises `DataError` if it is missing."""
     if not (path := data / name).is_file():
         raise lora.DataError(f"{path} is missing; name the folder that holds {name} with --data or LORALIB_DATA.")
     return path
@@ -132,7 +132,7 @@ def sample(data: Path, part: str, size: int, seed: int = 0) -> Images:
 
 
 def augmented(pixels: Tensor) -> Tensor:
-    """Each image (n, 32, 32, 3) shifted by up to four pixels, what comes in being black, and half of them mirrored."""
+    """Each image (n, 32, 32, 3) shifted by up to four pixels (padded with black), and half of them mirrored."""
     n, window = len(pixels), torch.arange(32)
     top, left = torch.randint(9, (2, n, 1))
     columns = torch.where(torch.rand(n, 1) < 0.5, window, window.flip(0)) + left
@@ -141,7 +141,7 @@ def augmented(pixels: Tensor) -> Tensor:
 
 
 def as_input(pixels: Tensor) -> Tensor:
-    """What the network takes, (n, 3, 32, 32), of pixels (n, 32, 32, 3)."""
+    """The network's input (n, 3, 32, 32) from pixels (n, 32, 32, 3)."""
     return ((pixels / 255 - MEAN) / STD).permute(0, 3, 1, 2)
 
 
@@ -150,17 +150,17 @@ def as_input(pixels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def predictions(model: nn.Module, images: Images) -> Tensor:
-    """The likeliest class of each image, (n,)."""
+    """The predicted class of each image, (n,)."""
     return torch.cat([model(as_input(batch)).argmax(1) for batch in images.pixels.split(BATCH)])
 
 
 def accuracy(model: nn.Module, images: Images) -> float:
-    """The share of the images that the model names rightly."""
+    """The fraction of the images that the model classifies correctly."""
     return (predictions(model, images) == images.labels).float().mean().item()
 
 
 def choose_trained(model: ResNet20, method: str) -> None:
-    """Make trainable what `method` trains: factors on the convolutions of the blocks, everything, or the last layer."""
+    """Make the weights of `method` trainable: LoRA on the convolutions of the blocks, all weights, or the last layer."""
     if method == "lora":
         lora.inject(model, LORA)
         lora.mark_only_lora_as_trainable(model)
@@ -169,8 +169,8 @@ def choose_trained(model: ResNet20, method: str) -> None:
 
 
 def train(model: nn.Module, images: Images, epochs: int, learning_rate: float) -> Iterator[float]:
-    """Train what is trainable, and yield the mean loss of each epoch. The learning rate rises for the first tenth of the
-    steps and then falls to zero. The model stays in eval mode, so the statistics of batch norm stay as they are."""
+    """Train the trainable weights, and yield the mean loss of each epoch. The learning rate rises for the first tenth of the
+    steps and then falls to zero. The model stays in eval mode, so batch-norm statistics are frozen."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay=0.0)
     steps = epochs * -(-len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -191,7 +191,7 @@ def train(model: nn.Module, images: Images, epochs: int, learning_rate: float) -
 def repair(
     method: str, data: Path, training: Images, test: Images, epochs: int, learning_rate: float, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Train by one method; what came of it, with the accuracies before training and after each epoch."""
+    """Train with one method. Returns its result, with the accuracies before training and after each epoch."""
     model, started = pretrained(data), time.perf_counter()
     total = sum(p.numel() for p in model.parameters())
     torch.manual_seed(seed)
@@ -217,7 +217,7 @@ def repair(
 
 
 def save_trained(model: nn.Module, folder: Path) -> int:
-    """Save what was trained, and no more; the size of the files in bytes is returned."""
+    """Save only the trained weights. Returns the size of the files in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(isinstance(module, lora.AdaptedLayer) for module in model.modules()):
         lora.save(lora.extract(model), folder)
@@ -230,7 +230,7 @@ def save_trained(model: nn.Module, folder: Path) -> int:
 
 
 def table(results: Sequence[dict[str, Any]], title: str) -> Table:
-    """A line for each method."""
+    """A table with a row for each method."""
     made = Table("method", title=title)
     for heading in ("trained", "of the model", "before", "after", "time", "on disk"):
         made.add_column(heading, justify="right", no_wrap=True)
@@ -242,7 +242,7 @@ def table(results: Sequence[dict[str, Any]], title: str) -> Table:
 
 
 def draw(path: Path, results: Sequence[dict[str, Any]], title: str) -> None:
-    """Draw the accuracies over the epochs, with the one before training as a line across, as a PNG."""
+    """Plot the accuracies over the epochs as a PNG, with the accuracy before training as a horizontal line."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     start = 100 * results[0]["curve"][0]
@@ -260,7 +260,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]], title: str) -> None:
 
 
 def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Repair the shift by each of the methods in turn; print the table, draw the curves, and return what came of each."""
+    """Train with each method, print the table and draw the curves. Returns the results."""
     training = sample(given.data, "train", given.images, given.seed)
     if n := given.hold_out:
         training, test, where = training[:-n], training[-n:], f"{n:,} training images held out"
@@ -277,17 +277,41 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(description="Repair a shift of domain by LoRA on convolutions, in full and at the head.")
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --data DIR [options]",
+        description="Adapt a ResNet-20 to JPEG images with LoRA on its convolutions, full fine-tuning, or its last layer.",
+    )
     folders = os.environ.get("LORALIB_DATA")
-    parser.add_argument("--data", type=Path, default=folders, help="with cifar10_jpg and resnet_cifar10; default: LORALIB_DATA")
-    parser.add_argument("--output", type=Path, default=Path("runs/conv_domain_shift"), help="default: %(default)s")
-    parser.add_argument("--method", nargs="+", choices=list(LEARNING_RATES), default=list(LEARNING_RATES), help="default: all")
-    parser.add_argument("--images", type=int, default=10_000, help="JPEG images for training (default: %(default)s)")
-    parser.add_argument("--hold-out", type=int, default=0, help="of those, how many to score on instead of the test images")
-    parser.add_argument("--epochs", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, help="default: the method's own")
-    parser.add_argument("--seed", type=int, default=0, help="of images, batches and factors (default: %(default)s)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=folders,
+        metavar="DIR",
+        help="folder with cifar10_jpg and resnet_cifar10 (default: the variable LORALIB_DATA)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/conv_domain_shift"),
+        metavar="DIR",
+        help="folder to write (default: %(default)s)",
+    )
+    methods = list(LEARNING_RATES)
+    parser.add_argument("--method", nargs="+", choices=methods, default=methods, help="methods to compare (default: all)")
+    parser.add_argument(
+        "--images", type=int, default=10_000, metavar="N", help="number of training images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hold-out", type=int, default=0, metavar="N", help="score on N of them instead of the test images (default: 0)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=8, metavar="N", help="passes over the training images (default: %(default)s)"
+    )
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="peak learning rate (default: the method's)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of images, batches and factors (default: %(default)s)"
+    )
     given = parser.parse_args(argv)
     if given.data is None:
         parser.error("name the folder that holds cifar10_jpg and resnet_cifar10 with --data or LORALIB_DATA")
@@ -297,7 +321,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the comparison that the command line asks for."""
+    """Run the comparison with the options of the command line."""
     compare(options())
     return 0
 

