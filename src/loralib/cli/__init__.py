@@ -1,4 +1,4 @@
-"""The command line: `loralib COMMAND …`, one file a command, each loaded only when it is asked for.
+"""The command line: `loralib COMMAND …`, one file per command, loaded only when it runs.
 
 Exit codes: 0 done; 2 usage error (one sentence on stderr says how to fix it); 1 failed; 130 stopped by Ctrl-C or SIGTERM.
 """
@@ -37,13 +37,13 @@ ADAPTERS = {
 }
 OTHERS = {"completion": "print a shell script that completes commands and options"}
 COMMANDS = TRAINING | ADAPTERS | OTHERS
-OF_TEXTS = ("predict", "generate")  # whose words may be texts in any encoding
+OF_TEXTS = ("predict", "generate")  # commands whose arguments may be texts in any encoding
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. `argv` are the words after `loralib`."""
+    """Run one command and return its exit code. argv: the arguments after `loralib` (default: those of the process)."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in options
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    """Run the command that the words begin with."""
+    """Run the command that the first argument names."""
     parser = OneSentenceParser(
         prog="loralib",
         usage="COMMAND ...",
@@ -73,8 +73,7 @@ def _run(words: list[str]) -> int:
 
 
 def check_names(words: Sequence[str]) -> None:
-    """`ConfigError` for an empty word, and for a path that other libraries could not open, before any work: its bytes are not
-    text here."""
+    """Raise `ConfigError` for an empty argument, and for a path that is not text in the encoding of file names here."""
     for before, word in pairwise(["", *words]):
         option, has_value, value = word.partition("=") if word.startswith("--") else (before, True, word)
         if has_value and not value:
@@ -132,7 +131,7 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
 
 
 def _reason(error: OSError) -> str:
-    """What the system says; of a file in whose place a folder is to be, that."""
+    """The reason of a system error, in plain words where a file is in the place of a folder."""
     in_the_way = isinstance(error, NotADirectoryError | FileExistsError)
     return "a file is in the place of a folder" if in_the_way else error.strerror or str(error)
 
@@ -142,13 +141,13 @@ _LESS_MEMORY = "a smaller --r, --device-batch-size, --max-length or --beams take
 
 
 def _is_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the machine or of a GPU."""
+    """Whether the machine or a GPU ran out of memory."""
     message = str(error)
     return isinstance(error, MemoryError) or any(sign in message for sign in _SIGNS_OF_MEMORY)
 
 
 def _place(error: OSError) -> str:
-    """The file that an error is about: where there are two, the one written to is full, or else both."""
+    """The file that an error is about; both files of a rename, unless the disk of the second is full."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name]
     return names[-1] if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else " → ".join(names)
 

@@ -1,4 +1,4 @@
-"""`loralib combine`: one adapter of several, by a weighted sum, exactly or at a lower rank."""
+"""`loralib combine`: a weighted sum of adapters, exactly or at a lower rank."""
 
 import argparse
 import re
@@ -109,7 +109,7 @@ def parser() -> OneSentenceParser:
 
 
 def _kept(adapters: list["Adapter"], weights: Sequence[float], combined: "Adapter", method: str) -> str:
-    """Which share of the exact sum's ‖ΔW‖² a lower rank keeps, in words."""
+    """The fraction of the exact sum's ‖ΔW‖²_F that a lower rank keeps, as the end of a sentence."""
     if method != "svd":
         return ""
     from ..adapters.algebra import added

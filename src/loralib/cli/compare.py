@@ -55,7 +55,7 @@ def run(words: Sequence[str]) -> int:
 
 @contextmanager
 def _kept(folder: Path, overwrite: bool, resume: bool) -> Iterator[None]:
-    """A block that writes to `folder`: what it leaves there when it fails is what can be gone on with."""
+    """Context manager for writing to `folder`: after a failure, only runs that can be resumed stay there."""
     WRITER.check_free(folder, overwrite, resume)
     if not resume:
         WRITER.begin(folder)
@@ -76,7 +76,7 @@ def parser() -> OptionsParser:
 
 
 def _with_own() -> tuple[OptionsParser, dict[str, Any]]:
-    """The parser, and the defaults of the words that only this command knows."""
+    """The parser, and the defaults of the options that only this command has."""
     made = dataclass_parser(
         TrainOptions,
         "loralib compare",

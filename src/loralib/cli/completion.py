@@ -1,4 +1,4 @@
-"""`loralib completion`: a script that lets a shell complete the commands, their options and what those take.
+"""`loralib completion`: a shell script that completes commands, options and choices.
 
 The script holds the words, so that completing needs no Python. It is made from the parsers, so that it has every option.
 """
@@ -53,7 +53,7 @@ def parser() -> OneSentenceParser:
 
 
 def options_of(command: str) -> dict[str, Sequence[str]]:
-    """The options of a command, each with the words that it takes, where it takes one of some; "" is its first argument."""
+    """The options of a command, each with its choices, if it has any; "" is the first argument."""
     module: Any = import_module(f".{command}", __package__)
     made = module.parser()
     named: Mapping[str, Sequence[str]] = getattr(made, "choices_of", {})
@@ -66,7 +66,7 @@ def options_of(command: str) -> dict[str, Sequence[str]]:
 
 
 def script(shell: str) -> str:
-    """The script for a shell: commands whose packages are not installed have no options in it."""
+    """The script for a shell, without the options of commands whose packages are not installed."""
     values, options = [], []
     for command in COMMANDS:
         with suppress(ModuleNotFoundError):

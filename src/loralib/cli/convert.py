@@ -1,4 +1,4 @@
-"""`loralib convert`: write an adapter in another format, and change on the way what is asked for, saying what that costs."""
+"""`loralib convert`: write an adapter in another format, with changes (a part, a lower rank, another dtype) on the way."""
 
 import argparse
 import dataclasses
@@ -109,7 +109,7 @@ def _changed(adapter: "Adapter", parsed: argparse.Namespace) -> "Adapter":
 
 
 def _check_held(adapter: "Adapter", format: str | None) -> None:
-    """`FormatError`, with the option to leave it out, for what the format has no place for; None is a key map."""
+    """Raise `FormatError`, which names the option to use, for what the format cannot hold. None: custom names."""
     refused = REFUSED.get(format, ()) if format else REFUSED_WITH_KEYS
     if held := [kind for kind in refused if getattr(adapter, kind)]:
         what = " and ".join(f"{EXTRAS[kind]} ({_listed(getattr(adapter, kind))})" for kind in held)
@@ -120,7 +120,7 @@ def _check_held(adapter: "Adapter", format: str | None) -> None:
 
 
 def _say_lost(adapter: "Adapter", format: str | None) -> None:
-    """Say what the format leaves unsaid."""
+    """Print what the format does not store."""
     if format == "loralib":
         alphas = ", ".join(f"{alpha:g}" for alpha in {update.lora_alpha for update in adapter.layers.values()})
         say(f"Not in this format, to be given again on reading: lora_alpha ({alphas}).")
@@ -156,7 +156,7 @@ def _reduced(adapter: "Adapter", base: Path, keep: float) -> "Adapter":
 
 
 def _truncated(adapter: "Adapter", r: int | None, energy: float | None) -> "Adapter":
-    """The adapter cut to lower ranks; says which, and what is kept of ‖ΔW‖²."""
+    """The adapter truncated to lower ranks; prints which, and the fraction of ‖ΔW‖²_F kept."""
     from ..adapters.algebra import spectrum
 
     cut = adapter.truncate(r, energy)
@@ -185,7 +185,7 @@ def _range(ranks: Sequence[int]) -> str:
 
 
 def _rounded(adapter: "Adapter", dtype: str) -> "Adapter":
-    """The adapter in another dtype; says the largest rounding error. `AlgebraError` where a number is too large for it."""
+    """The adapter in another dtype; prints the largest rounding error. Raises `AlgebraError` if a number overflows."""
     import torch
 
     rounded = adapter.to(dtype=getattr(torch, dtype))

@@ -1,4 +1,4 @@
-"""Parsers made from dataclasses, which also read YAML files; with jsonargparse, of the extra `train`."""
+"""Parsers built from dataclasses, which also read YAML files; uses jsonargparse, from the extra `train`."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ from .wording import choices_of, expected, in_our_words, known_options, one_of
 
 
 class OptionsParser(CommandParser, ArgumentParser):
-    """A parser that knows of which type each of its options is. kinds: by the option's name in YAML."""
+    """A parser that knows the types of its options. kinds: types by the option's name in YAML."""
 
     kinds: dict[str, Any]
 
@@ -32,11 +32,11 @@ class OptionsParser(CommandParser, ArgumentParser):
 
     @property
     def choices_of(self) -> dict[str, list[str]]:
-        """The words that an option takes, where it takes one of some, by the option's name in YAML."""
+        """The choices of options that have some, by the option's name in YAML."""
         return {name: found for name, kind in self.kinds.items() if (found := choices_of(kind))}
 
     def section(self, title: str) -> Any:
-        """The group of options with a title, which is made where there is none."""
+        """The group of options with this title; made on first use."""
         if title not in self._sections:
             self._sections[title] = self.add_argument_group(title)
         return self._sections[title]
@@ -48,7 +48,7 @@ def dataclass_parser(
     """A parser with one `--option` for each field of the dataclass `options` but those in `without`, and `--config FILE` to
     take them from YAML. A field that is a dataclass itself is nested in YAML; the options of its fields stand among the others.
 
-    Words after `--config` override the file's. Types are checked as the fields are annotated. other_help: help
+    Options after `--config` override the file's. Types are checked as the fields are annotated. other_help: help
     texts by field, instead of its own. how: see `CommandParser`.
     """
     parser = OptionsParser(prog=prog, **how)
@@ -96,7 +96,7 @@ def _shown(usual: Any) -> str:
 
 
 def _given(kind: Any) -> Any:
-    """The type of a value that is given: `null` is a name among words, and in a file the same as no value."""
+    """The type without None: on the command line `null` is a name; in a file it means no value."""
     parts = [part for part in get_args(kind) if part is not NoneType]
     return Union[tuple(parts)] if NoneType in get_args(kind) else kind  # noqa: UP007
 
@@ -106,8 +106,8 @@ def _flag(name: str) -> str:
 
 
 def given(parser: OptionsParser, words: Sequence[str]) -> dict[str, Any]:
-    """What the words (and the YAML file that they name) say, by option and without defaults; `ConfigError`, in one sentence,
-    for words that the parser does not take."""
+    """The values on the command line (and in its YAML file) by option, without defaults. Raises `ConfigError`, in one sentence,
+    for arguments that the parser does not accept."""
     _check_config_files(words)
     try:
         parsed = parser.parse_args(list(words), defaults=False).as_dict()
@@ -119,7 +119,7 @@ def given(parser: OptionsParser, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _problem(parser: OptionsParser, message: str) -> str:
-    """What jsonargparse says of words that it does not take, in our words."""
+    """An error message of jsonargparse as one plain sentence."""
     key = re.match(r'Parser key "([\w.]+)":', message)
     if key is None:
         message = re.sub(r"^argument (--[\w-]+)/--[\w-]+\+:", r"argument \1:", message)
@@ -137,7 +137,7 @@ _OF_PLAIN = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def _check_config_files(words: Sequence[str]) -> None:
-    """`RunError` for a file of an earlier version, which the parser would take in part."""
+    """Raise an error for a file that cannot be read, or that is of an earlier version."""
     named = [after for word, after in pairwise(words) if word == "--config"]
     named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     for path in map(Path, named):

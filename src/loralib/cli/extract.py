@@ -1,4 +1,4 @@
-"""`loralib extract`: an adapter of the difference between two models' files."""
+"""`loralib extract`: an adapter from the difference of two models' files."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +76,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _shown(found: Iterable["Found"]) -> Iterator["Found"]:
-    """What is found, with the progress of finding it."""
+    """The items of `found`, with a progress bar."""
     with Progress("Comparing") as progress:
         for item in found:
             progress.at(item.done, item.total)

@@ -1,4 +1,4 @@
-"""What the commands on files of adapters share: reading an adapter in any format, and writing one."""
+"""Shared by the commands on adapter files: reading an adapter in any format, and writing one."""
 
 import argparse
 import dataclasses
@@ -25,7 +25,7 @@ _SILENT = {"loralib", "mlx", "peft-file", None}  # formats that need not say lor
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options that say how an adapter is to be read."""
+    """Add the options for reading an adapter."""
     group = parser.add_argument_group("reading")
     group.add_argument(
         "--from", dest="from_", choices=READ_FORMATS, metavar="FORMAT", help=f"{', '.join(READ_FORMATS)} (default: detect)"
@@ -65,8 +65,7 @@ def mask(text: str) -> tuple[bool, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """An adapter that was read. format: its format; None for custom names. guessed: nothing says lora_alpha, which was
-    taken to be r."""
+    """An adapter that was read. format: its format; None for custom names. guessed: lora_alpha is unknown and was set to r."""
 
     adapter: "Adapter"
     format: str | None
@@ -74,7 +73,7 @@ class Read:
 
 
 def read(path: Path, parsed: argparse.Namespace) -> "Adapter":
-    """The adapter at `path`, read as the options say.
+    """The adapter at `path`, read with the options in `parsed`.
 
     Raises `ConfigError` for options that are missing, or that say what the file says itself; `FormatError` when it cannot be
     read.
@@ -83,13 +82,13 @@ def read(path: Path, parsed: argparse.Namespace) -> "Adapter":
 
 
 def read_guessing(path: Path, parsed: argparse.Namespace) -> Read:
-    """The adapter at `path`, as `read` gives it, with lora_alpha = r where nothing says it."""
+    """Like `read`, with lora_alpha = r if neither the files nor the options state it."""
     return _read_all([path], parsed, guess=True)[0]
 
 
 def read_all(paths: Sequence[Path], parsed: argparse.Namespace) -> list["Adapter"]:
-    """The adapters at `paths`. What the options say of files that do not say it themselves is for those among them. Raises
-    `AlgebraError` for one that is unusable."""
+    """The adapters at `paths`. The options apply to those files that do not state the value themselves. Raises `AlgebraError`
+    for an unusable adapter."""
     adapters = [found.adapter for found in _read_all(paths, parsed, guess=False)]
     for path, adapter in zip(paths, adapters, strict=True):
         _check_sound(str(path), adapter)
@@ -156,7 +155,7 @@ def read_keys(path: Path) -> dict[str, str]:
 
 
 def described(adapter: "Adapter") -> str:
-    """What an adapter is, in a line.
+    """An adapter in one line.
 
     >>> from loralib import Adapter, LoRAConfig
     >>> described(Adapter(LoRAConfig(), {}, source="kohya file a.safetensors"))
@@ -171,7 +170,7 @@ def described(adapter: "Adapter") -> str:
 
 
 def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") -> argparse._ArgumentGroup:
-    """The options that say where an adapter is to be written, and how; without a default `format` one must be given."""
+    """Add the options for writing an adapter. Returns their group. format: the default; None if one must be given."""
     group = parser.add_argument_group("writing")
     group.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="file to write, or for peft the folder")
     usual = f" (default: {format})" if format else ""
@@ -182,8 +181,8 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
 
 
 def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
-    """Write the adapter to an output that is free, and say what was written unless `quiet`. Raises `AlgebraError` for one that
-    is unusable."""
+    """Write the adapter to an output that is free, and print what was written unless `quiet`. Raises `AlgebraError` for an
+    unusable adapter."""
     from .. import formats
 
     _check_sound("the result", adapter)
@@ -193,7 +192,7 @@ def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str]
 
 
 def report_of(adapter: "Adapter", output: Path, format: str) -> dict[str, Any]:
-    """What `--json` says of an adapter that was written."""
+    """The report of `--json` for an adapter that was written."""
     written = [{"path": str(file), "bytes": file.stat().st_size} for file in outputs.targets(output, format)]
     ranks = sorted({update.r for update in adapter.layers.values()})
     counts = {"layers": len(adapter.layers), "parameters": adapter.num_parameters(), "tensors": len(adapter.tensors)}

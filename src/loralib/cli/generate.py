@@ -1,4 +1,4 @@
-"""`loralib generate`: write the texts of a task's inputs, of a file's, or of those on the command line, with a run."""
+"""`loralib generate`: generate text with a run, for inputs of a task, of a file or on the command line."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext

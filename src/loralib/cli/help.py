@@ -1,4 +1,4 @@
-"""How the help of a command looks: usage, what it does, its options (common ones first where there are many), examples."""
+"""Layout of the help of a command: usage, description, options (only the common ones if there are many), examples."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ _Sections = Sequence[tuple[str | None, list[argparse.Action]]]
 
 
 class Formatter(argparse.HelpFormatter):
-    """Options as `-o, --output DIR`, switches without a value, and paragraphs as they are where lines are indented."""
+    """Shows options as `-o, --output DIR`, switches without a value, and keeps paragraphs with indented lines as they are."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=_COLUMN, width=min(width(), _WIDEST) - 2)

@@ -1,4 +1,4 @@
-"""`loralib info`: what is in an adapter's file, without a model."""
+"""`loralib info`: show what is in an adapter, without a model."""
 
 import dataclasses
 import textwrap
@@ -109,7 +109,7 @@ def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guess
 
 
 def _problems(adapter: "Adapter") -> dict[str, str]:
-    """Why layers and tensors are unusable, by their names."""
+    """The problems of unusable layers and tensors, by name."""
     from ..adapters.soundness import problems
 
     return dict(problems(adapter.layers, adapter.tensors, adapter.rows))

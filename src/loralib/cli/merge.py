@@ -1,4 +1,4 @@
-"""`loralib merge`: an adapter merged into a model's files, file to file."""
+"""`loralib merge`: merge an adapter into a model's files."""
 
 import argparse
 import time
@@ -116,11 +116,11 @@ def parser() -> OneSentenceParser:
 
 
 class _CheckError(Exception):
-    """What was written is not what it should be."""
+    """The merged model is wrong."""
 
 
 def _checked(base: Path, adapter: "Adapter", folder: Path, tied: TiedWeights) -> "Checked":
-    """The check of what was written to `folder`; `_CheckError` unless it is right up to rounding."""
+    """Check the merged model in `folder`. Raises `_CheckError` unless it is right up to rounding."""
     from ..checkpoints.verify import check_merged
 
     checked = check_merged(base, adapter, folder, tied=tied)

@@ -1,4 +1,4 @@
-"""Going offline at once where the Hugging Face hub cannot be reached: its libraries would first retry for half a minute."""
+"""Work offline at once if the Hugging Face hub cannot be reached; its libraries would retry for half a minute first."""
 
 import os
 import ssl
@@ -19,7 +19,7 @@ PATIENCE = 5.0  # seconds
 
 
 def check_local(options: TrainOptions) -> None:
-    """Raise at once for a local model or data file that is not there: `RunError` or `DataError`."""
+    """Raise `RunError` or `DataError` at once if a local model or data file does not exist."""
     model = options.model or ""
     if model and not Path(model).exists() and not hub.is_name(model):
         raise RunError(f"there is no folder {model}; --model takes a folder, or a name on the Hugging Face hub.")
@@ -47,7 +47,7 @@ def offline_if_unreachable(*names: str | None) -> Iterator[None]:
 
 
 def hub_names(options: TrainOptions) -> Iterable[str | None]:
-    """What a run may have to fetch: its model, and its data or, with a task that is not read from a folder, the task."""
+    """What a run may have to download: its model, and its data or the task."""
     return options.model, options.data, None if options.data_dir else options.task
 
 

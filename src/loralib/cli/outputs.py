@@ -1,4 +1,4 @@
-"""Where an adapter may be written: over nothing unasked, over adapters only, and not among other files unless asked."""
+"""Where an adapter may be written: to a new place, or with --overwrite over an adapter or among other files."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def targets(output: Path, format: str) -> list[Path]:
 
 @contextlib.contextmanager
 def free_output(output: Path, format: str, overwrite: bool, inputs: Sequence[Path]) -> Iterator[None]:
-    """Within the block an adapter may be written to `output`, and no other process writes there.
+    """Context manager: reserve `output` for writing an adapter; no other process writes there meanwhile.
 
     What a killed process left there is finished or undone. Raises `ConfigError` where `output` is of the wrong kind for
     `format`, is one of the `inputs`, or is there already without `overwrite`; `RunError` when another process writes it.
@@ -52,8 +52,8 @@ def free_output(output: Path, format: str, overwrite: bool, inputs: Sequence[Pat
 
 
 def _check_alone(folder: Path, own: Collection[str], overwrite: bool) -> None:
-    """`ConfigError` for a folder that holds an adapter of another format, or, without `overwrite`, any other files: those stay
-    as they are."""
+    """Raise `ConfigError` for a folder with an adapter of another format or, without `overwrite`, with any other files. Those
+    are never changed."""
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in held if name != LOCK and purpose(name) not in own]
     known = {file.name for format in _IN_FOLDERS for file in targets(folder, format)}
@@ -69,7 +69,7 @@ def _check_alone(folder: Path, own: Collection[str], overwrite: bool) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """`ConfigError` unless an adapter in a known format is at `path`: --overwrite replaces nothing else."""
+    """Raise `ConfigError` unless `path` is an adapter in a known format; --overwrite replaces nothing else."""
     from .. import formats
 
     try:
@@ -86,7 +86,7 @@ def same_file(a: Path, b: Path) -> bool:
 
 
 def _misnamed(output: Path, format: str) -> str | None:
-    """Why nothing of `format` can be written to `output`, or None."""
+    """Why `output` does not fit `format`, or None."""
     in_folder = len(targets(output, format)) > 1 or targets(output, format)[0] != output
     if in_folder and (output.suffix in _SUFFIXES or (output.exists() and not output.is_dir())):
         return f"{format} is a folder; give the name of one, or choose another --format"

@@ -1,4 +1,4 @@
-"""What the parsers of all commands share."""
+"""Shared by the parsers of all commands."""
 
 import argparse
 import re
@@ -15,27 +15,27 @@ _NEGATIVE_NUMBER = re.compile(r"-((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)$", re.I
 
 
 def to_path(text: str) -> Path:
-    """A path from a word; an empty word is none, although `Path("")` is the working directory."""
+    """A path from an argument. Refuses an empty one, which `Path` takes for the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("the value is empty; leave it out, or set the variable that it comes from")
     return Path(text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """The positional argument RUN."""
+    """Add the positional argument RUN."""
     parser.add_argument("run", type=to_path, metavar="RUN", help="run folder that loralib train wrote")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """The option that lets a model's own code run."""
+    """Add the option that allows Python code of the model."""
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser with a readable help, for which `-1e-3` is a number.
+    """A parser with a short usage line and examples, which reads `-1e-3` as a number.
 
-    usage: without the program's name. examples: command lines at the end of the help. common: options that `--help` shows,
-    where there are too many for one page; `--help-all` shows all.
+    usage: without the program's name. examples: command lines at the end of the help. common: options that `--help` shows if
+    there are too many for one page; `--help-all` shows all of them.
     """
 
     def __init__(self, *, usage: str | None = None, examples: Sequence[str] = (), common: Sequence[str] = (), **kwargs: Any):
@@ -55,9 +55,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class OneSentenceParser(CommandParser):
-    """A parser whose complaints are one sentence: a `ConfigError`."""
+    """A parser that raises `ConfigError`, in one sentence, for arguments that it does not accept."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with the words."""
+        """Raise the error."""
         problem = in_our_words(message, self.prog, known_options(self._actions))
         raise ConfigError(f"{problem}; see {self.prog} --help.")

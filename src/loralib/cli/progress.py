@@ -1,4 +1,4 @@
-"""Progress of long work, on a terminal: a bar of rich's where that is installed, else a line that is written over."""
+"""Progress of long work on a terminal: a bar of rich if it is installed, else one line."""
 
 import contextlib
 import sys
@@ -40,7 +40,7 @@ class Progress:
         return self
 
     def at(self, done: int, total: int) -> None:
-        """So much is done."""
+        """Show that `done` of `total` is done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total)
         elif self._live:

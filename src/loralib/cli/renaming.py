@@ -29,7 +29,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def renamed(adapter: "Adapter", parsed: argparse.Namespace) -> "Adapter":
-    """The adapter by the names that the options give; `ConfigError` for two of one module."""
+    """The adapter with the new names of the options. Raises `ConfigError` for two names of one module."""
     if len(names := dict(parsed.rename)) < len(parsed.rename):
         raise ConfigError("--rename gives one module two names; leave one out.")
     return adapter.rename(names) if names else adapter

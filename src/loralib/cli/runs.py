@@ -1,4 +1,4 @@
-"""Run folders where an adapter is asked for: the adapter in one, and the names of its classes."""
+"""Run folders in place of adapters: the adapter in a run, and the names of its classes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def is_run(folder: Path) -> bool:
 
 
 def adapter_in(path: Path) -> Path:
-    """The adapter of the run at `path`; a path that is not a run's is returned. `RunError` when there is no adapter (yet)."""
+    """The adapter of the run at `path`; any other path is returned. Raises `RunError` if the run has no adapter (yet)."""
     if not is_run(path):
         return path
     from ..errors import RunError

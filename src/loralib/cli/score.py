@@ -1,4 +1,4 @@
-"""`loralib score`: how close generated text comes to what people wrote, with the LoRA paper's figures."""
+"""`loralib score`: score generated text against references, next to the LoRA paper's figures."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What is shown in a terminal without further packages: text in the characters it has, its width, small pictures."""
+"""Output to a terminal without further packages: its encoding, its width, small pictures."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ _INSTEAD = str.maketrans(
 
 
 def shown(text: str) -> str:
-    """The text, in ASCII where standard output has not all of its characters."""
+    """The text, in ASCII if standard output cannot encode it."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -48,7 +48,7 @@ def warn(text: str) -> None:
 
 
 def say_loading(model: str) -> None:
-    """Say what the first seconds of a run are for, in the first of several processes."""
+    """Print what the first seconds of a run are for (in the first of several processes)."""
     if os.environ.get("RANK", "0") == "0":
         say(printable(f"Loading libraries, data and {model} …"))
         sys.stdout.flush()
@@ -69,13 +69,13 @@ def reporting(in_json: bool) -> Iterator[dict[str, Any]]:
 
 
 def note(text: str) -> None:
-    """Say on a terminal, on standard error, what takes a while."""
+    """Print to standard error what takes a while, on a terminal only."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr)
 
 
 def width() -> int:
-    """How many columns there are: the terminal's, or what COLUMNS says, or 80."""
+    """The number of columns: from COLUMNS, the terminal, or 80."""
     return max(40, shutil.get_terminal_size().columns)
 
 

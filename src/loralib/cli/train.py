@@ -1,4 +1,4 @@
-"""`loralib train`: from a model, a data set and a method to a run folder, or from a recipe of the paper to its median."""
+"""`loralib train`: fine-tune a model into a run folder, or reproduce a recipe of the LoRA paper."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing to train: with one seed into `folder`, or with several into a folder each in it.
+    """One training job: with one seed into `folder`, or with several seeds into subfolders of it.
 
     single: whether the run folder is `folder` itself. preset: the recipe that it follows.
     """
@@ -70,7 +70,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _train_all(stages: Sequence[Stage], overwrite: bool, resume: bool) -> list[dict[str, Any]]:
-    """Train one after the other, the last from the best seed of the one before it."""
+    """Train one stage after the other; the last starts from the best seed of the one before."""
     from rich.console import Console
 
     from ..train.devices import processes
@@ -106,7 +106,7 @@ def parser() -> OptionsParser:
 
 
 def _stages(values: Mapping[str, Any], seeds: int | None, preset: str | None) -> list[Stage]:
-    """What is to be trained, one after the other; with a preset that starts from another task's factors, that task first."""
+    """The stages to train; a preset that starts from another task's adapter has a stage for that task first."""
     if preset is None:
         options = TrainOptions.of(values).with_absolute_paths()
         folder = Path(options.output or f"runs/{options.data_name}-{options.method}")
@@ -131,7 +131,7 @@ def _default_folder(preset: str, task: str | None, model: str | None) -> str:
 
 
 def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | None) -> Stage:
-    """The run or the seeds in the output folder, as they were begun; `ConfigError` when a word contradicts their options."""
+    """The stage in the output folder, with its own options. Raises `ConfigError` if a given option contradicts them."""
     if "output" not in values and not preset:
         raise RunError("--resume needs --output, the folder of the run to go on with.")
     folder = Path(values.pop("output", None) or _default_folder(preset or "", values.get("task"), values.get("model")))
@@ -157,7 +157,7 @@ def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -
 
 
 def _prepare(stage: Stage, console: "Console") -> None:
-    """Train the stage that another one starts from, unless that was done before."""
+    """Train the stage that another one starts from, unless it is finished already."""
     from ..recipes import seeds as many_seeds
     from ..train import rich_text
 

@@ -1,4 +1,4 @@
-"""What is wrong with the words of a command, in one sentence that names what was meant.
+"""Errors about the arguments of a command, in one sentence that names what was probably meant.
 
 An option has one name here. Names that other programs give to the same thing, and misspelt ones, are answered with ours.
 """
@@ -65,7 +65,7 @@ def nearest_option(word: str, known: Collection[str]) -> str | None:
 
 
 def unknown(prog: str, words: Sequence[str], known: Collection[str]) -> str:
-    """The sentence for words that a command does not take."""
+    """The sentence for arguments that a command does not accept."""
     options = [word for word in words if word.startswith("-") and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", word)]
     if not options:
         return f"{_command(prog)} does not take the word {short(words[0])}; leave it out, or put texts with spaces into quotes"
@@ -74,7 +74,7 @@ def unknown(prog: str, words: Sequence[str], known: Collection[str]) -> str:
 
 
 def _command(prog: str) -> str:
-    """The name of a command, without the program's, with which errors begin."""
+    """The name of a command without the program's; errors begin with it."""
     return prog.removeprefix("loralib ")
 
 
@@ -94,7 +94,7 @@ _ARGPARSE: Sequence[tuple[str, str]] = (  # argparse's words and ours
 
 
 def in_our_words(message: str, prog: str, known: Collection[str]) -> str:
-    """What argparse says of words that it does not take, as one sentence without its end."""
+    """An error message of argparse as one plain sentence, without its full stop."""
     if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
         return unknown(prog, found[1].split(" "), known)
     if found := re.fullmatch(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message, re.DOTALL):
@@ -112,13 +112,13 @@ def _long(names: str) -> str:
 
 
 def one_of(option: str, value: str, choices: Sequence[str]) -> str:
-    """The sentence for a value that is none of the choices."""
+    """The sentence for a value that is not one of the choices."""
     close = get_close_matches(value, choices, n=1)
     return f"{option}: {short(value)} is not one of {', '.join(choices)}" + (f"; nearest: {close[0]}" if close else "")
 
 
 def expected(kind: Any) -> str:
-    """What values an option takes, in words, by its type.
+    """The values that an option accepts, in words, by its type.
 
     >>> expected(int | None), expected(Literal["a", "b"])
     ('a whole number', 'one of a, b')
@@ -128,7 +128,7 @@ def expected(kind: Any) -> str:
 
 
 def choices_of(kind: Any) -> list[str]:
-    """The words that an option takes, if it takes one of some, by its type.
+    """The choices of an option, if it has any, by its type.
 
     >>> choices_of(Literal["a", "b"] | None), choices_of(int)
     (['a', 'b'], [])
