@@ -52,6 +52,7 @@ def problems(action: argparse.Action) -> list[str]:
         "is more than one sentence": re.search(r"[.!?] [A-Z]", text) or text.endswith("."),
         "begins with a capital": re.match(r"[A-Z][a-z]+\b", text),
         "shows its default twice": text.count("default") > 1,
+        "uses a private word": re.search(r"\b(told|tells?|aside|beside|anew|treatment|so many|is no|are no|as ever)\b", text),
         "repeats its name": action.option_strings and own in [metavar.upper() for metavar in metavars],
         "does not name its value": action.option_strings and takes_a_value(action) and not (metavars or choices),
         "does not show its choices": any(choice not in "\n".join(lines) for choice in choices),
@@ -77,6 +78,7 @@ def test_problems_of_an_option_are_found() -> None:
         "--bare": {"help": "a value"},
         "--twice": {"metavar": "N", "help": "a number (default: 3) (default: 3)"},
         "--chosen": {"choices": ["a", "bb"], "metavar": "X", "help": "a letter"},
+        "--private": {"action": "store_true", "help": "is told so many times"},
         "--said": {"metavar": "N", "help": "One. Two."},
     }
     actions = [parser.add_argument(name, **how) for name, how in texts.items()]

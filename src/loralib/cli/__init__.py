@@ -65,7 +65,7 @@ def _run(words: list[str]) -> int:
     parser.add_argument("command", nargs="?", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
     parsed, unknown = parser.parse_known_args(words[:1])
     if unknown or parsed.command is None:
-        raise ConfigError("the first word is a command, such as loralib train; loralib --help lists them.")
+        raise ConfigError("the first argument must be a command, such as loralib train; loralib --help lists them.")
     if parsed.command not in OF_TEXTS:
         check_names(words[1:])
     code: int = import_module(f".{parsed.command}", __name__).run(words[1:])
@@ -77,7 +77,7 @@ def check_names(words: Sequence[str]) -> None:
     for before, word in pairwise(["", *words]):
         option, has_value, value = word.partition("=") if word.startswith("--") else (before, True, word)
         if has_value and not value:
-            where = f"the value of {option}" if option.startswith("-") else "a word"
+            where = f"the value of {option}" if option.startswith("-") else "an argument"
             raise ConfigError(f"{where} is empty; leave it out, or set the variable that it comes from.")
     with suppress(FileNotFoundError):
         words = [*words, os.getcwd()]

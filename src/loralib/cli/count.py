@@ -52,7 +52,7 @@ def parser() -> OneSentenceParser:
         ),
     )
     made.add_argument("--model", required=True, metavar="NAME", help="model: a name on the Hugging Face hub, or a local folder")
-    made.add_argument("--r", type=int, metavar="N", help="LoRA rank (default: the preset's; 8; 4 for GPT-2)")
+    made.add_argument("--r", type=int, metavar="N", help="LoRA rank (default: 8, 4 for GPT-2, or as in the preset)")
     roles = ",".join(ROLES)
     made.add_argument("--layers", metavar="ROLES", help=f"layers to adapt, by role: {roles} (default: query,value)")
     made.add_argument(

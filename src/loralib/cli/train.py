@@ -97,7 +97,9 @@ def parser() -> OptionsParser:
     )
     group = made.section("run")
     group.add_argument("--preset", metavar="NAME", help="recipe of the LoRA paper: its tables (paper), or its code (scripts)")
-    group.add_argument("--seeds", type=int, metavar="N", help="train with N seeds, one run each (default: 1; the preset's)")
+    group.add_argument(
+        "--seeds", type=int, metavar="N", help="train with N seeds, one run each (default: 1, or as in the preset)"
+    )
     group.add_argument("--dry-run", action="store_true", help="print what would be trained, and train nothing")
     group.add_argument("--resume", action="store_true", help="continue the run in the output folder, with its options")
     group.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")

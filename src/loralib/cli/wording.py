@@ -68,7 +68,9 @@ def unknown(prog: str, words: Sequence[str], known: Collection[str]) -> str:
     """The sentence for arguments that a command does not accept."""
     options = [word for word in words if word.startswith("-") and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", word)]
     if not options:
-        return f"{_command(prog)} does not take the word {short(words[0])}; leave it out, or put texts with spaces into quotes"
+        return (
+            f"{_command(prog)} does not take the argument {short(words[0])}; leave it out, or put texts with spaces into quotes"
+        )
     meant = nearest_option(options[0], known)
     return f"{_command(prog)} has no option {options[0].partition('=')[0]}" + (f"; nearest: {meant}" if meant else "")
 
