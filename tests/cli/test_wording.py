@@ -35,7 +35,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--model_name_or_path", "x"], "nearest: --model"),
         (["--force"], "nearest: --overwrite"),
         (["--print_config"], "nearest: --dry-run"),
-        (["--xyzzy"], "train has no option --xyzzy; see"),
+        (["--xyzzy"], "train has no option --xyzzy; see loralib train --help-all."),
         (["extra"], "train does not take the argument 'extra'"),
         (["--r", "x"], "--r: 'x' is not a whole number"),
         (["--learning-rate", "abc"], "--learning-rate: 'abc' is not a number"),
@@ -67,6 +67,7 @@ def test_train_names_the_option_and_what_it_takes(words: list[str], message: str
         (["count", "--model", "x", "--preset", "papr"], "nearest: paper"),
         (["score", "blue", "x"], "TASK: 'blue' is not one of e2e, webnlg, dart, any"),
         (["merge", "a", "b", "-o", "c", "--thread", "3"], "merge has no option --thread; nearest: --threads"),
+        (["info", "a", "--xyzzy"], "info has no option --xyzzy; see loralib info --help."),
         (["info", "a", "--json=yes"], "--json takes no value; leave out 'yes'"),
     ],
 )

@@ -113,7 +113,7 @@ def given(parser: OptionsParser, words: Sequence[str]) -> dict[str, Any]:
         parsed = parser.parse_args(list(words), defaults=False).as_dict()
     except ArgumentError as error:
         message = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"{_problem(parser, message)}; see {parser.prog} --help.") from None
+        raise ConfigError(f"{_problem(parser, message)}; see {parser.all_help}.") from None
     nested: dict[str, Any] = parsed.pop("lora", {})
     return {name: value for name, value in {**parsed, **nested}.items() if name != "config"}
 

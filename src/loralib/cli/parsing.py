@@ -46,6 +46,11 @@ class CommandParser(argparse.ArgumentParser):
         if common:
             self.add_argument(help.EVERYTHING, action=help.Everything, help="show all options, by section, and exit")
 
+    @property
+    def all_help(self) -> str:
+        """The command line that shows all options."""
+        return f"{self.prog} {help.EVERYTHING if self.common else '--help'}"
+
     def format_help(self, *_: Any) -> str:
         """What `--help` prints."""
         return help.short(self, self.common, self.examples) if self.common else help.full(self, self.examples)
@@ -60,4 +65,4 @@ class OneSentenceParser(CommandParser):
     def error(self, message: str) -> NoReturn:
         """Raise the error."""
         problem = in_our_words(message, self.prog, known_options(self._actions))
-        raise ConfigError(f"{problem}; see {self.prog} --help.")
+        raise ConfigError(f"{problem}; see {self.all_help}.")
