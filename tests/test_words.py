@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+PAGES = [
+    *(ROOT / "src").rglob("*.py"),
+    *(ROOT / "docs").rglob("*.md"),
+    *ROOT.glob("*.md"),
+    *(ROOT / "examples").rglob("*.[mp][dy]"),
+]
 INSTEAD = {
     r"\btold\b": "on_progress, or say which",
     r"\bbeside\b": "next to, with, in addition to; of tensors: extra",
