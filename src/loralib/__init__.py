@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .adapters.adapter import Adapter
     from .adapters.combine import combine
     from .adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
+    from .adapters.embedding_update import EmbeddingUpdate
     from .adapters.fused_update import FusedUpdate
     from .adapters.token_rows import TokenRows
-    from .adapters.updates import EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
+    from .adapters.updates import LoRAUpdate, ProjectionUpdate
     from .analysis import Intruder, intruder_dimensions, reduce_intruder_dimensions
     from .checkpoints.difference import difference
     from .checkpoints.merge import MergeReport, merge_checkpoint
@@ -105,8 +106,9 @@ _HOMES = {
     "surgery.suggest": ("Suggestion", "suggest"),
     "surgery.trainable": ("lora_state_dict", "mark_only_lora_as_trainable"),
     "adapters.convolution_updates": ("ConvolutionUpdate", "LegacyConvolutionUpdate"),
+    "adapters.embedding_update": ("EmbeddingUpdate",),
     "adapters.fused_update": ("FusedUpdate",),
-    "adapters.updates": ("EmbeddingUpdate", "LoRAUpdate", "ProjectionUpdate"),
+    "adapters.updates": ("LoRAUpdate", "ProjectionUpdate"),
 }
 _OF_0_1 = {"star_0_1": ("Dict", "F", "List", "Optional", "math", "nn", "torch")}  # what its star import gave, too
 _HOME = {known: home for home, names in (_HOMES | _OF_0_1).items() for known in names}

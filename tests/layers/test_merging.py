@@ -312,24 +312,7 @@ def test_an_offloaded_weight_is_not_merged_and_one_merged_before_it_was_offloade
         assert close(after(x), wanted)
 
 
-# --- whether there is an update -------------------------------------------------------------------------------------
-
-
-def test_an_update_is_there_when_rank_and_factors_are():
-    layer, x = lora.Linear(6, 4), torch.randn(3, 6)
-    assert not layer.has_update
-    layer.r, layer.scaling = 2, 0.5
-    layer.lora_A, layer.lora_B = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(4, 2))
-    wanted = nn.functional.linear(x, layer.weight + 0.5 * layer.lora_B @ layer.lora_A, layer.bias)
-    for found in (layer, copy.deepcopy(layer), COPIES["torch.save"](layer), copy.deepcopy(layer).eval()):
-        assert close(found(x), wanted)
-    layer.r = 0
-    for found in (layer, copy.deepcopy(layer), copy.deepcopy(layer).eval()):
-        assert close(found(x), nn.functional.linear(x, layer.weight, layer.bias))
-    layer.r = 2
-    del layer.lora_A, layer.lora_B
-    assert not layer.has_update
-    assert close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+# --- factors and ranks that are taken away ----------------------------------------------------------------------------
 
 
 def test_factors_deleted_from_a_merged_layer_leave_the_merged_weight():

@@ -50,27 +50,48 @@ def combine(
     majority_sign: MajoritySign = "total",
     tensors: ExtraTensors = "same",
 ) -> Adapter:
-    """One adapter whose updates are the weighted sum of those of `adapters`, in the sense of `method` (see the module).
+    """One adapter whose updates are the weighted sum of those of `adapters`.
 
-    weights: one per adapter, may be negative (default: all 1). r, energy: the rank of each layer, or the fraction of its ‖ΔW‖²
-    to keep, for all methods but "exact"; by default the largest of the adapters' ranks ("svd"), or their sum (those that
-    prune).
-    density: the share of the entries of ΔW that is kept, for methods that prune. seed: of the random choice, which depends on
-    nothing else but the adapter's place and the layer's name. majority_sign: how ties elects a sign, by the sum of the
-    values or by their number.
-    tensors: what becomes of tensors and rows trained in full, which are values and not changes: "same" wants those that
-    several adapters hold to be equal, "first" takes the first, "average" Σ wᵢ·Tᵢ, where the weights add up to 1, "drop" none.
+    - "exact": Σ wᵢ·ΔWᵢ by rank concatenation: the ranks add up.
+    - "svd": the same, brought to a lower rank.
+    - "magnitude": of each ΔWᵢ the fraction `density` of largest entries, then the sum.
+    - "dare": of each ΔWᵢ a random fraction `density`, divided by it, then the sum (Yu et al. 2023, 2311.03099).
+    - "ties": of each wᵢ·ΔWᵢ the largest entries; where signs differ, the mean of those that agree with the elected sign (Yadav
+      et al. 2023, 2306.01708).
+    - "dare_ties": the random fraction in place of the largest entries, then as "ties".
 
-    A single adapter with weight 1 comes back as it is, whatever its kind, where nothing is cut off or pruned. Other sums
-    of DoRA updates do not exist. Raises `ConfigError` for arguments that cannot be, `AlgebraError`, naming layer or tensor, for
-    adapters that cannot be combined.
+    A single adapter with weight 1 comes back as it is, whatever its kind, where nothing is cut off or pruned. Other sums of
+    DoRA updates do not exist.
 
-    >>> from loralib import Adapter, LoRAConfig, LoRAUpdate
-    >>> a, b = (Adapter(LoRAConfig(r=1), {"proj": LoRAUpdate(torch.ones(1, 3), x * torch.ones(4, 1), 1)}) for x in (1.0, 5.0))
-    >>> combine([a, b], [1, -0.2]).delta("proj").norm()
-    tensor(0.)
-    >>> combine([a, b], [0.5, 0.5], method="svd", r=1).delta("proj")[0].round(decimals=3)
-    tensor([3., 3., 3.])
+    Args:
+        adapters: The adapters, one at least.
+        weights: One per adapter, may be negative (default: all 1).
+        method: How they are combined, see above.
+        r: The rank of each layer, for all methods but "exact". Default: the largest of the adapters' ranks ("svd"), or their
+            sum.
+        energy: The fraction of ‖ΔW‖²_F of each layer to keep, by the smallest rank that does; with `r`, the smaller of the two.
+        density: The fraction of the entries of ΔW that is kept, for methods that prune.
+        seed: Of the random choice, which depends on nothing else but the adapter's place and the layer's name.
+        majority_sign: How "ties" elects a sign: by the sum of the values ("total") or by their number ("frequency").
+        tensors: What becomes of tensors and rows trained in full, which are values and not changes: "same" requires those that
+            several adapters hold to be equal, "first" takes the first, "average" Σ wᵢ·Tᵢ, where the weights add up to 1, "drop"
+            none.
+
+    Returns:
+        The new adapter, with the settings of the first.
+
+    Raises:
+        ConfigError: When the weights, the method or its options do not fit together.
+        AlgebraError: When the adapters cannot be combined; it names the layer or tensor.
+        ArgumentError: When `adapters` is not a list of adapters.
+
+    Example:
+        >>> A, B = torch.ones(1, 3), torch.ones(4, 1)
+        >>> a, b = (lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(A, x * B, 1)}) for x in (1.0, 5.0))
+        >>> lora.combine([a, b], [1, -0.2]).delta("proj").norm()
+        tensor(0.)
+        >>> lora.combine([a, b], [0.5, 0.5], method="svd", r=1).delta("proj")[0].round(decimals=3)
+        tensor([3., 3., 3.])
     """
     if not isinstance(adapters, Iterable) or isinstance(adapters, str | Mapping):
         raise wrong("adapters", "a list of adapters", adapters, "write lora.combine([a, b])")

@@ -13,9 +13,23 @@ from .updates import LoRAUpdate
 
 @dataclass(frozen=True, eq=False)
 class ConvolutionUpdate(LoRAUpdate):
-    """The update of a convolution: A (r, in / groups, *kernel), B (out, r, 1…). All groups share A, so that ΔW as a matrix
-    (out, in / groups · kernel) has rank r. `transposed` says for which kind of convolution it was trained; `delta` is in the
-    layout (out, in / groups, *kernel) for both, unless a `Layout` says otherwise.
+    """The update of a convolution, of true rank r as PEFT, diffusers and kohya store it. All groups share A.
+
+    As a matrix (out, in / groups · kernel) ΔW has rank r. `delta` is (out, in / groups, *kernel), for transposed convolutions
+    too, unless a `Layout` says otherwise.
+
+    Args:
+        A: (r, in / groups, *kernel).
+        B: (out, r, 1…).
+        lora_alpha: The numerator of the scaling.
+        use_rslora: Scale by lora_alpha / √r.
+        magnitude: Of a DoRA update, (out,).
+        groups: Those of the convolution.
+        transposed: Whether it was trained for a transposed convolution.
+
+    Example:
+        >>> lora.ConvolutionUpdate(torch.ones(2, 4, 3, 3), torch.ones(8, 2, 1, 1), lora_alpha=2).delta().shape
+        torch.Size([8, 4, 3, 3])
     """
 
     kind: ClassVar[str] = "convolution"
@@ -32,13 +46,23 @@ class ConvolutionUpdate(LoRAUpdate):
 
 @dataclass(frozen=True, eq=False)
 class LegacyConvolutionUpdate(LoRAUpdate):
-    """The update of a convolution as loralib 0.1 factors it: A (r·κ, in·κ), B (out / groups·κ, r·κ) for a square kernel κ;
-    their product is reshaped to the weight's shape, and its rank as a matrix (out, in·κ²) exceeds r.
+    """The update of a convolution as loralib 0.1 factors it, for a square kernel κ.
 
-    >>> A, B = torch.ones(2 * 3, 4 * 3), torch.ones(5 * 3, 2 * 3)
-    >>> update = LegacyConvolutionUpdate(A, B, lora_alpha=2, weight_shape=(5, 4, 3, 3))
-    >>> update.r, update.delta().shape
-    (2, torch.Size([5, 4, 3, 3]))
+    B·A is reshaped to the weight's shape; as a matrix (out, in·κ²) its rank exceeds r.
+
+    Args:
+        A: (r·κ, in·κ).
+        B: (out / groups·κ, r·κ).
+        lora_alpha: The numerator of the scaling.
+        use_rslora: Scale by lora_alpha / √r.
+        magnitude: Not supported: None.
+        weight_shape: The weight's shape, (out, in / groups, κ, κ).
+
+    Example:
+        >>> A, B = torch.ones(2 * 3, 4 * 3), torch.ones(5 * 3, 2 * 3)
+        >>> update = lora.LegacyConvolutionUpdate(A, B, lora_alpha=2, weight_shape=(5, 4, 3, 3))
+        >>> update.r, update.delta().shape
+        (2, torch.Size([5, 4, 3, 3]))
     """
 
     kind: ClassVar[str] = "convolution_0_1"

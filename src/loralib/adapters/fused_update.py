@@ -16,14 +16,22 @@ from .updates import LoRAUpdate, Product
 
 @dataclass(frozen=True, eq=False)
 class FusedUpdate(LoRAUpdate):
-    """The updates of a fused projection, such as query, key and value in one matrix: the output is cut into slices of
-    `widths`, and each slice that `enable_lora` names has its own product of rank r. A (n·r, in) stacks the n first factors,
-    B (sum of the enabled widths, r) the second ones.
+    """The updates of a fused projection, such as query, key and value in one matrix: one for each enabled slice.
 
-    >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
-    >>> update = FusedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
-    >>> update.r, update.delta().shape
-    (2, torch.Size([12, 6]))
+    Args:
+        A: The first factors of the n enabled slices, stacked: (n·r, in).
+        B: The second factors: (sum of the enabled widths, r).
+        lora_alpha: The numerator of the scaling.
+        use_rslora: Scale by lora_alpha / √r.
+        magnitude: Not supported: None.
+        enable_lora: Which slices of the output have an update.
+        widths: The widths of all slices.
+
+    Example:
+        >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
+        >>> update = lora.FusedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
+        >>> update.r, update.delta().shape
+        (2, torch.Size([12, 6]))
     """
 
     kind: ClassVar[str] = "fused"
@@ -91,12 +99,19 @@ class FusedUpdate(LoRAUpdate):
         return LoRAUpdate(self.A, B, lora_alpha, self.use_rslora)
 
     def like_plain(self, update: LoRAUpdate) -> "FusedUpdate | None":
-        """The update of this kind, with slices like this one's, whose `plain` is `update`; None where there is none.
+        """The update of this kind, with slices like this one's, whose `plain` is `update`.
 
-        >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
-        >>> own = FusedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
-        >>> torch.equal(own.like_plain(own.plain()).B, own.B)
-        True
+        Args:
+            update: An update over the full width.
+
+        Returns:
+            The fused update; None where there is none.
+
+        Example:
+            >>> A, B = torch.ones(2 * 2, 6), torch.ones(4 + 4, 2)
+            >>> own = lora.FusedUpdate(A, B, lora_alpha=2, enable_lora=(True, False, True), widths=(4, 4, 4))
+            >>> torch.equal(own.like_plain(own.plain()).B, own.B)
+            True
         """
         n = sum(self.enable_lora)
         is_matrix = type(update) is LoRAUpdate and update.A.dim() == update.B.dim() == 2

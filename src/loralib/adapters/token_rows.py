@@ -13,11 +13,19 @@ from ..tensors import same_bits
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """New values of some rows of a matrix, such as an embedding's for tokens that were added: values (len(indices), dim).
+    """New values of some rows of a matrix, such as an embedding's for tokens that were added.
 
-    >>> import torch
-    >>> TokenRows((5, 7), torch.zeros(2, 4)).indices
-    (5, 7)
+    Args:
+        indices: The numbers of the rows, all different.
+        values: The rows, (len(indices), dim).
+
+    Raises:
+        ConfigError: When the indices are not different row numbers, or not as many as there are values.
+        ArgumentError: When `values` is not a tensor, or `indices` not a list.
+
+    Example:
+        >>> lora.TokenRows((5, 7), torch.zeros(2, 4)).indices
+        (5, 7)
     """
 
     indices: tuple[int, ...]

@@ -9,7 +9,8 @@
     FusedUpdate              A (n·r, d)        B (Σ widths, r)   n slices of a fused projection, a product each
     ProjectionUpdate         A (r, d)          B (k, r)          of torch's nn.MultiheadAttention
 
-Those of convolutions are in `convolution_updates`, that of fused projections in `fused_update`.
+Those of convolutions are in `convolution_updates`, that of embeddings in `embedding_update`, that of fused projections in
+`fused_update`.
 
 d in, k out, r rank, V vocabulary, g groups; `*` is the kernel. `effective_weight` is the one formula of what an update does to
 a weight: layers merge with it, and so do models in files. A `Layout` says how the weight is stored; without one it is
@@ -22,7 +23,6 @@ output. What it adds depends on W, so it has an `effective_weight` and no `delta
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -32,7 +32,8 @@ from .. import ops
 from ..arguments import check_tensor
 from ..config import in_python, lora_scaling
 from ..errors import AlgebraError, ConfigError
-from ..tensors import same_bits, without_autocast
+from ..tensors import without_autocast
+from .comparing import Comparable, own_field_names
 from .layout import Layout
 
 Product = tuple[Tensor, Tensor]
@@ -41,16 +42,27 @@ _TENSORS = {"lora_A": "A", "lora_B": "B", "lora_magnitude": "magnitude"}  # the 
 
 
 @dataclass(frozen=True, eq=False)
-class LoRAUpdate:
-    """The update of one layer: ΔW = s·B·A with A (r, in), B (out, r) and s from `lora_alpha`.
+class LoRAUpdate(Comparable):
+    """The update of one layer: ΔW = s·B·A with A (r, in), B (out, r) and s = lora_alpha / r (paper, equation 3).
 
-    A convolution's A is (r, in, *kernel) and its B (out, r, 1…); a bilinear layer's A is (r, in1, in2). magnitude: (out,), of a
-    DoRA update. Two updates are equal when their kind, their fields and every bit of their tensors are.
-    Raises `ConfigError` when the two factors do not share one rank.
+    A convolution's A is (r, in, *kernel) and its B (out, r, 1…); a bilinear layer's A is (r, in1, in2). Two updates are equal
+    when their kind, their fields and every bit of their tensors are.
 
-    >>> update = LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
-    >>> update.r, update.scaling, update.delta().shape
-    (2, 2.0, torch.Size([5, 3]))
+    Args:
+        A: The first factor, (r, in).
+        B: The second factor, (out, r).
+        lora_alpha: The numerator of the scaling.
+        use_rslora: Scale by lora_alpha / √r (rsLoRA, 2312.03732).
+        magnitude: Of a DoRA update (2402.09353), (out,).
+
+    Raises:
+        ConfigError: When the two factors do not share one rank, or `magnitude` does not fit.
+        ArgumentError: When a factor is not a tensor.
+
+    Example:
+        >>> update = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)
+        >>> update.r, update.scaling, update.delta().shape
+        (2, 2.0, torch.Size([5, 3]))
     """
 
     A: Tensor
@@ -58,10 +70,9 @@ class LoRAUpdate:
     lora_alpha: float
     use_rslora: bool = False
     magnitude: Tensor | None = dataclasses.field(default=None, kw_only=True)
-    kind: ClassVar[str] = "linear"  # what files and digests call it
+    kind: ClassVar[str] = "linear"
     may_be_dora: ClassVar[bool] = True
     usual_layout: ClassVar[Layout] = Layout()  # of a weight of which nothing else is known
-    of_base: ClassVar[frozenset[str]] = frozenset()  # fields that describe the base layer, not the update
 
     def __post_init__(self) -> None:
         if not torch.compiler.is_compiling():  # numbers are Python's own there
@@ -80,7 +91,7 @@ class LoRAUpdate:
         for what, factor in (("A", self.A), ("B", self.B)):
             check_tensor(factor, what)
         kind: Any = type(self)
-        for name in ("lora_alpha", "use_rslora", *_own_field_names(kind)):
+        for name in ("lora_alpha", "use_rslora", *own_field_names(kind)):
             value = getattr(self, name)
             if not isinstance(value, Tensor) and (found := in_python(value)) is not value:
                 object.__setattr__(self, name, found)
@@ -92,22 +103,29 @@ class LoRAUpdate:
         return "expected (r, in) and (out, r) with the same r > 0"
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that make up the update, by the names under which they are stored: `lora_A`, `lora_B`, `lora_magnitude`.
+        """The tensors that make up the update.
 
-        >>> list(LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4).tensors())
-        ['lora_A', 'lora_B']
+        Returns:
+            Them by the names under which they are stored: `lora_A`, `lora_B` and, of DoRA, `lora_magnitude`.
         """
         held = {name: getattr(self, field) for name, field in _TENSORS.items()}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The same update with other `tensors`, named as by `tensors()`; those that are left out stay."""
+        """Replace tensors.
+
+        Args:
+            tensors: The new ones, named as by `tensors()`.
+
+        Returns:
+            The same update with these; those that are left out stay.
+        """
         fields: dict[str, Any] = {_TENSORS[name]: tensor for name, tensor in tensors.items()}
         return dataclasses.replace(self, **fields)
 
     @property
     def is_dora(self) -> bool:
-        """Whether it has magnitudes."""
+        """Whether the update is DoRA's, with magnitudes."""
         return self.magnitude is not None
 
     @property
@@ -117,7 +135,7 @@ class LoRAUpdate:
 
     @property
     def scaling(self) -> float:
-        """The factor s."""
+        """The factor s: lora_alpha / r, or lora_alpha / √r with `use_rslora`."""
         return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
 
     @property
@@ -129,7 +147,17 @@ class LoRAUpdate:
 
     @without_autocast
     def delta(self, layout: Layout | None = None) -> Tensor:
-        """ΔW in at least float32: shape (out, in), or (out, in, *kernel). `AlgebraError` for DoRA."""
+        """ΔW, computed in at least float32.
+
+        Args:
+            layout: How the weight is stored. Default: (out, in / groups, *kernel), and (V, k) for an embedding.
+
+        Returns:
+            ΔW in the weight's shape.
+
+        Raises:
+            AlgebraError: For DoRA, whose effect depends on the weight.
+        """
         if self.magnitude is not None:
             raise AlgebraError(
                 "What a DoRA update adds depends on the weight W; ask for effective_weight(W) instead of delta()."
@@ -146,13 +174,13 @@ class LoRAUpdate:
 
         Args:
             W: The layer's weight; of a packed tensor, its own rows.
-            layout: How `W` is stored; by default (out, in / groups, *kernel), and (V, k) for an embedding.
+            layout: How `W` is stored. Default: (out, in / groups, *kernel), and (V, k) for an embedding.
 
         Returns:
-            W' in the shape and dtype of `W`.
+            W' in the shape and dtype of `W`: W + ΔW, and for DoRA m·(W + ΔW) / ‖W + ΔW‖ (2402.09353, equation 5).
 
         Example:
-            >>> update = LoRAUpdate(torch.zeros(1, 2), torch.zeros(2, 1), lora_alpha=1, magnitude=torch.tensor([10.0, 1.0]))
+            >>> update = lora.LoRAUpdate(torch.zeros(1, 2), torch.zeros(2, 1), lora_alpha=1, magnitude=torch.tensor([10.0, 1]))
             >>> update.effective_weight(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
             tensor([[6., 8.],
                     [0., 1.]])
@@ -172,8 +200,14 @@ class LoRAUpdate:
         return layout.from_canonical(changed).to(W.dtype)
 
     def strips(self, layout: Layout) -> list[ops.Strip] | None:
-        """The products that make up ΔW / s as blocks of the stored weight, seen as a matrix of `_rows` rows; None where there
-        are none (DoRA, transposed convolutions)."""
+        """The products that make up ΔW / s, as blocks of the stored weight seen as a matrix of `_rows` rows.
+
+        Args:
+            layout: How the weight is stored.
+
+        Returns:
+            The blocks; None where there are none (DoRA, transposed convolutions).
+        """
         if self.magnitude is not None or layout.deconvolution:
             return None
         B, A = self.B.flatten(1), self.A.flatten(1)
@@ -184,17 +218,37 @@ class LoRAUpdate:
         return len(W)
 
     def as_used(self, W: Tensor) -> Tensor:
-        """Rows of the stored weight as the base layer uses them, each row by itself."""
+        """Rows of the stored weight as the base layer uses them, each row by itself.
+
+        Args:
+            W: Rows of the weight.
+
+        Returns:
+            `W`, but for embeddings with `max_norm`.
+        """
         return W
 
     # --- its products -----------------------------------------------------------------------------------------------
 
     def products(self) -> list[Product]:
-        """What ΔW / s is made of: pairs of matrices B (k, R), A (R, n) whose products, rearranged, fill it without overlap."""
+        """What ΔW / s is made of.
+
+        Returns:
+            Pairs of matrices B (k, R), A (R, n) whose products, rearranged, fill it without overlap.
+        """
         return [(self.B.flatten(1), self.A.flatten(1))]
 
     def with_products(self, products: Sequence[Product], lora_alpha: float, use_rslora: bool) -> Self:
-        """An update of the same kind and structure made of other `products`, all of one rank."""
+        """Replace the products.
+
+        Args:
+            products: As `products()` gives them, all of one rank.
+            lora_alpha: The new numerator of the scaling.
+            use_rslora: Whether to scale by lora_alpha / √r.
+
+        Returns:
+            An update of the same kind and structure.
+        """
         ((B, A),) = products
         A, B = A.unflatten(1, self.A.shape[1:]), B.reshape(*B.shape, *self.B.shape[2:])
         return dataclasses.replace(self, A=A, B=B, lora_alpha=lora_alpha, use_rslora=use_rslora)
@@ -205,72 +259,31 @@ class LoRAUpdate:
         return 1
 
     def plain(self) -> "LoRAUpdate":
-        """The same ΔW as an update of the kind that most formats know: itself, but for slices and 0.1's convolutions."""
+        """The same ΔW in the form that most formats know.
+
+        Returns:
+            The update itself, but for slices and 0.1's convolutions.
+        """
         return self
-
-    def structure(self) -> tuple[object, ...]:
-        """What the products of two updates must share to be put side by side: all but rank and scaling."""
-        own = (value for name, value in self.own_fields() if name not in self.of_base)
-        return (type(self), self.A.shape[1:], self.B.shape[0], self.B.shape[2:], *own)
-
-    def own_fields(self) -> list[tuple[str, object]]:
-        """The fields that the kind has in addition to those of all."""
-        kind: Any = type(self)
-        return [(name, getattr(self, name)) for name in _own_field_names(kind)]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LoRAUpdate) or type(other) is not type(self):
-            return NotImplemented
-        return all(same_bits(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-
-    def __hash__(self) -> int:
-        return hash((self.structure(), self.r, float(self.lora_alpha), self.use_rslora))
-
-    def form(self) -> list[tuple[str, object]]:
-        """What two updates must share for the one to be loaded in the other's place: kind, rank, shapes and structure."""
-        shapes = [
-            ("kind", self.kind),
-            ("rank", self.r),
-            ("lora_A", tuple(self.A.shape)),
-            ("lora_B", tuple(self.B.shape)),
-        ]
-        return [*shapes, *((name, value) for name, value in self.own_fields() if name not in self.of_base)]
-
-
-@cache
-def _own_field_names(kind: type) -> tuple[str, ...]:
-    shared = len(dataclasses.fields(LoRAUpdate))
-    return tuple(field.name for field in dataclasses.fields(kind)[shared:])
-
-
-@dataclass(frozen=True, eq=False)
-class EmbeddingUpdate(LoRAUpdate):
-    """The update of an embedding: A (r, num_embeddings), B (embedding_dim, r), ΔW = s·(B·A)ᵀ.
-
-    max_norm, norm_type: those of the base layer, which renormalises the rows of W before the update is added; 0 for none.
-
-    >>> EmbeddingUpdate(torch.ones(2, 10), torch.ones(4, 2), lora_alpha=2).delta().shape
-    torch.Size([10, 4])
-    """
-
-    kind: ClassVar[str] = "embedding"
-    max_norm: float = 0.0
-    norm_type: float = 2.0
-
-    usual_layout: ClassVar[Layout] = Layout(transposed=True)
-    of_base: ClassVar[frozenset[str]] = frozenset({"max_norm", "norm_type"})
-
-    def as_used(self, W: Tensor) -> Tensor:
-        """Rows of the weight (V, k) with norms of at most `max_norm`, by blocks as they are merged."""
-        if not self.max_norm or not len(W):
-            return W
-        blocks = ops.row_blocks(len(W), W.shape[1])
-        return torch.cat([torch.renorm(W[first:last], self.norm_type, 0, self.max_norm) for first, last in blocks])
 
 
 @dataclass(frozen=True, eq=False)
 class ProjectionUpdate(LoRAUpdate):
-    """The update of one projection of an `nn.MultiheadAttention`: `q_proj`, `k_proj`, `v_proj` or `out_proj` of it."""
+    """The update of one projection of an `nn.MultiheadAttention`: its `q_proj`, `k_proj`, `v_proj` or `out_proj`.
+
+    Args:
+        A: (r, in).
+        B: (embed_dim, r).
+        lora_alpha: The numerator of the scaling.
+        use_rslora: Scale by lora_alpha / √r.
+        magnitude: Not supported: None.
+
+    Example:
+        >>> model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2, target_modules=["q_proj"]))
+        >>> lora.extract(model).layers["attention.q_proj"].kind
+        'projection'
+    """
 
     kind: ClassVar[str] = "projection"
     may_be_dora: ClassVar[bool] = False

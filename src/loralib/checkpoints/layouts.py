@@ -13,8 +13,9 @@ from torch import nn
 
 from .. import architectures
 from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
+from ..adapters.embedding_update import EmbeddingUpdate
 from ..adapters.layout import Layout
-from ..adapters.updates import EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
+from ..adapters.updates import LoRAUpdate, ProjectionUpdate
 from ..architectures import PROJECTIONS, is_embedding
 from ..layers import Projection, handler_of
 from ..surgery.module_tree import join

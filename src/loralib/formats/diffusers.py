@@ -35,7 +35,8 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.config_of import described
-from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..adapters.embedding_update import EmbeddingUpdate
+from ..adapters.updates import LoRAUpdate
 from ..architectures import COMPONENTS, ROOTS
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from .. import patterns
 from ..adapters.adapter import Adapter
-from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..adapters.embedding_update import EmbeddingUpdate
+from ..adapters.updates import LoRAUpdate
 from ..arguments import check_mapping
 from ..config import LoRAConfig
 from ..errors import FormatError

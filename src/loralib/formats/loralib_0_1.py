@@ -16,8 +16,9 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.convolution_updates import LegacyConvolutionUpdate, LegacyTransposedUpdate
+from ..adapters.embedding_update import EmbeddingUpdate
 from ..adapters.fused_update import FusedUpdate
-from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..adapters.updates import LoRAUpdate
 from ..architectures import is_embedding
 from ..config import LoRAConfig
 from ..errors import FormatError

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .. import patterns
 from ..adapters.adapter import Adapter
-from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..adapters.embedding_update import EmbeddingUpdate
+from ..adapters.updates import LoRAUpdate
 from ..architectures import is_embedding
 from ..config import LoRAConfig
 from ..errors import FormatError

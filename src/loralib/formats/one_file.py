@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters import convolution_updates, fused_update, updates
+from ..adapters import convolution_updates, embedding_update, fused_update, updates
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate
@@ -31,7 +31,7 @@ _KINDS = {
     kind.kind: kind
     for kind in (
         updates.LoRAUpdate,
-        updates.EmbeddingUpdate,
+        embedding_update.EmbeddingUpdate,
         convolution_updates.ConvolutionUpdate,
         convolution_updates.LegacyConvolutionUpdate,
         convolution_updates.LegacyTransposedUpdate,

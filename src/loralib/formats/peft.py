@@ -28,9 +28,10 @@ from torch import Tensor
 
 from .. import patterns
 from ..adapters.adapter import Adapter
+from ..adapters.embedding_update import EmbeddingUpdate
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.token_rows import TokenRows
-from ..adapters.updates import EmbeddingUpdate, LoRAUpdate, ProjectionUpdate
+from ..adapters.updates import LoRAUpdate, ProjectionUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_together

@@ -1,25 +1,41 @@
-"""LoRA layers, one kind a file, and their adoption in place."""
+"""LoRA layers, one kind a file, and their adoption in place.
 
-from ..architectures import PROJECTIONS
+`__all__` is what programs use; the names imported as themselves are for the rest of this library.
+"""
+
+from ..architectures import PROJECTIONS as PROJECTIONS
 from ..star_0_1 import F, List, Optional, math, nn, torch
-from .adoption import adopt, adopt_fitting, adoption_problem, eject, eject_problem, handler_of, is_linear, register_layer
-from .attention import MultiheadAttentionLoRA, attention_problem, enter, leave
-from .base import AdaptedLayer, rank_is_excessive
-from .conv_0_1 import Conv1d, Conv2d, Conv3d, ConvLoRA, rename_legacy_keys
+from .adoption import adopt, adoption_problem, eject
+from .adoption import adopt_fitting as adopt_fitting
+from .adoption import eject_problem as eject_problem
+from .attention import MultiheadAttentionLoRA
+from .attention import attention_problem as attention_problem
+from .attention import enter as enter
+from .attention import leave as leave
+from .base import AdaptedLayer
+from .base import rank_is_excessive as rank_is_excessive
+from .conv_0_1 import Conv1d, Conv2d, Conv3d, ConvLoRA
+from .conv_0_1 import rename_legacy_keys as rename_legacy_keys
 from .embedding import Embedding
-from .fusable import fused_away, guard_fusion, is_fusable, unguard_fusion
-from .fused_linear import FusedLinearLoRA, MergedLinear, slice_widths
+from .fusable import fused_away as fused_away
+from .fusable import guard_fusion as guard_fusion
+from .fusable import is_fusable as is_fusable
+from .fusable import unguard_fusion as unguard_fusion
+from .fused_linear import FusedLinearLoRA, MergedLinear
 from .linear import Linear, LinearLoRA
-from .loading import delta_of, relation
+from .loading import delta_of as delta_of
+from .loading import relation as relation
 from .lora_layer import LoRALayer
-from .merging import RESIZED
-from .projection import Projection
-from .state_dicts import MergedStateDictWarning, baked_state_dict, quiet_state_dict
-from .temporary_weight import original
+from .merging import RESIZED as RESIZED
+from .projection import Projection as Projection
+from .register import handler_of, register_layer
+from .register import is_linear as is_linear
+from .state_dicts import MergedStateDictWarning
+from .state_dicts import baked_state_dict as baked_state_dict
+from .state_dicts import quiet_state_dict as quiet_state_dict
+from .temporary_weight import original as original
 
 __all__ = [
-    "PROJECTIONS",
-    "RESIZED",
     "AdaptedLayer",
     "Conv1d",
     "Conv2d",
@@ -36,31 +52,12 @@ __all__ = [
     "MergedStateDictWarning",
     "MultiheadAttentionLoRA",
     "Optional",
-    "Projection",
     "adopt",
-    "adopt_fitting",
     "adoption_problem",
-    "attention_problem",
-    "baked_state_dict",
-    "delta_of",
     "eject",
-    "eject_problem",
-    "enter",
-    "fused_away",
-    "guard_fusion",
     "handler_of",
-    "is_fusable",
-    "is_linear",
-    "leave",
     "math",
     "nn",
-    "original",
-    "quiet_state_dict",
-    "rank_is_excessive",
     "register_layer",
-    "relation",
-    "rename_legacy_keys",
-    "slice_widths",
     "torch",
-    "unguard_fusion",
 ]

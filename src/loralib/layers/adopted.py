@@ -23,12 +23,24 @@ class Adopted(LoRAClass, ModuleMixin):
     _carried_forward: Callable[..., Any] | None = None
 
     def carry(self, forward: Callable[..., Any] | None) -> None:
-        """Call `forward`, which the instance had, wherever the base's own is meant."""
+        """Call `forward`, which the instance had, wherever the base's own is meant.
+
+        Args:
+            forward: The instance's own forward, or None.
+        """
         if forward is not None:
             vars(self)["_carried_forward"] = forward
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base layer's output, with the weight it holds now."""
+        """The base layer's output, with the weight it holds now.
+
+        Args:
+            *args: Those of the base layer.
+            **kwargs: Those of the base layer.
+
+        Returns:
+            What the base layer returns.
+        """
         carried = self._carried_forward
         if carried is None:
             return super().forward(*args, **kwargs)
@@ -37,7 +49,16 @@ class Adopted(LoRAClass, ModuleMixin):
         return carried(*args, **kwargs)
 
     def forward_with(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The base layer's output with `weight` in the place of its own."""
+        """The base layer's output with another weight in the place of its own.
+
+        Args:
+            weight: That weight.
+            *args: Those of the base layer.
+            **kwargs: Those of the base layer.
+
+        Returns:
+            What the base layer returns.
+        """
         own = {name: value for name, value in vars(self).items() if name != "weight"}
         own["_parameters"] = self._parameters | {"weight": weight}
         return self._by_twin(type(self).base_class.forward, own, args, kwargs)

@@ -1,7 +1,4 @@
-"""Which layers can carry an update, and the class swap that makes them do so and undoes it.
-
-Adding a kind of layer is one file in this folder and one row in the table; `register_layer` adds a row from outside.
-"""
+"""The class swap that gives a layer an update in place, what keeps a layer from it, and its undoing."""
 
 from functools import cache
 from typing import Any
@@ -12,20 +9,13 @@ from torch import nn
 from .. import tensors
 from ..adapters.updates import LoRAUpdate
 from ..config import check_dropout
-from ..errors import ConfigError, LayerError
-from ..printing import short
+from ..errors import LayerError
 from .adopted import own_attributes
 from .base import AdaptedLayer
-from .bilinear import BilinearLoRA
 from .class_factory import can_become, lora_class
-from .conv import ConvolutionLoRA
-from .embedding import EmbeddingBagLoRA, EmbeddingLoRA
-from .fused_linear import Conv1DFusedLoRA, FusedLinearLoRA
-from .linear import Conv1DLoRA, LinearLoRA, declare_affine, is_affine
+from .linear import LinearLoRA, is_affine
 from .lora_layer import LoRALayer
-from .projection import OutProjectionLoRA, Projection, ProjectionLoRA
-
-Handlers = tuple[type[AdaptedLayer], ...]
+from .register import handler_of, row_of
 
 _WEIGHTS = {
     "uninitialized": "its shape is not known yet; run one batch through the model first",
@@ -34,106 +24,11 @@ _WEIGHTS = {
     "sharded": "its weight is sharded; inject before fully_shard",
 }
 
-_HANDLERS: dict[type[nn.Module], Handlers] = {
-    nn.Linear: (LinearLoRA, FusedLinearLoRA),
-    nn.Embedding: (EmbeddingLoRA,),
-    nn.EmbeddingBag: (EmbeddingBagLoRA,),
-    nn.Conv1d: (ConvolutionLoRA,),
-    nn.Conv2d: (ConvolutionLoRA,),
-    nn.Conv3d: (ConvolutionLoRA,),
-    nn.ConvTranspose1d: (ConvolutionLoRA,),
-    nn.ConvTranspose2d: (ConvolutionLoRA,),
-    nn.ConvTranspose3d: (ConvolutionLoRA,),
-    nn.Bilinear: (BilinearLoRA,),
-    Projection: (ProjectionLoRA,),
-    nn.modules.linear.NonDynamicallyQuantizableLinear: (OutProjectionLoRA,),
-}
-_BUILT_IN = tuple({handler for handlers in _HANDLERS.values() for handler in handlers})
-_BY_NAME: dict[str, Handlers] = {"transformers.pytorch_utils.Conv1D": (Conv1DLoRA, Conv1DFusedLoRA)}  # not imported for it
 _SHAPED = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.Bilinear)  # which say their shape themselves
 _KINDS = (
     "linear, embedding, convolution and bilinear layers, the projections of nn.MultiheadAttention, transformers' Conv1D, "
     "and what register_layer knows"
 )
-
-
-def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) -> None:
-    """Let `inject` and `attach` adapt layers of a custom class.
-
-    Args:
-        layer_class: The class of the layers. The weight must be the layer's Parameter `weight`.
-        handler: A class that derives from `AdaptedLayer` or from the handler of another kind of layer. It says at least the
-            shapes of the factors that fit a layer, and the effective weight: the base's forward is then called with that.
-
-    A subclass of `nn.Linear` with a forward of its own that computes W·x + b and nothing else is registered with
-    `layers.LinearLoRA`: then the update is added to what the forward returns, and `lora_dropout` can act.
-
-    Raises:
-        ConfigError: For what is not such a pair of classes, or when the class has another handler already.
-
-    Example:
-        >>> import loralib as lora
-        >>> class Scale(nn.Module):
-        ...     def __init__(self, height, width):
-        ...         super().__init__()
-        ...         self.weight = nn.Parameter(torch.ones(height, width))
-        ...     def forward(self, x):
-        ...         return self.weight * x
-        >>> class ScaleLoRA(lora.AdaptedLayer):
-        ...     @classmethod
-        ...     def factor_shapes(cls, layer, r, **structure):
-        ...         height, width = layer.weight.shape
-        ...         return (r, width), (height, r)
-        ...     def effective_weight(self, W):
-        ...         return W + self.scaling * self.lora_B @ self.lora_A
-        >>> lora.register_layer(Scale, ScaleLoRA)
-        >>> model = nn.Sequential(Scale(3, 4))
-        >>> lora.inject(model, lora.LoRAConfig(r=1, target_modules=["0"]))
-        ['0']
-        >>> lora.merge(model)
-    """
-    for value, base in ((layer_class, nn.Module), (handler, AdaptedLayer)):
-        if not isinstance(value, type) or not issubclass(value, base):
-            raise ConfigError(
-                f"{short(value)} is not a subclass of {base.__name__}; register_layer takes a layer class and a handler."
-            )
-    known = _HANDLERS.get(layer_class) or _BY_NAME.get(f"{layer_class.__module__}.{layer_class.__qualname__}")
-    if known not in (None, (handler,)):
-        raise ConfigError(f"{layer_class.__name__} layers have another handler already; derive a class and register that.")
-    defined = {name for cls in handler.__mro__[: handler.__mro__.index(AdaptedLayer)] for name in vars(cls)}
-    needed = ["factor_shapes"] if issubclass(handler, _BUILT_IN) else ["factor_shapes", "effective_weight"]
-    if missing := [name for name in needed if name not in defined]:
-        raise ConfigError(f"{handler.__name__} does not say its {missing[0]}; a handler has to.")
-    kind: Any = layer_class
-    inherited = row[1] if (row := _row(kind)) else ()
-    _HANDLERS[layer_class] = inherited if handler in inherited else (handler,)
-    if handler.forward is LinearLoRA.forward:
-        declare_affine(layer_class)
-    _row.cache_clear()
-
-
-@cache
-def _row(base: type) -> tuple[type[nn.Module], Handlers] | None:
-    """The class in the table that covers `base`, and its handlers."""
-    for known in base.__mro__:
-        handlers = _HANDLERS.get(known) or _BY_NAME.get(f"{known.__module__}.{known.__qualname__}")
-        if handlers:
-            return known, handlers
-    return None
-
-
-def handler_of(base: type[nn.Module], update_class: type[LoRAUpdate] | None = None) -> type[AdaptedLayer] | None:
-    """The handler of layers of class `base` for an update class (default: the first that fits), or None if there is none."""
-    kind: Any = base
-    row = _row(kind)
-    fitting = [t for t in row[1] if update_class is None or update_class in t.update_classes] if row else []
-    return fitting[0] if fitting else None
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """Whether `layer` is a linear layer: a matrix that is multiplied with its input."""
-    found = handler_of(type(layer))
-    return found is not None and issubclass(found, LinearLoRA)
 
 
 @cache
@@ -145,12 +40,27 @@ def _added(handler: type, known: type, cls: type) -> tuple[frozenset[str], froze
 
 
 def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: type[LoRAUpdate] | None = None) -> str | None:
-    """Why `layer` cannot be given an update, or None."""
+    """Why a layer cannot be given an update.
+
+    Args:
+        layer: The layer.
+        lora_dropout: The probability of dropout on the update's input.
+        update_class: The class of the update. Default: the first that the layer takes.
+
+    Returns:
+        The reason, or None.
+
+    Example:
+        >>> lora.layers.adoption_problem(nn.Linear(2, 2)) is None
+        True
+        >>> lora.layers.adoption_problem(lora.Linear(2, 2, r=1))
+        'it is a LoRA layer already; eject it first'
+    """
     if isinstance(layer, LoRALayer):
         carries = layer.has_update if isinstance(layer, AdaptedLayer) else layer.r
         return "it is a LoRA layer already; eject it first" if carries else "it was built with r=0; build it with its rank"
     kind: Any = type(layer)
-    row, handler = _row(kind), handler_of(kind, update_class)
+    row, handler = row_of(kind), handler_of(kind, update_class)
     if row is None:
         return f"{type(layer).__name__} layers cannot be adapted; those that can are {_KINDS}"
     if handler is None:
@@ -195,15 +105,26 @@ def _class_problem(handler: type, base: type[nn.Module]) -> str | None:
 
 
 def adopt(layer: nn.Module, update: LoRAUpdate, lora_dropout: float = 0.0) -> AdaptedLayer:
-    """Make `layer`, in place, a layer that adds `update` to what it computes. The tensors become its factors, uncopied.
+    """Make `layer`, in place, a layer that adds `update` to what it computes: `inject` for one layer.
 
-    Weight, hooks, mode and `requires_grad` flags stay as they are. Raises `LayerError` when `adoption_problem` finds one.
+    Weight, hooks, mode and `requires_grad` flags stay as they are.
 
-    >>> layer = nn.Linear(3, 5)
-    >>> adopt(layer, LoRAUpdate(torch.ones(2, 3), torch.zeros(5, 2), lora_alpha=2))
-    Linear(in_features=3, out_features=5, bias=True, r=2, lora_alpha=2)
-    >>> eject(layer)
-    Linear(in_features=3, out_features=5, bias=True)
+    Args:
+        layer: A plain layer.
+        update: The update, whose tensors become the layer's factors, uncopied.
+        lora_dropout: The probability of dropout on the update's input.
+
+    Returns:
+        The layer, which is the same object.
+
+    Raises:
+        LayerError: When `adoption_problem` finds one, or the update does not fit.
+        ConfigError: When `lora_dropout` is not a probability.
+
+    Example:
+        >>> layer = nn.Linear(3, 5)
+        >>> lora.layers.adopt(layer, lora.LoRAUpdate(torch.ones(2, 3), torch.zeros(5, 2), lora_alpha=2))
+        Linear(in_features=3, out_features=5, bias=True, r=2, lora_alpha=2)
     """
     handler = handler_of(type(layer), type(update))
     problem = adoption_problem(layer, lora_dropout, type(update)) or (handler and handler.misfit(layer, update))
@@ -244,7 +165,23 @@ def eject_problem(layer: AdaptedLayer) -> str | None:
 
 
 def eject(layer: AdaptedLayer) -> nn.Module:
-    """Make `layer` the plain layer it was, unmerged, in place. Raises `LayerError` when `eject_problem` finds one."""
+    """Make `layer` the plain layer it was, unmerged, in place.
+
+    Args:
+        layer: An adapted layer.
+
+    Returns:
+        The layer, which is the same object.
+
+    Raises:
+        LayerError: When it cannot be undone: its forward was replaced since, its weight is sharded, or it was built as a LoRA
+            layer with `fan_in_fan_out`.
+
+    Example:
+        >>> layer = lora.Linear(3, 5, r=2)
+        >>> lora.layers.eject(layer)
+        Linear(in_features=3, out_features=5, bias=True)
+    """
     if problem := eject_problem(layer):
         raise LayerError(f"A {type(layer).__name__} layer cannot be ejected: {problem}. Nothing was changed.")
     layer.unmerge()

@@ -20,16 +20,29 @@ class KeepsFactors(ModuleMixin):
     weight: nn.Parameter
 
     def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
-        """The layer's own Parameters that belong to the adapter, by name."""
+        """The layer's own Parameters that belong to the adapter.
+
+        Returns:
+            The factors by name.
+        """
         raise NotImplementedError
 
     @staticmethod
     def reset_factors(A: Tensor, B: Tensor) -> None:
-        """Starting values."""
+        """Starting values.
+
+        Args:
+            A: Is overwritten.
+            B: Is overwritten.
+        """
         raise NotImplementedError
 
     def allocate_factors(self, update: LoRAUpdate) -> None:
-        """Replace factors on the meta device by new ones without values, on the device of the weight or else of the update."""
+        """Replace factors on the meta device by new ones without values, on the device of the weight or else of the update.
+
+        Args:
+            update: The update that they are to take.
+        """
         for name, parameter in self.adapter_parameters().items():
             if parameter.is_meta:
                 device = update.A.device if self.weight.is_meta else self.weight.device
@@ -44,17 +57,29 @@ class KeepsFactors(ModuleMixin):
         return self
 
     def weight_on_meta(self) -> bool:
-        """Whether the weight has a shape and no values."""
+        """Whether the weight has a shape and no values.
+
+        Returns:
+            True on the meta device.
+        """
         W = self._parameters.get("weight")
         return W is not None and W.is_meta
 
     def values_before(self) -> dict[str, Tensor] | None:
-        """The factors, when the weight or one of them is on the meta device."""
+        """The factors, when the weight or one of them is on the meta device.
+
+        Returns:
+            Them by name, or None.
+        """
         factors = {name: parameter.detach() for name, parameter in self.adapter_parameters().items()}
         return factors if self.weight_on_meta() or any(tensor.is_meta for tensor in factors.values()) else None
 
     def restore_values(self, before: Mapping[str, Tensor]) -> None:
-        """Give factors that may have been allocated again their values, or starting values where they had none."""
+        """Give factors that may have been allocated again their values, or starting values where they had none.
+
+        Args:
+            before: What `values_before` gave.
+        """
         factors: dict[str, Any] = dict(self.adapter_parameters())
         if not factors or any(factor.is_meta for factor in factors.values()):
             return

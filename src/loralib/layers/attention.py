@@ -34,10 +34,22 @@ else:
 
 
 class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
-    """LoRA for an `nn.MultiheadAttention` that has projections with updates."""
+    """LoRA for an `nn.MultiheadAttention` that has projections with updates. `inject` makes it, and `eject` undoes it.
+
+    Example:
+        >>> model = nn.Sequential(nn.MultiheadAttention(8, 2))
+        >>> lora.inject(model, lora.LoRAConfig(r=2, target_modules=["q_proj", "out_proj"]))
+        ['0.q_proj', '0.out_proj']
+        >>> isinstance(model[0], lora.layers.MultiheadAttentionLoRA)
+        True
+    """
 
     def adapted(self) -> list[ProjectionLoRA]:
-        """The projections of query, key and value that have updates."""
+        """The projections of query, key and value that have updates.
+
+        Returns:
+            Their layers.
+        """
         children = [self._modules.get(name) for name in PROJECTIONS]
         return [child for child in children if isinstance(child, ProjectionLoRA)]
 
@@ -78,7 +90,11 @@ class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
                 projection.make_final(name)
 
     def unmerged_twin(self) -> Self:
-        """A module that shares all with this one and of which no projection is merged."""
+        """A module that shares all with this one and of which no projection is merged.
+
+        Returns:
+            The twin.
+        """
         twin = object.__new__(type(self))
         vars(twin).update({name: value for name, value in vars(self).items() if name not in ("_replaced", "forward")})
         vars(twin).update(_parameters=self._parameters | self.waiting(), _modules=dict(self._modules))
@@ -99,7 +115,24 @@ class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`: the output, shaped as `query`, and the weights where they are asked for."""
+        """As `nn.MultiheadAttention`, with the updates.
+
+        Args:
+            query: (n, l, e) or (l, e); (l, n, e) without `batch_first`.
+            key: As `query`, of length s.
+            value: As `key`.
+            key_padding_mask: (n, s), keys to leave out.
+            need_weights: Return the attention's weights too.
+            attn_mask: (l, s) or (n·heads, l, s).
+            average_attn_weights: Return their mean over the heads.
+            is_causal: A hint about `attn_mask`.
+
+        Returns:
+            The output, shaped as `query`, and the weights, (n, l, s) or (n, heads, l, s), or None.
+
+        Raises:
+            LayerError: When `is_causal` comes without the mask, or the shapes do not fit.
+        """
         masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
         if any(projection.is_stale() for projection in self.adapted()):
             asked: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}

@@ -17,34 +17,37 @@ from torch import Tensor, nn
 from ..adapters.soundness import devices_problem, merge_problem, not_finite
 from ..adapters.updates import LoRAUpdate
 from ..config import lora_scaling
-from ..errors import ConfigError, LayerError
+from ..errors import LayerError
 from ..ops import ON_META
 from .adopted import Adopted
 from .allocation import KeepsFactors
 from .dropout import probability
+from .handler import Handler
 from .loading import was_saved_merged
 from .lora_layer import LoRALayer
 from .merging import Mergeable
 
-_KAIMING_GAIN = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
 
+class AdaptedLayer(LoRALayer, Handler, Adopted, KeepsFactors, Mergeable):
+    """A base layer that carries a LoRA update. Mixed in front of the base class by the LoRA class of each kind of layer.
 
-class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
-    """A base layer that carries a LoRA update. Mixed in front of the base class by the handler of each kind of layer.
-
-    A handler says `factor_shapes`, and `layout` where the weight is not stored as (out, in, *). Where the base's forward with
-    the effective weight in its place is not the best way to compute, it has a `forward`. Where its updates are not `LoRAUpdate`
-    with a Kaiming-uniform A and a zero B, it says that as well: `update_classes`, `make_update`, `reset_factors`; and when
-    shapes alone do not tell what the factors mean, `structure`, whose entries `structure_fields` keeps on the layer.
+    Such a class says `factor_shapes`, and `layout` where the weight is not stored as (out, in, *). Where the base's forward
+    with the effective weight in its place is not the best way to compute, it has a `forward`. Where its updates are not
+    `LoRAUpdate` with a Kaiming-uniform A and a zero B, it says that as well: `update_classes`, `make_update`, `reset_factors`;
+    and when shapes alone do not tell what the factors mean, `structure`, whose entries `structure_fields` keeps on the layer.
     `register_layer` has an example.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> [isinstance(layer, lora.AdaptedLayer) for layer in model]
+        [True, False]
     """
 
     own_attributes: ClassVar[tuple[str, ...]] = (
         *("lora_A", "lora_B", "lora_dropout"),
         *("r", "lora_alpha", "scaling", "use_rslora", "merged", "merge_weights", "disabled", "fan_in_fan_out"),
     )
-    update_classes: ClassVar[tuple[type[LoRAUpdate], ...]] = (LoRAUpdate,)
-    structure_fields: ClassVar[tuple[str, ...]] = ()
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     scaling: float = 0.0
@@ -52,25 +55,40 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
 
     # --- what each kind of layer says of itself ---------------------------------------------------------------------
 
-    @classmethod
-    def factor_shapes(cls, layer: nn.Module, r: int, **structure: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of A and B that fit `layer` (adapted already or not) at rank `r`."""
-        raise NotImplementedError
-
     def effective_weight(self, W: Tensor) -> Tensor:
         """The weight with which the base layer would compute what this layer computes; `W` is the base's weight."""
         return self.update_of(self.lora_A, self.lora_B).effective_weight(W, self.layout(self))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base layer's output, with the update."""
+        """The base layer's output, with the update.
+
+        Args:
+            *args: Those of the base layer.
+            **kwargs: Those of the base layer.
+
+        Returns:
+            What the base layer returns.
+
+        Raises:
+            LayerError: When `lora_dropout` was assigned to a layer in which it cannot act.
+        """
         if not self.acts:
             return self.forward_without_update(*args, **kwargs)
         self.check_no_dropout()
         return self.forward_with(self.effective_weight(self.weight), *args, **kwargs)
 
     def forward_without_update(self, *args: Any, **kwargs: Any) -> Any:
-        """The output where there is nothing to add to the base's: there is no update, or it is merged. Where the merged weight
-        is not up to date, that of an unmerged layer."""
+        """The base layer's output, where there is no update or it is merged.
+
+        Where the merged weight is out of date, it is that of an unmerged layer.
+
+        Args:
+            *args: Those of the base layer.
+            **kwargs: Those of the base layer.
+
+        Returns:
+            What the base layer returns.
+        """
         if not self.is_stale():
             return self.base_forward(*args, **kwargs)
         if self._carried_forward is None:
@@ -79,7 +97,11 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         return self.base_forward(*args, **kwargs)
 
     def check_no_dropout(self) -> None:
-        """`LayerError` where `lora_dropout` was assigned to a layer whose update has no input of its own to drop."""
+        """Check that there is no dropout, for a layer whose update has no input of its own to drop.
+
+        Raises:
+            LayerError: When `lora_dropout` was assigned to it.
+        """
         if probability(self.lora_dropout) != 0.0:
             raise LayerError(
                 f"{type(self).__name__} has lora_dropout={self.lora_dropout}, which cannot act in it, since its update is "
@@ -88,80 +110,18 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
-        """Why a plain `layer` of this kind cannot be adapted, or None."""
+        """Why a plain layer of this kind cannot be adapted.
+
+        Args:
+            layer: The layer.
+            lora_dropout: The probability of dropout on the update's input.
+
+        Returns:
+            The reason, or None.
+        """
         return cls.problem_of_weights(layer, lora_dropout) if cls.forward is AdaptedLayer.forward else None
 
-    @staticmethod
-    def problem_of_weights(layer: nn.Module, lora_dropout: float) -> str | None:
-        """Why a plain `layer` cannot be computed by its own forward with another weight, or None."""
-        if lora_dropout:
-            return f"lora_dropout={lora_dropout} cannot act in it, since its update is added to its weight; exclude it or use 0"
-        if "weight" not in layer._parameters:
-            return "its weight is not a Parameter (a parametrization or weight norm computes it); remove that first"
-        return "its forward was replaced (by accelerate hooks, say); undo that first" if "forward" in vars(layer) else None
-
-    @classmethod
-    def make_update(
-        cls, layer: nn.Module, A: Tensor, B: Tensor, lora_alpha: float, use_rslora: bool, **structure: Any
-    ) -> LoRAUpdate:
-        """The factors as an update of a layer like `layer`."""
-        return cls.update_classes[0](A, B, lora_alpha, use_rslora, **structure)
-
-    @classmethod
-    def structure(cls, source: Any) -> dict[str, Any]:
-        """What, besides shapes, an update or an adapted layer says about the meaning of its factors: by default nothing."""
-        return {name: getattr(source, name) for name in cls.structure_fields}
-
-    @staticmethod
-    def reset_factors(A: Tensor, B: Tensor) -> None:
-        """Starting values: A Kaiming-uniform (a = √5, as nn.Linear's own weight), and B zero, so that ΔW = 0."""
-        if A.numel():
-            bound = math.sqrt(3.0) * (_KAIMING_GAIN / math.sqrt(A.numel() // A.shape[0]))
-            A.uniform_(-bound, bound)
-        B.zero_()
-
-    @classmethod
-    def new_update(
-        cls, layer: nn.Module, r: int, lora_alpha: float, use_rslora: bool, dtype: torch.dtype, **structure: Any
-    ) -> LoRAUpdate:
-        """A freshly initialised update for `layer`, on its weight's device."""
-        W = layer.weight
-        assert isinstance(W, Tensor)
-        A, B = (torch.empty(shape, dtype=dtype, device=W.device) for shape in cls.factor_shapes(layer, r, **structure))
-        if not W.is_meta:  # where nothing can be drawn, and trying takes long
-            cls.reset_factors(A, B)
-        return cls.make_update(layer, A, B, lora_alpha, use_rslora, **structure)
-
-    @classmethod
-    def misfit(cls, layer: nn.Module, update: LoRAUpdate) -> str | None:
-        """Why `update`, of one of `update_classes`, does not fit `layer` (adapted already or not), or None."""
-        if isinstance(layer, AdaptedLayer) and layer.has_update:
-            expected = layer.update
-        else:
-            structure, A, B = cls.structure(update), update.A, update.B
-            try:
-                shapes = cls.factor_shapes(layer, update.r, **structure)
-                fits = shapes == (A.shape, B.shape)
-                if fits and not structure and type(update) is cls.update_classes[0]:
-                    return None
-                if not fits:
-                    A, B = (torch.empty(shape, device="meta") for shape in shapes)
-                expected = cls.make_update(layer, A, B, update.lora_alpha, update.use_rslora, **structure)
-            except ConfigError as error:
-                return str(error)
-        pairs = zip(update.form(), expected.form(), strict=False)
-        return "; ".join(f"{key} {a} in the adapter, {b} in the model" for (key, a), (_, b) in pairs if a != b) or None
-
-    def own_form(self, update: LoRAUpdate) -> LoRAUpdate:
-        """`update` in the form that this layer's factors have, where it can be written so exactly; else as it is."""
-        return update
-
     # --- its update -------------------------------------------------------------------------------------------------
-
-    @property
-    def update(self) -> LoRAUpdate:
-        """The layer's update; it shares memory with the layer's factors."""
-        return self.update_of(self.lora_A.detach(), self.lora_B.detach())
 
     def update_problem(self) -> str | None:
         """Why the update cannot be merged into the base's weight, or None."""
@@ -185,15 +145,22 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         return {name: parameter for name, parameter in own if parameter is not None}
 
     def add_factors(self, update: LoRAUpdate) -> None:
-        """Take the tensors of `update` as this layer's trainable factors."""
+        """Take the tensors of an update as this layer's trainable factors.
+
+        Args:
+            update: The update.
+        """
         self._parameters.update(lora_A=nn.Parameter(update.A), lora_B=nn.Parameter(update.B))  # names that are free
         vars(self).update(use_rslora=update.use_rslora, scaling=update.scaling)
         for name, value in self.structure(update).items():
             setattr(self, name, value)
 
     def load_update(self, update: LoRAUpdate) -> None:
-        """Copy an update of the same shapes into this layer's factors, or into new ones where they are on the meta device; a
-        merged layer is merged again."""
+        """Copy an update into this layer's factors. A merged layer is merged again; factors on the meta device are replaced.
+
+        Args:
+            update: An update of the same shapes.
+        """
         with self.unmerged(), torch.no_grad():
             self.allocate_factors(update)
             self.lora_A.copy_(update.A)
@@ -215,8 +182,17 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
     # --- loralib 0.1's constructors ---------------------------------------------------------------------------------
 
     def build(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
-        """The second half of a constructor, once the base layer is built: set the attributes, add factors unless their rank
-        is 0, freeze the weight then, and draw all parameters (again: the same seed gives 0.1's numbers)."""
+        """The second half of a constructor of loralib 0.1, once the base layer is built.
+
+        Sets the attributes, adds factors unless their rank is 0, freezes the weight then, and draws all parameters (again: the
+        same seed gives 0.1's numbers).
+
+        Args:
+            r: The rank.
+            lora_alpha: The numerator of the scaling.
+            lora_dropout: The probability of dropout on the update's input.
+            merge_weights: Whether to merge on `eval()`.
+        """
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         shapes = self.factor_shapes(self, r, **self.structure(self))
         if shapes[0][0]:
@@ -242,11 +218,25 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
     # --- what is wrong with an input --------------------------------------------------------------------------------
 
     def shape_problem(self, x: Tensor) -> str | None:
-        """Why the shape of the input does not fit this layer, or None."""
+        """Why the shape of an input does not fit this layer.
+
+        Args:
+            x: The input.
+
+        Returns:
+            The reason, or None.
+        """
         return None
 
     def mismatch(self, x: Tensor) -> str | None:
-        """What of the input, the weight and the factors does not go together, or None."""
+        """What of the input, the weight and the factors does not go together.
+
+        Args:
+            x: The input.
+
+        Returns:
+            The reason, or None.
+        """
         tensors = {"the input": x, "the weight": self.weight, "lora_A": self.lora_A, "lora_B": self.lora_B}
         if problem := self.shape_problem(x):
             return problem
@@ -258,7 +248,15 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         return None
 
     def explain(self, error: RuntimeError, x: Tensor) -> None:
-        """`LayerError` that names the layer and both sides, where a `mismatch` caused `error`."""
+        """Replace an error of torch by one that names the layer and both sides, where a `mismatch` caused it.
+
+        Args:
+            error: The error.
+            x: The input.
+
+        Raises:
+            LayerError: When there is a mismatch.
+        """
         if problem := self.mismatch(x):
             raise LayerError(f"{self._described()}: {problem}.") from error
 
@@ -266,7 +264,11 @@ class AdaptedLayer(LoRALayer, Adopted, KeepsFactors, Mergeable):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
-        """The base layer's description and the update's."""
+        """The base layer's description and the update's.
+
+        Returns:
+            What stands between the parentheses of the layer's `repr`.
+        """
         update = f", r={self.r}, lora_alpha={self.lora_alpha}" if self.r else ", r=0"
         return super().extra_repr() + update + (", merged" if self.merged else "")
 

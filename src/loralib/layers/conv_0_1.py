@@ -19,17 +19,30 @@ from .state_dicts import quiet_state_dict
 
 
 class ConvLoRA(ConvolutionLoRA, nn.Module):
-    """What loralib 0.1's convolutions have in common, and a base for custom ones: `conv_module` is torch's class.
+    """What loralib 0.1's convolutions have in common, and a base for custom ones.
 
-    Parameters and their order are 0.1's; further keywords go to `conv_module`. `weight` is the one key of the weight in a
-    state dict; the names of all versions of 0.1 are read (`weight`, `conv.weight`, both). `layer.conv` is a view of the bare
-    convolution: what is read from it or assigned to it is the layer's. With kernel 1, or a square kernel of nn.Conv2d or
-    nn.ConvTranspose2d, the factors have 0.1's shapes, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a
-    true rank r, (r, in / groups, *kernel) and (out, r, 1…). Raises `ConfigError` for values that cannot work.
+    `weight` is the one key of the weight in a state dict; the names of all versions of 0.1 are read (`weight`, `conv.weight`,
+    both). With kernel 1, or a square kernel κ of nn.Conv2d or nn.ConvTranspose2d, the factors have 0.1's shapes, `lora_A` (r·κ,
+    in·κ) and `lora_B` (out / groups·κ, r·κ); else those of a true rank r, (r, in / groups, *kernel) and (out, r, 1…).
 
-    >>> layer = ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
-    >>> isinstance(layer, nn.Conv1d), layer.lora_A.shape, layer.conv.weight is layer.weight
-    (True, torch.Size([2, 4, 3]), True)
+    Args:
+        conv_module: torch's class.
+        in_channels: As in torch.
+        out_channels: As in torch.
+        kernel_size: As in torch.
+        r: The rank, 0 for none.
+        lora_alpha: The numerator of the scaling.
+        lora_dropout: The probability with which the update's input is dropped in training.
+        merge_weights: Merge on `eval()`, unmerge on `train()`.
+        **kwargs: Those of `conv_module`, such as `padding`.
+
+    Raises:
+        ConfigError: When a value cannot work.
+
+    Example:
+        >>> layer = lora.ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
+        >>> isinstance(layer, nn.Conv1d), layer.lora_A.shape, layer.conv.weight is layer.weight
+        (True, torch.Size([2, 4, 3]), True)
     """
 
     def __init__(
@@ -59,7 +72,7 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
 
     @property
     def conv(self) -> "BareConvolution":
-        """The convolution without its update, as 0.1's layers hold it."""
+        """The convolution without its update, as 0.1's layers hold it: a view, whose tensors and settings are the layer's."""
         return BareConvolution(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -183,13 +196,20 @@ def _forward(self: ConvLoRA, x: Tensor | None = None, **named: Tensor) -> Tensor
 
 
 class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
-    """`nn.Conv1d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r, but for kernel 1, with which
-    alone it worked in 0.1.
+    """`nn.Conv1d` with a LoRA update. True rank r, but for kernel 1, with which alone it worked in 0.1.
 
-    >>> import torch
-    >>> layer = Conv1d(4, 8, 3, r=2, padding=1)
-    >>> layer(torch.zeros(1, 4, 10)).shape, layer.lora_A.shape, layer.lora_B.shape
-    (torch.Size([1, 8, 10]), torch.Size([2, 4, 3]), torch.Size([8, 2, 1]))
+    Args:
+        *args: Those of `ConvLoRA` after the first: in_channels, out_channels, kernel_size, r, lora_alpha, lora_dropout and
+            merge_weights.
+        **kwargs: Those of `nn.Conv1d`.
+
+    Raises:
+        ConfigError: When a value cannot work.
+
+    Example:
+        >>> layer = lora.Conv1d(4, 8, 3, r=2, padding=1)
+        >>> layer(torch.zeros(1, 4, 10)).shape, layer.lora_A.shape, layer.lora_B.shape
+        (torch.Size([1, 8, 10]), torch.Size([2, 4, 3]), torch.Size([8, 2, 1]))
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv1d
@@ -200,13 +220,22 @@ class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
 
 
 class Conv2d(ConvLoRA, nn.Conv2d):  # type: ignore[misc]
-    """`nn.Conv2d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. A square kernel κ has 0.1's factors,
-    `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ). For a true rank r inject into `nn.Conv2d`.
+    """`nn.Conv2d` with a LoRA update. For a true rank r inject into `nn.Conv2d`.
 
-    >>> import torch
-    >>> layer = Conv2d(4, 8, 3, r=2, padding=1)
-    >>> layer(torch.zeros(1, 4, 5, 5)).shape, layer.lora_A.shape, layer.lora_B.shape
-    (torch.Size([1, 8, 5, 5]), torch.Size([6, 12]), torch.Size([24, 6]))
+    A square kernel κ has 0.1's factors, `lora_A` (r·κ, in·κ) and `lora_B` (out / groups·κ, r·κ).
+
+    Args:
+        *args: Those of `ConvLoRA` after the first: in_channels, out_channels, kernel_size, r, lora_alpha, lora_dropout and
+            merge_weights.
+        **kwargs: Those of `nn.Conv2d`.
+
+    Raises:
+        ConfigError: When a value cannot work.
+
+    Example:
+        >>> layer = lora.Conv2d(4, 8, 3, r=2, padding=1)
+        >>> layer(torch.zeros(1, 4, 5, 5)).shape, layer.lora_A.shape, layer.lora_B.shape
+        (torch.Size([1, 8, 5, 5]), torch.Size([6, 12]), torch.Size([24, 6]))
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv2d
@@ -217,11 +246,19 @@ class Conv2d(ConvLoRA, nn.Conv2d):  # type: ignore[misc]
 
 
 class Conv3d(ConvLoRA, nn.Conv3d):  # type: ignore[misc]
-    """`nn.Conv3d` with a LoRA update; parameters as `ConvLoRA`'s, without the first. True rank r, but for kernel 1, with which
-    alone it worked in 0.1.
+    """`nn.Conv3d` with a LoRA update. True rank r, but for kernel 1, with which alone it worked in 0.1.
 
-    >>> Conv3d(4, 8, (1, 3, 3), r=2).lora_A.shape
-    torch.Size([2, 4, 1, 3, 3])
+    Args:
+        *args: Those of `ConvLoRA` after the first: in_channels, out_channels, kernel_size, r, lora_alpha, lora_dropout and
+            merge_weights.
+        **kwargs: Those of `nn.Conv3d`.
+
+    Raises:
+        ConfigError: When a value cannot work.
+
+    Example:
+        >>> lora.Conv3d(4, 8, (1, 3, 3), r=2).lora_A.shape
+        torch.Size([2, 4, 1, 3, 3])
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Conv3d

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..adapters.embedding_update import EmbeddingUpdate
 from ..adapters.layout import Layout
-from ..adapters.updates import EmbeddingUpdate, LoRAUpdate
+from ..adapters.updates import LoRAUpdate
 from ..errors import LayerError
 from .base import AdaptedLayer
 from .dropout import probability
@@ -41,7 +42,11 @@ class _Lookup(AdaptedLayer):
         self.max_norm = None
 
     def check_size(self) -> None:
-        """`LayerError` when the weight was given more or fewer rows than the update is for."""
+        """Check that the weight has as many rows as the update is for.
+
+        Raises:
+            LayerError: When it was resized.
+        """
         A, W = self._parameters.get("lora_A"), self._parameters.get("weight")  # not proxies of them, while torch.fx traces
         if A is not None and W is not None and A.shape[1] != len(W):
             raise LayerError(f"This {type(self).__name__} has {len(W)} rows, and its update is for {A.shape[1]}: {RESIZED}.")
@@ -142,17 +147,27 @@ def has_own_forward(cls: type[nn.Module]) -> bool:
 class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
     """`nn.Embedding` with a LoRA update: y = W[x] + (lora_alpha / r)·Aᵀ[x]·Bᵀ.
 
-    Shapes: x (...), y (..., embedding_dim), `lora_A` (r, num_embeddings), `lora_B` (embedding_dim, r). With r = 0 it is a
-    plain embedding. With r > 0 the weight is frozen; A starts at zero and B normal, which is intended. `merge_weights` merges
-    on `eval()` and unmerges on `train()`. Further keywords go to `nn.Embedding`: the update is zero at `padding_idx`;
-    `max_norm` renormalises the rows of the weight and leaves A and B alone; `scale_grad_by_freq` applies to A; the gradient
-    of A is dense, whatever `sparse` says. Raises `ConfigError` for values that cannot work.
+    Shapes: x (...), y (..., embedding_dim), `lora_A` (r, num_embeddings), `lora_B` (embedding_dim, r). With r = 0 it is a plain
+    embedding. With r > 0 the weight is frozen; A starts at zero and B normal, which is intended.
 
-    >>> layer = Embedding(10, 4, r=2, lora_alpha=4, padding_idx=0)
-    >>> layer(torch.tensor([[1, 2, 0]])).shape
-    torch.Size([1, 3, 4])
-    >>> layer.lora_A.shape, layer.lora_B.shape
-    (torch.Size([2, 10]), torch.Size([4, 2]))
+    Args:
+        num_embeddings: As in `nn.Embedding`.
+        embedding_dim: As in `nn.Embedding`.
+        r: The rank, 0 for none.
+        lora_alpha: The numerator of the scaling.
+        merge_weights: Merge on `eval()`, unmerge on `train()`.
+        **kwargs: Those of `nn.Embedding`: the update is zero at `padding_idx`; `max_norm` renormalises the rows of the weight
+            and leaves A and B alone; `scale_grad_by_freq` applies to A; the gradient of A is dense, whatever `sparse` says.
+
+    Raises:
+        ConfigError: When a value cannot work.
+
+    Example:
+        >>> layer = lora.Embedding(10, 4, r=2, lora_alpha=4, padding_idx=0)
+        >>> layer(torch.tensor([[1, 2, 0]])).shape
+        torch.Size([1, 3, 4])
+        >>> layer.lora_A.shape, layer.lora_B.shape
+        (torch.Size([2, 10]), torch.Size([4, 2]))
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Embedding

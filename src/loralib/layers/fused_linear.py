@@ -48,7 +48,14 @@ def slice_widths(out_features: int, enable_lora: Sequence[bool], widths: Sequenc
 
 
 class FusedLinearLoRA(LinearLoRA):
-    """LoRA for linear layers that fuse several projections."""
+    """LoRA for linear layers that fuse several projections.
+
+    Example:
+        >>> model = nn.ModuleDict({"qkv": nn.Linear(8, 24)})
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2, target_modules=["qkv"], enable_lora=[True, False, True]))
+        >>> isinstance(model["qkv"], lora.layers.FusedLinearLoRA), model["qkv"].lora_A.shape, model["qkv"].lora_B.shape
+        (True, torch.Size([4, 8]), torch.Size([16, 2]))
+    """
 
     update_classes = (FusedUpdate,)
     own_attributes = structure_fields = ("enable_lora", "widths")
@@ -95,17 +102,30 @@ class Conv1DFusedLoRA(FusedLinearLoRA, Conv1DLoRA):
 class MergedLinear(FusedLinearLoRA, nn.Linear):  # type: ignore[misc]
     """A linear layer that fuses `len(enable_lora)` projections of equal width, with an update on each that is enabled.
 
-    Shapes: x (..., in_features), y (..., out_features); for n enabled of m slices `lora_A` (n·r, in_features), whose rows
-    r·i to r·(i+1) belong to the i-th enabled slice, and `lora_B` (n·out_features / m, r). The other parameters are those of
-    `Linear`. With no slice enabled, which is 0.1's default, it is a plain linear layer, whose weight is not frozen.
-    Raises `ConfigError` when the length of `enable_lora` does not divide `out_features`, and for values that cannot work.
+    Shapes: x (..., in_features), y (..., out_features); for n enabled of m slices `lora_A` (n·r, in_features), whose rows r·i
+    to r·(i+1) belong to the i-th enabled slice, and `lora_B` (n·out_features / m, r). With no slice enabled, which is 0.1's
+    default, it is a plain linear layer, whose weight is not frozen.
 
-    >>> import torch
-    >>> qkv = MergedLinear(16, 3 * 16, r=2, lora_alpha=4, enable_lora=[True, False, True])
-    >>> qkv(torch.zeros(3, 16)).shape
-    torch.Size([3, 48])
-    >>> qkv.lora_A.shape, qkv.lora_B.shape
-    (torch.Size([4, 16]), torch.Size([32, 2]))
+    Args:
+        in_features: As in `nn.Linear`.
+        out_features: As in `nn.Linear`.
+        r: The rank of each slice's update, 0 for none.
+        lora_alpha: The numerator of the scaling.
+        lora_dropout: The probability with which the update's input is dropped in training.
+        enable_lora: Which slices of the output get an update.
+        fan_in_fan_out: Store the weight as (in, out).
+        merge_weights: Merge on `eval()`, unmerge on `train()`.
+        **kwargs: Those of `nn.Linear`.
+
+    Raises:
+        ConfigError: When the length of `enable_lora` does not divide `out_features`, or a value cannot work.
+
+    Example:
+        >>> qkv = lora.MergedLinear(16, 3 * 16, r=2, lora_alpha=4, enable_lora=[True, False, True])
+        >>> qkv(torch.zeros(3, 16)).shape
+        torch.Size([3, 48])
+        >>> qkv.lora_A.shape, qkv.lora_B.shape
+        (torch.Size([4, 16]), torch.Size([32, 2]))
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Linear
@@ -179,13 +199,24 @@ class MergedLinear(FusedLinearLoRA, nn.Linear):  # type: ignore[misc]
             raise ConfigError("lora_ind follows from enable_lora; build a MergedLinear with the slices that you want.")
 
     def zero_pad(self, x: Tensor) -> Tensor:
-        """`x`, with one row for each output of an enabled slice, in its rows of a tensor (out_features, ...) of zeros."""
+        """Put rows into their places in the output.
+
+        Args:
+            x: One row for each output of an enabled slice.
+
+        Returns:
+            (out_features, ...), zero in the other slices.
+        """
         result = x.new_zeros((self.out_features, *x.shape[1:]))
         result[self.lora_ind] = x
         return result
 
     def merge_AB(self) -> Tensor:  # noqa: N802
-        """B·A of all slices in the shape of the weight, zero in the others; without the scaling."""
+        """B·A of all slices, without the scaling.
+
+        Returns:
+            A matrix in the shape of the weight, zero in slices that are not enabled.
+        """
         n, r, d = sum(self.enable_lora), self.lora_B.shape[1], self.lora_A.shape[1]
         products = self.lora_B.view(n, len(self.lora_B) // n, r) @ self.lora_A.view(n, r, d)
         padded = self.zero_pad(products.flatten(0, 1))

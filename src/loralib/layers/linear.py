@@ -58,10 +58,16 @@ def _is_tensor(y: Any) -> bool:
 
 
 class LinearLoRA(AdaptedLayer):
-    """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use.
+    """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use (paper, equation 3).
 
     A subclass with a forward of its own, which may normalise, scale or quantize the weight, computes with that and the
     effective weight, so that `lora_dropout` cannot act in it; unless `register_layer(cls, LinearLoRA)` says it is W·x + b.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> isinstance(model[0], lora.layers.LinearLoRA), isinstance(model[0], nn.Linear)
+        (True, True)
     """
 
     own_attributes: ClassVar[tuple[str, ...]] = ("by_weight",)
@@ -133,12 +139,23 @@ class LinearLoRA(AdaptedLayer):
 
     @classmethod
     def features(cls, layer: nn.Module) -> tuple[int, int]:
-        """How many features go in and come out: d and k."""
+        """How many features go in and come out.
+
+        Args:
+            layer: A layer of this kind, adapted already or not.
+
+        Returns:
+            d and k.
+        """
         assert isinstance(layer, nn.Linear)
         return layer.in_features, layer.out_features
 
     def base_is_affine(self) -> bool:
-        """Whether the base computes W·x + b and nothing else."""
+        """Whether the base computes W·x + b and nothing else.
+
+        Returns:
+            False where its class, or the layer itself, has another forward.
+        """
         return type(self).base_class.forward is nn.Linear.forward and self._carried_forward is None
 
     def shape_problem(self, x: Tensor) -> str | None:
@@ -149,9 +166,15 @@ class LinearLoRA(AdaptedLayer):
         return f"the input has shape {tuple(x.shape)}, and lora_A {tuple(A.shape)} takes {A.shape[1]} features"
 
     def store_weight(self, fan_in_fan_out: bool) -> None:
-        """Store the weight, which is (k, d) so far, as loralib 0.1's `fan_in_fan_out` asks; torch may not read it then
-        without calling the layer, nor while there is an update. It is a transposed view, as in 0.1: numbers that are drawn in
-        its place (`nn.init`) are then 0.1's, and each product has the matrix (k, d) as it lies in memory."""
+        """Store the weight, which is (k, d) so far, as loralib 0.1's `fan_in_fan_out` asks.
+
+        Torch may not read it then without calling the layer, nor while there is an update. It is a transposed view, as in 0.1:
+        numbers that are drawn in its place (`nn.init`) are then 0.1's, and each product has the matrix (k, d) as it lies in
+        memory.
+
+        Args:
+            fan_in_fan_out: Whether to store it as (d, k).
+        """
         self.fan_in_fan_out = fan_in_fan_out
         if fan_in_fan_out or self.has_update:
             self.stay_called()
@@ -167,21 +190,33 @@ def transposable_forward(layer: LinearLoRA, forward: Callable[..., Any], args: A
 
 
 class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
-    """`nn.Linear` with a LoRA update: y = W·x + b + (lora_alpha / r)·B·A·dropout(x).
+    """`nn.Linear` with a LoRA update: y = W·x + b + (lora_alpha / r)·B·A·dropout(x) (paper, equation 3).
 
-    Shapes: x (..., in_features), y (..., out_features), `lora_A` (r, in_features), `lora_B` (out_features, r). With r = 0
-    it is a plain linear layer. With r > 0 the weight is frozen, A starts Kaiming-uniform and B zero, so that the layer
-    starts as the plain one. `fan_in_fan_out` stores the weight as (in, out). `merge_weights` merges on `eval()` and unmerges
-    on `train()`. Further keywords go to `nn.Linear`. Raises `ConfigError` for values that cannot work.
+    Shapes: x (..., in_features), y (..., out_features), `lora_A` (r, in_features), `lora_B` (out_features, r). With r = 0 it is
+    a plain linear layer. With r > 0 the weight is frozen, A starts Kaiming-uniform and B zero, so that the layer starts as the
+    plain one.
 
-    >>> import torch
-    >>> layer = Linear(16, 4, r=2, lora_alpha=4)
-    >>> layer(torch.zeros(3, 16)).shape, layer.scaling
-    (torch.Size([3, 4]), 2.0)
-    >>> sorted(layer.state_dict())
-    ['bias', 'lora_A', 'lora_B', 'weight']
-    >>> layer.eval().merged
-    True
+    Args:
+        in_features: As in `nn.Linear`.
+        out_features: As in `nn.Linear`.
+        r: The rank, 0 for none.
+        lora_alpha: The numerator of the scaling.
+        lora_dropout: The probability with which the update's input is dropped in training.
+        fan_in_fan_out: Store the weight as (in, out).
+        merge_weights: Merge on `eval()`, unmerge on `train()`.
+        **kwargs: Those of `nn.Linear`.
+
+    Raises:
+        ConfigError: When a value cannot work.
+
+    Example:
+        >>> layer = lora.Linear(16, 4, r=2, lora_alpha=4)
+        >>> layer(torch.zeros(3, 16)).shape, layer.scaling
+        (torch.Size([3, 4]), 2.0)
+        >>> sorted(layer.state_dict())
+        ['bias', 'lora_A', 'lora_B', 'weight']
+        >>> layer.eval().merged
+        True
     """
 
     base_class: ClassVar[type[nn.Module]] = nn.Linear

@@ -9,17 +9,23 @@ from .dropout import Dropout, no_dropout
 class LoRALayer:
     """The attributes that every LoRA layer has: loralib 0.1's base class, for custom layers and for `isinstance`.
 
-    r: rank, 0 for none. lora_alpha: numerator of the scaling. lora_dropout: dropout on the update's input: the constructor
-    takes a probability; the attribute is a module, or without dropout a function, so that the layer has no submodules.
-    merge_weights: merge on `eval()`, unmerge on `train()`.
-    Raises `ConfigError` for values that cannot work.
+    Args:
+        r: The rank, 0 for none.
+        lora_alpha: The numerator of the scaling.
+        lora_dropout: The probability with which the update's input is dropped. The attribute of that name is a module, or
+            without dropout a function, so that the layer has no submodules.
+        merge_weights: Merge on `eval()`, unmerge on `train()`.
 
-    >>> class MyLayer(nn.Module, LoRALayer):
-    ...     def __init__(self):
-    ...         nn.Module.__init__(self)
-    ...         LoRALayer.__init__(self, r=4, lora_alpha=8, lora_dropout=0.1, merge_weights=False)
-    >>> MyLayer().lora_dropout
-    Dropout(p=0.1, inplace=False)
+    Raises:
+        ConfigError: When a value cannot work.
+
+    Example:
+        >>> class MyLayer(nn.Module, lora.LoRALayer):
+        ...     def __init__(self):
+        ...         nn.Module.__init__(self)
+        ...         lora.LoRALayer.__init__(self, r=4, lora_alpha=8, lora_dropout=0.1, merge_weights=False)
+        >>> MyLayer().lora_dropout
+        Dropout(p=0.1, inplace=False)
     """
 
     r: int = 0
@@ -33,7 +39,14 @@ class LoRALayer:
         self.set_up(r, lora_alpha, check_dropout(lora_dropout), merge_weights)
 
     def set_up(self, r: int, lora_alpha: float, p: float, merge_weights: bool) -> None:
-        """Set the attributes to values that were checked."""
+        """Set the attributes to values that were checked.
+
+        Args:
+            r: The rank.
+            lora_alpha: The numerator of the scaling.
+            p: The probability of dropout.
+            merge_weights: Whether to merge on `eval()`.
+        """
         vars(self).update(r=r, lora_alpha=lora_alpha, lora_dropout=no_dropout, merged=False, merge_weights=merge_weights)
         if p:
             self.lora_dropout = nn.Dropout(p)

@@ -11,14 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import tensors
-from ..adapters.layout import Layout
-from ..adapters.updates import LoRAUpdate
 from ..errors import LayerError
 from ..tensors import same_memory, version
-from .temporary_weight import TemporaryWeights
+from .carrier import Carrier
 
 _NOT_SHARED = ("_replaced", "_made_of", "forward")  # by a twin; an instance's own forward (accelerate) calls that instance
 
@@ -33,67 +31,21 @@ class _MadeOf(NamedTuple):
     scaling: float
 
 
-class Mergeable(TemporaryWeights):
+class Mergeable(Carrier):
     """A layer with an update that can be merged into its Parameter `weight`."""
-
-    weight: nn.Parameter
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-    r: int = 0
-    merged: bool = False
-    merge_weights: bool = False
-    disabled: bool = False
-    scaling: float = 0.0
 
     own_attributes: ClassVar[tuple[str, ...]] = ("_made_of",)
     _made_of: _MadeOf | None = None
 
-    def effective_weight(self, W: Tensor) -> Tensor:
-        """The weight with which the base layer would compute what this layer computes; `W` is the base's weight."""
-        raise NotImplementedError
-
-    def update_of(self, A: Tensor, B: Tensor) -> LoRAUpdate:
-        """These factors as an update of the layer."""
-        raise NotImplementedError
-
-    @classmethod
-    def layout(cls, layer: nn.Module) -> Layout:
-        """How `layer` (adapted already or not) stores its weight."""
-        return Layout()
-
-    @property
-    def has_update(self) -> bool:
-        """Whether the layer has a rank, and factors: both may be given and taken at any time."""
-        if not self.r:
-            return False
-        held = self._parameters
-        if held.get("lora_A") is not None and held.get("lora_B") is not None:
-            return True
-        return getattr(self, "lora_A", None) is not None and getattr(self, "lora_B", None) is not None
-
-    @property
-    def acts(self) -> bool:
-        """Whether the forward pass has an update to add to what the base layer computes."""
-        return not self.merged and not self.disabled and self.has_update
-
-    @property
-    def pristine_weight(self) -> nn.Parameter:
-        """The base's own weight, which is not the one in place while the layer is merged."""
-        return self.original("weight")
-
     def merge_problem(self) -> str | None:
-        """Why the weight cannot be merged, or None."""
+        """Why the layer cannot be merged.
+
+        Returns:
+            The reason, or None.
+        """
         if self.disabled:
             return "its update is disabled; merge outside the `disabled` block"
         return weight_problem(self.home_of_weight()) or self.update_problem()
-
-    def home_of_weight(self) -> nn.Parameter | None:
-        """The Parameter that the weight is in: the weight itself, if the layer has one."""
-        return self._parameters.get("weight")
-
-    def update_problem(self) -> str | None:
-        """Why the update cannot be merged into a weight that can be replaced, or None."""
-        raise NotImplementedError
 
     def merge(self) -> None:
         """Compute with W' = `effective_weight(W)` from now on. Nothing happens to a layer that is merged and up to date.
@@ -107,7 +59,11 @@ class Mergeable(TemporaryWeights):
             self.merge_fitting()
 
     def needs_merging(self) -> bool:
-        """Whether the layer has an update that is not in its weight as it is now."""
+        """Whether the layer has an update that is not in its weight as it is now.
+
+        Returns:
+            False for a layer without an update, or merged and up to date.
+        """
         return self.has_update and (not self.merged or self.is_stale())
 
     def _check_mergeable(self) -> None:
@@ -163,8 +119,12 @@ class Mergeable(TemporaryWeights):
     # --- what a merged layer computes -------------------------------------------------------------------------------
 
     def is_stale(self) -> bool:
-        """Whether the layer is merged, and its merged weight is not what it holds makes: its factors, rank or scaling were
-        changed since, or a functional call exchanged its tensors. In a compiled graph it is taken not to be."""
+        """Whether the layer is merged, and its factors, rank or scaling were changed since, or a functional call exchanged its
+        tensors.
+
+        Returns:
+            True where the merged weight is out of date; in a compiled graph it is taken not to be.
+        """
         if not self.merged or torch.compiler.is_compiling():
             return False
         made, A, B = self._made_of, self._parameters.get("lora_A"), self._parameters.get("lora_B")
@@ -179,13 +139,20 @@ class Mergeable(TemporaryWeights):
         return not self.weight_is_merged()
 
     def weight_is_merged(self) -> bool:
-        """Whether the weight in place is the one that merging put there."""
+        """Whether the weight in place is the one that merging put there.
+
+        Returns:
+            False where another tensor was exchanged for it.
+        """
         entry = self._replaced.get("weight")
         return entry is None or entry.replacement is self._parameters["weight"] or self.holds_replacement("weight")
 
     def unmerged_twin(self) -> Self:
-        """A layer that shares all with this merged one and is not merged. The layer itself, which other threads may be using,
-        is not touched."""
+        """A layer that shares all with this merged one and is not merged; the layer itself is not touched.
+
+        Returns:
+            The twin.
+        """
         twin = object.__new__(type(self))
         vars(twin).update({name: value for name, value in vars(self).items() if name not in _NOT_SHARED})
         vars(twin).update(merged=False, _parameters=self._parameters | self.waiting())

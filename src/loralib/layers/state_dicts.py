@@ -11,7 +11,17 @@ from torch import nn
 
 
 class MergedStateDictWarning(UserWarning):
-    """`state_dict()` of a merged layer holds its original weight, and the factors, not the merged weight."""
+    """`state_dict()` of a merged layer holds its original weight, and the factors, not the merged weight.
+
+    Example:
+        >>> import warnings
+        >>> layer = lora.Linear(2, 2, r=1)
+        >>> layer.merge()
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", lora.MergedStateDictWarning)
+        ...     sorted(layer.state_dict())
+        ['bias', 'lora_A', 'lora_B', 'weight']
+    """
 
     def __init__(self) -> None:
         super().__init__(

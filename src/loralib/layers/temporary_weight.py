@@ -50,21 +50,44 @@ class TemporaryWeights(ModuleMixin):
     _replaced: Mapping[str, Replaced] = MappingProxyType({})
 
     def original(self, name: str) -> nn.Parameter:
-        """The module's own Parameter `name`, whether or not it is replaced."""
+        """The module's own Parameter, whether or not it is replaced.
+
+        Args:
+            name: The Parameter's name.
+
+        Returns:
+            The original.
+        """
         W: nn.Parameter = self._replaced[name].original if name in self._replaced else getattr(self, name)
         return W
 
     def holds_replacement(self, name: str) -> bool:
-        """Whether what is at `name` is what `replace_temporarily` put there. It is not where a functional call gives the module
-        other tensors, or a hook brings a weight that was offloaded: those are what the module's state dict has, originals."""
+        """Whether what is at a name is what `replace_temporarily` put there. It is not where a functional call gives the module
+        other tensors, or a hook brings a weight that was offloaded: those are what the module's state dict has, originals.
+
+        Args:
+            name: The Parameter's name.
+
+        Returns:
+            Whether it is the replacement.
+        """
         return same_memory(self._parameters[name], self._replaced[name].replacement)
 
     def waiting(self) -> dict[str, nn.Parameter]:
-        """The originals in whose places our replacements are at present."""
+        """The originals in whose places our replacements are at present.
+
+        Returns:
+            Them by name.
+        """
         return {name: entry.original for name, entry in self._replaced.items() if self.holds_replacement(name)}
 
     def replace_temporarily(self, name: str, tensor: Tensor) -> None:
-        """Put `tensor` in the place of the Parameter `name`, or of its present replacement."""
+        """Put a tensor in the place of a Parameter, or of its present replacement.
+
+        Args:
+            name: The Parameter's name.
+            tensor: The replacement.
+        """
         present: nn.Parameter = getattr(self, name)
         new = nn.Parameter(tensor, requires_grad=present.requires_grad)
         waiting = self._replaced.get(name, Replaced(present, present.requires_grad, new, 0))
@@ -74,7 +97,10 @@ class TemporaryWeights(ModuleMixin):
         _STANDS_FOR[new] = entry.original
 
     def restore(self, name: str) -> None:
-        """Put the original Parameter `name` back.
+        """Put an original Parameter back.
+
+        Args:
+            name: The Parameter's name.
 
         Raises:
             LayerError: When the replacement was given another shape meanwhile.
@@ -100,7 +126,11 @@ class TemporaryWeights(ModuleMixin):
         self.keep_replacement(name)
 
     def keep_replacement(self, name: str) -> None:
-        """Make the present Parameter `name` the module's own; its original is forgotten."""
+        """Make the present Parameter the module's own; its original is forgotten.
+
+        Args:
+            name: The Parameter's name.
+        """
         self.__dict__["_replaced"] = {key: kept for key, kept in self._replaced.items() if key != name}
         if not self._replaced:
             del self.__dict__["_replaced"]
@@ -110,15 +140,25 @@ class TemporaryWeights(ModuleMixin):
         raise NotImplementedError
 
     def make_final(self, name: str) -> None:
-        """Let what is at `name` be the module's own from now on, with nothing more to add to it."""
+        """Let a Parameter be the module's own from now on, with nothing more to add to it.
+
+        Args:
+            name: The Parameter's name.
+        """
         raise NotImplementedError
 
     def taken_for(self, name: str, value: nn.Parameter) -> nn.Parameter | None:
-        """The original that `value` stands for when it is assigned to `name`, which is replaced at present.
+        """What a Parameter stands for that is assigned to the name of one that is replaced at present.
 
         A merged weight, of another layer or this one, stands for that layer's original: what was tied stays tied. A Parameter
-        that another module holds, or that equals the original bit for bit, is itself a new original. None for any other: it was
-        computed from the replacement (a batch norm folded into it, say).
+        that another module holds, or that equals the original bit for bit, is itself a new original.
+
+        Args:
+            name: The name that is assigned.
+            value: The Parameter.
+
+        Returns:
+            The original; None for a Parameter that was computed from the replacement (a batch norm folded into it, say).
         """
         if value in _STANDS_FOR:
             original: nn.Parameter = _STANDS_FOR[value]
