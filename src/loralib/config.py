@@ -151,29 +151,38 @@ def _pattern(pattern: object, field: str, check: Callable[[object], T]) -> Patte
 class LoRAConfig:
     """LoRA hyper-parameters: rank, scaling, target modules and what else is trained.
 
-    r: rank of the update. lora_alpha: numerator of the scaling. lora_dropout: probability with which the update's input
-    is dropped in training. target_modules: which layers; a list of names, each of which must equal a layer's name or its
-    last dotted parts; or one regular expression that must match whole names; or "all-linear", every linear layer but the
-    output embedding, those in `modules_to_save`, a fresh classification head, and what no update can reach. exclude_modules:
-    layers to skip; same syntax as `target_modules`: ["conv1"] also skips "block.conv1", and the expression "conv1" skips the
-    top one only.
-    modules_to_save: modules trained in full with the factors and saved with them, such as a new head.
-    bias: which biases are trained too: none, those of adapted layers, or all parameters named `bias`.
-    rank_pattern, alpha_pattern: {name or regular expression: value} for layers that differ.
-    use_rslora: scale by lora_alpha / √r. fan_in_fan_out: says that the layers store their weight as (in, out), as
-    transformers' `Conv1D` does; it is found by the layer's type, and is an error where it is wrong.
-    enable_lora: for layers that fuse several projections, which slices of the output get an update of their own, such as
-    [True, False, True] for query and value; a list for all targets, or {name or regular expression: list}.
-    slice_widths: {name or regular expression: widths} where the slices are not of equal width.
+    Immutable, and checked when it is made. Fields mean what they mean in PEFT's `LoraConfig`.
 
-    Raises `ConfigError` for values that cannot work.
+    Args:
+        r: The rank of the update.
+        lora_alpha: The numerator of the scaling, lora_alpha / r (paper, section 4.1).
+        lora_dropout: The probability with which the update's input is dropped in training.
+        target_modules: Which layers: a list of names, each of which must equal a layer's name or its last dotted parts; one
+            regular expression that must match whole names; or "all-linear": every linear layer but the output embedding, those
+            in `modules_to_save`, a fresh classification head, and what no update can reach.
+        exclude_modules: Layers to skip; same syntax as `target_modules`. ["conv1"] also skips "block.conv1"; the expression
+            "conv1" skips the top one only.
+        modules_to_save: Modules trained in full with the factors and saved with them, such as a new head.
+        bias: Which biases are trained too: "none", "lora_only" (those of adapted layers), or "all" (all parameters named
+            `bias`).
+        rank_pattern: {name or regular expression: r} for layers that differ.
+        alpha_pattern: {name or regular expression: lora_alpha} for layers that differ.
+        use_rslora: Scale by lora_alpha / √r (rsLoRA, 2312.03732).
+        fan_in_fan_out: The layers store their weight as (in, out), as transformers' `Conv1D` does. It is found by the layer's
+            type, and is an error where it is wrong.
+        enable_lora: For layers that fuse several projections, which slices of the output get an update, such as [True, False,
+            True] for query and value: a list for all targets, or {name or regular expression: list}.
+        slice_widths: {name or regular expression: widths} where the slices are not of equal width.
 
-    >>> config = LoRAConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
-    >>> config.scaling
-    2.0
-    >>> LoRAConfig(r=0)
-    Traceback (most recent call last):
-    loralib.errors.ConfigError: r=0: the rank must be a positive integer, such as 8.
+    Raises:
+        ConfigError: When a value, or a combination of them, cannot work.
+
+    Example:
+        >>> lora.LoRAConfig(r=8, lora_alpha=16, target_modules=["query", "value"]).scaling
+        2.0
+        >>> lora.LoRAConfig(r=0)
+        Traceback (most recent call last):
+        loralib.errors.ConfigError: r=0: the rank must be a positive integer, such as 8.
     """
 
     r: int = 8
@@ -222,11 +231,15 @@ class LoRAConfig:
 
     @property
     def scaling(self) -> float:
-        """The scaling of layers that no pattern singles out."""
+        """The scaling of layers that are not in `rank_pattern` or `alpha_pattern`."""
         return lora_scaling(self.r, self.lora_alpha, self.use_rslora)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain lists, dictionaries and numbers, ready for JSON or YAML."""
+        """The configuration as plain lists, dictionaries and numbers, ready for JSON or YAML.
+
+        Returns:
+            The fields by name, from which `LoRAConfig(**fields)` makes the same configuration.
+        """
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def __hash__(self) -> int:

@@ -15,8 +15,14 @@ class LoRAError(Exception):
         outcome: What has become of files and models, as a sentence.
 
     Example:
-        >>> str(LoRAError("r is missing", "give LoRAConfig(r=8)", option="give --r 8", outcome="Nothing was changed."))
+        >>> error = lora.LoRAError("r is missing", "give LoRAConfig(r=8)", option="give --r 8", outcome="Nothing was changed.")
+        >>> str(error)
         'r is missing; give LoRAConfig(r=8). Nothing was changed.'
+        >>> try:
+        ...     lora.LoRAConfig(r=0)
+        ... except lora.LoRAError as error:
+        ...     type(error).__name__, isinstance(error, ValueError)
+        ('ConfigError', True)
     """
 
     def __init__(self, problem: str, remedy: str = "", option: str = "", outcome: str = ""):
@@ -27,7 +33,11 @@ class LoRAError(Exception):
         return self._sentence(self.remedy)
 
     def on_the_command_line(self) -> str:
-        """The message with the remedy as an option of the command line."""
+        """The message with the remedy as an option of the command line.
+
+        Returns:
+            The message.
+        """
         return self._sentence(self.option or self.remedy)
 
     def _sentence(self, remedy: str) -> str:

@@ -25,12 +25,16 @@ from ..tensors import without_autocast
 
 @dataclass(frozen=True)
 class Intruder:
-    """A leading singular direction of W + ΔW that W does not have.
+    """A leading singular direction of W + ΔW that W does not have (Shuttleworth et al. 2024, 2410.21228).
 
     Attributes:
         index: Its place among the singular values of W + ΔW, from 0.
         singular_value: That singular value.
         similarity: Its largest |cosine| with a direction of W.
+
+    Example:
+        >>> lora.Intruder(index=0, singular_value=9.0, similarity=0.1).index
+        0
     """
 
     index: int
@@ -42,7 +46,7 @@ class Intruder:
 def intruder_dimensions(
     adapter: Adapter, base: Source, top_k: int = 10, epsilon: float = 0.5
 ) -> dict[str, tuple[Intruder, ...]]:
-    """Find the intruder dimensions of each adapted weight.
+    """Find the intruder dimensions of each adapted weight (Shuttleworth et al. 2024, 2410.21228).
 
     Args:
         adapter: The adapter.
@@ -57,14 +61,14 @@ def intruder_dimensions(
         AlgebraError: For DoRA layers.
         LayerError: When the model does not have the adapter's layers.
         FormatError: When the files do not have them.
+        ConfigError: When `top_k` or `epsilon` is out of range.
+        ArgumentError: When `adapter` is not an adapter.
 
     Example:
-        >>> from torch import nn
-        >>> import loralib as lora
         >>> base = nn.Sequential(nn.Linear(8, 8))
         >>> base[0].weight.data = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))  # nothing goes to the last outputs
         >>> update = lora.LoRAUpdate(torch.eye(1, 8), 9 * torch.eye(8)[:, 7:], lora_alpha=1)
-        >>> [found] = intruder_dimensions(lora.Adapter(lora.LoRAConfig(r=1), {"0": update}), base)["0"]
+        >>> [found] = lora.intruder_dimensions(lora.Adapter(lora.LoRAConfig(r=1), {"0": update}), base)["0"]
         >>> found.index, round(found.similarity, 1)
         (0, 0.1)
     """
@@ -96,6 +100,16 @@ def reduce_intruder_dimensions(
         AlgebraError: For DoRA layers.
         LayerError: When the model does not have the adapter's layers.
         FormatError: When the files do not have them.
+        ConfigError: When `top_k`, `epsilon`, `keep` or `r` is out of range.
+        ArgumentError: When `adapter` is not an adapter.
+
+    Example:
+        >>> base = nn.Sequential(nn.Linear(8, 8))
+        >>> base[0].weight.data = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))
+        >>> adapter = lora.Adapter(lora.LoRAConfig(), {"0": lora.LoRAUpdate(torch.eye(1, 8), 9 * torch.eye(8)[:, 7:], 1)})
+        >>> reduced = lora.reduce_intruder_dimensions(adapter, base, keep=0.5)
+        >>> adapter.delta("0").max(), reduced.delta("0").max().round(decimals=1)
+        (tensor(9.), tensor(4.5000))
     """
     _check(adapter, top_k, epsilon)
     if not math.isfinite(keep):

@@ -56,6 +56,8 @@ def difference(
 ) -> Adapter:
     """Extract an adapter from the difference of two models.
 
+        ΔW = W_tuned − W_base ≈ B·A, by the leading part of its SVD (Eckart and Young 1936)
+
     Args:
         tuned: The fine-tuned model, or the folder or file of its weights, which is read lazily.
         base: The model that it was made from, likewise.
@@ -70,19 +72,18 @@ def difference(
         The adapter that makes `tuned` of `base`.
 
     Raises:
-        ConfigError: When neither `r` nor `energy` is given.
+        ConfigError: When neither `r` nor `energy` is given, or one of them is out of range.
         AlgebraError: When the two have other shapes, do not differ, or hold quantized weights.
         FormatError: When a folder or a file holds quantized weights.
         TargetError: For a pattern that matches nothing.
+        ArgumentError: When `tuned` or `base` is neither a model nor a path.
 
     Example:
-        >>> from torch import nn
         >>> base, tuned = nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(6, 5))
         >>> _ = tuned.load_state_dict(base.state_dict())
         >>> with torch.no_grad():
         ...     _ = tuned[0].weight.addr_(torch.ones(5), torch.ones(6))
-        >>> adapter = difference(tuned, base, energy=0.999)
-        >>> adapter.layers["0"].r
+        >>> lora.difference(tuned, base, energy=0.999).layers["0"].r
         1
     """
     found = list(

@@ -46,6 +46,11 @@ class MergeReport:
         untied: Whether the output layer was untied from the embedding.
         left_out: Files in the base's folder that were not copied: the weights again, in another format.
         architecture: The class that `config.json` names, where it is not the base's.
+
+    Example:
+        >>> import pathlib
+        >>> lora.MergeReport(pathlib.Path("merged"), layers=24, tensors=24, files=1, nbytes=10**9).added
+        ()
     """
 
     path: Path
@@ -96,17 +101,18 @@ def merge_checkpoint(
     Raises:
         FormatError: When the adapter does not fit the base (everything is listed), the base is quantized or holds a link that
             leads out of its folder, or `output` exists.
-        ConfigError: When `labels` do not fit the head.
+        ConfigError: When `tied` is unknown, or `labels` do not fit the head.
         RunError: When another process is writing `output`.
+        ArgumentError: When an argument is of another kind.
         OSError: When the disk is full.
 
     Example:
-        >>> import tempfile, torch, loralib as lora
+        >>> import tempfile
         >>> from safetensors.torch import load_file, save_file
         >>> adapter = lora.Adapter(lora.LoRAConfig(r=1), {"proj": lora.LoRAUpdate(torch.ones(1, 2), torch.ones(2, 1), 1)})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_file({"proj.weight": torch.eye(2)}, folder + "/model.safetensors")
-        ...     report = merge_checkpoint(folder + "/model.safetensors", adapter, folder + "/merged")
+        ...     report = lora.merge_checkpoint(folder + "/model.safetensors", adapter, folder + "/merged")
         ...     load_file(folder + "/merged/model.safetensors")["proj.weight"]
         tensor([[2., 1.],
                 [1., 2.]])

@@ -54,15 +54,26 @@ _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_mo
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """The name of the format of the adapter at `path`, one of `FORMATS` or `READ_ONLY`; `FormatError` when it is none of them.
+    """The name of the format of the adapter at `path`.
 
-    >>> import tempfile, torch, loralib as lora
-    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     lora.save(lora.extract(model), folder + "/mine.safetensors", format="safetensors")
-    ...     lora.detect(folder + "/mine.safetensors")
-    'safetensors'
+    Args:
+        path: A file or a folder, or a name on the Hugging Face hub that is in the local cache.
+
+    Returns:
+        One of "peft", "safetensors", "loralib", "diffusers", "kohya", "original", "mlx" and "peft-file".
+
+    Raises:
+        FormatError: When there is nothing at `path`, or no adapter in a known format.
+        ArgumentError: When `path` is not a path.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lora.save(lora.extract(model), folder + "/mine.safetensors", format="safetensors")
+        ...     lora.detect(folder + "/mine.safetensors")
+        'safetensors'
     """
     return open(path).format
 
@@ -97,25 +108,34 @@ def load(
     config: LoRAConfig | None = None,
     keys: KeyMap | None = None,
 ) -> Adapter:
-    """Read an adapter from `path`, whatever known format it is in; `Adapter.source` says which. Never executes what a file
-    contains. Tensors of safetensors files are mapped into memory and read when they are used.
+    """Read an adapter from `path`, in any known format. `Adapter.source` says which it was.
 
-    format: one of `FORMATS` or `READ_ONLY`, instead of finding out. config: what files of loralib 0.1 (and of PEFT without its
-    configuration, and of a key map without alphas) do not say: `lora_alpha`, and `enable_lora` for fused projections. What a
-    file says itself counts, and a rank or lora_alpha in `config` that is another (and not the default) is an error. keys:
-    {regular expression: replacement}, or a function, that turns the names in a file of no known format into `<layer>.lora_A`,
-    `<layer>.lora_B` and so on (see `formats.keys`).
+    Nothing that a file contains is executed. Tensors of safetensors files are mapped into memory and read when they are used.
 
-    Raises `FormatError` when there is nothing, when the format is not known, or when the content is damaged, does not fit
-    its own configuration or `config`, or asks for something that cannot be represented.
+    Args:
+        path: A file or a folder, or a name on the Hugging Face hub that is in the local cache.
+        format: The format's name, one of those that `detect` gives. Default: found from the content.
+        config: What files of loralib 0.1 (and of PEFT without its configuration, and of a key map without alphas) do not say:
+            `lora_alpha`, and `enable_lora` for fused projections. What a file says itself counts.
+        keys: For a file of no known format: {regular expression: replacement}, or a function of one name, that turns the names
+            in it into `<layer>.lora_A`, `<layer>.lora_B` and so on.
 
-    >>> import tempfile, torch, loralib as lora
-    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     lora.save(lora.extract(model), folder)
-    ...     lora.load(folder)
-    Adapter(1 layer, r=2, 32 parameters, 0 extra tensors)
+    Returns:
+        The adapter.
+
+    Raises:
+        FormatError: When there is no adapter, or its content is damaged, cannot be represented, or contradicts its own
+            configuration or `config`.
+        ArgumentError: When an argument is of another kind.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lora.save(lora.extract(model), folder)
+        ...     lora.load(folder)
+        Adapter(1 layer, r=2, 32 parameters, 0 extra tensors)
     """
     if config is not None and not isinstance(config, LoRAConfig):
         raise wrong("config", "a LoRAConfig", config)
@@ -140,10 +160,24 @@ def _agreeing(path: Path, adapter: Adapter, config: LoRAConfig | None) -> Adapte
 def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *, keys: KeyMap | None = None) -> None:
     """Write `adapter` to `path`. Each file appears whole or not at all: a crash leaves the old one or the new one.
 
-    format: one of `FORMATS`. "peft", the default, and "diffusers" write a folder (diffusers a file, where the path ends in
-    .safetensors), the others a file. keys: writes a file with custom names instead, as `load` with `keys` reads it.
-    Raises `FormatError` for an unknown format, or naming what the format cannot hold; `OSError` (with the path) when the disk
-    is full.
+    Args:
+        adapter: The adapter.
+        path: A folder for "peft" and "diffusers" (a file for the latter where it ends in .safetensors), a file for the others.
+        format: "peft", "safetensors", "loralib", "diffusers" or "kohya".
+        keys: Write a safetensors file with custom names instead, by a map as for `load`.
+
+    Raises:
+        FormatError: When the format is not known, or cannot hold something in the adapter, which is named.
+        ArgumentError: When `adapter` is not an adapter, or `path` not a path.
+        OSError: When the disk is full; it names the path.
+
+    Example:
+        >>> import os, tempfile
+        >>> adapter = lora.Adapter(lora.LoRAConfig(), {"proj": lora.LoRAUpdate(torch.ones(1, 3), torch.ones(5, 1), 1)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lora.save(adapter, folder)
+        ...     sorted(os.listdir(folder))
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     check_adapter(adapter)
     path = as_path(path)

@@ -33,22 +33,34 @@ T = TypeVar("T")
 def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound:
     """Put `adapter` on `model`, in place: adapt the layers it needs, load its factors and the tensors trained in full.
 
-    adapter: an `Adapter`, or the path of one's files, as for `load`.
-    Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
-    On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the
-    same objects), and the layers must be the adapter's, up to the form in which their factors are kept. The names of the
-    adapted layers are returned, as by `inject`.
-    On a model on the meta device factors and other tensors are put on the adapter's device, where they wait for the base's
-    weights to be loaded (`load_state_dict` with `assign=True`; `to_empty` keeps the factors only, so attach again after it).
-    Token rows are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
-    A tensor that the model ties to another and has itself, to the last bit, is left out: PEFT stores embeddings with updates.
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
-    >>> import loralib as lora
-    >>> model, other = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> lora.attach(other, lora.extract(model))
-    ['0']
+    - Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
+    - On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the same
+      objects), and the layers must be the adapter's, up to the form in which their factors are kept.
+    - Token rows are put into a copy of the embedding, and of a head that is tied to it; they are not trained further.
+    - A tensor that the model ties to another and has itself, to the last bit, is left out: PEFT stores embeddings with updates.
+    - On a model on the meta device factors and other tensors are put on the adapter's device, where they wait for the base's
+      weights to be loaded (`load_state_dict` with `assign=True`; `to_empty` keeps the factors only, so attach again after it).
+
+    Args:
+        model: The model, plain or with the LoRA layers of this adapter.
+        adapter: An `Adapter`, or the path of one's files, as for `load`.
+
+    Returns:
+        The names of the adapted layers, as `inject` returns them.
+
+    Raises:
+        AttachError: When the adapter does not fit the model.
+        LayerError: When the model is sharded, wrapped in DDP already, or inside a `disabled` block.
+        FormatError: When the files at a path hold no adapter that can be read.
+        ArgumentError: When `model` or `adapter` is something else.
+
+    Example:
+        >>> model, other = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> lora.attach(other, lora.extract(model))
+        ['0']
     """
     read, adapter = Survey(model), as_adapter(adapter)
     read.check_enabled("attached to")

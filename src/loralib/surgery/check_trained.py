@@ -29,9 +29,9 @@ def check_trained(model: nn.Module) -> dict[str, str]:
 
     Raises:
         LayerError: When no factor at all has a gradient, or the model has none.
+        ArgumentError: When `model` is not a module.
 
     Example:
-        >>> import torch, loralib as lora
         >>> model = nn.Sequential(nn.Linear(4, 4))
         >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
         >>> model(torch.ones(1, 4)).sum().backward()

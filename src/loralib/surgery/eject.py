@@ -17,17 +17,23 @@ def eject(model: nn.Module) -> None:
     """Take all LoRA updates out of `model`, which is then what it was before, attribute for attribute.
 
     Merged layers are unmerged first; the originals of tensors trained in full are put back.
-    Raises `LayerError` when a layer cannot be given back (sharded, or hooked since), with nothing changed.
 
-    >>> import loralib as lora
-    >>> model = nn.Sequential(nn.Linear(8, 8))
-    >>> before = model.state_dict()
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> lora.eject(model)
-    >>> model, list(model.state_dict()) == list(before)
-    (Sequential(
-      (0): Linear(in_features=8, out_features=8, bias=True)
-    ), True)
+    Args:
+        model: A model with LoRA layers, merged or not.
+
+    Raises:
+        LayerError: When the model has no LoRA layers, or a layer cannot be made plain again (sharded, or hooked since). Nothing
+            is changed then.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> lora.eject(model)
+        >>> model
+        Sequential(
+          (0): Linear(in_features=8, out_features=8, bias=True)
+        )
     """
     read = Survey(model)
     read.require_adapted()

@@ -41,18 +41,27 @@ def _plain_copy(name: str, tensor: Tensor) -> Tensor:
 def extract(model: nn.Module, strict: bool = False) -> Adapter:
     """Copy the trained LoRA weights (and `modules_to_save`) out of `model` as an `Adapter`.
 
-    Names are relative to `model`, without the wrappers around it or its parts (DDP, FSDP, checkpoint_wrapper, `torch.compile`
-    …). Merged and unmerged models give the same.
-    strict: refuse updates that training has not changed: ΔW is still zero, as it starts.
-    Warns when running statistics (batch norm's) have moved since the update was put on, and `modules_to_save` does not name
-    their modules: they are not in the adapter.
-    Raises `LayerError` when there is nothing to extract, or a tensor is sharded or offloaded.
+    Merged and unmerged models give the same. Warns when running statistics (batch norm's) have moved since the update was put
+    on and `modules_to_save` does not name their modules: they are not in the adapter.
 
-    >>> import loralib as lora
-    >>> model = nn.Sequential(nn.Linear(8, 8))
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> lora.extract(model)
-    Adapter(1 layer, r=2, 32 parameters, 0 extra tensors)
+    Args:
+        model: A model with LoRA layers. Names in the adapter are relative to it, without the wrappers around it or its parts
+            (DDP, FSDP, checkpoint_wrapper, `torch.compile` …).
+        strict: Refuse updates that training has not changed: ΔW is still zero, as it starts.
+
+    Returns:
+        The adapter. Its tensors share no memory with the model.
+
+    Raises:
+        LayerError: When there is nothing to extract, or a tensor is sharded or offloaded; with `strict`, when an update is
+            zero.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> lora.extract(model)
+        Adapter(1 layer, r=2, 32 parameters, 0 extra tensors)
     """
     read = Survey(model)
     read.check_enabled("extracted from")

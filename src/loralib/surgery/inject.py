@@ -34,24 +34,35 @@ from .trainable import bias_names
 def inject(model: nn.Module, config: Given, dtype: torch.dtype | None = None) -> Bound:
     """Add LoRA to the targeted layers of `model`, in place. Returns the names of the adapted layers.
 
-    They come as a `Bound`, which also holds the number of parameters of their factors, and what "all-linear" left out and why.
+    B starts at zero (paper, section 4.1), so the model computes what it did: bit for bit in float32, and in lower precision
+    where a layer has no bias. (There a bias is added after the update, so that small updates are not lost when W·x is rounded;
+    the products of an `nn.MultiheadAttention` are computed one by one, up to rounding.)
 
-    B starts at zero, so the model computes what it did: bit for bit in float32, and in lower precision where a layer has no
-    bias. A bias is added after the update there, so that W·x is rounded once by itself: small updates would be lost otherwise.
-    (The products of an `nn.MultiheadAttention` are done one by one: up to rounding.) dtype: of the factors; None means
-    float32 where the weight has a lower precision and its own dtype elsewhere. Nothing is frozen: `mark_only_lora_as_trainable`
-    does that. Modules in `modules_to_save` get copies of their tensors to train; `eject` puts the originals back.
-    config: a `LoRAConfig`, a dictionary of its fields, or a `LoraConfig` of PEFT that asks for nothing else.
-    Raises `TargetError` when a pattern matches nothing or a matched layer cannot be adapted, and `LayerError` when the model is
-    wrapped in DDP or FSDP already, which would not keep the factors in step; the model is then unchanged.
+    Nothing is frozen: `mark_only_lora_as_trainable` does that. Modules in `modules_to_save` get copies of their tensors to
+    train; `eject` puts the originals back.
 
-    >>> import loralib as lora
-    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"], modules_to_save=["2"]))
-    ['0']
-    >>> lora.mark_only_lora_as_trainable(model)
-    >>> [name for name, p in model.named_parameters() if p.requires_grad]
-    ['0.lora_A', '0.lora_B', '2.weight', '2.bias']
+    Args:
+        model: The model.
+        config: A `LoRAConfig`, a dictionary of its fields, or a `LoraConfig` of PEFT that asks for nothing else.
+        dtype: Of the factors. Default: float32 where the weight has a lower precision, its own dtype elsewhere.
+
+    Returns:
+        A `Bound`: a list of names, which also holds the number of parameters of the factors, and what "all-linear" left out and
+            why.
+
+    Raises:
+        TargetError: When a pattern matches nothing, or a matched layer cannot be adapted.
+        ConfigError: When a hyper-parameter does not fit a layer.
+        LayerError: When the model is wrapped in DDP or FSDP already, which would not keep the factors in step.
+        ArgumentError: When `model`, `config` or `dtype` is something else. The model is unchanged after every error.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0"], modules_to_save=["2"]))
+        ['0']
+        >>> lora.mark_only_lora_as_trainable(model)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['0.lora_A', '0.lora_B', '2.weight', '2.bias']
     """
     read = Survey(model)
     read.check_enabled("injected")

@@ -28,10 +28,19 @@ _OLD_BUFFERS = ("position_ids", "masked_bias")  # transformers once saved them
 class LegacyReport:
     """What `load_legacy` found and did.
 
-    layers: whose factors were loaded. extra: other tensors that were loaded, such as a head or the base weights. merged:
-    whether the base weights were saved merged; None when the file holds none. kept: layers whose base weight the model had
-    already, bit for bit. subtracted: layers whose ΔW was subtracted from a merged weight, which is exact but for rounding.
-    skipped: buffers of old transformers models that the model no longer has.
+    Attributes:
+        path: The checkpoint.
+        layers: The layers whose factors were loaded.
+        extra: Other tensors that were loaded, such as a head or the base weights.
+        merged: Whether the base weights were saved merged; None when the file holds none.
+        kept: Layers whose base weight the model had already, bit for bit.
+        subtracted: Layers whose ΔW was subtracted from a merged weight, which is exact but for rounding.
+        skipped: Buffers of old transformers models that the model no longer has.
+
+    Example:
+        >>> import pathlib
+        >>> print(lora.LegacyReport(pathlib.Path("old.pt"), layers=("query", "value"), extra=(), merged=None))
+        old.pt: the factors of 2 layers and 0 other tensors; no base weights.
     """
 
     path: Path
@@ -62,24 +71,36 @@ def _count(names: tuple[str, ...], noun: str) -> str:
 
 
 def load_legacy(model: nn.Module, path: str | os.PathLike[str], assume_merged: bool | None = None) -> LegacyReport:
-    """Load a checkpoint of loralib 0.1 into `model`, which has its LoRA layers already: built, or injected with the rank and
-    the lora_alpha of the checkpoint's training, which it does not say.
+    """Load a checkpoint of loralib 0.1 into `model`, which has its LoRA layers already.
 
-    assume_merged: whether the base weights in the file were saved merged, that is in evaluation mode. None: found out by
-    comparison with the model's own weights, where those are the pretrained ones; a file without base weights needs neither.
-    Where the model has the very weight, it keeps it; else ΔW is subtracted once, in at least float32.
+    Build them, or inject them with the rank and the lora_alpha of the checkpoint's training, which it does not say. Where the
+    model has the very weight that the file has, it keeps it; else ΔW is subtracted once, in at least float32.
 
-    Returns what was found and done. Raises `FormatError` when the file cannot be read safely, and `AttachError`, listing
-    everything, when the checkpoint is not for this model, or when it is unclear whether it is merged. The model is then
-    unchanged.
+    Args:
+        model: A model with LoRA layers.
+        path: The checkpoint, a file that `torch.save` wrote. Nothing in it is executed.
+        assume_merged: Whether the base weights in the file were saved merged, that is in evaluation mode. Default: found by
+            comparison with the model's own weights, where those are the pretrained ones; a file without base weights needs
+            neither.
 
-    >>> import tempfile, torch, loralib as lora
-    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
-    >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-    ...     torch.save(lora.lora_state_dict(model), file.name)
-    ...     report = lora.load_legacy(model, file.name)
-    >>> str(report).partition(": ")[2]
-    'the factors of 1 layer and 0 other tensors; no base weights.'
+    Returns:
+        What was found and done.
+
+    Raises:
+        FormatError: When the file cannot be read safely.
+        AttachError: When the checkpoint is not for this model, listing everything, or when it is unclear whether it is merged.
+            The model is then unchanged.
+        LayerError: Inside a `disabled` block.
+        ArgumentError: When `model` is not a module, or `path` not a path.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+        >>> with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        ...     torch.save(lora.lora_state_dict(model), file.name)
+        ...     report = lora.load_legacy(model, file.name)
+        >>> report.layers, report.merged
+        (('0',), None)
     """
     read, path = Survey(model), as_path(path)
     read.check_enabled("loaded into")

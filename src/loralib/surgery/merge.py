@@ -19,21 +19,27 @@ from .wrappers import plain_name
 
 
 def merge(model: nn.Module, keep: bool = True) -> None:
-    """Merge all LoRA updates into their weights (W + ΔW), so that each layer is as fast as the plain one.
+    """Merge all LoRA updates into their weights (W + ΔW), so that each layer is as fast as the plain one (paper, section 4.1).
 
-    keep: keep the original weights, so that `unmerge` restores them bit for bit. With `keep=False` the merge is final:
-    the model becomes a plain one with the merged weights (and the tensors trained in full), and the originals' memory
-    is free. A weight tied to another module stays untouched there; the merged layer has its own.
-    Raises `LayerError` when a weight cannot be merged, with nothing changed.
+    A weight tied to another module stays untouched there; the merged layer has its own.
 
-    >>> import loralib as lora
-    >>> model = nn.Sequential(nn.Linear(8, 8))
-    >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-    >>> lora.merge(model, keep=False)
-    >>> model
-    Sequential(
-      (0): Linear(in_features=8, out_features=8, bias=True)
-    )
+    Args:
+        model: A model with LoRA layers.
+        keep: Keep the original weights, so that `unmerge` restores them bit for bit. With False the merge is final: the model
+            becomes a plain one with the merged weights (and the tensors trained in full), and the originals' memory is free.
+
+    Raises:
+        LayerError: When the model has no LoRA layers, or a weight cannot be merged. Nothing is changed then.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> lora.merge(model, keep=False)
+        >>> model
+        Sequential(
+          (0): Linear(in_features=8, out_features=8, bias=True)
+        )
     """
     read = Survey(model)
     read.require_adapted()
@@ -85,22 +91,48 @@ def _home_of_weight(name: str, layer: AdaptedLayer) -> tuple[str, Tensor]:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Give every merged layer the very Parameter back that `merge` moved away."""
+    """Restore the original weights of all merged layers: the same Parameter objects that `merge` replaced, bit for bit.
+
+    Args:
+        model: A model with LoRA layers; those that are not merged stay as they are.
+
+    Raises:
+        LayerError: When the model has no LoRA layers, or a layer was resized while it was merged.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+        >>> W = model[0].weight
+        >>> lora.merge(model)
+        >>> lora.unmerge(model)
+        >>> model[0].weight is W
+        True
+    """
     for layer in Survey(model).require_adapted().values():
         layer.unmerge()
 
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[nn.Module]:
-    """`merge` inside the block; layers that were not merged before it are unmerged after it.
+    """Context manager: merge inside the block. Layers that were not merged before it are unmerged after it.
 
-    >>> import loralib as lora
-    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
-    >>> with lora.merged(model):
-    ...     model[0].merged
-    True
-    >>> model[0].merged
-    False
+    Args:
+        model: A model with LoRA layers.
+
+    Yields:
+        The model.
+
+    Raises:
+        LayerError: When the model has no LoRA layers, or a weight cannot be merged.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
+        >>> with lora.merged(model):
+        ...     model[0].merged
+        True
+        >>> model[0].merged
+        False
     """
     read = Survey(model)
     ours = {name: layer for name, layer in read.require_adapted().items() if not layer.merged}
@@ -128,9 +160,9 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         LayerError: When the model has no LoRA layers or a weight cannot be merged (see `merge`), or inside `disabled`.
+        ArgumentError: When `model` is not a module.
 
     Example:
-        >>> import loralib as lora
         >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
         >>> list(lora.merged_state_dict(model))
         ['0.weight', '0.bias']
@@ -148,12 +180,28 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Run the base model inside the block: LoRA is disabled, and `modules_to_save` and biases are the originals.
+    """Context manager: run the base model with LoRA disabled, and with `modules_to_save` and biases restored.
 
-    >>> import torch, loralib as lora
-    >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
-    >>> with lora.disabled(model):
-    ...     y = model(torch.ones(1, 4))
+    Merged layers are unmerged inside the block and merged again after it.
+
+    Args:
+        model: A model with LoRA layers.
+
+    Yields:
+        The model.
+
+    Raises:
+        LayerError: When the model has no LoRA layers, or is sharded so that tensors cannot be restored.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4))
+        >>> x = torch.ones(1, 4)
+        >>> before = model(x)
+        >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
+        >>> with lora.disabled(model):
+        ...     torch.equal(model(x), before)
+        True
     """
     read = Survey(model)
     found = [layer for layer in read.require_adapted().values() if not layer.disabled]

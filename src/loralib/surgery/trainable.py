@@ -145,20 +145,27 @@ def _warn_of_names(read: Survey, trained: set[int]) -> None:
 
 
 def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> None:
-    """Set `requires_grad` of every parameter: True for the factors, for the biases that `bias` names and for what the
-    configuration's `modules_to_save` named; False for all else.
+    """Set `requires_grad` of every parameter: True for what belongs to the adapter, False for all else.
 
-    bias: "none", "lora_only" (those of layers with an update) or "all" (every parameter *named* bias); None means what the
-    model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save; one that the
-    model was not injected with is trained in place, so `eject` leaves it as trained.
-    A model, or a part of one, in which there is nothing to train is frozen, with a warning. Raises `LayerError` inside a
-    `disabled` block or when a layer would be trained that is never called, with no flag changed.
+    To the adapter belong the factors, the biases that `bias` names and what the configuration's `modules_to_save` named. A
+    model, or a part of one, in which there is nothing to train is frozen, with a warning.
 
-    >>> import loralib as lora
-    >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
-    >>> lora.mark_only_lora_as_trainable(model)
-    >>> [name for name, p in model.named_parameters() if p.requires_grad]
-    ['0.lora_A', '0.lora_B']
+    Args:
+        model: The model.
+        bias: "none", "lora_only" (those of layers with an update) or "all" (every parameter *named* bias). Default: what the
+            model was injected with, else "none". A bias named here is also what `extract` and `lora_state_dict` save; one that
+            the model was not injected with is trained in place, so `eject` leaves it as trained.
+
+    Raises:
+        LayerError: Inside a `disabled` block, or when a layer would be trained that is never called. No flag is changed then.
+        ConfigError: When `bias` is none of these.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
+        >>> lora.mark_only_lora_as_trainable(model)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['0.lora_A', '0.lora_B']
     """
     read = Survey(model)
     read.check_enabled("marked")
@@ -185,15 +192,27 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: Bias | None = None) -> N
 
 
 def lora_state_dict(model: nn.Module, bias: Bias | None = None) -> dict[str, Tensor]:
-    """The part of `model.state_dict()` that belongs to the adaptation: the factors, the biases that `bias` names (as in
-    `mark_only_lora_as_trainable`), and what `modules_to_save` named. The tensors share memory with the model's, and their names
-    are those of `model.state_dict()`, whatever is wrapped around the model or its parts.
-    Raises `LayerError` inside a `disabled` block, and when the model's state dict lacks something that is trained.
+    """The part of `model.state_dict()` that belongs to the adapter.
 
-    >>> import loralib as lora
-    >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
-    >>> list(lora.lora_state_dict(model, bias="lora_only"))
-    ['0.bias', '0.lora_A', '0.lora_B']
+    That is the factors, the biases that `bias` names, and what `modules_to_save` named. Names are those of
+    `model.state_dict()`, whatever is wrapped around the model or its parts.
+
+    Args:
+        model: The model.
+        bias: As in `mark_only_lora_as_trainable`.
+
+    Returns:
+        The tensors by name. They share memory with the model's.
+
+    Raises:
+        LayerError: Inside a `disabled` block, or when the model's state dict lacks something that is trained.
+        ConfigError: When `bias` is not one of the three modes.
+        ArgumentError: When `model` is not a module.
+
+    Example:
+        >>> model = nn.Sequential(lora.Linear(4, 4, r=2), nn.Linear(4, 2))
+        >>> list(lora.lora_state_dict(model, bias="lora_only"))
+        ['0.bias', '0.lora_A', '0.lora_B']
     """
     read = Survey(model)
     read.check_enabled("saved")

@@ -43,7 +43,16 @@ class StepMeanTrainer(Trainer):
         return type(self).compute_loss is StepMeanTrainer.compute_loss and behind.__func__ is Trainer.compute_loss
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """The parts of a step and, where they are weighed, how many labels a part has on average."""
+        """The parts of a step and, where they are weighed, how many labels a part has on average.
+
+        Args:
+            epoch_iterator: Of the batches.
+            num_batches: How many parts the step has.
+            device: Where the loss is computed.
+
+        Returns:
+            The parts, and the number of labels (None where the model does not need it).
+        """
         parts, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not self._weighs or not parts or not all(_has_labels(part) for part in parts):
             return parts, items
@@ -53,7 +62,17 @@ class StepMeanTrainer(Trainer):
         return parts, total.clamp(min=1 / self.args.world_size) / len(parts)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """The loss of a part, weighed by its share of the step's labels. num_items_in_batch: as `get_batch_samples` counts."""
+        """The loss of a part, weighed by its share of the step's labels.
+
+        Args:
+            model: The model, wrapped or not.
+            inputs: The batch, with its labels.
+            return_outputs: Return the model's outputs too.
+            num_items_in_batch: As `get_batch_samples` counts.
+
+        Returns:
+            The loss, a scalar; with `return_outputs`, the pair of loss and outputs.
+        """
         if not self._weighs or not _has_labels(inputs) or (model.training and num_items_in_batch is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]

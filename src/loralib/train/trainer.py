@@ -35,8 +35,8 @@ class AdapterTrainer(StepMeanTrainer):
     base model with the factors among its tensors, and `from_pretrained` reads the bare base from that.)
 
     Args:
-        metadata: What `adapter_config.json` says in addition to the configuration, such as `base_model_name_or_path`.
         *args: Those of the Trainer.
+        metadata: What `adapter_config.json` says in addition to the configuration, such as `base_model_name_or_path`.
         **kwargs: Those of the Trainer.
 
     Raises:
@@ -44,7 +44,7 @@ class AdapterTrainer(StepMeanTrainer):
 
     Example:
         >>> import tempfile, transformers
-        >>> import loralib as lora
+        >>> from loralib.train import AdapterTrainer
         >>> sizes = dict(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
         >>> model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
         >>> _ = lora.inject(model, lora.LoRAConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
@@ -63,7 +63,11 @@ class AdapterTrainer(StepMeanTrainer):
         Survey(self.model).require_adapted()
 
     def adapter(self) -> Adapter:
-        """What the model has learned so far."""
+        """What the model has learned so far.
+
+        Returns:
+            A copy of the model's adapter, with `metadata`.
+        """
         return extract(self.model).with_metadata(self.metadata)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
