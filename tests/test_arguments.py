@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import loralib as lora
+from docstrings import raises
 from loralib.errors import ArgumentError
 from models import plain, snapshot, with_lora
 
@@ -128,6 +129,14 @@ def calls(folder: Path) -> dict[str, Callable[[Any], Any]]:
     }
 
 
+def documented(call: str) -> set[str]:
+    """The errors that the docstring of what a call in `calls` is about lists."""
+    name, _, rest = call.partition(".")
+    owner = getattr(lora, name)
+    method = getattr(owner, rest.partition(".")[0], None)
+    return raises(method if inspect.isfunction(method) else owner)
+
+
 def test_every_exported_function_is_tried() -> None:
     functions = {name for name in lora.__all__ if inspect.isfunction(getattr(lora, name))}
     functions |= {"merged", "disabled", "LoRAConfig", "Adapter"}
@@ -140,7 +149,7 @@ def test_a_wrong_argument_is_one_error_in_our_words(call: str, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     lora.save(ADAPTER, tmp_path / "adapter")
     before, adapter_before = set(os.listdir(tmp_path)), ADAPTER.digest()
-    said, same = list[str](), list[bool]()
+    said, same, kinds = list[str](), list[bool](), set[str]()
     for wrong in WRONG.values():
         value = copy.deepcopy(wrong) if isinstance(wrong, nn.Module) else wrong
         was = snapshot(value) if isinstance(value, nn.Module) else None
@@ -148,12 +157,14 @@ def test_a_wrong_argument_is_one_error_in_our_words(call: str, tmp_path: Path, m
             calls(tmp_path)[call](value)
         except lora.LoRAError as error:
             said.append(str(error))
+            kinds.add(type(error).__name__)
             same.append(was is None or snapshot(value) == was)
         except OSError:  # a path at which nothing can be written
             same.append(call.startswith("save."))
     assert len(said) >= 10, "few of the wrong kinds are refused"
     assert [message for message in said if "\n" in message or len(message) > 500] == []
     assert all(same)
+    assert kinds <= documented(call), "errors that are not under Raises:"
     assert ADAPTER.digest() == adapter_before
     assert set(os.listdir(tmp_path)) - before <= {"out", "out.safetensors", "org", "nowhere"}
 

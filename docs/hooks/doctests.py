@@ -1,4 +1,4 @@
-"""Doctests in docstrings as code blocks of the site, where they stand in the text or under the heading "Example:"."""
+"""Docstrings and signatures as the site shows them: doctests as code blocks, fields by what they take and default to."""
 
 import re
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import griffe
 
 _HEADING = re.compile(r"^Example:$", re.MULTILINE)
+_TAKEN = {"ConfigField": "LoRAConfig"}  # by a descriptor, when it is set
+_MEANT = {"ALL_LINEAR": '"all-linear"', "dict()": "{}"}  # by a default
 _DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 
 
@@ -16,9 +18,19 @@ def as_markdown(docstring: str) -> str:
 
 
 class Doctests(griffe.Extension):
-    """Applies `as_markdown` to every docstring."""
+    """Applies `as_markdown` to every docstring, and says what fields take and default to."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Give a field that is a descriptor the type of its values, and no default."""
+        if str(attr.annotation) in _TAKEN:
+            attr.annotation, attr.value = griffe.ExprName(_TAKEN[str(attr.annotation)], attr.parent), None
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Replace the docstring of `obj`."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
+
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        """Show defaults of `func` as their values."""
+        for parameter in func.parameters:
+            parameter.default = _MEANT.get(str(parameter.default), parameter.default)

@@ -5,29 +5,35 @@ import builtins
 import doctest
 import importlib
 import inspect
+import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 from torch import nn
 
 import loralib as lora
-from loralib import star_0_1
+from docstrings import raises
+from error_examples import EXAMPLES
+from loralib import star_0_1, train
 from peers import library
 
-MODULES = ("loralib", "loralib.train", "loralib.analysis", "loralib.layers", "loralib.utils")
+MODULES = ("loralib", "loralib.analysis", "loralib.layers", "loralib.utils")
+WITH_TRANSFORMERS = ("loralib.train",)
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 NOTHING = (None, NoReturn, Iterator[None], AbstractContextManager[None])
 ASSUMED = {"torch", "nn", "lora"}  # by the examples; docs/reference/index.md says so
 
 
-def exported() -> dict[str, Any]:
+def exported(modules: tuple[str, ...] = MODULES) -> dict[str, Any]:
     """The classes and functions that users import, each by the first of its names."""
     found: dict[int, tuple[str, Any]] = {}
-    for module in map(importlib.import_module, MODULES):
+    for module in map(importlib.import_module, modules):
         for name in sorted(set(module.__all__) - set(dir(star_0_1))):
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):
@@ -60,8 +66,8 @@ def sections(value: Any) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {"text": {str(section.value) for section in parsed if section.kind.value == "text"}}
     for section in parsed:
         items = section.value if isinstance(section.value, list) else []
-        names = {str(getattr(item, "name", None) or getattr(item, "annotation", "")) for item in items}
-        found.setdefault(section.kind.value, set()).update(name.lstrip("*") for name in names)
+        names = {str(getattr(item, "name", None) or getattr(item, "annotation", None) or "") for item in items}
+        found.setdefault(section.kind.value, set()).update(name.lstrip("*") for name in names if name)
     return found
 
 
@@ -91,7 +97,9 @@ def problems_of_function(value: Any) -> Iterator[str]:
     returns = inspect.signature(value).return_annotation
     if returns not in (*NOTHING, "None", inspect.Signature.empty) and not said.keys() & {"returns", "yields"}:
         yield "no Returns:"
-    if missing := raised(value) - said.get("raises", set()):
+    if types := said.get("returns", set()) | said.get("yields", set()):
+        yield f"types in Returns: {', '.join(sorted(types))}"
+    if missing := raised(value) - raises(value):
         yield f"no Raises: for {', '.join(sorted(missing))}"
 
 
@@ -132,9 +140,9 @@ def problem_of_example(program: str) -> str | None:
     return f"its example uses {', '.join(sorted(unknown))} from nowhere" if unknown else None
 
 
-def problems() -> Iterator[str]:
+def problems(values: Mapping[str, Any]) -> Iterator[str]:
     functions: dict[str, Any] = {}
-    for name, value in exported().items():
+    for name, value in values.items():
         if inspect.isclass(value):
             functions |= public_members(value)
             yield from (f"{name}: {problem}" for problem in problems_of_class(value))
@@ -149,7 +157,12 @@ def problems() -> Iterator[str]:
 
 def test_docstrings_of_exported_names_are_complete() -> None:
     assert len(exported()) > 55
-    assert list(problems()) == []
+    assert list(problems(exported())) == []
+
+
+@pytest.mark.slow
+def test_docstrings_of_trainers_are_complete() -> None:
+    assert list(problems(exported(WITH_TRANSFORMERS))) == []
 
 
 # --- the test can fail ----------------------------------------------------------------------------------------------
@@ -222,10 +235,31 @@ def test_a_complete_docstring_is() -> None:
     assert problem_of_example(example_of(good)) is None
 
 
-# --- what functions raise -------------------------------------------------------------------------------------------
+# --- the reference --------------------------------------------------------------------------------------------------
 
 
-def injected() -> nn.Module:
-    model = nn.Sequential(nn.Linear(4, 4))
-    lora.inject(model, lora.LoRAConfig(r=2))
-    return model
+def on_pages() -> list[str]:
+    """The names that the pages of the reference document, with those of the part that lists all errors."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in REFERENCE.rglob("*.md"))
+    errors = [f"loralib.{name}" for name in EXAMPLES] if "<!-- generated: error_classes -->" in pages else []
+    return re.findall(r"^::: (\S+)$", pages, re.MULTILINE) + errors
+
+
+def test_every_exported_name_is_on_one_page_of_the_reference() -> None:
+    counted = Counter(on_pages())
+    names = {*exported(), *(f"loralib.train.{name}" for name in train.__all__)}
+    assert {name for name in names if counted[name] != 1} == set()
+
+
+def test_what_else_the_reference_documents_is_complete() -> None:
+    names = {name for name in on_pages() if not name.startswith("loralib.train.")} - set(exported())
+    others = [resolved(name) for name in names]
+    assert {value.__name__ for value in others} == {"Bound", "Handler"}
+    assert [problem for value in others for problem in problems_of_class(value)] == []
+    members = {path: value for cls in others for path, value in public_members(cls).items()}
+    assert [f"{path}: {problem}" for path, value in members.items() for problem in problems_of_function(value)] == []
+
+
+def resolved(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

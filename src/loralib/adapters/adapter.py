@@ -78,6 +78,9 @@ class Adapter(Contents):
 
         Returns:
             The same adapter with other tensors.
+
+        Raises:
+            ArgumentError: When `dtype` or `device` is something else.
         """
 
         check_dtype(dtype)
@@ -120,6 +123,7 @@ class Adapter(Contents):
 
         Raises:
             TargetError: When an entry fits nothing, or two things would have one name.
+            ArgumentError: When `names` is neither a dictionary of names nor a function.
 
         Example:
             >>> layers = {"unet.mid.to_q": lora.LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)}
@@ -146,6 +150,7 @@ class Adapter(Contents):
 
         Raises:
             TargetError: When nothing of it lies in the module.
+            ArgumentError: When `module` is not a text.
 
         Example:
             >>> update = lora.LoRAUpdate(torch.ones(2, 3), torch.ones(5, 2), lora_alpha=4)

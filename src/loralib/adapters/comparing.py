@@ -57,7 +57,7 @@ class Comparable:
         """What two updates must share for the one to be loaded in the other's place.
 
         Returns:
-            Names and values: kind, rank, shapes and structure.
+            Names and values of kind, rank, shapes and structure.
         """
         shapes = [
             ("kind", self.kind),

@@ -84,10 +84,11 @@ class Contents:
             name: The layer's name.
 
         Returns:
-            ΔW in at least float32: (out, in) for a linear layer, (out, in / groups, *kernel) for a convolution.
+            ΔW in at least float32, (out, in) for a linear layer, (out, in / groups, *kernel) for a convolution.
 
         Raises:
             TargetError: When the layer is not adapted.
+            ArgumentError: When `name` is not a text.
             AlgebraError: For a DoRA update, whose effect depends on the weight.
         """
         check_name(name, "name")

@@ -106,7 +106,7 @@ class LoRAUpdate(Comparable):
         """The tensors that make up the update.
 
         Returns:
-            Them by the names under which they are stored: `lora_A`, `lora_B` and, of DoRA, `lora_magnitude`.
+            A dictionary with the names in files, `lora_A`, `lora_B` and, of DoRA, `lora_magnitude`.
         """
         held = {name: getattr(self, field) for name, field in _TENSORS.items()}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
@@ -177,7 +177,7 @@ class LoRAUpdate(Comparable):
             layout: How `W` is stored. Default: (out, in / groups, *kernel), and (V, k) for an embedding.
 
         Returns:
-            W' in the shape and dtype of `W`: W + ΔW, and for DoRA m·(W + ΔW) / ‖W + ΔW‖ (2402.09353, equation 5).
+            W + ΔW in the shape and dtype of `W`, and for DoRA m·(W + ΔW) / ‖W + ΔW‖ (2402.09353, equation 5).
 
         Example:
             >>> update = lora.LoRAUpdate(torch.zeros(1, 2), torch.zeros(2, 1), lora_alpha=1, magnitude=torch.tensor([10.0, 1]))

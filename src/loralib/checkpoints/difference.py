@@ -74,7 +74,8 @@ def difference(
     Raises:
         ConfigError: When neither `r` nor `energy` is given, or one of them is out of range.
         AlgebraError: When the two have other shapes, do not differ, or hold quantized weights.
-        FormatError: When a folder or a file holds quantized weights.
+        FormatError: When a folder or a file holds quantized weights, or none.
+        LayerError: When a layer of a model carries a LoRA update.
         TargetError: For a pattern that matches nothing.
         ArgumentError: When `tuned` or `base` is neither a model nor a path.
 

@@ -56,7 +56,14 @@ class AdaptedLayer(LoRALayer, Handler, Adopted, KeepsFactors, Mergeable):
     # --- what each kind of layer says of itself ---------------------------------------------------------------------
 
     def effective_weight(self, W: Tensor) -> Tensor:
-        """The weight with which the base layer would compute what this layer computes; `W` is the base's weight."""
+        """The weight with which the base layer would compute what this layer computes.
+
+        Args:
+            W: The base's weight.
+
+        Returns:
+            W + ΔW, in the shape and dtype of `W`, and differentiable.
+        """
         return self.update_of(self.lora_A, self.lora_B).effective_weight(W, self.layout(self))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -140,7 +147,11 @@ class AdaptedLayer(LoRALayer, Handler, Adopted, KeepsFactors, Mergeable):
         return self.make_update(self, A, B, lora_alpha, self.use_rslora, **self.structure(self))
 
     def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
-        """The layer's own Parameters that belong to the adapter, by name: its factors."""
+        """The layer's own Parameters that belong to the adapter.
+
+        Returns:
+            The factors by name.
+        """
         own = ((name, self._parameters.get(name)) for name in ("lora_A", "lora_B"))
         return {name: parameter for name, parameter in own if parameter is not None}
 

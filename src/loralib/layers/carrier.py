@@ -50,7 +50,7 @@ class Carrier(TemporaryWeights):
             layer: The layer, adapted already or not.
 
         Returns:
-            The layout: by default (out, in, *).
+            (out, in, *), unless the kind of layer says otherwise.
         """
         return Layout()
 

@@ -37,7 +37,7 @@ class ConvLoRA(ConvolutionLoRA, nn.Module):
         **kwargs: Those of `conv_module`, such as `padding`.
 
     Raises:
-        ConfigError: When a value cannot work.
+        ConfigError: When `r`, `lora_alpha` or `lora_dropout` is out of range.
 
     Example:
         >>> layer = lora.ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
@@ -204,7 +204,7 @@ class Conv1d(ConvLoRA, nn.Conv1d):  # type: ignore[misc]
         **kwargs: Those of `nn.Conv1d`.
 
     Raises:
-        ConfigError: When a value cannot work.
+        ConfigError: When `r`, `lora_alpha` or `lora_dropout` is out of range.
 
     Example:
         >>> layer = lora.Conv1d(4, 8, 3, r=2, padding=1)
@@ -230,7 +230,7 @@ class Conv2d(ConvLoRA, nn.Conv2d):  # type: ignore[misc]
         **kwargs: Those of `nn.Conv2d`.
 
     Raises:
-        ConfigError: When a value cannot work.
+        ConfigError: When `r`, `lora_alpha` or `lora_dropout` is out of range.
 
     Example:
         >>> layer = lora.Conv2d(4, 8, 3, r=2, padding=1)
@@ -254,7 +254,7 @@ class Conv3d(ConvLoRA, nn.Conv3d):  # type: ignore[misc]
         **kwargs: Those of `nn.Conv3d`.
 
     Raises:
-        ConfigError: When a value cannot work.
+        ConfigError: When `r`, `lora_alpha` or `lora_dropout` is out of range.
 
     Example:
         >>> lora.Conv3d(4, 8, (1, 3, 3), r=2).lora_A.shape

@@ -160,7 +160,7 @@ class Embedding(EmbeddingLoRA, nn.Embedding):  # type: ignore[misc]
             and leaves A and B alone; `scale_grad_by_freq` applies to A; the gradient of A is dense, whatever `sparse` says.
 
     Raises:
-        ConfigError: When a value cannot work.
+        ConfigError: When `r` or `lora_alpha` is out of range.
 
     Example:
         >>> layer = lora.Embedding(10, 4, r=2, lora_alpha=4, padding_idx=0)

@@ -118,7 +118,7 @@ class MergedLinear(FusedLinearLoRA, nn.Linear):  # type: ignore[misc]
         **kwargs: Those of `nn.Linear`.
 
     Raises:
-        ConfigError: When the length of `enable_lora` does not divide `out_features`, or a value cannot work.
+        ConfigError: When the length of `enable_lora` does not divide `out_features`, or another value is out of range.
 
     Example:
         >>> qkv = lora.MergedLinear(16, 3 * 16, r=2, lora_alpha=4, enable_lora=[True, False, True])

@@ -207,7 +207,7 @@ class Linear(LinearLoRA, nn.Linear):  # type: ignore[misc]
         **kwargs: Those of `nn.Linear`.
 
     Raises:
-        ConfigError: When a value cannot work.
+        ConfigError: When `r`, `lora_alpha` or `lora_dropout` is out of range.
 
     Example:
         >>> layer = lora.Linear(16, 4, r=2, lora_alpha=4)

@@ -17,7 +17,7 @@ class LoRALayer:
         merge_weights: Merge on `eval()`, unmerge on `train()`.
 
     Raises:
-        ConfigError: When a value cannot work.
+        ConfigError: When `r`, `lora_alpha` or `lora_dropout` is out of range.
 
     Example:
         >>> class MyLayer(nn.Module, lora.LoRALayer):

@@ -5,15 +5,14 @@ from collections.abc import Iterable, Mapping
 
 
 class Bound(list[str]):
-    """The names of the adapted layers.
+    """What `inject` and `attach` return: the names of the adapted layers, as a list.
 
-    Attributes:
+    Args:
+        names: The names.
         parameters: How many numbers the factors of these layers hold.
         left_out: Why other modules that hold matrices got no update, by name, where "all-linear" or `exclude_modules` chose.
 
     Example:
-        >>> import loralib as lora
-        >>> from torch import nn
         >>> model = nn.ModuleDict({"proj": nn.Linear(8, 4), "rnn": nn.LSTM(4, 4)})
         >>> bound = lora.inject(model, lora.LoRAConfig(r=2))
         >>> bound, bound.parameters
@@ -32,8 +31,13 @@ class Bound(list[str]):
     def summary(self) -> str:
         """One line: how many layers have updates, and how many others have none, by reason.
 
-        >>> Bound(["q", "v"], 64, {"lm_head": "it is the output embedding"}).summary()
-        'LoRA on 2 layers (64 parameters); left out: 1 (it is the output embedding)'
+        Returns:
+            The line.
+
+        Example:
+            >>> model = nn.ModuleDict({"proj": nn.Linear(8, 4), "rnn": nn.LSTM(4, 4)})
+            >>> print(lora.inject(model, lora.LoRAConfig(r=2)).summary())
+            LoRA on 1 layer (24 parameters); left out: 1 (LSTM layers cannot be adapted)
         """
         layers = f"{len(self)} layer{'s' if len(self) != 1 else ''}"
         return f"LoRA on {layers} ({self.parameters:,} parameters)" + (

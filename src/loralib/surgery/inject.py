@@ -47,7 +47,7 @@ def inject(model: nn.Module, config: Given, dtype: torch.dtype | None = None) ->
         dtype: Of the factors. Default: float32 where the weight has a lower precision, its own dtype elsewhere.
 
     Returns:
-        A `Bound`: a list of names, which also holds the number of parameters of the factors, and what "all-linear" left out and
+        A list of names, which also holds the number of parameters of the factors, and what "all-linear" left out and
             why.
 
     Raises:
