@@ -1,4 +1,4 @@
-"""Docstrings and signatures as the site shows them: doctests as code blocks, fields by what they take and default to."""
+"""Docstrings and signatures as the site shows them: doctests as code blocks, types and defaults as users write them."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ def as_markdown(docstring: str) -> str:
 
 
 class Doctests(griffe.Extension):
-    """Applies `as_markdown` to every docstring, and says what fields take and default to."""
+    """Applies `as_markdown` to every docstring, and spells out types and defaults."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Give a field that is a descriptor the type of its values, and no default."""
@@ -31,6 +31,24 @@ class Doctests(griffe.Extension):
             obj.docstring.value = as_markdown(obj.docstring.value)
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
-        """Show defaults of `func` as their values."""
+        """Show defaults of `func` as their values, and our names of types as what they stand for."""
         for parameter in func.parameters:
             parameter.default = _MEANT.get(str(parameter.default), parameter.default)
+            parameter.annotation = _spelled(parameter.annotation, func)
+
+
+def _spelled(annotation: Any, where: griffe.Object) -> Any:
+    """An annotation with every alias of a type that this library defines replaced by the type; itself where there is none."""
+    if not isinstance(annotation, griffe.Expr):
+        return annotation
+    parts = [_meaning(part, where) for part in annotation.iterate(flat=True)]
+    return annotation if "".join(parts) == str(annotation) else "".join(parts)
+
+
+def _meaning(part: Any, where: griffe.Object) -> str:
+    """What a part of an annotation stands for."""
+    path = part.canonical_path if isinstance(part, griffe.ExprName) else ""
+    if not path.startswith("loralib."):
+        return str(part)
+    found = where.modules_collection[path]
+    return str(_spelled(found.value, found)) if found.is_attribute else str(part)
