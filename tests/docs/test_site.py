@@ -136,4 +136,6 @@ def test_every_reader_has_a_path_from_the_start(pages: Mapping[str, Page], page:
 def test_signatures_of_the_reference_say_what_users_write(site: Path) -> None:
     pages = [page.read_text(encoding="utf-8") for page in (site / "reference").rglob("*.html")]
     assert any("all-linear" in page for page in pages)
-    assert not any(word in page for page in pages for word in ("ConfigField", "ALL_LINEAR", ">Given<", "CombineMethod", "KeyMap"))
+    assert not any(
+        word in page for page in pages for word in ("ConfigField", "ALL_LINEAR", ">Given<", "CombineMethod", "KeyMap")
+    )

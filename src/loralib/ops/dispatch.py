@@ -33,7 +33,7 @@ _forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=N
 
 @contextmanager
 def use(implementation: str) -> Iterator[None]:
-    """Context manager: compute every operation of this thread by one of `IMPLEMENTATIONS`.
+    """Context manager: compute every operation of this thread by one implementation.
 
     With "onednn" the model's frozen linear layers without an update compute by that kernel, too. The backward pass is that of
     the forward pass, wherever it runs; compilers trace "reference" in any case.
@@ -42,14 +42,14 @@ def use(implementation: str) -> Iterator[None]:
         implementation: "reference", "autograd", "onednn" or "triton".
 
     Raises:
-        ConfigError: For an unknown implementation, or one that this build of torch does not have.
+        ConfigError: When the implementation is unknown, or this build of torch does not have it.
         LayerError: Inside the block, where the implementation cannot compute an operation.
 
     Example:
-        >>> x, W, A, B = torch.ones(1, 4), torch.zeros(3, 4), torch.ones(2, 4), torch.ones(3, 2)
-        >>> with use("reference"):
-        ...     lora_linear(x, W, None, A, B, 0.5)
-        tensor([[4., 4., 4.]])
+        >>> layer = lora.Linear(4, 3, r=2)
+        >>> with lora.ops.use("reference"):
+        ...     layer(torch.ones(1, 4)).shape
+        torch.Size([1, 3])
     """
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"{implementation!r} is not an implementation; choose one of {', '.join(IMPLEMENTATIONS)}.")
