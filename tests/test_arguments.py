@@ -106,6 +106,8 @@ def calls(folder: Path) -> dict[str, Callable[[Any], Any]]:
         "intruder_dimensions.base": lambda v: lora.intruder_dimensions(ADAPTER, v),
         "reduce_intruder_dimensions.adapter": lambda v: lora.reduce_intruder_dimensions(v, plain()),
         "reduce_intruder_dimensions.base": lambda v: lora.reduce_intruder_dimensions(ADAPTER, v),
+        "suggest.model": lora.suggest,
+        "suggest.hidden_size": lambda v: lora.suggest(plain(), hidden_size=v),
         "register_layer.layer_class": lambda v: lora.register_layer(v, lora.layers.LinearLoRA),
         "register_layer.handler": lambda v: lora.register_layer(nn.Linear, v),
         "Adapter.config": lambda v: lora.Adapter(v, {}),

@@ -107,6 +107,7 @@ def suggest(model: nn.Module, *, hidden_size: int | None = None) -> Suggestion:
 
     Raises:
         ConfigError: When nothing tells the width, or `hidden_size` is not a positive integer.
+        ArgumentError: When `model` is not a module.
 
     Example:
         >>> import torch
