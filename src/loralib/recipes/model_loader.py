@@ -1,7 +1,10 @@
 """Loading pretrained models with their tokenizers, quietly and in float32."""
 
+import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GgufConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, RunError
 from ..train.quiet import quiet_transformers
 from . import run_folder
+from .model_sources import ModelSource, locate
 
 _UNLOADABLE = (  # what transformers raises for a damaged folder, whose config.json may say anything
     OSError,
@@ -55,20 +59,25 @@ def load(
     trust_remote_code: bool = False,
     **how: Any,
 ) -> Loaded:
-    """The pretrained model `name` of the class `kind`, in float32.
+    """The pretrained model `name` of the class `kind`, in float32, from wherever `model_sources.locate` finds it.
 
     title: what a message calls such a model. outputs: fields of its config. configure: sets more of them. trust_remote_code:
     whether to run the Python code that comes with the model, where it needs some. how: more for `from_pretrained`.
     Raises `RunError` when the model cannot be had, offline included.
     """
-    trust = {"trust_remote_code": bool(trust_remote_code)}  # None would let transformers ask on standard input
+    source = locate(name)
+    where: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}  # None would let transformers ask on standard input
+    where |= _of_gguf(source) if source.gguf else {}
     try:
-        stored = AutoConfig.from_pretrained(name, **trust)
-        config = AutoConfig.from_pretrained(name, **trust, **outputs)
+        stored = AutoConfig.from_pretrained(source.path, **where)
+        config = AutoConfig.from_pretrained(source.path, **where, **outputs)
         configure(config)
-        tokenizer = AutoTokenizer.from_pretrained(name, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **where)
         exact = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-        model, info = kind.from_pretrained(name, **exact, **trust, **how)
+        if source.gguf:
+            exact["quantization_config"] = GgufConfig(dequantize=True)
+        with redirect_stderr(io.StringIO()) if source.gguf else nullcontext():  # its reader draws a bar whatever is asked
+            model, info = kind.from_pretrained(source.path, **exact, **where, **how)
     except ConfigError:
         raise
     except _UNLOADABLE as error:
@@ -83,7 +92,24 @@ def load(
         raise RunError(f"model {name!r} has no vocabulary for texts; add the files of its tokenizer, such as tokenizer.json.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in training and decoding
+    if source.gguf:
+        _make_plain(model)
+    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = source.name
     return Loaded(model, tokenizer, stored, set(info["missing_keys"]), list(info["mismatched_keys"]))
+
+
+def _of_gguf(source: ModelSource) -> dict[str, Any]:
+    """What `from_pretrained` takes for a GGUF file. Raises `RunError` where the package that reads it is not installed."""
+    if find_spec("gguf") is None:
+        raise RunError(f"{source.gguf} is a GGUF file, which needs the package gguf; run: pip install gguf")
+    return {"gguf_file": source.gguf}
+
+
+def _make_plain(model: PreTrainedModel) -> None:
+    """A model whose GGUF weights are unpacked, as any other: transformers would still call it quantized and not save it."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.config.__dict__.pop("quantization_config", None)
 
 
 def refuse_code(name: str, error: Exception) -> None:

@@ -71,7 +71,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         datasets=datasets,
         task_type="CAUSAL_LM",
         trainer={
-            "data_collator": prompts.collator(tokenizer),
+            "data_collator": loss.LabelledBatch(prompts.collator(tokenizer), model),
             "compute_metrics": _judge,
             "compute_loss_func": loss.training_loss(model, options.label_smoothing_factor),
             "preprocess_logits_for_metrics": _losses,
