@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from loralib.cli import main
 from loralib.recipes import comparison, report, run_folder
-from loralib.recipes.nlg import generator, prompts
+from loralib.recipes.nlg import generator
 from loralib.recipes.nlg.examples import collected, example
+from loralib.recipes.nlg.prompts import PaperForm
 from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.presets.nlg import Decoding
 from peers import data
@@ -61,8 +62,8 @@ def test_the_vocabulary_is_like_that_of_gpt_2(tmp_path: Path) -> None:
     assert tokenizer.all_special_tokens == [e2e.END]
     for text in (*texts, " unseen words, 日本\tand bytes\n"):
         assert tokenizer.decode(tokenizer.encode(text), clean_up_tokenization_spaces=False) == text
-    assert prompts.prompt_ids(tokenizer, "pub")[-1] == tokenizer.eos_token_id == tokenizer.bos_token_id
-    assert len(prompts.end_ids(tokenizer)) == 2  # the end and "\n"
+    assert PaperForm(tokenizer).prompt_ids("pub")[-1] == tokenizer.eos_token_id == tokenizer.bos_token_id
+    assert len(PaperForm(tokenizer).end_ids()) == 2  # the end and "\n"
 
 
 def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

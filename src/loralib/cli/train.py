@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
 from ..recipes import presets, run_folder
+from ..recipes.detection import with_problem
 from ..recipes.options import PERMISSION, TrainOptions
 from ..recipes.presets import Preset
 from ..recipes.resolved import resolved
@@ -110,7 +111,7 @@ def parser() -> OptionsParser:
 def _stages(values: Mapping[str, Any], seeds: int | None, preset: str | None) -> list[Stage]:
     """The stages to train; a preset that starts from another task's adapter has a stage for that task first."""
     if preset is None:
-        options = TrainOptions.of(values).with_absolute_paths()
+        options = TrainOptions.of(with_problem(values)).with_absolute_paths()
         folder = Path(options.output or f"runs/{options.data_name}-{options.method}")
         return [Stage(options, folder, seeds or 1, single=seeds is None)]
     if values.get("method", "lora") != "lora":

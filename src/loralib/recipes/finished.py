@@ -11,7 +11,7 @@ from .. import formats
 from ..errors import RunError
 from ..surgery.attach import attach
 from ..surgery.merge import merge
-from . import run_folder
+from . import model_loader, run_folder
 from .options import TrainOptions
 from .task import Problem
 
@@ -52,6 +52,7 @@ class FinishedRun:
         is_lora = options.method == "lora"
         model, tokenizer = cls.load(str(options.model) if is_lora else str(saved), labels, trust_remote_code)
         if is_lora:
+            tokenizer = model_loader.saved_tokenizer(saved) or tokenizer
             attach(model, formats.load(saved))
             merge(model)
         device: Any = torch.accelerator.current_accelerator() or torch.device("cpu")

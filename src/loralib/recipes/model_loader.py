@@ -1,4 +1,4 @@
-"""Loading pretrained models with their tokenizers, quietly and in float32."""
+"""Loading pretrained models with their tokenizers, quietly, from wherever they are."""
 
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -57,12 +57,14 @@ def load(
     configure: Callable[[PretrainedConfig], None],
     *,
     trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
     **how: Any,
 ) -> Loaded:
-    """The pretrained model `name` of the class `kind`, in float32, from wherever `model_sources.locate` finds it.
+    """The pretrained model `name` of the class `kind`, from wherever `model_sources.locate` finds it.
 
     title: what a message calls such a model. outputs: fields of its config. configure: sets more of them. trust_remote_code:
-    whether to run the Python code that comes with the model, where it needs some. how: more for `from_pretrained`.
+    whether to run the Python code that comes with the model, where it needs some. dtype: of its weights. how: more for
+    `from_pretrained`.
     Raises `RunError` when the model cannot be had, offline included.
     """
     source = locate(name)
@@ -73,7 +75,7 @@ def load(
         config = AutoConfig.from_pretrained(source.path, **where, **outputs)
         configure(config)
         tokenizer = AutoTokenizer.from_pretrained(source.path, **where)
-        exact = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        exact = {"config": config, "dtype": dtype, "output_loading_info": True}
         if source.gguf:
             exact["quantization_config"] = GgufConfig(dequantize=True)
         with redirect_stderr(io.StringIO()) if source.gguf else nullcontext():  # its reader draws a bar whatever is asked
@@ -98,6 +100,16 @@ def load(
     return Loaded(model, tokenizer, stored, set(info["missing_keys"]), list(info["mismatched_keys"]))
 
 
+def saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a run kept with its adapter; None where it kept none."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+    if found.pad_token is None:
+        found.pad_token = found.eos_token
+    return found
+
+
 def _of_gguf(source: ModelSource) -> dict[str, Any]:
     """What `from_pretrained` takes for a GGUF file. Raises `RunError` where the package that reads it is not installed."""
     if find_spec("gguf") is None:
@@ -107,8 +119,8 @@ def _of_gguf(source: ModelSource) -> dict[str, Any]:
 
 def _make_plain(model: PreTrainedModel) -> None:
     """A model whose GGUF weights are unpacked, as any other: transformers would still call it quantized and not save it."""
-    model.hf_quantizer = None
-    model.is_quantized = False
+    plain: Any = model
+    plain.hf_quantizer, plain.is_quantized = None, False
     model.config.__dict__.pop("quantization_config", None)
 
 

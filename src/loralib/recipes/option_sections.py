@@ -10,10 +10,12 @@ from typing import ClassVar, Literal
 
 from ..config import LoRAConfig
 from . import lora_options
-from .declaring import BETWEEN_0_AND_1, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, one_of, option
+from .declaring import BETWEEN_0_AND_1, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, Rule, one_of, option
 from .task import Method, Problem
 
 Head = Literal["all", "classifier"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+Layout = Literal["messages", "conversations", "instruction", "prompt", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,11 @@ class ModelOptions:
 
     title: ClassVar[str] = "model"
 
-    model: str | None = option(None, "NAME", "model to fine-tune: a name on the Hugging Face hub, or a local folder")
+    model: str | None = option(None, "NAME", "model to fine-tune: a name on the Hugging Face hub, a folder, or a GGUF file")
+    dtype: Dtype | None = option(None, "", "data type of the model's frozen weights (default: fp32)", one_of(Dtype))
+    chat_template: str | None = option(
+        None, "NAME", "chat: a .jinja file, chatml or plain, instead of the tokenizer's own template"
+    )
     trust_remote_code: bool = option(False, "", "run Python code that comes with the model (never read from a file)")
     head_dropout: float | None = option(None, "P", "dropout before the classifier (default: from the model's config)", FRACTION)
     attention_dropout: float | None = option(
@@ -52,8 +58,12 @@ class DataOptions:
     label_column: str = option("label", "NAME", "column with the label")
     context_column: str = option("context", "NAME", "generation: field with the input in a .jsonl file")
     completion_column: str = option("completion", "NAME", "generation: field with the target text, or a list of texts")
+    layout: Layout | None = option(None, "", "chat: columns of the rows (default: what the first row has)", one_of(Layout))
+    packing: bool = option(False, "", "chat: put several rows into one of --max-length tokens, kept apart")
     max_train_rows: int | None = option(None, "N", "train on a random sample of N rows (default: all)", POSITIVE)
-    max_length: int | None = option(None, "N", "truncate each row to N tokens (default: 128; generation: 512)", POSITIVE)
+    max_length: int | None = option(
+        None, "N", "truncate each row to N tokens (default: 128; generation: 512; chat: 1024)", POSITIVE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +96,11 @@ class TrainingOptions:
 
     title: ClassVar[str] = "training"
 
-    learning_rate: float | None = option(
-        None, "RATE", "peak learning rate (default, by method: 5e-4, 1e-2, 5e-5; generation: 2e-4, 1e-4, 5e-5)", POSITIVE
+    learning_rate: float | Literal["auto"] | None = option(
+        None,
+        "RATE",
+        "peak learning rate, or auto: by the size of a language model (default: 5e-4 for LoRA; generation: 2e-4; chat: auto)",
+        Rule(lambda value: value == "auto" or POSITIVE.holds(value), "must be positive, or auto"),
     )
     num_train_epochs: float = option(3.0, "N", "passes over the training data", POSITIVE)
     batch_size: int = option(32, "N", "rows per optimizer step, on all devices together", POSITIVE)
@@ -103,6 +116,9 @@ class TrainingOptions:
     label_smoothing_factor: float = option(0.0, "P", "generation: fraction of a target spread over the vocabulary", FRACTION)
     warmup_ratio: float = option(0.06, "P", "fraction of the steps in which the learning rate rises", FRACTION)
     warmup_steps: int | None = option(None, "N", "number of those steps, instead of a fraction", NOT_NEGATIVE)
+    optim: str | None = option(None, "NAME", "optimizer, as transformers calls it (default: adamw_torch)")
+    lr_scheduler_type: str = option("linear", "NAME", "schedule of the learning rate, as transformers calls it")
+    gradient_checkpointing: bool = option(False, "", "compute activations twice instead of keeping them: less memory, slower")
     group_by_length: bool = option(False, "", "batch texts of similar length: less padding, faster")
     bf16: bool = option(False, "", "train in bfloat16 mixed precision")
     fp16: bool = option(False, "", "train in float16 mixed precision with loss scaling; needs a GPU")
@@ -131,6 +147,7 @@ class EvaluationOptions:
         None, "N", "score a random sample of N test rows, 0 for none (default: all)", NOT_NEGATIVE
     )
     per_device_eval_batch_size: int = option(64, "N", "rows per device and step of an evaluation", POSITIVE)
+    eval_steps: int | None = option(None, "N", "evaluate every N steps (default: every epoch)", POSITIVE)
     best_epoch: bool = option(True, "", "keep the epoch with the best metric; false keeps the last")
     metric_for_best_model: str | None = option(
         None, "NAME", "metric of the best epoch (default: the task's; accuracy, pearson or perplexity with --data)"
@@ -146,4 +163,5 @@ class OutputOptions:
 
     output: str | None = option(None, "DIR", "run folder to write (default: runs/<data>-<method>)")
     save_steps: int | None = option(None, "N", "save a checkpoint every N steps (default: every epoch)", POSITIVE)
+    report_to: str = option("none", "NAME", "also log to this tracker, as transformers calls it: wandb, mlflow, ...")
     save_merged: bool = option(False, "", "also write the merged model to <output>/merged, for plain transformers")

@@ -90,6 +90,11 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
                 ("gradient_accumulation_steps",),
                 "has no effect with device_batch_size; give one of them",
             ),
+            (
+                self.packing,
+                ("group_by_length",),
+                "has no effect with packing, which makes rows of one length; give one of them",
+            ),
             (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
             (self.best_epoch, ("save_steps",), best),
         ]
@@ -99,17 +104,19 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
             for name, value in changed.items():
                 if applies and name in names:
                     raise ConfigError(f"{name}={value!r} {why}.")
+        if self.learning_rate == "auto" and "chat_template" not in self.task_kind.options:
+            raise ConfigError("learning_rate='auto': is a rule for language models; give a number.")
         if self.metric not in (known := self.task_kind.metrics):
             raise ConfigError(f"metric_for_best_model={self.metric!r}: must be one of {', '.join(known)} for this problem.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From values by name, LoRA's own among the others, or in a mapping by the name "lora"."""
-        own = {**(values.get("lora") or {}), **{name: value for name, value in values.items() if name in lora_options.NAMES}}
-        return cls(
-            lora=lora_options.read(own),
-            **{name: value for name, value in values.items() if name not in (*lora_options.NAMES, "lora")},
-        )
+        """From values by name, LoRA's own among the others, or in a mapping by the name "lora"; what is usual for the kind of
+        task stands for those that are not given."""
+        flat = {**{name: value for name, value in values.items() if name != "lora"}, **(values.get("lora") or {})}
+        flat = {**_usual(flat), **flat}
+        own = {name: value for name, value in flat.items() if name in lora_options.NAMES}
+        return cls(lora=lora_options.read(own), **{name: value for name, value in flat.items() if name not in own})
 
     def updated(self, values: Mapping[str, Any]) -> Self:
         """The same options but for these values, by name as in `of`."""
@@ -152,8 +159,9 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate, or the method's default."""
-        return self.task_kind.learning_rates[self.method] if self.learning_rate is None else self.learning_rate
+        """The learning rate, or the method's default; where it is to be found by the model, that until it is."""
+        known = self.learning_rate not in (None, "auto")
+        return float(self.learning_rate or 0) if known else self.task_kind.learning_rates[self.method]
 
     @property
     def metric(self) -> str:
@@ -183,3 +191,15 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
     def takes_pairs(self) -> bool:
         """Whether an input is two texts."""
         return bool(GLUE[self.task].pair if self.task and self.task in GLUE else self.text_pair_column)
+
+
+def _usual(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is usual for the kind of task, but for options that others which are given leave without effect."""
+    usual = dict(TASKS[kind_of(given.get("task"), given.get("problem"))].usual)
+    if given.get("layers"):
+        usual.pop("target_modules", None)
+    if given.get("packing"):
+        usual.pop("group_by_length", None)
+    if given.get("method", "lora") != "lora":
+        usual = {name: value for name, value in usual.items() if name not in lora_options.NAMES}
+    return usual

@@ -1,7 +1,7 @@
 """All that a run needs, found good before anything is written: what each kind of task prepares, and `run` carries out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -20,7 +20,8 @@ class Plan:
     labels: the names of the classes; None where there are none. data: the rows to train on, those to evaluate on after every
     epoch and, where there are some, those to score once, at the end. datasets: the same as the model takes them. task_type:
     what PEFT calls the task. trainer: further arguments of transformers' Trainer, such as the metrics. bound: the layers with
-    LoRA, where there are any.
+    LoRA, where there are any. settled: options that the model decides, such as a learning rate of "auto". notes: what else
+    the user should know before training starts.
     """
 
     model: "PreTrainedModel"
@@ -31,6 +32,8 @@ class Plan:
     task_type: str
     trainer: Mapping[str, Any]
     bound: Bound | None = None
+    settled: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 class Implementation(Protocol):

@@ -106,6 +106,17 @@ def read_records(
     return list(_delimited(path, rows, names, rule, kind == ".tsv", malformed))
 
 
+def first_columns(path: Path) -> list[str]:
+    """The columns of the first row of a `.jsonl` file; none when it is not there or does not begin with an object."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            row = json.loads(next((line for line in file if line.strip()), "null"))
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
+        return []
+    return list(row) if isinstance(row, dict) else []
+
+
 def numbered(where: str, rows: Iterable[T]) -> Iterator[tuple[str, T]]:
     """The rows, each with its place for messages."""
     return ((f"{where} {number}", row) for number, row in enumerate(rows, 1))

@@ -79,6 +79,7 @@ def _train(
     training.arguments(options, folder, len(data[0]))
     transformers.set_seed(options.seed)
     planned = kind.plan(options, data)
+    options = options.updated(planned.settled)
     if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
     parameters = measure.count_parameters(planned.model)
@@ -132,6 +133,7 @@ def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -
         f"{options.method}: training {parameters['trained']:,} of {every:,} parameters ({share:.2%}) of {options.model}",
         f"on {len(rows):,} rows of {source(rows)}, evaluating on {len(held_out):,} rows of {source(held_out)}{tested}",
         *([planned.bound.summary()] if planned.bound is not None else []),
+        *planned.notes,
     ]
 
 
@@ -171,6 +173,8 @@ def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str
 def _write(options: TrainOptions, folder: Path, planned: Plan, trainer: Trainer, results: dict[str, Any]) -> None:
     if isinstance(trainer, AdapterTrainer):
         formats.save(trainer.adapter(), folder / run_folder.ADAPTER)
+        if planned.task_type == "CAUSAL_LM":  # whose texts the chat template is a part of
+            planned.tokenizer.save_pretrained(folder / run_folder.ADAPTER)
         results["saved_bytes"] = run_folder.size(folder / run_folder.ADAPTER)
         if options.save_merged:
             merge(planned.model, keep=False)

@@ -43,7 +43,7 @@ _OF_A_RUN = "|".join(
     [
         *map(re.escape, (CONFIG, LABELS, METRICS, CURVE)),
         rf"{ADAPTER}/adapter_(config\.json|model\.safetensors)",
-        rf"({MODEL}|{MERGED})/({_OF_A_MODEL})",
+        rf"({ADAPTER}|{MODEL}|{MERGED})/({_OF_A_MODEL})",
         rf"{CHECKPOINTS}/checkpoint-\d+/(.+/)?({_OF_A_MODEL}|[^/]+\.(bin|pth?|distcp)|README\.md|latest)",
         rf"{LOGS}/events\.out\.tfevents\.[^/]+",
         rf"{SUBMISSION}/[^/]+\.tsv",

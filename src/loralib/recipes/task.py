@@ -4,16 +4,16 @@ A further kind is one `Task` in `TASKS`, and one module with the functions of `p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .nlg.tasks import TASKS as DATA_TO_TEXT
 from .nlu.glue import TASKS as GLUE
 
 Method = Literal["lora", "last-layers", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Problem = Literal["classification", "regression", "generation"]
+Problem = Literal["classification", "regression", "generation", "chat"]
 
 LOWER_IS_BETTER = ("perplexity", "nll", "loss")
 
@@ -26,6 +26,7 @@ class Task:
     best epoch on other data. options: those that only this kind has; belongs: what a message says of them elsewhere.
     usage: what its runs do, and the commands that use them. from_hub: whether its data may be a data set on the hub. unit: what
     a metric of 1 is in the paper's tables. module: where it is carried out. following: what is done next with a run on a task.
+    usual: options that are not those of other kinds when they are not given.
     """
 
     named: Mapping[str, str]
@@ -39,6 +40,7 @@ class Task:
     unit: int
     module: str
     following: str = ""
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
 
 CLASSIFICATION = Task(
@@ -56,21 +58,43 @@ CLASSIFICATION = Task(
 REGRESSION = replace(
     CLASSIFICATION, named={name: task.metric for name, task in GLUE.items() if not task.labels}, metrics=("pearson", "spearman")
 )
+_OF_LANGUAGE_MODELS = ("base_dropout", "label_smoothing_factor", "chat_template")
 GENERATION = Task(
     named=dict.fromkeys(DATA_TO_TEXT, "perplexity"),
     metrics=("perplexity", "nll"),
     max_length=512,
     learning_rates={"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5},
-    options=("context_column", "completion_column", "base_dropout", "label_smoothing_factor"),
-    belongs="belongs to generating text: to task=e2e, or to problem=generation",
+    options=("context_column", "completion_column", *_OF_LANGUAGE_MODELS),
+    belongs="belongs to generating text: to task=e2e, or to problem=generation or chat",
     usage="generates text; use loralib generate and loralib score",
     from_hub=False,
     unit=1,
     module="nlg.text_generation",
     following="loralib generate {run} --split test, and loralib score {task} {run}",
 )
+CHAT = Task(
+    named={},
+    metrics=("perplexity", "nll"),
+    max_length=1024,
+    learning_rates={"lora": 2e-4, "last-layers": 2e-5, "full": 2e-5},  # where the model does not say what suits it
+    options=("layout", "packing", *_OF_LANGUAGE_MODELS),
+    belongs="belongs to problem=chat",
+    usage="answers messages; use loralib chat or loralib generate",
+    from_hub=True,
+    unit=1,
+    module="chat.fine_tuning",
+    usual={
+        "r": 16,
+        "lora_alpha": 32.0,
+        "target_modules": "all-linear",
+        "learning_rate": "auto",
+        "batch_size": 16,
+        "per_device_eval_batch_size": 8,
+        "group_by_length": True,
+    },
+)
 TASKS: Mapping[Problem, Task] = MappingProxyType(
-    {"classification": CLASSIFICATION, "regression": REGRESSION, "generation": GENERATION}
+    {"classification": CLASSIFICATION, "regression": REGRESSION, "generation": GENERATION, "chat": CHAT}
 )
 
 

@@ -14,7 +14,7 @@ from ..train.devices import device_count
 from ..train.fit import fit
 from ..train.sampling import GroupingTrainer
 from ..train.trainer import GroupingAdapterTrainer
-from . import run_folder
+from . import model_sources, run_folder
 from .options import TrainOptions
 from .plan import Plan
 from .task import LOWER_IS_BETTER
@@ -28,6 +28,8 @@ SAME = (
     "max_grad_norm",
     "bf16",
     "fp16",
+    "lr_scheduler_type",
+    "report_to",
     "seed",
 )
 
@@ -55,18 +57,23 @@ def share_of_batch(options: TrainOptions, devices: int) -> tuple[int, int]:
 def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int) -> dict[str, Any]:
     """Trainer's arguments for `rows` of training data, wherever it will run; `ConfigError` as `share_of_batch`."""
     share, parts = share_of_batch(options, devices)
-    saving: dict[str, Any] = {"save_strategy": "epoch"}
-    if options.save_steps:
-        saving = {"save_strategy": "steps", "save_steps": options.save_steps}
+    every: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    if options.eval_steps:
+        every |= {"eval_strategy": "steps", "eval_steps": options.eval_steps}
+    if steps := options.save_steps or (options.eval_steps if options.best_epoch else None):
+        every |= {"save_strategy": "steps", "save_steps": steps}
+    if options.optim:
+        every["optim"] = options.optim
+    if options.gradient_checkpointing:
+        known = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # the name since transformers 5.20
+        every["activation_checkpointing" if known else "gradient_checkpointing"] = True
     return dict(
         output_dir=str(folder / run_folder.CHECKPOINTS),
         per_device_train_batch_size=share,
         gradient_accumulation_steps=parts,
         learning_rate=options.peak_learning_rate,
-        lr_scheduler_type="linear",
         warmup_steps=options.warmup_ratio if options.warmup_steps is None else options.warmup_steps,  # below 1: a share
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
-        eval_strategy="epoch",
         save_total_limit=2,  # the best and the last; with 1, Trainer deletes the last when training ends
         load_best_model_at_end=options.best_epoch,
         metric_for_best_model=options.metric,
@@ -74,10 +81,9 @@ def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int
         restore_callback_states_from_checkpoint=True,  # how patient it has been
         logging_steps=max(1, min(10, rows // options.batch_size // 4)),
         logging_nan_inf_filter=False,
-        report_to="none",
         disable_tqdm=True,
         **{name: getattr(options, name) for name in SAME},
-        **saving,
+        **every,
     )
 
 
@@ -89,7 +95,10 @@ def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArgumen
     if options.fp16 and not accelerated:
         raise ConfigError("fp16=True: needs a GPU, and there is none; use --bf16 true, or say --fp16 false.")
     values = argument_values(options, folder, rows, device_count())
-    return TrainingArguments(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
+    try:
+        return TrainingArguments(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
+    except (ValueError, ImportError) as error:  # names of optimizers, schedules and trackers
+        raise ConfigError(f"transformers takes these options not: {' '.join(str(error).split())[:300]}") from None
 
 
 def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequence[TrainerCallback], **how: Any) -> Trainer:
@@ -106,7 +115,8 @@ def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequ
     }
     if options.method == "lora":
         kind = GroupingAdapterTrainer
-        trainer["metadata"] = {"base_model_name_or_path": options.model or "", "task_type": plan.task_type}
+        name = model_sources.locate(options.model or "").name
+        trainer["metadata"] = {"base_model_name_or_path": name, "task_type": plan.task_type}
     with ops.use("onednn") if options.onednn else nullcontext():
         return fit(kind, trainer, metric=options.metric, log=folder / run_folder.LOGS, **how)
 

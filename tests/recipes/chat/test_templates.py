@@ -152,7 +152,7 @@ def test_which_template(tmp_path: Any) -> None:
     tokenizer = chats.tokenizer()
     with pytest.raises(ConfigError, match="has no chat template; name one: --chat-template plain, chatml"):
         set_template(tokenizer, None)
-    with pytest.raises(ConfigError, match=r"chat_template='alpaca': must be chatml, plain, or the path of a \.jinja file"):
+    with pytest.raises(ConfigError, match=r"='alpaca': must be tokenizer, chatml, plain, or the path of a \.jinja file"):
         set_template(tokenizer, "alpaca")
     (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}")
     set_template(tokenizer, str(tmp_path / "own.jinja"))

@@ -25,6 +25,7 @@ from transformers import (
 import loralib as lora
 from loralib.errors import ConfigError, DataError
 from loralib.recipes.nlg.decoding import decode
+from loralib.recipes.nlg.prompts import PaperForm
 from loralib.recipes.presets.nlg import Decoding
 from models import randomize
 from recipes.nlg.conftest import END, MEALS, meal
@@ -137,7 +138,7 @@ def test_one_beam_takes_the_likeliest_token_each_time(gpt2: Path, seed: int) -> 
     model = random_gpt2(len(tokenizer), seed)
     contexts = ["a", "b c d", "h h e f g a"]
     expected = [greedy_search(next_token(model), prompt_of(tokenizer, context), {0}, 12) for context in contexts]
-    assert decode(model, tokenizer, contexts, GREEDY) == [as_text(tokenizer, ids) for ids in expected]
+    assert decode(model, PaperForm(tokenizer), contexts, GREEDY) == [as_text(tokenizer, ids) for ids in expected]
     assert any(expected)
 
 
@@ -159,7 +160,7 @@ def test_beams_that_cover_everything_find_the_best_text_of_all(length: int, leng
                     log_ps = [log_p(prompt + list(ids[:i]))[token] for i, token in enumerate(ids)]
                     scores[ids] = sum(log_ps) / n**length_penalty
         best = max(scores, key=lambda ids: scores[ids])
-        assert decode(model, tokenizer, ["c a"], how) == [as_text(tokenizer, best)]
+        assert decode(model, PaperForm(tokenizer), ["c a"], how) == [as_text(tokenizer, best)]
 
 
 @given(
@@ -177,7 +178,7 @@ def test_beam_search_is_the_plain_one(
     how = Decoding(beams, length_penalty, no_repeat_ngram, max_new_tokens)
     contexts = ["a", "b c d a e"]
     expected = [beam_search(next_token(model), prompt_of(tokenizer, context), how) for context in contexts]
-    assert decode(model, tokenizer, contexts, how) == [as_text(tokenizer, ids) for ids in expected]
+    assert decode(model, PaperForm(tokenizer), contexts, how) == [as_text(tokenizer, ids) for ids in expected]
 
 
 @pytest.mark.parametrize(("length_penalty", "text"), [(0.0, "a"), (0.6, "a"), (0.9, "b c d")])
@@ -187,7 +188,7 @@ def test_the_length_of_a_score_counts_the_end(length_penalty: float, text: str) 
     half, most, rest = math.log(0.5), math.log(0.6), math.log(0.4)
     follows = {END: {"a": half, "b": half}, "a": {END: 0.0}, "b": {"c": 0.0}, "c": {"d": most, "e": rest}}
     model = markov(tokenizer, follows | {"d": {END: 0.0}, "e": {END: 0.0}})
-    assert decode(model, tokenizer, ["c"], Decoding(4, length_penalty, 0, 8)) == [text]
+    assert decode(model, PaperForm(tokenizer), ["c"], Decoding(4, length_penalty, 0, 8)) == [text]
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -203,21 +204,21 @@ def test_texts_do_not_depend_on_what_is_decoded_beside(
     tokenizer.pad_token = tokenizer.eos_token
     rng = random.Random(0)
     contexts = [" | ".join(meal(*both)[0] for both in rng.sample(MEALS, rng.choice([1, 1, 2]))) for _ in range(7)]
-    alone = [decode(model, tokenizer, [context], how)[0] for context in contexts]
+    alone = [decode(model, PaperForm(tokenizer), [context], how)[0] for context in contexts]
     assert len(set(alone)) > 3
     for batch_size in (2, 4, 7):
-        assert decode(model, tokenizer, contexts, how, batch_size) == alone
-    assert decode(model, tokenizer, contexts[::-1], how, 3) == alone[::-1]
+        assert decode(model, PaperForm(tokenizer), contexts, how, batch_size) == alone
+    assert decode(model, PaperForm(tokenizer), contexts[::-1], how, 3) == alone[::-1]
 
 
 def test_batches_are_told_the_longest_inputs_first(gpt2: Path) -> None:
     tokenizer = words_tokenizer(*"abcdefgh")
     contexts = ["a", "a b c", "b", "c d e f", "d e", "g h a b c"]
     heard: list[dict[int, str]] = []
-    texts = decode(random_gpt2(len(tokenizer)), tokenizer, contexts, GREEDY, 2, heard.append)
+    texts = decode(random_gpt2(len(tokenizer)), PaperForm(tokenizer), contexts, GREEDY, 2, heard.append)
     assert [set(batch) for batch in heard] == [{5, 3}, {1, 4}, {0, 2}]
     assert [text for _, text in sorted(item for batch in heard for item in batch.items())] == texts
-    assert decode(random_gpt2(len(tokenizer)), tokenizer, [], GREEDY) == []
+    assert decode(random_gpt2(len(tokenizer)), PaperForm(tokenizer), [], GREEDY) == []
 
 
 # --- n-grams --------------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_batches_are_told_the_longest_inputs_first(gpt2: Path) -> None:
 def test_no_n_gram_comes_twice_in_a_text(n: int, beams: int) -> None:
     tokenizer = words_tokenizer(*"abc")
     model = markov(tokenizer, {END: {"a": 0.0}, "a": {"b": 0.0, "a": -1.0}, "b": {"a": 0.0, "c": -1.0}, "c": {"a": 0.0}})
-    texts = {m: decode(model, tokenizer, ["c"], Decoding(beams, 0.9, m, 14))[0].split() for m in (0, n)}
+    texts = {m: decode(model, PaperForm(tokenizer), ["c"], Decoding(beams, 0.9, m, 14))[0].split() for m in (0, n)}
     assert repeats(texts[0], n)
     assert texts[n]
     assert not repeats(texts[n], n)
@@ -240,7 +241,7 @@ def test_n_grams_of_the_input_may_be_copied(beams: int) -> None:
     chain = {END: {"a": 0.0}, "a": {"b": 0.0}, "b": {"c": 0.0}, "c": {"d": 0.0}, "d": {END: 0.0}, "e": {"e": 0.0}}
     model = markov(tokenizer, chain)
     how = Decoding(beams, 0.9, 2, 8)
-    assert decode(model, tokenizer, ["a b c d", "e a b"], how) == ["a b c d", "a b c d"]
+    assert decode(model, PaperForm(tokenizer), ["a b c d", "e a b"], how) == ["a b c d", "a b c d"]
     ids = torch.tensor([prompt_of(tokenizer, "a b c d")])
     theirs = GenerationConfig(max_new_tokens=8, num_beams=beams, no_repeat_ngram_size=2, eos_token_id=0, pad_token_id=0)
     found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=theirs)
@@ -256,14 +257,14 @@ def test_a_text_ends_with_the_end_of_text_or_a_line_break(end: str, beams: int) 
     tokenizer = words_tokenizer("a", "b", "c", "\n", "\n\n", "x\ny")
     model = markov(tokenizer, {END: {"a": 0.0}, "a": {"b": 0.0}, "b": {end: 0.0}, "\n": {"c": 0.0}, "\n\n": {"c": 0.0}})
     expected = "a b x" if end == "x\ny" else "a b"
-    assert decode(model, tokenizer, ["c"], Decoding(beams, 0.9, 0, 6)) == [expected]
+    assert decode(model, PaperForm(tokenizer), ["c"], Decoding(beams, 0.9, 0, 6)) == [expected]
 
 
 def test_a_text_may_end_at_once() -> None:
     tokenizer = words_tokenizer("a", "b")
     model = markov(tokenizer, {END: {END: 0.0}})
-    assert decode(model, tokenizer, ["a", "b"], GREEDY) == ["", ""]
-    assert decode(model, tokenizer, ["a", "b"], Decoding(beams=2, max_new_tokens=3)) == ["", ""]
+    assert decode(model, PaperForm(tokenizer), ["a", "b"], GREEDY) == ["", ""]
+    assert decode(model, PaperForm(tokenizer), ["a", "b"], Decoding(beams=2, max_new_tokens=3)) == ["", ""]
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
@@ -271,13 +272,14 @@ def test_a_text_may_end_at_once() -> None:
 def test_a_text_that_does_not_end_is_cut(most: int, beams: int) -> None:
     tokenizer = words_tokenizer("a", "b")
     model = markov(tokenizer, {END: {"a": 0.0}, "a": {"a": 0.0, "b": -5.0}})
-    assert decode(model, tokenizer, ["b"], Decoding(beams, 0.9, 0, most)) == [" ".join("a" * most)]
+    assert decode(model, PaperForm(tokenizer), ["b"], Decoding(beams, 0.9, 0, most)) == [" ".join("a" * most)]
 
 
 def test_an_input_that_ends_with_the_end_of_text_has_one_end(gpt2: Path) -> None:
     tokenizer = words_tokenizer(*"abcdefgh")
     model = random_gpt2(len(tokenizer), 1)
-    assert decode(model, tokenizer, [f"a b {END}"], GREEDY) == decode(model, tokenizer, ["a b"], GREEDY) != [""]
+    form = PaperForm(tokenizer)
+    assert decode(model, form, [f"a b {END}"], GREEDY) == decode(model, form, ["a b"], GREEDY) != [""]
 
 
 # --- rooms and words ------------------------------------------------------------------------------------------------
@@ -288,9 +290,9 @@ def test_an_input_without_room_for_its_text_is_refused_before_anything_is_decode
     model = random_gpt2(len(tokenizer))
     fits = " ".join("a" * (64 - 12 - 1))
     heard: list[dict[int, str]] = []
-    assert len(decode(model, tokenizer, [fits], GREEDY, 1, heard.append)) == len(heard) == 1
+    assert len(decode(model, PaperForm(tokenizer), [fits], GREEDY, 1, heard.append)) == len(heard) == 1
     with pytest.raises(DataError, match=r"'a a a.*' has 53 tokens, and with 12 new ones it exceeds the 64 that the model"):
-        decode(model, tokenizer, ["b", f"{fits} a"], GREEDY, 1, heard.append)
+        decode(model, PaperForm(tokenizer), ["b", f"{fits} a"], GREEDY, 1, heard.append)
     assert len(heard) == 1
 
 
@@ -308,14 +310,14 @@ def test_decoding_that_cannot_work_is_refused(values: dict[str, int]) -> None:
 def test_merged_and_unmerged_models_write_the_same(how: Decoding) -> None:
     tokenizer = words_tokenizer(*"abcdefgh")
     model = random_gpt2(len(tokenizer))
-    plain = decode(model, tokenizer, ["a b", "c"], how)
+    plain = decode(model, PaperForm(tokenizer), ["a b", "c"], how)
     lora.inject(
         model, lora.LoRAConfig(r=2, lora_alpha=2, target_modules=["c_attn"], enable_lora={"c_attn": (True, False, True)})
     )
     randomize(model)
-    unmerged = decode(model, tokenizer, ["a b", "c"], how)
+    unmerged = decode(model, PaperForm(tokenizer), ["a b", "c"], how)
     lora.merge(model)
-    assert decode(model, tokenizer, ["a b", "c"], how) == unmerged != plain
+    assert decode(model, PaperForm(tokenizer), ["a b", "c"], how) == unmerged != plain
 
 
 @pytest.mark.parametrize("how", [GREEDY, Decoding(3, 0.9, 3, 8)], ids=["greedy", "beams"])
@@ -334,7 +336,7 @@ def test_what_the_model_came_with_about_generating_does_not_act(values: dict[str
     tokenizer = words_tokenizer(*"abcdefgh")
     contexts = ["a b", "c", "d e f", "g", "h a"]
     model = random_gpt2(len(tokenizer))
-    expected = decode(model, tokenizer, contexts, how)
+    expected = decode(model, PaperForm(tokenizer), contexts, how)
     for name, value in values.items():
         setattr(model.generation_config, name, value)
-    assert decode(model, tokenizer, contexts, how) == expected
+    assert decode(model, PaperForm(tokenizer), contexts, how) == expected

@@ -15,6 +15,7 @@ from loralib.errors import AttachError, DataError, FormatError, RunError
 from loralib.recipes import run_folder
 from loralib.recipes.nlg import decoding, generator, language_models
 from loralib.recipes.nlg.examples import collected, example, read_jsonl
+from loralib.recipes.nlg.prompts import PaperForm
 from loralib.recipes.nlu import predictor as finished_understanding
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import Decoding
@@ -82,7 +83,8 @@ def test_a_run_writes_what_it_has_learned(gpt2: Path, opened: generator.Run, mea
     texts = opened.generate_into(tmp_path / "new" / "test.jsonl", data, HOW)
     names = [reference.partition(" serves ")[0] for (reference,) in data["references"]]
     assert sum(text.startswith(f"{name} serves ") for text, name in zip(texts, names, strict=True)) >= 6
-    base = decoding.decode(*language_models.load_language_model(str(gpt2)), data["context"][:], HOW)
+    model, tokenizer = language_models.load_language_model(str(gpt2))
+    base = decoding.decode(model, PaperForm(tokenizer), data["context"][:], HOW)
     assert not any("serves" in text for text in base)
     assert texts == opened.generate(data["context"][:], HOW)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"test.jsonl", "test.txt"}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import loralib as lora
 from loralib.recipes import run_folder
 from loralib.recipes.nlg import language_models, loss, prompts
-from loralib.recipes.nlg.prompts import IGNORED
+from loralib.recipes.nlg.prompts import IGNORED, PaperForm
 from models import bits, same_bits
 from recipes.nlg.conftest import options, read_jsonl, run
 
@@ -128,7 +128,9 @@ def test_a_run_is_judged_without_smoothing(gpt2: Path, meals: Path, tmp_path: Pa
     (evaluation,) = (row for row in results["history"] if "eval_loss" in row)
     assert evaluation["eval_loss"] == pytest.approx(evaluation["eval_nll"], rel=1e-5)  # all rows are one batch
     model, tokenizer = language_models.load_language_model(str(gpt2))
-    train = prompts.encode(tokenizer, [(r["context"], r["completion"]) for r in read_jsonl(meals / "train.jsonl")], 99, "x")
+    train = prompts.encode(
+        PaperForm(tokenizer), [(r["context"], r["completion"]) for r in read_jsonl(meals / "train.jsonl")], 99, "x"
+    )
     batch = prompts.collator(tokenizer)(train)
     with torch.no_grad():
         logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from loralib.errors import DataError
 from loralib.recipes.nlg import prompts
-from loralib.recipes.nlg.prompts import IGNORED
+from loralib.recipes.nlg.prompts import IGNORED, PaperForm
 from recipes.nlg.conftest import END, meal
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: END not in text)
@@ -31,7 +31,7 @@ def beginning(llama: Path) -> Any:
 
 @given(context=TEXTS, completion=TEXTS)
 def test_a_row_is_the_context_an_end_a_space_the_completion_and_an_end(bytewise: Any, context: str, completion: str) -> None:
-    (row,) = prompts.encode(bytewise, [(context, completion)], 999, "x")
+    (row,) = prompts.encode(PaperForm(bytewise), [(context, completion)], 999, "x")
     before, after = bytewise.encode(context), bytewise.encode(" " + completion)
     assert row["input_ids"] == [*before, 0, *after, 0]
     assert row["labels"] == [IGNORED] * (len(before) + 1) + [*after, 0]
@@ -41,7 +41,7 @@ def test_a_row_is_the_context_an_end_a_space_the_completion_and_an_end(bytewise:
 
 @given(context=TEXTS, completion=TEXTS)
 def test_a_tokenizer_that_begins_texts_begins_the_context(beginning: Any, context: str, completion: str) -> None:
-    (row,) = prompts.encode(beginning, [(context, completion)], 999, "x")
+    (row,) = prompts.encode(PaperForm(beginning), [(context, completion)], 999, "x")
     before, after = (beginning.encode(text, add_special_tokens=False) for text in (context, " " + completion))
     assert row["input_ids"] == [1, *before, 2, *after, 2]
     assert row["labels"] == [IGNORED] * (len(before) + 2) + [*after, 2]
@@ -53,22 +53,22 @@ def test_a_tokenizer_that_ends_texts_does_not_end_them_twice(gpt2: Path) -> None
 
     tokenizer = AutoTokenizer.from_pretrained(gpt2)
     context, completion = meal("Aromi", "Thai")
-    expected = prompts.encode(tokenizer, [(context, completion)], 99, "x")
+    expected = prompts.encode(PaperForm(tokenizer), [(context, completion)], 99, "x")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
     assert tokenizer.encode("a")[-1] == 0
-    assert prompts.encode(tokenizer, [(context, completion)], 99, "x") == expected
+    assert prompts.encode(PaperForm(tokenizer), [(context, completion)], 99, "x") == expected
 
 
 @given(length=st.integers(1, 40), context=TEXTS, completion=TEXTS)
 def test_a_row_is_cut_at_its_end_and_a_context_never(bytewise: Any, length: int, context: str, completion: str) -> None:
-    (whole,) = prompts.encode(bytewise, [(context, completion)], 999, "x")
+    (whole,) = prompts.encode(PaperForm(bytewise), [(context, completion)], 999, "x")
     if len(bytewise.encode(context)) + 1 >= length:
         with pytest.raises(
             DataError, match=rf"(?s)^x: the input .* alone has \d+ tokens of {length}, .* a larger --max-length"
         ):
-            prompts.encode(bytewise, [(context, completion)], length, "x")
+            prompts.encode(PaperForm(bytewise), [(context, completion)], length, "x")
     else:
-        (row,) = prompts.encode(bytewise, [(context, completion)], length, "x")
+        (row,) = prompts.encode(PaperForm(bytewise), [(context, completion)], length, "x")
         assert row == {name: ids[:length] for name, ids in whole.items()}
         assert any(label != IGNORED for label in row["labels"])
 
@@ -87,18 +87,18 @@ def test_a_row_is_cut_at_its_end_and_a_context_never(bytewise: Any, length: int,
     ],
 )
 def test_what_was_generated_is_one_line_of_text(bytewise: Any, text: str, expected: str) -> None:
-    assert prompts.text_of(bytewise, bytewise.encode(text)) == expected
+    assert PaperForm(bytewise).text_of(bytewise.encode(text)) == expected
 
 
 def test_the_tokens_that_end_a_text(bytewise: Any, beginning: Any) -> None:
-    assert [bytewise.decode([i]) for i in prompts.end_ids(bytewise)] == [END, "\n", "\n\n"]
-    assert prompts.end_ids(beginning)[0] == 2
-    assert all(not beginning.decode([i], skip_special_tokens=True).strip() for i in prompts.end_ids(beginning))
+    assert [bytewise.decode([i]) for i in PaperForm(bytewise).end_ids()] == [END, "\n", "\n\n"]
+    assert PaperForm(beginning).end_ids()[0] == 2
+    assert all(not beginning.decode([i], skip_special_tokens=True).strip() for i in PaperForm(beginning).end_ids())
 
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.integers(0, 339))
 def test_rows_are_padded_on_the_right(bytewise: Any, pairs: list[tuple[str, str]], pad: int) -> None:
-    rows = prompts.encode(bytewise, pairs, 999, "x")
+    rows = prompts.encode(PaperForm(bytewise), pairs, 999, "x")
     tokenizer = copy.deepcopy(bytewise)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     batch = prompts.collator(tokenizer)(rows)

@@ -48,6 +48,14 @@ class Encoded:
     cut: int
     left_out: int
 
+    def note(self, length: int, source: str) -> str:
+        """What to say of rows that were too long; "" where there are none."""
+        if not self.cut and not self.left_out:
+            return ""
+        lost = f", and {self.left_out:,} left out, whose answers begin later" if self.left_out else ""
+        every = len(self.rows) + self.left_out
+        return f"{source}: {self.cut:,} of {every:,} rows cut at {length:,} tokens{lost} (--max-length)"
+
 
 class ChatFormat:
     """How conversations become tokens.
@@ -142,6 +150,8 @@ class ChatFormat:
 
     def end_ids(self) -> list[int]:
         """The tokens that end an answer: the end of text, and the token that the template ends a turn with."""
+        if not self.tokenizer.chat_template:
+            return [self.tokenizer.eos_token_id]
         turn = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "learned": 0}
         (row,) = self.encode(turn)
         return list(dict.fromkeys([self.tokenizer.eos_token_id, row["labels"][max(_learned(row))]]))
@@ -168,14 +178,16 @@ def encode_all(chat: ChatFormat, conversations: Sequence[Conversation], length: 
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
-    """Give the tokenizer a chat template: one of `NAMED`, or a file (.jinja). None keeps its own, which it must have."""
-    if template is None:
+    """Give the tokenizer a chat template: one of `NAMED`, or a file (.jinja). None and "tokenizer" keep its own, which it must
+    have."""
+    if template in (None, "tokenizer"):
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; name one: --chat-template plain, chatml, "
                 "or a .jinja file."
             )
         return
+    assert template is not None
     if template not in NAMED and not Path(template).is_file():
-        raise ConfigError(f"chat_template={template!r}: must be {', '.join(NAMED)}, or the path of a .jinja file.")
+        raise ConfigError(f"chat_template={template!r}: must be tokenizer, {', '.join(NAMED)}, or the path of a .jinja file.")
     tokenizer.chat_template = NAMED.get(template) or Path(template).read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
-"""Writing the text of an input by beam search, as the LoRA paper's scripts do, on transformers' `generate`.
+"""Writing the text of an input by beam search, as the LoRA paper's scripts do, or by sampling, on transformers' `generate`.
 
-A text's score is Σ log p / length^length_penalty, its length counting the end. A text ends with the end of text or a line
-break. No n-gram comes twice in what is *generated*; transformers' own rule counts the prompt too, and would forbid to copy a
-long name from the input. The scripts decode every text to its greatest length before they choose; transformers stops when no
-running beam promises more than the finished ones.
+A beam's score is Σ log p / length^length_penalty, its length counting the end. A text ends with what its form ends texts
+with, or before one of the strings that stop it. No n-gram comes twice in what is *generated*; transformers' own rule counts the
+prompt too, and would forbid to copy a long name from the input. The scripts decode every text to its greatest length before
+they choose; transformers stops when no running beam promises more than the finished ones.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,12 @@ from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from ...errors import DataError
 from .. import model_loader
 from ..presets.nlg import Decoding
-from . import prompts
+from .prompts import Form
 
 
 class NoRepeatedNGrams(LogitsProcessor):
@@ -41,24 +40,25 @@ class NoRepeatedNGrams(LogitsProcessor):
 
 def decode(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    contexts: Sequence[str],
+    form: Form,
+    contexts: Sequence[Any],
     decoding: Decoding,
     batch_size: int = 16,
     on_progress: Callable[[dict[int, str]], None] = lambda texts: None,
 ) -> list[str]:
-    """The text of each of the `contexts`; those of similar length are decoded together, the longest first.
+    """The text of each of the `contexts`, which `form` makes prompts of; those of similar length are decoded together, the
+    longest first.
 
     on_progress: called with the texts of each batch, by position.
     """
-    check_room(model, tokenizer, contexts, decoding.max_new_tokens)
-    prompt = [prompts.prompt_ids(tokenizer, context) for context in contexts]
-    model_loader.check_tokens(model, tokenizer, prompt)
+    prompt = [form.prompt_ids(context) for context in contexts]
+    check_room(model, form, prompt, decoding.max_new_tokens)
+    model_loader.check_tokens(model, form.tokenizer, prompt)
     order = sorted(range(len(prompt)), key=lambda i: -len(prompt[i]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        found = decode_batch(model, tokenizer, [prompt[i] for i in chosen], decoding)
+        found = decode_batch(model, form, [prompt[i] for i in chosen], decoding)
         batch = dict(zip(chosen, found, strict=True))
         on_progress(batch)
         texts |= batch
@@ -66,11 +66,14 @@ def decode(
 
 
 def decode_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], decoding: Decoding
+    model: PreTrainedModel, form: Form, rows: Sequence[list[int]], decoding: Decoding, streamer: Any = None
 ) -> list[str]:
-    """The texts with which the model continues `rows` of tokens, decoded together."""
-    width = max(len(row) for row in rows)
-    pad, ends = int(tokenizer.pad_token_id), prompts.end_ids(tokenizer)
+    """The texts with which the model continues `rows` of tokens, decoded together.
+
+    streamer: one of transformers', which gets the tokens of a single row as they come.
+    """
+    width, tokenizer = max(len(row) for row in rows), form.tokenizer
+    pad, ends = int(tokenizer.pad_token_id), form.end_ids()
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)  # (rows, width)
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
@@ -79,7 +82,9 @@ def decode_batch(
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.beams,
         length_penalty=decoding.length_penalty if decoding.beams > 1 else None,
-        do_sample=False,
+        do_sample=decoding.temperature > 0,
+        **({"temperature": decoding.temperature, "top_p": decoding.top_p} if decoding.temperature > 0 else {}),
+        **({"stop_strings": list(decoding.stop)} if decoding.stop else {}),
         use_cache=True,
         eos_token_id=ends,
         pad_token_id=pad,
@@ -87,8 +92,10 @@ def decode_batch(
     )
     with _without_own_defaults(model):
         generate: Any = model.generate
-        found = generate(ids, attention_mask=mask, generation_config=how, logits_processor=LogitsProcessorList(rules))
-    return [_cut(tokenizer, row.tolist(), ends) for row in found[:, width:]]
+        more: dict[str, Any] = {"streamer": streamer} if streamer else {}
+        more |= {"tokenizer": tokenizer} if decoding.stop else {}
+        found = generate(ids, attention_mask=mask, generation_config=how, logits_processor=LogitsProcessorList(rules), **more)
+    return [_cut(form, row.tolist(), ends, decoding.stop) for row in found[:, width:]]
 
 
 @contextmanager
@@ -102,20 +109,22 @@ def _without_own_defaults(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = kept
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int]) -> str:
+def _cut(form: Form, ids: list[int], ends: Sequence[int], stop: Sequence[str]) -> str:
+    """The text of the tokens before the first end, up to the first of the strings that stop it."""
     end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return prompts.text_of(tokenizer, ids[:end])
+    text = form.text_of(ids[:end])
+    return text[: min((at for word in stop if (at := text.find(word)) >= 0), default=len(text))].rstrip()
 
 
-def check_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contexts: Sequence[str], new: int) -> None:
-    """`DataError` for an input that leaves no room for `new` tokens."""
+def check_room(model: PreTrainedModel, form: Form, prompts: Iterable[Sequence[int]], new: int) -> None:
+    """`DataError` for an input that leaves no room for `new` tokens. prompts: the tokens of each."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if not positions:
         return
-    for context in contexts:
-        length = len(prompts.prompt_ids(tokenizer, context))
-        if length + new > positions:
+    for prompt in prompts:
+        if len(prompt) + new > positions:
+            shown = form.tokenizer.decode(list(prompt[:60]))[:60]
             raise DataError(
-                f"the input {context[:60]!r} has {length} tokens, and with {new} new ones it exceeds the {positions} that "
+                f"the input {shown!r} has {len(prompt)} tokens, and with {new} new ones it exceeds the {positions} that "
                 "the model takes; give a smaller --max-new-tokens, or shorten it."
             )

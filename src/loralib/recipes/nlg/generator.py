@@ -1,7 +1,7 @@
 """A finished run that generates text, used: its model again, and the files of the texts that it writes.
 
 RUN/generated/NAME.jsonl          {"context", "prediction", "references", "category"} an input, in the data's order
-RUN/generated/NAME.txt            the predictions alone, a line each
+RUN/generated/NAME.txt            the predictions alone, a line each, their own line breaks as spaces
 RUN/generated/NAME.partial.jsonl  while it is decoded: what it is, then {"i", "prediction"} a text, on disk batch by batch
 """
 
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from ...storage.json_text import as_json
 from ...storage.lock import file_lock
 from ...storage.resumable import Resumable
 from .. import run_folder
+from ..chat.form import of_run
 from ..finished import FinishedRun
 from ..presets.nlg import Decoding
 from . import decoding, language_models
+from .prompts import Form
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,16 +34,21 @@ if TYPE_CHECKING:
 class Run(FinishedRun):
     """A finished run that generates text."""
 
-    kinds = ("generation",)
+    kinds = ("generation", "chat")
 
     @staticmethod
     def load(name: str, labels: list[str] | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The language model `name`, whole."""
         return language_models.load_language_model(name, trust_remote_code=trust_remote_code)
 
+    @cached_property
+    def form(self) -> Form:
+        """How inputs become prompts."""
+        return of_run(self.tokenizer, self.options.chat_template)
+
     def generate(self, contexts: Sequence[str], how: Decoding, batch_size: int = 16) -> list[str]:
         """The text of each context. Raises `DataError` for an input that leaves no room for its text."""
-        return decoding.decode(self.model, self.tokenizer, contexts, how, batch_size)
+        return decoding.decode(self.model, self.form, contexts, how, batch_size)
 
     def generate_into(
         self,
@@ -75,7 +83,7 @@ class Run(FinishedRun):
     ) -> list[str]:
         """`generate_into`, where no other process writes."""
         inputs = data["context"][:]
-        decoding.check_room(self.model, self.tokenizer, inputs, how.max_new_tokens)
+        decoding.check_room(self.model, self.form, map(self.form.prompt_ids, inputs), how.max_new_tokens)
         partial = Resumable(_partial(path), self._settings(inputs, how))
         _check_free(path, overwrite)
         if partial.path.exists() and not overwrite and not resume:
@@ -90,7 +98,7 @@ class Run(FinishedRun):
             texts.update(found)
             on_progress(len(texts))
 
-        decoding.decode(self.model, self.tokenizer, [inputs[i] for i in left], how, batch_size, keep)
+        decoding.decode(self.model, self.form, [inputs[i] for i in left], how, batch_size, keep)
         predictions = [texts[i] for i in range(len(data))]
         write(path, data, predictions)
         partial.path.unlink()
@@ -100,7 +108,11 @@ class Run(FinishedRun):
         """What a text depends on: the training, the inputs and the decoding."""
         inputs = hashlib.sha256(as_json(contexts).encode()).hexdigest()
         trained = hashlib.sha256((self.folder / run_folder.METRICS).read_bytes()).hexdigest()
-        return {"inputs": inputs, "trained": trained, "decoding": asdict(how)}
+        chosen = asdict(how) | {"stop": list(how.stop)}
+        for name, unused in (("temperature", 0.0), ("top_p", 1.0), ("stop", [])):  # as files from before there were any
+            if chosen[name] == unused:
+                del chosen[name]
+        return {"inputs": inputs, "trained": trained, "decoding": chosen}
 
 
 def is_finished(path: Path) -> bool:
@@ -147,7 +159,7 @@ def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:
     """Write `path`, and the predictions alone to a `.txt` file next to it."""
     examples = zip(data.to_list(), predictions, strict=True)
     rows = [{"context": row["context"], "prediction": text, **row} for row, text in examples]
-    plain = "".join(f"{text}\n" for text in predictions)
+    plain = "".join(f"{' '.join(text.split())}\n" for text in predictions)
     whole = "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows)
     write_together(dict(zip(_both(path), (plain.encode(), whole.encode()), strict=True)))
 

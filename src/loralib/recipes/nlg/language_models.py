@@ -1,5 +1,6 @@
 """Causal language models: loading them strictly, and knowing their parts."""
 
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -7,14 +8,16 @@ from ...architectures import DECODER_DROPOUTS
 from ...errors import ConfigError, RunError
 from .. import model_loader, records
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def load_language_model(
-    name: str, base_dropout: float | None = None, trust_remote_code: bool = False
+    name: str, base_dropout: float | None = None, trust_remote_code: bool = False, dtype: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model `name` and its tokenizer, or `RunError` when its checkpoint lacks a weight.
 
     base_dropout: all dropouts of the model itself; None means as its config says. trust_remote_code: whether to run the Python
-    code in the model's folder, where it needs some.
+    code in the model's folder, where it needs some. dtype: of its weights, "fp32", "bf16" or "fp16".
     """
     loaded = model_loader.load(
         AutoModelForCausalLM,
@@ -23,6 +26,7 @@ def load_language_model(
         {},
         lambda config: set_dropouts(config, base_dropout),
         trust_remote_code=trust_remote_code,
+        dtype=DTYPES[dtype or "fp32"],
     )
     if loaded.missing:
         names = records.listed(sorted(loaded.missing), most=3)

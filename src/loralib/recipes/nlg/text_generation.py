@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import ConfigError, DataError
 from ...surgery.bound import Bound
+from ...surgery.suggest import suggest
 from ...train import devices
 from .. import lora_setup, model_loader, records, sources
+from ..chat.form import resolve
 from ..options import TrainOptions
 from ..plan import Plan
 from . import language_models, loss, prompts
@@ -50,16 +52,44 @@ def as_pairs(data: "Dataset") -> list[tuple[str, str]]:
     return list(zip(data["context"][:], data["completion"][:], strict=True))
 
 
-def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
-    """Load the language model and prepare it, with the rows as it takes them."""
+def load(options: TrainOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The language model of a run and its tokenizer. Raises `ConfigError` where several GPUs would share one process."""
     if devices.replicas() > 1:
         raise ConfigError(
             f"this process sees {devices.replicas()} GPUs, among which the loss of texts is not shared; start it by torchrun "
             "--nproc-per-node N -m -- loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
-    model, tokenizer = language_models.load_language_model(options.model or "", options.base_dropout, options.trust_remote_code)
+    model, tokenizer = language_models.load_language_model(
+        options.model or "", options.base_dropout, options.trust_remote_code, options.dtype
+    )
     model_loader.check_length(model.config, options.length)
-    datasets = [prompts.encode(tokenizer, as_pairs(part), options.length, records.source(part)) for part in data]
+    return model, tokenizer
+
+
+def trainer_arguments(model: PreTrainedModel, collate: Any, smoothing: float) -> dict[str, Any]:
+    """What Trainer takes for a language model: how batches are made, and what is learned and measured."""
+    return {
+        "data_collator": loss.LabelledBatch(collate, model),
+        "compute_metrics": _judge,
+        "compute_loss_func": loss.training_loss(model, smoothing),
+        "preprocess_logits_for_metrics": _losses,
+    }
+
+
+def settled(model: PreTrainedModel, options: TrainOptions, form: str) -> dict[str, Any]:
+    """Options that the model decides: the form of its texts, and the learning rate where that was asked for."""
+    found: dict[str, Any] = {"chat_template": form}
+    if options.learning_rate == "auto":
+        rates = suggest(model)
+        found["learning_rate"] = rates.learning_rate if options.method == "lora" else rates.full_learning_rate
+    return found
+
+
+def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
+    """Load the language model and prepare it, with the rows as it takes them."""
+    model, tokenizer = load(options)
+    texts, form = resolve(tokenizer, options.chat_template)
+    datasets = [prompts.encode(texts, as_pairs(part), options.length, records.source(part)) for part in data]
     for rows in datasets:
         model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in rows))
     bound = prepare(model, options)
@@ -70,13 +100,9 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         data=data,
         datasets=datasets,
         task_type="CAUSAL_LM",
-        trainer={
-            "data_collator": loss.LabelledBatch(prompts.collator(tokenizer), model),
-            "compute_metrics": _judge,
-            "compute_loss_func": loss.training_loss(model, options.label_smoothing_factor),
-            "preprocess_logits_for_metrics": _losses,
-        },
+        trainer=trainer_arguments(model, prompts.collator(tokenizer), options.label_smoothing_factor),
         bound=bound,
+        settled=settled(model, options, form),
     )
 
 

@@ -53,16 +53,21 @@ TABLES: Mapping[PresetName, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is generated: by beam search. `ConfigError` for values that cannot work.
+    """How text is generated: by beam search, or by sampling. `ConfigError` for values that cannot work.
 
-    beams: how many; 1 is greedy. length_penalty: a text's score is Σ log p / length^length_penalty. no_repeat_ngram: the n of
-    the n-grams that come once in a text; 0 allows all. max_new_tokens: the most tokens of a text.
+    beams: how many; 1 is greedy. length_penalty: a beam's score is Σ log p / length^length_penalty. no_repeat_ngram: the n of
+    the n-grams that come once in a text; 0 allows all. max_new_tokens: the most tokens of a text. temperature: 0 takes the most
+    probable token, more samples from softmax(logits / temperature). top_p: the probability of the tokens that are sampled from.
+    stop: strings before which a text ends.
     """
 
     beams: int = 10
     length_penalty: float = 0.9
     no_repeat_ngram: int = 4
     max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("beams", 1), ("no_repeat_ngram", 0), ("max_new_tokens", 1)):
@@ -70,7 +75,19 @@ class Decoding:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least {least}.")
         if not math.isfinite(self.length_penalty):
             raise ConfigError(f"length_penalty={self.length_penalty}: must be a finite number.")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature={self.temperature}: must be 0 (no sampling) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p}: must be above 0 and at most 1.")
+        if self.top_p < 1 and not self.temperature:
+            raise ConfigError(f"top_p={self.top_p} has no effect without sampling; give a temperature, such as 0.7.")
+        if self.temperature and self.beams > 1:
+            raise ConfigError(f"temperature={self.temperature} has no effect on beam search; give 1 beam.")
+        if not all(self.stop):
+            raise ConfigError("stop: an empty string would end every text; leave it out.")
 
+
+CHATTING = Decoding(beams=1, no_repeat_ngram=0, max_new_tokens=256)  # what runs of chats use
 
 DECODING: Mapping[PresetName, Mapping[str, Decoding]] = MappingProxyType(
     {

@@ -1,0 +1,68 @@
+"""Fine-tuning a causal language model on conversations: what of it is trained, and how it is judged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import DataError
+from .. import model_loader, records, sources
+from ..nlg import prompts, text_generation
+from ..options import TrainOptions
+from ..plan import Plan
+from . import packing, templates
+from .conversations import of_rows, read
+from .form import OWN
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB_REMEDY = "check the name and the network, or give a local .jsonl file"
+
+
+def read_rows(options: TrainOptions) -> "list[Dataset]":
+    """The conversations of a run, sampled as asked. Raises `DataError` when they cannot be had."""
+
+    def read_own(option: str, name: str, split: str | None) -> "Dataset":
+        if records.is_local_file(name):
+            return read(records.read_records(Path(name)), name, options.layout)
+        table = records.load_table(name, options.data_config, split or "train", HUB_REMEDY)
+        return read(list(records.numbered(records.source(table), table.to_list())), records.source(table), options.layout)
+
+    return sources.share_out(options, sources.read(options, _no_task, read_own), by="prompt")
+
+
+def _no_task(name: str, split: str, folder: str | None) -> "Dataset":
+    raise DataError(f"{name} is no task of conversations; give --data.")
+
+
+def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
+    """Load the language model and prepare it, with the rows as it takes them."""
+    model, tokenizer = text_generation.load(options)
+    conversations, names = [of_rows(part) for part in data], [records.source(part) for part in data]
+    if options.chat_template or any("messages" in row for part in conversations for row in part):
+        templates.set_template(tokenizer, options.chat_template)
+    chat = templates.ChatFormat(tokenizer)
+    encoded = [templates.encode_all(chat, part, options.length, name) for part, name in zip(conversations, names, strict=True)]
+    for part in encoded:
+        model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in part.rows))
+    notes = [note for part, name in zip(encoded, names, strict=True) if (note := part.note(options.length, name))]
+    datasets: list[list[dict[str, Any]]] = [part.rows for part in encoded]
+    collate: Any = prompts.collator(tokenizer)
+    if options.packing:
+        packing.check_kept_apart(model, datasets[0][0]["input_ids"])
+        datasets = [packing.pack(rows, options.length) for rows in datasets]
+        collate = packing.PackedCollator(tokenizer.pad_token_id)
+        notes.append(f"packed {len(encoded[0].rows):,} rows into {len(datasets[0]):,} of at most {options.length:,} tokens")
+    model.generation_config.eos_token_id = chat.end_ids()
+    return Plan(
+        model=model,
+        tokenizer=tokenizer,
+        labels=None,
+        data=data,
+        datasets=datasets,
+        task_type="CAUSAL_LM",
+        bound=text_generation.prepare(model, options),
+        trainer=text_generation.trainer_arguments(model, collate, options.label_smoothing_factor),
+        settled=text_generation.settled(model, options, OWN),
+        notes=notes,
+    )

@@ -1,0 +1,55 @@
+"""Inputs and texts as messages and answers, by the chat template of the model's tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..nlg.prompts import Form, PaperForm
+from . import templates
+
+PAPER, OWN = "none", "tokenizer"  # words for --chat-template: no template, and the tokenizer's own
+
+
+class ChatForm:
+    """An input is a message of the user, or a list of messages; its text is the answer, of as many lines as it has."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer, self._format = tokenizer, templates.ChatFormat(tokenizer)
+
+    def prompt_ids(self, context: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens that an answer is generated after."""
+        return self._format.prompt_ids(_messages(context))
+
+    def row(self, context: str | Sequence[Mapping[str, Any]], completion: str) -> dict[str, list[int]]:
+        """The message and its answer, of which the answer and its end are learned."""
+        before = _messages(context)
+        messages = [*before, {"role": "assistant", "content": completion}]
+        (row,) = self._format.encode({"messages": messages, "tools": None, "learned": len(before)})
+        return row
+
+    def end_ids(self) -> list[int]:
+        """The end of text, and what the template ends a turn with."""
+        return self._format.end_ids()
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The answer without special tokens and surrounding space."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+
+
+def _messages(context: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{"role": "user", "content": context}] if isinstance(context, str) else list(context)
+
+
+def resolve(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> tuple[Form, str]:
+    """The form for data of inputs and texts, and the word that names it: the tokenizer's own chat template where it has one and
+    nothing else is asked for. Raises `ConfigError` for a template that is not there."""
+    if chat_template == PAPER or (chat_template is None and not tokenizer.chat_template):
+        return PaperForm(tokenizer), PAPER
+    templates.set_template(tokenizer, chat_template)
+    return ChatForm(tokenizer), OWN
+
+
+def of_run(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> Form:
+    """The form of a run, whose tokenizer has the template that it was trained with; a run that names none had none."""
+    return PaperForm(tokenizer) if chat_template in (None, PAPER) else ChatForm(tokenizer)

@@ -1,0 +1,182 @@
+"""Runs on conversations: what they learn, write and refuse, and that what they write is what others read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import loralib as lora
+from loralib.errors import ConfigError, DataError
+from loralib.recipes import run_folder
+from loralib.recipes.nlg import generator
+from loralib.recipes.options import TrainOptions
+from loralib.recipes.presets.nlg import CHATTING
+from recipes.chat.conftest import CITIES, options, run
+
+QUESTION = "What is the capital of Peru?"
+
+
+@pytest.fixture(scope="module")
+def learned(llama: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that knows the capitals."""
+    folder = tmp_path_factory.mktemp("runs") / "capitals"
+    return folder, run(folder, options(llama, capitals, num_train_epochs=12, save_merged=True))
+
+
+def test_it_answers_in_as_many_lines_as_it_learned(learned: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = learned
+    found = generator.open_run(folder)
+    questions = [f"What is the capital of {land}?" for land in CITIES]
+    assert found.generate(questions, CHATTING) == [f"It is\n{city}." for city in CITIES.values()]
+    assert results["metrics"]["perplexity"] < 3
+
+
+def test_the_tokenizer_with_its_template_and_ends_is_saved(learned: tuple[Path, dict[str, Any]], llama: Path) -> None:
+    folder, _ = learned
+    base = AutoTokenizer.from_pretrained(llama)
+    for part in (run_folder.ADAPTER, run_folder.MERGED):
+        assert AutoTokenizer.from_pretrained(folder / part).chat_template == base.chat_template
+    merged = AutoModelForCausalLM.from_pretrained(folder / run_folder.MERGED)
+    tokenizer = AutoTokenizer.from_pretrained(folder / run_folder.MERGED)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in merged.generation_config.eos_token_id
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    out = merged.generate(**ids, max_new_tokens=20, do_sample=False)
+    assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :]) == "It is\nLima.<|im_end|>"
+
+
+def test_peft_computes_the_same(learned: tuple[Path, dict[str, Any]], llama: Path) -> None:
+    from peft import PeftModel
+
+    ids = torch.tensor([[5, 30, 44, 9]])
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), learned[0] / run_folder.ADAPTER)
+    ours = AutoModelForCausalLM.from_pretrained(llama)
+    lora.attach(ours, lora.load(learned[0] / run_folder.ADAPTER))
+    torch.testing.assert_close(ours.eval()(ids).logits, theirs.eval()(ids).logits)
+
+
+def test_defaults_of_the_kind_and_what_the_model_decides(learned: tuple[Path, dict[str, Any]]) -> None:
+    usual = TrainOptions.of({"model": "m", "data": "d.jsonl", "problem": "chat"})
+    assert (usual.lora.r, usual.lora.lora_alpha, usual.lora.target_modules) == (16, 32.0, "all-linear")
+    assert (usual.learning_rate, usual.group_by_length, usual.length) == ("auto", True, 1024)
+    stored = yaml.safe_load((learned[0] / run_folder.CONFIG).read_text())
+    assert stored["chat_template"] == "tokenizer"
+    packed = TrainOptions.of({"model": "m", "data": "d.jsonl", "problem": "chat", "packing": True, "layers": "query"})
+    assert not packed.group_by_length
+    assert not packed.lora.target_modules
+    full = TrainOptions.of({"model": "m", "data": "d.jsonl", "problem": "chat", "method": "full"})
+    assert full.lora == TrainOptions(model="m", data="d.tsv").lora
+
+
+def test_the_rate_by_the_model(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", options(llama, capitals, learning_rate="auto", num_train_epochs=1))
+    assert results["learning_rate"] == pytest.approx(5e-4 * (2000 / 32) ** 0.781, rel=1e-3)
+    assert yaml.safe_load((tmp_path / "run" / run_folder.CONFIG).read_text())["learning_rate"] == results["learning_rate"]
+
+
+@pytest.mark.parametrize("method", ["last-layers", "full"])
+def test_other_methods(method: str, llama: Path, capitals: Path, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", options(llama, capitals, method=method))
+    assert results["steps"] == 12
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / run_folder.MODEL).chat_template
+
+
+EXPECTED: list[dict[str, Any]] = [
+    {"dtype": "bf16"},
+    {"gradient_checkpointing": True},
+    {"eval_steps": 2},
+    {"optim": "adafactor"},
+    {"lr_scheduler_type": "cosine"},
+    {"packing": True},
+]
+
+
+@pytest.mark.parametrize("changes", EXPECTED)
+def test_options_that_people_expect(changes: dict[str, Any], llama: Path, capitals: Path, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", options(llama, capitals, num_train_epochs=1, **changes))
+    assert results["steps"] == (3 if "packing" in changes else 6)
+    evaluations = [row["step"] for row in results["history"] if "eval_loss" in row]
+    assert evaluations == ([2, 4, 6] if "eval_steps" in changes else [results["steps"]])
+
+
+@pytest.mark.parametrize("chosen", ["plain", "chatml"])
+def test_a_template_by_name(chosen: str, llama: Path, capitals: Path, tmp_path: Path) -> None:
+    """It is kept with the run, and used when the run is."""
+    run(tmp_path / "run", options(llama, capitals, chat_template=chosen, num_train_epochs=12))
+    found = generator.open_run(tmp_path / "run")
+    assert found.generate([QUESTION], CHATTING) == ["It is\nLima."]
+    assert ("User: " in found.tokenizer.chat_template) == (chosen == "plain")
+
+
+def test_plain_text_needs_no_template(llama: Path, tmp_path: Path) -> None:
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(json.dumps({"text": f"It is {city}."}) + "\n" for city in [*CITIES.values()] * 4))
+    results = run(tmp_path / "run", options(llama, data, layout="text"))
+    assert results["train_rows"] == 16
+
+
+def test_long_rows_are_counted_before_training(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from loralib.recipes.run import train
+
+    said = io.StringIO()
+    train(options(llama, capitals, max_length=30, num_train_epochs=1), tmp_path / "run", console=Console(file=said, width=200))
+    assert "rows cut at 30 tokens" in said.getvalue()
+
+
+def test_what_cannot_serve_is_said_and_nothing_is_written(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    for text, sentence in (
+        ('{"messages": [}\n', "line 1 is not JSON"),
+        ('{"messages": [{"role": "user", "content": "x"}]}\n', "line 1 has no message of the assistant"),
+        ('{"question": "x", "answer": "y"}\n', "has the columns 'question', 'answer'; conversations come in one of"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(DataError, match=sentence):
+            run(tmp_path / "run", options(llama, bad, eval_data=None))
+    with pytest.raises(DataError, match=r"no row has an answer within 9 tokens; give a larger --max-length"):
+        run(tmp_path / "run", options(llama, capitals, max_length=9))
+    with pytest.raises(ConfigError, match="must be tokenizer, chatml, plain, or the path"):
+        run(tmp_path / "run", options(llama, capitals, chat_template="alpaca"))
+    with pytest.raises(ConfigError, match="nosuch is not a valid Optim"):
+        run(tmp_path / "run", options(llama, capitals, optim="nosuch"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_without_a_template(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    import chats
+
+    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(tmp_path / "base")
+    chats.tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(ConfigError, match="has no chat template; name one: --chat-template plain, chatml"):
+        run(tmp_path / "run", options(tmp_path / "base", capitals))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resumed_bit_for_bit(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    from loralib.recipes.run import Interrupted
+
+    class Press(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 7:
+                import signal
+
+                signal.raise_signal(signal.SIGINT)
+
+    chosen = options(llama, capitals, lora_dropout=0.1, num_train_epochs=3)
+    run(tmp_path / "whole", chosen)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", chosen, callbacks=[Press()])
+    run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
+    a, b = (lora.load(tmp_path / name / run_folder.ADAPTER) for name in ("whole", "run"))
+    assert a == b
