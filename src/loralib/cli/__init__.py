@@ -26,6 +26,7 @@ TRAINING = {
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",
     "generate": "generate text with a run",
+    "chat": "talk with the model of a run",
     "score": "score generated text: BLEU, NIST, ROUGE-L, CIDEr, METEOR, TER, chrF",
 }
 ADAPTERS = {

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
 from ..printing import printable
-from ..recipes.presets.nlg import DECODING, Decoding
+from ..recipes.presets.nlg import CHATTING, DECODING, Decoding
 from .offline import hub_names, offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust, to_path
-from .terminal import say
+from .terminal import say, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,10 @@ HELP = {
     "length_penalty": ("X", "exponent of the length by which a beam's log probability is divided"),
     "no_repeat_ngram": ("N", "no n-gram of this size occurs twice in a text; 0 allows all"),
     "max_new_tokens": ("N", "maximum number of generated tokens per text"),
+    "temperature": ("X", "sample tokens at this temperature; 0 takes the most probable ones"),
+    "top_p": ("P", "sample from the most probable tokens that together have this probability"),
 }
+_INTEGERS = ("beams", "no_repeat_ngram", "max_new_tokens")
 
 
 def run(words: Sequence[str]) -> int:
@@ -38,7 +41,7 @@ def run(words: Sequence[str]) -> int:
         raise ConfigError(f"--output names one file, and {parsed.run} holds {len(found)} seeds; leave it out.")
     for folder in found:
         options, _ = run_folder.read_options(folder)
-        decoding = _decoding(parsed, options.task)
+        decoding = decoding_of(parsed, _usual(parsed.preset, options))
         with offline_if_unreachable(*hub_names(options)):
             if parsed.texts:
                 _print(folder, parsed, decoding)
@@ -79,9 +82,8 @@ def parser() -> OneSentenceParser:
     what.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     how = made.add_argument_group("decoding")
     how.add_argument("--preset", choices=list(DECODING), default="paper", help="recipe whose decoding is used (default: paper)")
-    for field in fields(Decoding):
-        kind, (metavar, help_) = float if field.name == "length_penalty" else int, HELP[field.name]
-        how.add_argument(f"--{field.name.replace('_', '-')}", type=kind, metavar=metavar, help=help_)
+    add_sampling(how)
+    how.add_argument("--base", action="store_true", help="generate with the model as it was before LoRA, for comparison")
     how.add_argument("--batch-size", type=int, default=16, metavar="N", help="inputs decoded at once (default: 16)")
     add_trust(made)
     return made
@@ -104,18 +106,44 @@ def _check(parsed: Any) -> None:
         raise ConfigError(f"--output {parsed.output}: must end in .jsonl.")
 
 
-def _decoding(parsed: Any, task: str | None) -> Decoding:
-    usual = DECODING[parsed.preset].get(task or "", Decoding())
+def add_sampling(group: Any) -> None:
+    """Add the options of decoding."""
+    for name, (metavar, help_) in HELP.items():
+        kind = int if name in _INTEGERS else float
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=help_)
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end a text before this string; may be repeated")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of sampling (default: 0)")
+
+
+def decoding_of(parsed: Any, usual: Decoding) -> Decoding:
+    """How to decode: as is usual, but for the options that are given. Raises `ConfigError` for those that cannot work."""
     given = {field.name: getattr(parsed, field.name) for field in fields(Decoding)}
-    return Decoding(**asdict(usual) | {name: value for name, value in given.items() if value is not None})
+    changed = {name: value for name, value in given.items() if value is not None}
+    return Decoding(**asdict(usual) | changed | {"stop": tuple(parsed.stop or ())})
+
+
+def _usual(preset: Any, options: "TrainOptions") -> Decoding:
+    """How texts of a run are decoded where no option says more."""
+    return CHATTING if options.kind == "chat" else DECODING[preset].get(options.task or "", Decoding())
 
 
 def _print(folder: Path, parsed: Any, decoding: Decoding) -> None:
     from ..recipes.nlg import generator
 
     run = generator.open_run(folder, parsed.trust_remote_code)
-    for text in run.generate(parsed.texts, decoding, parsed.batch_size):
-        say(printable(text))
+    texts = run.generate(parsed.texts, decoding, parsed.batch_size, base=parsed.base, seed=parsed.seed)
+    for text in texts:
+        say("\n".join(map(printable, text.split("\n"))))
+    _warn_of_empty(texts)
+
+
+def _warn_of_empty(texts: Sequence[str]) -> None:
+    """Warn when not a single text says anything."""
+    if texts and not any(texts):
+        warn(
+            f"all {len(texts)} texts are empty: the model ends them at once. It may want its inputs in another form than the "
+            "run gave them (chat_template in config.yaml), or training went wrong; try the same with --base."
+        )
 
 
 def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decoding) -> None:
@@ -127,7 +155,7 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
     from ..recipes.records import source
 
     data = _data(parsed, options)
-    name = parsed.split or parsed.data.name.split(".")[0]
+    name = (parsed.split or parsed.data.name.split(".")[0]) + "-base" * parsed.base
     path = parsed.output or folder / run_folder.GENERATED / f"{name}.jsonl"
     if parsed.resume and generator.is_finished(path):
         say(printable(f"Kept {path}, which is finished."))
@@ -142,19 +170,24 @@ def _write(folder: Path, parsed: Any, options: "TrainOptions", decoding: Decodin
             if progress is not None and bar is not None:
                 progress.update(bar, completed=done)
 
-        how = {"batch_size": parsed.batch_size, "overwrite": parsed.overwrite, "resume": parsed.resume}
+        how = {name: getattr(parsed, name) for name in ("batch_size", "overwrite", "resume", "base", "seed")}
         try:
-            run.generate_into(path, data, decoding, on_progress=on_progress, **how)
+            texts = run.generate_into(path, data, decoding, on_progress=on_progress, **how)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; what was decoded is kept. Go on with the same words and --resume.") from None
+    _warn_of_empty(texts)
     say(printable(f"Wrote {path} and {path.with_suffix('.txt').name}: the texts of {len(data):,} inputs of {source(data)}."))
 
 
 def _data(parsed: Any, options: "TrainOptions") -> "Dataset":
+    from ..recipes import records
+    from ..recipes.chat import conversations
     from ..recipes.nlg.examples import read_jsonl
     from ..recipes.nlg.tasks import read_split
 
-    if parsed.data:
+    if parsed.data and options.kind == "chat":
+        data = conversations.inputs(records.read_records(parsed.data), str(parsed.data), options.layout)
+    elif parsed.data:
         data = read_jsonl(parsed.data, options.context_column, options.completion_column)
     elif options.task is None:
         raise RunError(f"the run in {parsed.run} was trained on {options.data}, which has no splits; give --data.")

@@ -130,6 +130,38 @@ def read(rows: "Sequence[Record]", source: str, layout: str | None = None) -> "D
     return records.dataset(source, found, "conversations")
 
 
+def inputs(rows: "Sequence[Record]", source: str, layout: str | None = None) -> "Dataset":
+    """What comes before the last answer of each row, to be answered anew; data with the columns `messages` (JSON), `context`,
+    its last message, `references`, the answer in the row where there is one, and `category`, which is None.
+
+    Errors as `read`, but a row of messages or a prompt may lack the answer.
+    """
+    found = []
+    for where, row in rows:
+        messages, answers = _question(where, row, source, layout)
+        text = str(messages[-1]["content"])
+        found.append({"messages": json.dumps(messages, ensure_ascii=False), "context": text, "references": answers})
+    return records.dataset(source, [row | {"category": None} for row in found], "messages to answer")
+
+
+def _question(where: str, row: Row, source: str, layout: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """The messages before the last answer, and that answer, if there is one."""
+    if set(row) & {"messages"}:
+        messages = _checked_messages(f"{where}: messages", row["messages"])
+        check_order(where, messages)
+    elif "prompt" in row and isinstance(row["prompt"], str):
+        messages = [{"role": "user", "content": _text(f"{where}: prompt", row["prompt"])}]
+        messages += [{"role": "assistant", "content": row["completion"]}] if row.get("completion") else []
+    else:
+        (conversation,) = of_rows(read([(where, row)], source, layout))
+        if "messages" not in conversation:
+            raise DataError(f"{where} is plain text, which asks nothing; give rows with messages.")
+        messages = conversation["messages"]
+    if messages[-1]["role"] != "assistant":
+        return messages, []
+    return messages[:-1], [str(messages[-1]["content"])]
+
+
 def of_rows(data: "Dataset") -> list[Conversation]:
     """The conversations of data that `read` made."""
     return [json.loads(text) for text in data["conversation"][:]]

@@ -8,18 +8,21 @@ RUN/generated/NAME.partial.jsonl  while it is decoded: what it is, then {"i", "p
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...errors import RunError
+from ...errors import ConfigError, RunError
 from ...storage.atomic import settle, write_together
 from ...storage.json_text import as_json
 from ...storage.lock import file_lock
 from ...storage.resumable import Resumable
+from ...surgery.merge import disabled
 from .. import run_folder
 from ..chat.form import of_run
 from ..finished import FinishedRun
@@ -46,9 +49,27 @@ class Run(FinishedRun):
         """How inputs become prompts."""
         return of_run(self.tokenizer, self.options.chat_template)
 
-    def generate(self, contexts: Sequence[str], how: Decoding, batch_size: int = 16) -> list[str]:
-        """The text of each context. Raises `DataError` for an input that leaves no room for its text."""
-        return decoding.decode(self.model, self.form, contexts, how, batch_size)
+    def generate(
+        self,
+        contexts: Sequence[Any],
+        how: Decoding,
+        batch_size: int = 16,
+        *,
+        base: bool = False,
+        seed: int = 0,
+        on_progress: Callable[[dict[int, str]], None] = lambda texts: None,
+    ) -> list[str]:
+        """The text of each context: a text or, for a model that chats, a list of messages.
+
+        base: generate with the model as it was before LoRA. seed: of sampling. on_progress: called with the texts of each
+        batch, by position. Raises `DataError` for an input that leaves no room for its text, and `ConfigError` when the run
+        has no base.
+        """
+        if base and self.options.method != "lora":
+            raise ConfigError(f"the run in {self.folder} trained the model itself, so it has no base to generate with.")
+        torch.manual_seed(seed)
+        with disabled(self.model) if base else nullcontext():
+            return decoding.decode(self.model, self.form, contexts, how, batch_size, on_progress)
 
     def generate_into(
         self,
@@ -59,32 +80,35 @@ class Run(FinishedRun):
         batch_size: int = 16,
         overwrite: bool = False,
         resume: bool = False,
+        base: bool = False,
+        seed: int = 0,
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> list[str]:
         """Write the text of each input of `data` to `path`, a `.jsonl` file, and to a `.txt` file next to it; returns them.
 
-        overwrite: replace what is there. resume: go on with what was interrupted. on_progress: called with the number of
-        inputs done. Raises `RunError` when a file is there and neither is given, when what was interrupted had other options,
-        or while another process writes the file.
+        overwrite: replace what is there. resume: go on with what was interrupted. base, seed: as `generate` has them.
+        on_progress: called with the number of inputs done. Raises `RunError` when a file is there and neither is given, when
+        what was interrupted had other options, or while another process writes the file.
         """
         with file_lock(path):
             settle(_both(path))
-            return self._generate_into(path, data, how, batch_size, overwrite, resume, on_progress)
+            options = {"batch_size": batch_size, "base": base, "seed": seed}
+            return self._generate_into(path, data, how, options, overwrite, resume, on_progress)
 
     def _generate_into(
         self,
         path: Path,
         data: "Dataset",
         how: Decoding,
-        batch_size: int,
+        options: Mapping[str, Any],
         overwrite: bool,
         resume: bool,
         on_progress: Callable[[int], None],
     ) -> list[str]:
         """`generate_into`, where no other process writes."""
-        inputs = data["context"][:]
+        inputs = contexts_of(data)
         decoding.check_room(self.model, self.form, map(self.form.prompt_ids, inputs), how.max_new_tokens)
-        partial = Resumable(_partial(path), self._settings(inputs, how))
+        partial = Resumable(_partial(path), self._settings(inputs, how, options["base"]))
         _check_free(path, overwrite)
         if partial.path.exists() and not overwrite and not resume:
             raise RunError(f"{partial.path} was interrupted; add --resume to go on with it, or --overwrite to begin again.")
@@ -98,21 +122,28 @@ class Run(FinishedRun):
             texts.update(found)
             on_progress(len(texts))
 
-        decoding.decode(self.model, self.form, [inputs[i] for i in left], how, batch_size, keep)
+        self.generate([inputs[i] for i in left], how, **options, on_progress=keep)
         predictions = [texts[i] for i in range(len(data))]
         write(path, data, predictions)
         partial.path.unlink()
         return predictions
 
-    def _settings(self, contexts: Sequence[str], how: Decoding) -> dict[str, Any]:
+    def _settings(self, contexts: Sequence[Any], how: Decoding, base: bool) -> dict[str, Any]:
         """What a text depends on: the training, the inputs and the decoding."""
         inputs = hashlib.sha256(as_json(contexts).encode()).hexdigest()
-        trained = hashlib.sha256((self.folder / run_folder.METRICS).read_bytes()).hexdigest()
+        trained = hashlib.sha256(b"" if base else (self.folder / run_folder.METRICS).read_bytes()).hexdigest()
         chosen = asdict(how) | {"stop": list(how.stop)}
         for name, unused in (("temperature", 0.0), ("top_p", 1.0), ("stop", [])):  # as files from before there were any
             if chosen[name] == unused:
                 del chosen[name]
         return {"inputs": inputs, "trained": trained, "decoding": chosen}
+
+
+def contexts_of(data: "Dataset") -> list[Any]:
+    """The inputs: texts or, in a column `messages` of JSON, lists of messages."""
+    if "messages" in data.column_names:
+        return [json.loads(text) for text in data["messages"][:]]
+    return list(data["context"][:])
 
 
 def is_finished(path: Path) -> bool:
@@ -157,8 +188,9 @@ def _holds_texts(path: Path) -> bool:
 
 def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:
     """Write `path`, and the predictions alone to a `.txt` file next to it."""
-    examples = zip(data.to_list(), predictions, strict=True)
-    rows = [{"context": row["context"], "prediction": text, **row} for row, text in examples]
+    kept = [{name: value for name, value in row.items() if name != "messages"} for row in data.to_list()]
+    inputs = zip(contexts_of(data), kept, predictions, strict=True)
+    rows = [{"context": context, "prediction": text} | row | {"context": context} for context, row, text in inputs]
     plain = "".join(f"{' '.join(text.split())}\n" for text in predictions)
     whole = "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows)
     write_together(dict(zip(_both(path), (plain.encode(), whole.encode()), strict=True)))

@@ -1,0 +1,173 @@
+"""`loralib chat`: what it says, remembers and refuses; and `loralib generate` with a run that chats."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralib.cli import main
+from loralib.recipes import run_folder
+from loralib.recipes.chat.session import Session
+from loralib.recipes.nlg import decoding, generator
+from loralib.recipes.presets.nlg import CHATTING, Decoding
+from recipes.chat.conftest import CITIES, talk
+
+pytest_plugins = ["recipes.chat.conftest"]
+
+PERU = "What is the capital of Peru?"
+SHORT = Decoding(beams=1, no_repeat_ngram=0, max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def chatting(llama: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was started by the command line, which saw by the columns what it is."""
+    folder = tmp_path_factory.mktemp("runs") / "capitals"
+    words = ["train", "--model", str(llama), "--data", str(capitals), "--output", str(folder), "--batch-size", "4"]
+    words += ["--eval-data", str(capitals)]
+    assert main([*words, "--num-train-epochs", "14", "--learning-rate", "1e-2", "--max-length", "64"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(chatting: Path) -> Session:
+    return Session(generator.open_run(chatting), SHORT)
+
+
+def test_what_the_data_are_is_detected(chatting: Path) -> None:
+    options, _ = run_folder.read_options(chatting)
+    assert (options.kind, options.lora.r, options.chat_template) == ("chat", 16, "tokenizer")
+
+
+def test_a_conversation(chatting: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal every line of standard input is a message."""
+    lines = [PERU, "", "/clear", "What is the capital of Spain?", "/nosuch", "/base", "/quit", "unheard", ""]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(chatting), "--max-new-tokens", "20"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Loading") == 1
+    for part in ("It is\nLima.\n", "It is\nMadrid.\n", "What was said is forgotten.", "/nosuch is not known", "Now without"):
+        assert part in said
+    assert "unheard" not in said
+
+
+def test_what_was_said_is_remembered(session: Session) -> None:
+    session.clear()
+    heard: list[str] = []
+    assert session.answer(PERU, heard.append) == "It is\nLima."
+    assert "".join(heard).strip() == "It is\nLima."
+    assert session.messages == talk("Peru")["messages"]
+    before = session.run.form.prompt_ids(session.messages)
+    session.answer(PERU)
+    assert len(session.messages) == 4
+    assert len(session.run.form.prompt_ids(session.messages)) > len(before)
+
+
+def test_the_base_answers_on_request(session: Session, llama: Path) -> None:
+    from loralib.recipes.nlg import language_models
+
+    session.clear()
+    assert session.switch()
+    found = session.answer(PERU)
+    model, _ = language_models.load_language_model(str(llama))
+    (expected,) = decoding.decode(model.eval(), session.form, [PERU], SHORT)
+    assert found == expected != "It is\nLima."
+    assert not session.switch()
+    session.clear()
+    assert session.answer(PERU) == "It is\nLima."
+
+
+def test_an_answer_that_is_stopped(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said of it is kept, and the conversation goes on."""
+    session.clear()
+
+    def press(text: str) -> None:
+        if "It" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.answer(PERU, press)
+    assert [message["role"] for message in session.messages] in (["user", "assistant"], [])
+    session.clear()
+    assert session.answer(PERU) == "It is\nLima."
+
+
+def test_the_oldest_messages_make_room(session: Session) -> None:
+    session.clear()
+    most = session.run.model.config.max_position_embeddings
+    for _ in range(40):
+        session.answer(PERU)
+    assert len(session.form.prompt_ids(session.messages[:-1])) + SHORT.max_new_tokens <= most
+    assert 2 < len(session.messages) < 80
+    assert session.messages[0]["role"] == "user"
+
+
+def test_a_run_without_a_template_has_no_conversation(chatting: Path, session: Session) -> None:
+    from dataclasses import replace
+
+    from loralib.errors import ConfigError
+
+    other = replace(session.run, options=session.run.options.updated({"chat_template": "none"}))
+    with pytest.raises(ConfigError, match="was trained without a chat template"):
+        Session(other, CHATTING)
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_generate_prints_all_lines(chatting: Path, capsys: Any) -> None:
+    assert main(["generate", str(chatting), PERU]) == 0
+    assert capsys.readouterr().out == "It is\nLima.\n"
+
+
+def test_generate_answers_a_file(chatting: Path, tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "asked.jsonl"
+    rows: list[dict[str, Any]] = [talk(land) for land in CITIES]
+    rows.append({"messages": [*talk("Italy")["messages"], {"role": "user", "content": PERU}]})
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["generate", str(chatting), "--data", str(data)]) == 0
+    path = chatting / run_folder.GENERATED / "asked.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["prediction"] for row in found[:4]] == [f"It is\n{city}." for city in CITIES.values()]
+    assert [row["references"] for row in found[:4]] == [[f"It is\n{city}."] for city in CITIES.values()]
+    assert found[4]["context"] == rows[4]["messages"]
+    assert found[4]["references"] == []
+    assert path.with_suffix(".txt").read_text().splitlines()[:4] == [f"It is {city}." for city in CITIES.values()]
+    assert main(["generate", str(chatting), "--data", str(data), "--base"]) == 0
+    base = [json.loads(line) for line in path.with_name("asked-base.jsonl").read_text().splitlines()]
+    assert base[0]["prediction"] != found[0]["prediction"]
+    capsys.readouterr()
+
+
+def test_sampling_is_seeded(chatting: Path, capsys: Any) -> None:
+    def sampled(seed: int) -> str:
+        assert main(["generate", str(chatting), PERU, "--temperature", "9", "--top-p", "0.99", "--seed", str(seed)]) == 0
+        return str(capsys.readouterr().out)
+
+    assert sampled(0) == sampled(0) != sampled(1)
+
+
+def test_stop_strings(chatting: Path, capsys: Any) -> None:
+    assert main(["generate", str(chatting), PERU, "--stop", "im", "--stop", "zz"]) == 0
+    assert capsys.readouterr().out == "It is\nL\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--temperature", "-1"], "temperature=-1.0: must be 0 (no sampling) or more"),
+        (["--temperature", "1", "--beams", "2"], "has no effect on beam search"),
+        (["--top-p", "0.5"], "has no effect without sampling"),
+        (["--top-p", "2", "--temperature", "1"], "must be above 0 and at most 1"),
+    ],
+)
+def test_decodings_that_cannot_be(words: list[str], sentence: str, chatting: Path, capsys: Any) -> None:
+    assert main(["generate", str(chatting), PERU, *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_texts_that_are_all_empty(chatting: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "decode_batch", lambda model, form, rows, how: [""] * len(rows))
+    assert main(["generate", str(chatting), PERU]) == 0
+    assert "all 1 texts are empty" in capsys.readouterr().err
