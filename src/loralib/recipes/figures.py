@@ -20,6 +20,7 @@ BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, GREY = (  # Okabe and Ito's, which 
     "#CC79A7",
     "#999999",
 )
+_WIDEST = 150  # characters of a line of text under the plots
 METHOD_COLOURS = {"lora": BLUE, "last-layers": ORANGE, "full": GREEN}
 
 
@@ -31,12 +32,16 @@ def write(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 @contextmanager
-def two_plots(path: Path, title: str) -> Iterator[tuple[Axes, Axes]]:
+def two_plots(path: Path, title: str, below: Sequence[str] = ()) -> Iterator[tuple[Axes, Axes]]:
     """A figure of two plots side by side, which is written to `path` as a PNG after the block.
 
-    What has a label is explained below the plots.
+    What has a label is explained below the plots; below: lines of text under them.
     """
-    figure = Figure(figsize=(9, 3.9), layout="constrained")
+    figure = Figure(figsize=(9, 3.9 + 0.25 * len(below)), layout="constrained")
+    if below:
+        lines = [" ".join(line.split()) for line in below]
+        shown = "\n".join(line if len(line) <= _WIDEST else line[: _WIDEST - 1] + "…" for line in lines)
+        figure.supxlabel(shown, x=0.02, ha="left", fontsize=8, parse_math=False)
     left, right = figure.subplots(1, 2)
     yield left, right
     labelled: dict[str, Any] = {}
@@ -73,9 +78,19 @@ def mark_kept(axes: Axes, history: Sequence[Mapping[str, float]], key: str, epoc
         axes.plot([epoch], [kept], "*", label="epoch kept", **style)
 
 
-def learning_curve(path: Path, history: Sequence[dict[str, float]], metric: str, kept_epoch: float, title: str) -> None:
-    """Draw training and evaluation loss and the metric over epochs, as a PNG, with a star at the epoch that was kept."""
-    with two_plots(path, title) as (losses, metrics):
+def learning_curve(
+    path: Path,
+    history: Sequence[dict[str, float]],
+    metric: str,
+    kept_epoch: float,
+    title: str,
+    below: Sequence[str] = (),
+) -> None:
+    """Draw training and evaluation loss and the metric over epochs, as a PNG, with a star at the epoch that was kept.
+
+    below: lines of text under the plots, each cut to the figure's width.
+    """
+    with two_plots(path, title, below) as (losses, metrics):
         plot(losses, history, "loss", label="training loss", color=GREY)
         plot(losses, history, "eval_loss", label="evaluation loss", color=BLUE, marker="o")
         plot(metrics, history, f"eval_{metric}", label=metric, color=BLUE, marker="o")

@@ -146,6 +146,7 @@ class EvaluationOptions:
     max_test_rows: int | None = option(
         None, "N", "score a random sample of N test rows, 0 for none (default: all)", NOT_NEGATIVE
     )
+    samples: int = option(3, "N", "chat: show the answers to N held-out prompts at every evaluation", NOT_NEGATIVE)
     per_device_eval_batch_size: int = option(64, "N", "rows per device and step of an evaluation", POSITIVE)
     eval_steps: int | None = option(None, "N", "evaluate every N steps (default: every epoch)", POSITIVE)
     best_epoch: bool = option(True, "", "keep the epoch with the best metric; false keeps the last")

@@ -1,8 +1,9 @@
 """All that a run needs, found good before anything is written: what each kind of task prepares, and `run` carries out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..surgery.bound import Bound
@@ -10,7 +11,8 @@ from .options import TrainOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from rich.console import Console
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Plan:
     labels: the names of the classes; None where there are none. data: the rows to train on, those to evaluate on after every
     epoch and, where there are some, those to score once, at the end. datasets: the same as the model takes them. task_type:
     what PEFT calls the task. trainer: further arguments of transformers' Trainer, such as the metrics. bound: the layers with
-    LoRA, where there are any. settled: options that the model decides, such as a learning rate of "auto". notes: what else
-    the user should know before training starts.
+    LoRA, where there are any. settled: options that the model decides, such as a learning rate of "auto". watch: makes what
+    looks on while training runs, and says and writes what it sees. notes: what else the user should know before it starts.
     """
 
     model: "PreTrainedModel"
@@ -33,6 +35,7 @@ class Plan:
     trainer: Mapping[str, Any]
     bound: Bound | None = None
     settled: Mapping[str, Any] = field(default_factory=dict)
+    watch: "Callable[[Console, Path], TrainerCallback] | None" = None
     notes: Sequence[str] = ()
 
 

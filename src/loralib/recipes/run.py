@@ -86,7 +86,8 @@ def _train(
     say(console, *_opening(options, planned, parameters))
     if options.bf16 and measure.emulates_bf16():
         say(console, "this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out")
-    how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": callbacks}
+    watching = [planned.watch(console, folder)] if planned.watch else []
+    how: dict[str, Any] = {"checkpoint": checkpoint, "console": console, "callbacks": [*watching, *callbacks]}
     began = time.perf_counter()
     try:
         with write_errors_named(folder):
@@ -157,7 +158,7 @@ def _results(options: TrainOptions, planned: Plan, trainer: Trainer, seconds: fl
 def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str, Any]:
     """What was trained and how good the epoch that was kept is."""
     metric = options.metric
-    evaluations = [row for row in history if "eval_loss" in row]
+    evaluations = [row for row in history if "eval_loss" in row and row["step"]]
     kept = evaluations[-1]
     if options.best_epoch:
         kept = max(evaluations, key=lambda row: goodness(metric, row[f"eval_{metric}"]))
@@ -184,7 +185,7 @@ def _write(options: TrainOptions, folder: Path, planned: Plan, trainer: Trainer,
         results["saved_bytes"] = run_folder.size(folder / run_folder.MODEL)
     title = f"{options.method}, {options.data_name}"
     curve = results["history"], results["metric"], results["kept_epoch"]
-    figures.learning_curve(folder / run_folder.CURVE, *curve, title)
+    figures.learning_curve(folder / run_folder.CURVE, *curve, title, run_folder.before_and_after(folder))
     run_folder.write_metrics(folder, results)
 
 

@@ -6,6 +6,7 @@ RUN/merged/              with --save-merged            RUN/learning_curve.png
 RUN/checkpoints/         for --resume                  RUN/tensorboard/
 RUN/submission/          a GLUE task's test set, predicted
 RUN/generated/           texts that were generated, by split
+RUN/samples.jsonl        chat: answers to held-out prompts, at every evaluation
 RUN/.replaced/           the run that this one replaces, until this one is whole
 RUN/.loralib.lock        which process writes it, as long as one does
 """
@@ -32,16 +33,16 @@ from .resolved import resolved
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
-CURVE, SUBMISSION, GENERATED = "learning_curve.png", "submission", "generated"
+CURVE, SUBMISSION, GENERATED, SAMPLES = "learning_curve.png", "submission", "generated", "samples.jsonl"
 SEEDS, SUMMARY = "seeds.yaml", "summary.json"  # in a folder that holds a run for each of several seeds
 
-PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED, MARK}
+PARTS = {CONFIG, LABELS, METRICS, ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS, CURVE, SUBMISSION, GENERATED, SAMPLES, MARK}
 
 
 _OF_A_MODEL = r"[^/]+\.(json|safetensors|jinja|model|spm)|(vocab|merges)\.txt"
 _OF_A_RUN = "|".join(
     [
-        *map(re.escape, (CONFIG, LABELS, METRICS, CURVE)),
+        *map(re.escape, (CONFIG, LABELS, METRICS, CURVE, SAMPLES)),
         rf"{ADAPTER}/adapter_(config\.json|model\.safetensors)",
         rf"({ADAPTER}|{MODEL}|{MERGED})/({_OF_A_MODEL})",
         rf"{CHECKPOINTS}/checkpoint-\d+/(.+/)?({_OF_A_MODEL}|[^/]+\.(bin|pth?|distcp)|README\.md|latest)",
@@ -201,6 +202,15 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Write what came out; a number that is not finite, such as a gradient's length in float16, as null."""
     write_atomically(folder / METRICS, (as_json(metrics, indent=2) + "\n").encode())
+
+
+def before_and_after(folder: Path) -> list[str]:
+    """A prompt with its answers before and after training, a line each; none where a run has no samples."""
+    path = folder / SAMPLES
+    if not path.is_file():
+        return []
+    first, *_, last = [json.loads(line)["answers"][0] for line in path.read_text(encoding="utf-8").splitlines()] * 2
+    return [f"prompt: {first['prompt']}", f"before: {first['answer']}", f"after: {last['answer']}"]
 
 
 def size(folder: Path) -> int:

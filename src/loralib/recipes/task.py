@@ -26,7 +26,8 @@ class Task:
     best epoch on other data. options: those that only this kind has; belongs: what a message says of them elsewhere.
     usage: what its runs do, and the commands that use them. from_hub: whether its data may be a data set on the hub. unit: what
     a metric of 1 is in the paper's tables. module: where it is carried out. following: what is done next with a run on a task.
-    usual: options that are not those of other kinds when they are not given.
+    usual: options that are not those of other kinds when they are not given. evaluates_first: whether there is an evaluation
+    before the first step.
     """
 
     named: Mapping[str, str]
@@ -41,6 +42,7 @@ class Task:
     module: str
     following: str = ""
     usual: Mapping[str, Any] = field(default_factory=dict)
+    evaluates_first: bool = False
 
 
 CLASSIFICATION = Task(
@@ -77,12 +79,13 @@ CHAT = Task(
     metrics=("perplexity", "nll"),
     max_length=1024,
     learning_rates={"lora": 2e-4, "last-layers": 2e-5, "full": 2e-5},  # where the model does not say what suits it
-    options=("layout", "packing", *_OF_LANGUAGE_MODELS),
+    options=("layout", "packing", "samples", *_OF_LANGUAGE_MODELS),
     belongs="belongs to problem=chat",
     usage="answers messages; use loralib chat or loralib generate",
     from_hub=True,
     unit=1,
     module="chat.fine_tuning",
+    evaluates_first=True,
     usual={
         "r": 16,
         "lora_alpha": 32.0,

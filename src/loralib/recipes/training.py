@@ -105,10 +105,12 @@ def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequ
     """Train as planned; `how` and what is raised as in `fit`."""
     kind: type[Trainer] = GroupingTrainer
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
+    args = arguments(options, folder, len(plan.data[0]))
+    args.eval_on_start = options.task_kind.evaluates_first and how.get("checkpoint") is None
     trainer = {
         **plan.trainer,
         "model": plan.model,
-        "args": arguments(options, folder, len(plan.data[0])),
+        "args": args,
         "train_dataset": plan.datasets[0],
         "eval_dataset": plan.datasets[1],
         "callbacks": [*patience, *callbacks],

@@ -180,3 +180,66 @@ def test_resumed_bit_for_bit(llama: Path, capitals: Path, tmp_path: Path) -> Non
     run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
     a, b = (lora.load(tmp_path / name / run_folder.ADAPTER) for name in ("whole", "run"))
     assert a == b
+
+
+def test_a_curve_and_answers_from_before_the_first_step(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from loralib.recipes.run import train
+
+    said = io.StringIO()
+    chosen = options(llama, capitals, num_train_epochs=12, eval_steps=24, samples=2)
+    results = train(chosen, tmp_path / "run", console=Console(file=said, width=200))
+    assert [row["step"] for row in results["history"] if "eval_loss" in row] == [0, 24, 48, 72]
+    assert results["kept_epoch"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / run_folder.SAMPLES).read_text().splitlines()]
+    assert [row["step"] for row in lines] == [0, 24, 48, 72]
+    last = lines[-1]["answers"]
+    assert [row["answer"] for row in last] == [row["reference"] for row in last] == ["It is\nParis.", "It is\nMadrid."]
+    assert lines[0]["answers"][0]["answer"] != last[0]["answer"]
+    assert "prompt    What is the capital of France?" in said.getvalue()
+    assert "now       It is Paris." in said.getvalue()
+    assert run_folder.before_and_after(tmp_path / "run")[2] == "after: It is\nParis."
+
+
+def test_answers_of_a_resumed_run(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    """They go on where the checkpoint was, and nothing is evaluated a second time."""
+    from transformers import TrainerCallback
+
+    from loralib.recipes.run import Interrupted
+
+    class Press(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 7:
+                import signal
+
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", options(llama, capitals, num_train_epochs=3, samples=1), callbacks=[Press()])
+    results = run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / run_folder.SAMPLES).read_text().splitlines()]
+    assert [row["step"] for row in lines] == [0, 6, 12, 18]
+    assert [row["step"] for row in results["history"] if "eval_loss" in row] == [0, 6, 12, 18]
+
+
+def test_no_samples(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", options(llama, capitals, num_train_epochs=1, samples=0))
+    assert not (tmp_path / "run" / run_folder.SAMPLES).exists()
+    assert run_folder.before_and_after(tmp_path / "run") == []
+
+
+def test_what_is_far_from_what_works_is_said(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from loralib.recipes.run import train
+
+    said = io.StringIO()
+    train(
+        options(llama, capitals, learning_rate=1.0, num_train_epochs=1), tmp_path / "run", console=Console(file=said, width=300)
+    )
+    assert "warning: learning_rate=1" in said.getvalue()

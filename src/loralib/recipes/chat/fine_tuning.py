@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
-from .. import model_loader, records, sources
+from .. import model_loader, records, run_folder, sources
 from ..nlg import prompts, text_generation
 from ..options import TrainOptions
 from ..plan import Plan
 from . import packing, templates
 from .conversations import of_rows, read
-from .form import OWN
+from .form import OWN, ChatForm
+from .samples import Samples, questions
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from rich.console import Console
 
 HUB_REMEDY = "check the name and the network, or give a local .jsonl file"
 
@@ -54,6 +56,12 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         collate = packing.PackedCollator(tokenizer.pad_token_id)
         notes.append(f"packed {len(encoded[0].rows):,} rows into {len(datasets[0]):,} of at most {options.length:,} tokens")
     model.generation_config.eos_token_id = chat.end_ids()
+    settled = text_generation.settled(model, options, OWN)
+    asked = questions(conversations[1], options.samples)
+
+    def watch(console: "Console", folder: Path) -> Samples:
+        return Samples(model, ChatForm(tokenizer), asked, console, folder / run_folder.SAMPLES)
+
     return Plan(
         model=model,
         tokenizer=tokenizer,
@@ -63,6 +71,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         task_type="CAUSAL_LM",
         bound=text_generation.prepare(model, options),
         trainer=text_generation.trainer_arguments(model, collate, options.label_smoothing_factor),
-        settled=text_generation.settled(model, options, OWN),
-        notes=notes,
+        settled=settled,
+        watch=watch if asked else None,
+        notes=[*notes, *text_generation.advice(model, options.updated(settled))],
     )

@@ -9,6 +9,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from ...errors import ConfigError, DataError
 from ...surgery.bound import Bound
+from ...surgery.concerns import concerns
 from ...surgery.suggest import suggest
 from ...train import devices
 from .. import lora_setup, model_loader, records, sources
@@ -85,6 +86,14 @@ def settled(model: PreTrainedModel, options: TrainOptions, form: str) -> dict[st
     return found
 
 
+def advice(model: PreTrainedModel, options: TrainOptions) -> list[str]:
+    """What is far outside of what is known to work with LoRA, among options that are settled."""
+    if options.method != "lora":
+        return []
+    found = concerns(suggest(model), options.lora, options.peak_learning_rate, options.batch_size)
+    return [f"warning: {concern}" for concern in found]
+
+
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     """Load the language model and prepare it, with the rows as it takes them."""
     model, tokenizer = load(options)
@@ -103,6 +112,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         trainer=trainer_arguments(model, prompts.collator(tokenizer), options.label_smoothing_factor),
         bound=bound,
         settled=settled(model, options, form),
+        notes=advice(model, options.updated(settled(model, options, form))),
     )
 
 
