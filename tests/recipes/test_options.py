@@ -124,5 +124,5 @@ def test_options_that_mean_what_a_training_argument_means_have_its_name() -> Non
     assert {name for name in ours & theirs} == {
         *("adam_epsilon", "bf16", "fp16", "gradient_accumulation_steps", "label_smoothing_factor", "learning_rate"),
         *("max_grad_norm", "metric_for_best_model", "num_train_epochs", "per_device_eval_batch_size", "save_steps", "seed"),
-        *("warmup_steps", "weight_decay"),
+        *("warmup_steps", "weight_decay", "eval_steps", "gradient_checkpointing", "lr_scheduler_type", "optim", "report_to"),
     }

@@ -195,7 +195,8 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
 
 def _usual(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is usual for the kind of task, but for options that others which are given leave without effect."""
-    usual = dict(TASKS[kind_of(given.get("task"), given.get("problem"))].usual)
+    kind = TASKS.get(kind_of(given.get("task"), given.get("problem")))
+    usual = dict(kind.usual) if kind else {}
     if given.get("layers"):
         usual.pop("target_modules", None)
     if given.get("packing"):

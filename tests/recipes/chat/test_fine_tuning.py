@@ -101,7 +101,7 @@ def test_options_that_people_expect(changes: dict[str, Any], llama: Path, capita
     results = run(tmp_path / "run", options(llama, capitals, num_train_epochs=1, **changes))
     assert results["steps"] == (3 if "packing" in changes else 6)
     evaluations = [row["step"] for row in results["history"] if "eval_loss" in row]
-    assert evaluations == ([2, 4, 6] if "eval_steps" in changes else [results["steps"]])
+    assert evaluations == [0, *([2, 4, 6] if "eval_steps" in changes else [results["steps"]])]
 
 
 @pytest.mark.parametrize("chosen", ["plain", "chatml"])

@@ -131,7 +131,7 @@ def read(rows: "Sequence[Record]", source: str, layout: str | None = None) -> "D
 
 
 def inputs(rows: "Sequence[Record]", source: str, layout: str | None = None) -> "Dataset":
-    """What comes before the last answer of each row, to be answered anew; data with the columns `messages` (JSON), `context`,
+    """What comes before the last answer of each row, to be answered again; data with the columns `messages` (JSON), `context`,
     its last message, `references`, the answer in the row where there is one, and `category`, which is None.
 
     Errors as `read`, but a row of messages or a prompt may lack the answer.

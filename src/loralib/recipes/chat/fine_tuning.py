@@ -34,7 +34,7 @@ def read_rows(options: TrainOptions) -> "list[Dataset]":
 
 
 def _no_task(name: str, split: str, folder: str | None) -> "Dataset":
-    raise DataError(f"{name} is no task of conversations; give --data.")
+    raise DataError(f"{name} is not a task of conversations; give --data.")
 
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:

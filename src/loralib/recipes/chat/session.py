@@ -33,7 +33,7 @@ class Session:
     """A conversation. run: what answers. system: the first message, "" for none. how: how answers are generated.
 
     base: whether the model answers as it was before training, which is switched at will. Raises `ConfigError` for a run whose
-    texts are no answers.
+    texts are not answers.
     """
 
     def __init__(self, run: Run, how: Decoding, system: str = ""):

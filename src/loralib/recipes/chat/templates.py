@@ -38,7 +38,7 @@ NAMED: Mapping[str, str] = MappingProxyType({"chatml": _CHATML, "plain": _PLAIN}
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows of tokens: `input_ids` and `labels`, which are `IGNORED` where nothing is learned.
+    """What a model learns from: rows of `input_ids` and `labels`, which are `IGNORED` where nothing is learned.
 
     cut: how many rows were longer than allowed and lost their end. left_out: how many lost all that is learned, and are not
     among the rows.
