@@ -27,6 +27,7 @@ NAMES = (
     "embedding",
     "conv",
     "whole_model",
+    "llm",
     "merge",
     "attach",
     "import_time",
