@@ -1,5 +1,6 @@
 """Loading pretrained models with their tokenizers, quietly, from wherever they are."""
 
+import copy
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
@@ -72,7 +73,7 @@ def load(
     where |= _of_gguf(source) if source.gguf else {}
     try:
         stored = AutoConfig.from_pretrained(source.path, **where)
-        config = AutoConfig.from_pretrained(source.path, **where, **outputs)
+        config = AutoConfig.from_pretrained(source.path, **where, **outputs) if outputs else copy.deepcopy(stored)
         configure(config)
         tokenizer = AutoTokenizer.from_pretrained(source.path, **where)
         exact = {"config": config, "dtype": dtype, "output_loading_info": True}
