@@ -36,7 +36,6 @@ from benchmarks import provenance
 from loralib.cli import guarded
 from loralib.recipes import comparison, figures, report, run_folder
 from loralib.recipes.nlg import generator, loss, prompts, scoring, text_generation
-from loralib.recipes.nlg.prompts import PaperForm
 from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import DECODING, Decoding
@@ -158,7 +157,7 @@ def adaptation(data: Path, folder: Path, budget: Budget) -> Row:
 def perplexity(run: generator.Run, options: TrainOptions) -> float:
     """What Trainer measures on the development rows of `options`, of a model that was not trained on them."""
     evaluation = text_generation.as_pairs(text_generation.read_rows(options)[1])
-    rows = prompts.encode(PaperForm(run.tokenizer), evaluation, options.length, "E2E")
+    rows = prompts.encode(run.form, evaluation, options.length, "E2E")
     collate, sums = prompts.collator(run.tokenizer), []
     for start in range(0, len(rows), options.per_device_eval_batch_size):
         batch = collate(rows[start : start + options.per_device_eval_batch_size])

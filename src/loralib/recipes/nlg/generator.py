@@ -196,4 +196,9 @@ def write(path: Path, data: "Dataset", predictions: Sequence[str]) -> None:
     write_together(dict(zip(_both(path), (plain.encode(), whole.encode()), strict=True)))
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that `write` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 open_run = Run.open
