@@ -126,3 +126,11 @@ def test_options_that_mean_what_a_training_argument_means_have_its_name() -> Non
         *("max_grad_norm", "metric_for_best_model", "num_train_epochs", "per_device_eval_batch_size", "save_steps", "seed"),
         *("warmup_steps", "weight_decay", "eval_steps", "gradient_checkpointing", "lr_scheduler_type", "optim", "report_to"),
     }
+
+
+def test_what_is_left_to_the_model_is_as_a_run_settled_it() -> None:
+    asked = TrainOptions.of({"model": "m", "data": "d.jsonl", "problem": "chat"})
+    run = asked.updated({"learning_rate": 3e-4, "chat_template": "tokenizer"})
+    assert asked.settled_as(run) == run
+    other = asked.updated({"learning_rate": 1e-4, "chat_template": "plain"})
+    assert other.settled_as(run) == other

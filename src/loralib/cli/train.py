@@ -151,7 +151,7 @@ def _stage_to_resume(values: dict[str, Any], seeds: int | None, preset: str | No
 
 def _unchanged(options: TrainOptions, values: Mapping[str, Any], folder: Path) -> TrainOptions:
     options = replace(options, trust_remote_code=values.get(PERMISSION, False))
-    asked, kept = options.updated(values).with_absolute_paths().flat(), options.flat()
+    asked, kept = options.updated(values).with_absolute_paths().settled_as(options).flat(), options.flat()
     for name in values:
         if asked[name] != kept[name]:
             flag = name.replace("_", "-")

@@ -113,5 +113,6 @@ def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_wei
 def _has_options(run: Path, options: TrainOptions) -> bool:
     if not (run / run_folder.CONFIG).is_file():
         return False
-    wanted = resolved(options.with_absolute_paths()) | {"output": None}
-    return resolved(run_folder.read_options(run)[0]) | {"output": None} == wanted
+    stored, _ = run_folder.read_options(run)
+    wanted = options.with_absolute_paths().settled_as(stored)
+    return resolved(stored) | {"output": None} == resolved(wanted) | {"output": None}

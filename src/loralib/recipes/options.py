@@ -23,7 +23,7 @@ from .task import TASKS, Method, Problem, Task, kind_of
 HELD_OUT = 0.1
 PERMISSION = "trust_remote_code"
 
-_PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter")
+_PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter", "chat_template")
 _NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
 IDLE: Mapping[Method, tuple[str, ...]] = {  # by method: options that have no effect with it
     "lora": (),
@@ -132,6 +132,11 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
         among them: it is given to one command and not to a file."""
         own = {option.name: getattr(self, option.name) for option in fields(self) if option.name != PERMISSION}
         return own | {"lora": lora_options.plain(self.lora)}
+
+    def settled_as(self, run: Self) -> Self:
+        """The same options, with what they leave to the model as it was settled in a run."""
+        left = {"chat_template": self.chat_template is None, "learning_rate": self.learning_rate == "auto"}
+        return replace(self, **{name: getattr(run, name) for name, is_left in left.items() if is_left})
 
     @property
     def tests(self) -> bool:

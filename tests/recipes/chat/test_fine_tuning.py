@@ -1,13 +1,14 @@
 """Runs on conversations: what they learn, write and refuse, and that what they write is what others read."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import loralib as lora
 from loralib.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from loralib.recipes import run_folder
 from loralib.recipes.nlg import generator
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import CHATTING
+from loralib.recipes.run import Interrupted
 from recipes.chat.conftest import CITIES, options, run
 
 QUESTION = "What is the capital of Peru?"
@@ -104,10 +106,21 @@ def test_options_that_people_expect(changes: dict[str, Any], llama: Path, capita
     assert evaluations == [0, *([2, 4, 6] if "eval_steps" in changes else [results["steps"]])]
 
 
+class Press(TrainerCallback):
+    """Ctrl-C before the eighth step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Press, once."""
+        if state.global_step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+
 @pytest.mark.parametrize("chosen", ["plain", "chatml"])
 def test_a_template_by_name(chosen: str, llama: Path, capitals: Path, tmp_path: Path) -> None:
-    """It is kept with the run, and used when the run is."""
-    run(tmp_path / "run", options(llama, capitals, chat_template=chosen, num_train_epochs=12))
+    """It is kept with the run, through an interruption, and used when the run is."""
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", options(llama, capitals, chat_template=chosen, num_train_epochs=12), callbacks=[Press()])
+    run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
     found = generator.open_run(tmp_path / "run")
     assert found.generate([QUESTION], CHATTING) == ["It is\nLima."]
     assert ("User: " in found.tokenizer.chat_template) == (chosen == "plain")
@@ -162,17 +175,6 @@ def test_a_tokenizer_without_a_template(llama: Path, capitals: Path, tmp_path: P
 
 
 def test_resumed_bit_for_bit(llama: Path, capitals: Path, tmp_path: Path) -> None:
-    from transformers import TrainerCallback
-
-    from loralib.recipes.run import Interrupted
-
-    class Press(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 7:
-                import signal
-
-                signal.raise_signal(signal.SIGINT)
-
     chosen = options(llama, capitals, lora_dropout=0.1, num_train_epochs=3)
     run(tmp_path / "whole", chosen)
     with pytest.raises(Interrupted):
@@ -206,17 +208,6 @@ def test_a_curve_and_answers_from_before_the_first_step(llama: Path, capitals: P
 
 def test_answers_of_a_resumed_run(llama: Path, capitals: Path, tmp_path: Path) -> None:
     """They go on where the checkpoint was, and nothing is evaluated a second time."""
-    from transformers import TrainerCallback
-
-    from loralib.recipes.run import Interrupted
-
-    class Press(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 7:
-                import signal
-
-                signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(Interrupted):
         run(tmp_path / "run", options(llama, capitals, num_train_epochs=3, samples=1), callbacks=[Press()])
     results = run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)

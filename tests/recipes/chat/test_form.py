@@ -12,7 +12,7 @@ def test_the_form_follows_the_tokenizer() -> None:
         (plain, None, PaperForm, "none"),
         (chatting, None, ChatForm, "tokenizer"),
         (chatting, "none", PaperForm, "none"),
-        (plain, "plain", ChatForm, "tokenizer"),
+        (plain, "plain", ChatForm, "plain"),
         (chatting, "tokenizer", ChatForm, "tokenizer"),
     ):
         form, name = resolve(tokenizer, asked)

@@ -56,7 +56,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         collate = packing.PackedCollator(tokenizer.pad_token_id)
         notes.append(f"packed {len(encoded[0].rows):,} rows into {len(datasets[0]):,} of at most {options.length:,} tokens")
     model.generation_config.eos_token_id = chat.end_ids()
-    settled = text_generation.settled(model, options, OWN)
+    settled = text_generation.settled(model, options, options.chat_template or OWN)
     asked = questions(conversations[1], options.samples)
 
     def watch(console: "Console", folder: Path) -> Samples:

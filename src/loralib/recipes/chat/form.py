@@ -47,7 +47,7 @@ def resolve(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> tu
     if chat_template == PAPER or (chat_template is None and not tokenizer.chat_template):
         return PaperForm(tokenizer), PAPER
     templates.set_template(tokenizer, chat_template)
-    return ChatForm(tokenizer), OWN
+    return ChatForm(tokenizer), chat_template or OWN
 
 
 def of_run(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> Form:
