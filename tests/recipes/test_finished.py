@@ -21,7 +21,7 @@ class Toy(FinishedRun):
     loaded: list[tuple[Any, ...]]
 
     @staticmethod
-    def load(name: str, labels: list[str] | None, trust_remote_code: bool) -> Any:
+    def load(name: str, options: TrainOptions, labels: list[str] | None, trust_remote_code: bool) -> Any:
         Toy.loaded = [(name, labels, trust_remote_code)]
         return base().train(), "tokenizer"
 

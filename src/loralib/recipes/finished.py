@@ -29,8 +29,10 @@ class FinishedRun:
     tokenizer: PreTrainedTokenizerBase
 
     @staticmethod
-    def load(name: str, labels: list[str] | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model `name` and its tokenizer, with a head for `labels` where there is one."""
+    def load(
+        name: str, options: TrainOptions, labels: list[str] | None, trust_remote_code: bool
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model `name` of a run with these options, and its tokenizer, with a head for `labels` where there is one."""
         raise NotImplementedError
 
     @classmethod
@@ -50,7 +52,7 @@ class FinishedRun:
         options, labels = cls.options_of(folder)
         saved = run_folder.trained_part(folder, options)
         is_lora = options.method == "lora"
-        model, tokenizer = cls.load(str(options.model) if is_lora else str(saved), labels, trust_remote_code)
+        model, tokenizer = cls.load(str(options.model) if is_lora else str(saved), options, labels, trust_remote_code)
         if is_lora:
             tokenizer = model_loader.saved_tokenizer(saved) or tokenizer
             attach(model, formats.load(saved))

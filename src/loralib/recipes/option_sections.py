@@ -25,7 +25,7 @@ class ModelOptions:
     title: ClassVar[str] = "model"
 
     model: str | None = option(None, "NAME", "model to fine-tune: a name on the Hugging Face hub, a folder, or a GGUF file")
-    dtype: Dtype | None = option(None, "", "data type of the model's frozen weights (default: fp32)", one_of(Dtype))
+    dtype: Dtype | None = option(None, "", "language models: data type of the weights (default: fp32)", one_of(Dtype))
     chat_template: str | None = option(
         None, "NAME", "chat: a .jinja file, chatml or plain, instead of the tokenizer's own template"
     )

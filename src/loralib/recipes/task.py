@@ -60,7 +60,7 @@ CLASSIFICATION = Task(
 REGRESSION = replace(
     CLASSIFICATION, named={name: task.metric for name, task in GLUE.items() if not task.labels}, metrics=("pearson", "spearman")
 )
-_OF_LANGUAGE_MODELS = ("base_dropout", "label_smoothing_factor", "chat_template")
+_OF_LANGUAGE_MODELS = ("base_dropout", "label_smoothing_factor", "chat_template", "dtype")
 GENERATION = Task(
     named=dict.fromkeys(DATA_TO_TEXT, "perplexity"),
     metrics=("perplexity", "nll"),

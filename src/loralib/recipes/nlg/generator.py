@@ -26,6 +26,7 @@ from ...surgery.merge import disabled
 from .. import run_folder
 from ..chat.form import of_run
 from ..finished import FinishedRun
+from ..options import TrainOptions
 from ..presets.nlg import Decoding
 from . import decoding, language_models
 from .prompts import Form
@@ -40,9 +41,11 @@ class Run(FinishedRun):
     kinds = ("generation", "chat")
 
     @staticmethod
-    def load(name: str, labels: list[str] | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The language model `name`, whole."""
-        return language_models.load_language_model(name, trust_remote_code=trust_remote_code)
+    def load(
+        name: str, options: TrainOptions, labels: list[str] | None, trust_remote_code: bool
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The language model `name`, whole, in the data type that it was trained in."""
+        return language_models.load_language_model(name, trust_remote_code=trust_remote_code, dtype=options.dtype)
 
     @cached_property
     def form(self) -> Form:

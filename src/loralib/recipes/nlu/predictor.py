@@ -25,7 +25,9 @@ class Run(FinishedRun):
     kinds = ("classification", "regression")
 
     @staticmethod
-    def load(name: str, labels: list[str] | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(
+        name: str, options: TrainOptions, labels: list[str] | None, trust_remote_code: bool
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The encoder `name`, with a head for `labels`."""
         encoder = encoders.load_encoder(name, labels, trust_remote_code=trust_remote_code)
         return encoder.model, encoder.tokenizer
