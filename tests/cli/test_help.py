@@ -149,7 +149,7 @@ def test_the_help_of_a_smaller_command_shows_all_of_it(command: str, capsys: pyt
 def test_defaults_are_those_of_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(shown("train", "--help-all", capsys).split())
     for part in (
-        "LoRA rank (default: 8)",
+        "LoRA rank; 16 for chat (default: 8)",
         "passes over the training data (default: 3)",
         "(default: 1e-08)",
         "dropout (default: 0)",

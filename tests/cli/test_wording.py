@@ -38,9 +38,9 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--xyzzy"], "train has no option --xyzzy; see loralib train --help-all."),
         (["extra"], "train does not take the argument 'extra'"),
         (["--r", "x"], "--r: 'x' is not a whole number"),
-        (["--learning-rate", "abc"], "--learning-rate: 'abc' is not a number"),
+        (["--learning-rate", "abc"], "--learning-rate: 'abc' is not a number, or auto"),
         (["--bf16", "maybe"], "--bf16: 'maybe' is not true or false"),
-        (["--problem", "regresion"], "is not one of classification, regression, generation; nearest: regression"),
+        (["--problem", "regresion"], "is not one of classification, regression, generation, chat; nearest: regression"),
         (["--rank-pattern", "3"], "--rank-pattern: '3' is not {name or regular expression: a whole number}"),
         (["--enable-lora", "x"], "--enable-lora: 'x' is not a list such as [true, false, true]"),
         (["--seeds", "x"], "--seeds: 'x' is not a whole number"),
@@ -78,7 +78,7 @@ def test_other_commands_do_too(words: list[str], message: str, capsys: pytest.Ca
 def test_a_mistake_in_a_file_of_options_is_named_like_one_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
     for content, message in (
-        ("learning_rate: fast\n", "--learning-rate: 'fast' is not a number"),
+        ("learning_rate: fast\n", "--learning-rate: 'fast' is not a number, or auto"),
         ("lora:\n  r: many\n", "--r: 'many' is not a whole number"),
         ("method: loar\n", "--method: 'loar' is not one of lora, last-layers, full; nearest: lora"),
     ):

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DESCRIPTION = """Fine-tune a Hugging Face model with LoRA, on its last layers, or in full: an encoder to classify or score
-text, or a causal language model to generate it. Writes a run folder with the adapter (or the model), metrics.json, config.yaml,
+text, or a causal language model to generate it or to chat. Writes a run folder with the adapter (or the model), metrics.json, config.yaml,
 learning_curve.png and checkpoints."""
 EXAMPLES = (
     "loralib train --model roberta-base --data train.tsv --eval-data dev.tsv",
     "loralib train --model roberta-base --task sst2 --r 16 --learning-rate 2e-4",
-    "loralib train --model gpt2-medium --task e2e --preset paper",
+    "loralib train --model smollm2 --data conversations.jsonl --output runs/chat",
     "torchrun --nproc-per-node 4 -m -- loralib train --config run.yaml",
 )
 COMMON = (

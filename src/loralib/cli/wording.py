@@ -130,18 +130,20 @@ def expected(kind: Any) -> str:
 
 
 def choices_of(kind: Any) -> list[str]:
-    """The choices of an option, if it has any, by its type.
+    """The choices of an option, if it has nothing else, by its type.
 
-    >>> choices_of(Literal["a", "b"] | None), choices_of(int)
-    (['a', 'b'], [])
+    >>> choices_of(Literal["a", "b"] | None), choices_of(int), choices_of(float | Literal["auto"])
+    (['a', 'b'], [], [])
     """
+    if {int, float, str} & set(get_args(kind)):
+        return []
     return [word for part in (kind, *get_args(kind)) if get_origin(part) is Literal for word in get_args(part)]
 
 
 def _words(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if kind in _SIMPLE:
         return _SIMPLE[kind]
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -11,12 +11,12 @@ from ..errors import ConfigError
 USUAL = LoRAConfig(r=8, lora_alpha=16.0, target_modules=())
 NAMES = tuple(option.name for option in fields(LoRAConfig))
 HELP: Mapping[str, tuple[str, str]] = {  # what a value is called, and the help text
-    "r": ("N", "LoRA rank"),
-    "lora_alpha": ("X", "LoRA scaling: updates are multiplied by lora_alpha / r"),
+    "r": ("N", "LoRA rank; 16 for chat"),
+    "lora_alpha": ("X", "LoRA scaling: updates are multiplied by lora_alpha / r; 32 for chat"),
     "lora_dropout": ("P", "dropout on the input of the LoRA update"),
     "target_modules": (
         "NAMES",
-        "layers to adapt, by name: query,value, a regular expression, or all-linear (default: as --layers)",
+        "layers to adapt: names, a regular expression, or all-linear (default: as --layers; chat: all-linear)",
     ),
     "exclude_modules": ("NAMES", "layers to skip; same syntax as --target-modules"),
     "modules_to_save": ("NAMES", "modules to train in full with LoRA, besides the head"),

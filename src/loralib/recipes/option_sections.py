@@ -52,7 +52,9 @@ class DataOptions:
     data_dir: str | None = option(None, "DIR", "folder with the files of --task, such as SST-2/train.tsv (default: the hub)")
     data_config: str | None = option(None, "NAME", "configuration of a data set on the hub")
     train_split: str = option("train", "NAME", "training split of a data set on the hub")
-    problem: Problem | None = option(None, "", "what to learn from --data (default: classification)", one_of(Problem))
+    problem: Problem | None = option(
+        None, "", "what to learn from --data (default: what its columns say, or classification)", one_of(Problem)
+    )
     text_column: str = option("text", "NAME", "column with the text")
     text_pair_column: str | None = option(None, "NAME", "column with the second text, for tasks on pairs")
     label_column: str = option("label", "NAME", "column with the label")
@@ -99,11 +101,11 @@ class TrainingOptions:
     learning_rate: float | Literal["auto"] | None = option(
         None,
         "RATE",
-        "peak learning rate, or auto: by the size of a language model (default: 5e-4 for LoRA; generation: 2e-4; chat: auto)",
+        "peak learning rate; auto: by the model's size (default: 5e-4; generation: 2e-4; chat: auto)",
         Rule(lambda value: value == "auto" or POSITIVE.holds(value), "must be positive, or auto"),
     )
     num_train_epochs: float = option(3.0, "N", "passes over the training data", POSITIVE)
-    batch_size: int = option(32, "N", "rows per optimizer step, on all devices together", POSITIVE)
+    batch_size: int = option(32, "N", "rows per optimizer step, on all devices together; 16 for chat", POSITIVE)
     device_batch_size: int | None = option(
         None, "N", "most rows that a device computes at once; gradients of the rest of a step are accumulated", POSITIVE
     )
