@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DESCRIPTION = """Fine-tune a Hugging Face model with LoRA, on its last layers, or in full: an encoder to classify or score
-text, or a causal language model to generate it or to chat. Writes a run folder with the adapter (or the model), metrics.json, config.yaml,
-learning_curve.png and checkpoints."""
+text, or a causal language model to generate it or to chat. Writes a run folder with the adapter (or the model),
+metrics.json, config.yaml, learning_curve.png and checkpoints."""
 EXAMPLES = (
     "loralib train --model roberta-base --data train.tsv --eval-data dev.tsv",
     "loralib train --model roberta-base --task sst2 --r 16 --learning-rate 2e-4",
