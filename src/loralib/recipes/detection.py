@@ -6,11 +6,12 @@ from typing import Any
 
 from . import records
 from .chat.conversations import layout_of
+from .chat.pairs import are_pairs
 from .task import Problem
 
 
 def problem_of(data: str) -> Problem | None:
-    """The kind of task that the rows of a local `.jsonl` file say: conversations, or inputs with their texts.
+    """The kind of task that the rows of a local `.jsonl` file say: preferences, conversations, or inputs with their texts.
 
     None for other data, which are texts with labels unless an option says otherwise, and for a file that cannot be read, whose
     reader will say why.
@@ -21,6 +22,8 @@ def problem_of(data: str) -> Problem | None:
     columns = records.first_columns(path)
     if {"context", "completion"} <= set(columns):
         return "generation"
+    if are_pairs(columns):
+        return "preference"
     return "chat" if layout_of(columns) else None
 
 

@@ -15,6 +15,7 @@ from .task import Method, Problem
 
 Head = Literal["all", "classifier"]
 Dtype = Literal["fp32", "bf16", "fp16"]
+DpoLoss = Literal["sigmoid", "hinge", "ipo"]
 Layout = Literal["messages", "conversations", "instruction", "prompt", "text"]
 
 
@@ -27,7 +28,7 @@ class ModelOptions:
     model: str | None = option(None, "NAME", "model to fine-tune: a name on the Hugging Face hub, a folder, or a GGUF file")
     dtype: Dtype | None = option(None, "", "language models: data type of the weights (default: fp32)", one_of(Dtype))
     chat_template: str | None = option(
-        None, "NAME", "chat: a .jinja file, chatml or plain, instead of the tokenizer's own template"
+        None, "NAME", "chat, preference: a .jinja file, chatml or plain, instead of the tokenizer's own template"
     )
     trust_remote_code: bool = option(False, "", "run Python code that comes with the model (never read from a file)")
     head_dropout: float | None = option(None, "P", "dropout before the classifier (default: from the model's config)", FRACTION)
@@ -64,7 +65,7 @@ class DataOptions:
     packing: bool = option(False, "", "chat: put several rows into one of --max-length tokens, kept apart")
     max_train_rows: int | None = option(None, "N", "train on a random sample of N rows (default: all)", POSITIVE)
     max_length: int | None = option(
-        None, "N", "truncate each row to N tokens (default: 128; generation: 512; chat: 1024)", POSITIVE
+        None, "N", "truncate each row to N tokens (default: 128; generation: 512; chat, preference: 1024)", POSITIVE
     )
 
 
@@ -115,6 +116,8 @@ class TrainingOptions:
     weight_decay: float = option(0.01, "X", "weight decay of AdamW, not on biases and norms", NOT_NEGATIVE)
     adam_epsilon: float = option(1e-8, "X", "epsilon of AdamW", BETWEEN_0_AND_1)
     max_grad_norm: float = option(1.0, "X", "clip gradients to this norm; 0 turns clipping off", NOT_NEGATIVE)
+    beta: float = option(0.1, "X", "preference: how much the model is held to what it was", POSITIVE)
+    dpo_loss: DpoLoss = option("sigmoid", "", "preference: loss of the rewards' difference", one_of(DpoLoss))
     label_smoothing_factor: float = option(0.0, "P", "generation: fraction of a target spread over the vocabulary", FRACTION)
     warmup_ratio: float = option(0.06, "P", "fraction of the steps in which the learning rate rises", FRACTION)
     warmup_steps: int | None = option(None, "N", "number of those steps, instead of a fraction", NOT_NEGATIVE)
@@ -148,7 +151,7 @@ class EvaluationOptions:
     max_test_rows: int | None = option(
         None, "N", "score a random sample of N test rows, 0 for none (default: all)", NOT_NEGATIVE
     )
-    samples: int = option(3, "N", "chat: show the answers to N held-out prompts at every evaluation", NOT_NEGATIVE)
+    samples: int = option(3, "N", "chat, preference: show the answers to N held-out prompts at every evaluation", NOT_NEGATIVE)
     per_device_eval_batch_size: int = option(64, "N", "rows per device and step of an evaluation", POSITIVE)
     eval_steps: int | None = option(None, "N", "evaluate every N steps (default: every epoch)", POSITIVE)
     best_epoch: bool = option(True, "", "keep the epoch with the best metric; false keeps the last")

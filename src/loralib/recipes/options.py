@@ -55,6 +55,11 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
                 raise ConfigError(f"{option.name}={value!r}: {rule.words}.")
         if unknown := [role for role in self.roles if role not in ROLES]:
             raise ConfigError(f"layers={self.layers!r}: {unknown[0]!r} is none of {', '.join(ROLES)}.")
+        if self.method not in (methods := self.task_kind.learning_rates):
+            raise ConfigError(
+                f"method={self.method!r}: problem={self.kind} has method={', '.join(methods)} alone, whose base model is the "
+                "reference; any other would need a second model in memory."
+            )
         self._refuse_what_cannot_act()
 
     def _refuse_what_cannot_act(self) -> None:
@@ -95,6 +100,11 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
                 ("group_by_length",),
                 "has no effect with packing, which makes rows of one length; give one of them",
             ),
+            (
+                self.kind == "preference",
+                ("lora_dropout",),
+                "has no effect with problem=preference: answers are compared with a reference that drops nothing",
+            ),
             (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
             (self.best_epoch, ("save_steps",), best),
         ]
@@ -104,8 +114,8 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
             for name, value in changed.items():
                 if applies and name in names:
                     raise ConfigError(f"{name}={value!r} {why}.")
-        if self.learning_rate == "auto" and "chat_template" not in self.task_kind.options:
-            raise ConfigError("learning_rate='auto': is a rule for language models; give a number.")
+        if self.learning_rate == "auto" and self.kind not in ("generation", "chat"):
+            raise ConfigError("learning_rate='auto': is a rule for texts that a language model learns; give a number.")
         if self.metric not in (known := self.task_kind.metrics):
             raise ConfigError(f"metric_for_best_model={self.metric!r}: must be one of {', '.join(known)} for this problem.")
 

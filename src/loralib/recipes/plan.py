@@ -12,7 +12,7 @@ from .options import TrainOptions
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Plan:
     what PEFT calls the task. trainer: further arguments of transformers' Trainer, such as the metrics. bound: the layers with
     LoRA, where there are any. settled: options that the model decides, such as a learning rate of "auto". watch: makes what
     looks on while training runs, and says and writes what it sees. notes: what else the user should know before it starts.
+    kind: a Trainer other than the method's. arguments: makes its `TrainingArguments`, where those are of a class of their own.
     """
 
     model: "PreTrainedModel"
@@ -37,6 +38,8 @@ class Plan:
     settled: Mapping[str, Any] = field(default_factory=dict)
     watch: "Callable[[Console, Path], TrainerCallback] | None" = None
     notes: Sequence[str] = ()
+    kind: "type[Trainer] | None" = None
+    arguments: "Callable[..., TrainingArguments] | None" = None
 
 
 class Implementation(Protocol):

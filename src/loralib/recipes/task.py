@@ -13,7 +13,7 @@ from .nlu.glue import TASKS as GLUE
 
 Method = Literal["lora", "last-layers", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Problem = Literal["classification", "regression", "generation", "chat"]
+Problem = Literal["classification", "regression", "generation", "chat", "preference"]
 
 LOWER_IS_BETTER = ("perplexity", "nll", "loss")
 
@@ -23,11 +23,11 @@ class Task:
     """One kind of task.
 
     named: tasks of this kind that have a name, each with its metric. metrics: what a model is judged by; the first chooses the
-    best epoch on other data. options: those that only this kind has; belongs: what a message says of them elsewhere.
-    usage: what its runs do, and the commands that use them. from_hub: whether its data may be a data set on the hub. unit: what
-    a metric of 1 is in the paper's tables. module: where it is carried out. following: what is done next with a run on a task.
-    usual: options that are not those of other kinds when they are not given. evaluates_first: whether there is an evaluation
-    before the first step.
+    best epoch on other data. learning_rates: by method; a method without one is not for this kind. options: those that only
+    this kind has; belongs: what a message says of them elsewhere. usage: what its runs do, and the commands that use them.
+    from_hub: whether its data may be a data set on the hub. unit: what a metric of 1 is in the paper's tables. module: where it
+    is carried out. following: what is done next with a run on a task. usual: options that are not those of other kinds when
+    they are not given. evaluates_first: whether there is an evaluation before the first step.
     """
 
     named: Mapping[str, str]
@@ -96,8 +96,36 @@ CHAT = Task(
         "group_by_length": True,
     },
 )
+PREFERENCE = Task(
+    named={},
+    metrics=("reward_accuracy", "reward_margin"),
+    max_length=1024,
+    learning_rates={"lora": 5e-6},  # of LoRA in TRL's trl/scripts/dpo.py: ten times that of full fine-tuning
+    options=("beta", "dpo_loss", "samples", "chat_template"),
+    belongs="belongs to problem=preference",
+    usage="learned preferences between answers; use loralib chat or loralib generate",
+    from_hub=True,
+    unit=100,
+    module="chat.preference",
+    evaluates_first=True,
+    usual={
+        "r": 16,
+        "lora_alpha": 32.0,
+        "target_modules": "all-linear",
+        "batch_size": 16,
+        "per_device_eval_batch_size": 8,
+        "num_train_epochs": 1,
+        "group_by_length": True,
+    },
+)
 TASKS: Mapping[Problem, Task] = MappingProxyType(
-    {"classification": CLASSIFICATION, "regression": REGRESSION, "generation": GENERATION, "chat": CHAT}
+    {
+        "classification": CLASSIFICATION,
+        "regression": REGRESSION,
+        "generation": GENERATION,
+        "chat": CHAT,
+        "preference": PREFERENCE,
+    }
 )
 
 

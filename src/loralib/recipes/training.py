@@ -1,6 +1,6 @@
 """From the options of a run to the Hugging Face Trainer that carries it out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,10 @@ def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int
     )
 
 
-def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArguments:
-    """The same, on the devices that are here; `ConfigError` also for what they cannot do."""
+def arguments(
+    options: TrainOptions, folder: Path, rows: int, make: Callable[..., TrainingArguments] = TrainingArguments
+) -> TrainingArguments:
+    """The same, on the devices that are here; `ConfigError` also for what they cannot do. make: makes them of the values."""
     accelerated = torch.accelerator.is_available()
     if options.onednn and (accelerated or not ops.onednn.available()):
         raise ConfigError("onednn=True: must run on a CPU, with a build of torch that has oneDNN; leave the option out.")
@@ -96,16 +98,15 @@ def arguments(options: TrainOptions, folder: Path, rows: int) -> TrainingArgumen
         raise ConfigError("fp16=True: needs a GPU, and there is none; use --bf16 true, or say --fp16 false.")
     values = argument_values(options, folder, rows, device_count())
     try:
-        return TrainingArguments(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
+        return make(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
     except (ValueError, ImportError) as error:  # names of optimizers, schedules and trackers
         raise ConfigError(f"transformers takes these options not: {' '.join(str(error).split())[:300]}") from None
 
 
 def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequence[TrainerCallback], **how: Any) -> Trainer:
     """Train as planned; `how` and what is raised as in `fit`."""
-    kind: type[Trainer] = GroupingTrainer
     patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
-    args = arguments(options, folder, len(plan.data[0]))
+    args = arguments(options, folder, len(plan.data[0]), plan.arguments or TrainingArguments)
     args.eval_on_start = options.task_kind.evaluates_first and how.get("checkpoint") is None
     trainer = {
         **plan.trainer,
@@ -115,8 +116,8 @@ def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequ
         "eval_dataset": plan.datasets[1],
         "callbacks": [*patience, *callbacks],
     }
+    kind = plan.kind or (GroupingAdapterTrainer if options.method == "lora" else GroupingTrainer)
     if options.method == "lora":
-        kind = GroupingAdapterTrainer
         name = model_sources.locate(options.model or "").name
         trainer["metadata"] = {"base_model_name_or_path": name, "task_type": plan.task_type}
     with ops.use("onednn") if options.onednn else nullcontext():

@@ -44,7 +44,7 @@ _SYNONYMS = {"developer": "system"}
 
 
 def _messages(where: str, row: Row) -> Conversation:
-    return _conversation(where, _checked_messages(f"{where}: messages", row["messages"]), tools=_tools(where, row))
+    return _conversation(where, checked_messages(f"{where}: messages", row["messages"]), tools=checked_tools(where, row))
 
 
 def _sharegpt(where: str, row: Row) -> Conversation:
@@ -61,15 +61,15 @@ def _sharegpt(where: str, row: Row) -> Conversation:
         messages.append({"role": _SENDERS[turn["from"]], "content": turn["value"]})
     if isinstance(system := row.get("system"), str) and system.strip():
         messages.insert(0, {"role": "system", "content": system})
-    return _conversation(where, _checked_messages(f"{where}: conversations", messages), tools=_tools(where, row))
+    return _conversation(where, checked_messages(f"{where}: conversations", messages), tools=checked_tools(where, row))
 
 
 def _alpaca(where: str, row: Row) -> Conversation:
-    given = [_text(f"{where}: instruction", row["instruction"])]
+    given = [checked_text(f"{where}: instruction", row["instruction"])]
     if row.get("input"):
-        given.append(_text(f"{where}: input", row["input"]))
+        given.append(checked_text(f"{where}: input", row["input"]))
     system = [{"role": "system", "content": row["system"]}] if isinstance(row.get("system"), str) and row["system"] else []
-    return _conversation(where, [*system, *_pair("\n\n".join(given), _text(f"{where}: output", row["output"]))])
+    return _conversation(where, [*system, *_pair("\n\n".join(given), checked_text(f"{where}: output", row["output"]))])
 
 
 def _prompt_completion(where: str, row: Row) -> Conversation:
@@ -77,14 +77,16 @@ def _prompt_completion(where: str, row: Row) -> Conversation:
     if isinstance(prompt, list) != isinstance(completion, list):
         raise DataError(f"{where}: prompt and completion must both be texts, or both be lists of messages.")
     if not isinstance(prompt, list):
-        return _conversation(where, _pair(_text(f"{where}: prompt", prompt), _text(f"{where}: completion", completion)))
-    before = _checked_messages(f"{where}: prompt", prompt)
-    messages = [*before, *_checked_messages(f"{where}: completion", completion)]
-    return _conversation(where, messages, tools=_tools(where, row), learned=len(before))
+        return _conversation(
+            where, _pair(checked_text(f"{where}: prompt", prompt), checked_text(f"{where}: completion", completion))
+        )
+    before = checked_messages(f"{where}: prompt", prompt)
+    messages = [*before, *checked_messages(f"{where}: completion", completion)]
+    return _conversation(where, messages, tools=checked_tools(where, row), learned=len(before))
 
 
 def _plain_text(where: str, row: Row) -> Conversation:
-    return {"text": _text(f"{where}: text", row["text"])}
+    return {"text": checked_text(f"{where}: text", row["text"])}
 
 
 LAYOUTS: Mapping[str, tuple[Sequence[str], Callable[[str, Row], Conversation]]] = MappingProxyType(
@@ -147,10 +149,10 @@ def inputs(rows: "Sequence[Record]", source: str, layout: str | None = None) -> 
 def _question(where: str, row: Row, source: str, layout: str | None) -> tuple[list[dict[str, Any]], list[str]]:
     """The messages before the last answer, and that answer, if there is one."""
     if set(row) & {"messages"}:
-        messages = _checked_messages(f"{where}: messages", row["messages"])
+        messages = checked_messages(f"{where}: messages", row["messages"])
         check_order(where, messages)
     elif "prompt" in row and isinstance(row["prompt"], str):
-        messages = [{"role": "user", "content": _text(f"{where}: prompt", row["prompt"])}]
+        messages = [{"role": "user", "content": checked_text(f"{where}: prompt", row["prompt"])}]
         messages += [{"role": "assistant", "content": row["completion"]}] if row.get("completion") else []
     else:
         (conversation,) = of_rows(read([(where, row)], source, layout))
@@ -206,7 +208,8 @@ def check_order(where: str, messages: Sequence[Mapping[str, Any]]) -> None:
         before = message["role"]
 
 
-def _checked_messages(where: str, value: Any) -> list[dict[str, Any]]:
+def checked_messages(where: str, value: Any) -> list[dict[str, Any]]:
+    """The messages of a list, each with the keys that say something. Raises `DataError`."""
     return [_message(f"{where} {number}", message) for number, message in enumerate(_list_of_objects(where, value), 1)]
 
 
@@ -234,13 +237,13 @@ def _content(where: str, value: Any, may_be_empty: bool) -> str:
         parts = _list_of_objects(f"{where}: content", value)
         if other := next((part.get("type") for part in parts if part.get("type") != "text"), None):
             raise DataError(f"{where} has a part of the type {other!r:.60}; only text can be learned here.")
-        value = "".join(_text(f"{where}: content", part.get("text")) for part in parts)
+        value = "".join(checked_text(f"{where}: content", part.get("text")) for part in parts)
     if may_be_empty and value in ("", None):
         return ""
-    return _text(f"{where}: content", value)
+    return checked_text(f"{where}: content", value)
 
 
-def _tools(where: str, row: Row) -> list[Any] | None:
+def checked_tools(where: str, row: Row) -> list[Any] | None:
     """The tools that the model may call: a list, or one written as JSON."""
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
@@ -268,7 +271,8 @@ def _list_of_objects(where: str, value: Any) -> list[dict[str, Any]]:
     return value
 
 
-def _text(where: str, value: Any) -> str:
+def checked_text(where: str, value: Any) -> str:
+    """A text that is not blank. Raises `DataError` for anything else."""
     if not isinstance(value, str):
         raise DataError(f"{where} is {type(value).__name__}, not a text; write the row again.")
     if not value.strip():
