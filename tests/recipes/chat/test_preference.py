@@ -39,14 +39,20 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chosen(llama: Path, data: Path, **values: Any) -> TrainOptions:
     """A run on the pairs."""
-    return options(llama, data, **{"problem": "preference", "learning_rate": 3e-3} | values)
+    return options(llama, data, **{"problem": "preference", "learning_rate": 3e-3, "samples": 0} | values)
 
 
 @pytest.fixture(scope="module")
 def learned(llama: Path, choices: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run that prefers the right cities."""
     folder = tmp_path_factory.mktemp("runs") / "choices"
-    return folder, run(folder, chosen(llama, choices, num_train_epochs=3, save_merged=True, test_data=str(choices)))
+    one = chosen(llama, choices, num_train_epochs=3, save_merged=True, test_data=str(choices), samples=1)
+    return folder, run(folder, one)
+
+
+def losses(results: dict[str, Any]) -> list[float]:
+    """Those of training."""
+    return [row["loss"] for row in results["history"] if "loss" in row]
 
 
 def test_it_prefers_what_was_chosen(learned: tuple[Path, dict[str, Any]], llama: Path) -> None:
@@ -55,8 +61,11 @@ def test_it_prefers_what_was_chosen(learned: tuple[Path, dict[str, Any]], llama:
     assert results["value"] == results["metrics"]["reward_accuracy"] == 1.0
     assert results["metrics"]["reward_margin"] > 0.5
     assert results["metrics"]["loss"] < 0.5
-    first, *_ = [row["loss"] for row in results["history"] if "loss" in row]
-    assert first == pytest.approx(math.log(2), abs=1e-6)
+    before, *_ = [row for row in results["history"] if "eval_loss" in row]
+    assert (before["step"], before["eval_loss"]) == (0, pytest.approx(math.log(2), abs=1e-6))
+    assert losses(results)[0] == pytest.approx(math.log(2), abs=1e-6)
+    shown = [json.loads(line) for line in (folder / run_folder.SAMPLES).read_text().splitlines()]
+    assert [row["answers"][0]["reference"] for row in shown] == ["It is\nParis."] * 4
     assert set(results["test"]) == {"reward_accuracy", "reward_margin"}
     assert results["test"]["reward_margin"] == pytest.approx(results["metrics"]["reward_margin"])
     assert not list((folder / run_folder.CHECKPOINTS).rglob("README.md"))
@@ -103,7 +112,7 @@ def test_a_model_with_dropouts_starts_at_its_reference(llama: Path, choices: Pat
     model.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "base")
     results = run(tmp_path / "run", chosen(tmp_path / "base", choices, num_train_epochs=1))
-    assert results["history"][0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses(results)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
 class Press(TrainerCallback):
@@ -121,7 +130,7 @@ def values(results: dict[str, Any]) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize("starts_trained", [False, True])
+@pytest.mark.parametrize("starts_trained", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_resumed_bit_for_bit(
     starts_trained: bool, learned: tuple[Path, dict[str, Any]], llama: Path, choices: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +142,7 @@ def test_resumed_bit_for_bit(
         run(tmp_path / "run", one, callbacks=[Press()])
     resumed = run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
     assert whole["steps"] == 6
-    assert values(whole)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses(whole)[0] == pytest.approx(math.log(2), abs=1e-6)
     assert values(whole) == values(resumed)
     a, b = (lora.load(tmp_path / name / run_folder.ADAPTER) for name in ("whole", "run"))
     assert a == b
