@@ -57,7 +57,7 @@ def test_every_option_of_a_run_is_in_one_section() -> None:
 def test_options_with_a_choice_have_a_rule_for_it() -> None:
     kinds = get_type_hints(TrainOptions)
     chosen = [field for field in fields(TrainOptions) if get_origin(kinds[field.name]) is Literal]
-    assert {field.name for field in chosen} == {"method", "train_head"}
+    assert {field.name for field in chosen} == {"method", "train_head", "dpo_loss"}
     assert all(not field.metadata["rule"].holds("other") and field.metadata["rule"].holds(field.default) for field in chosen)
 
 

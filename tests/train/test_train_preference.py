@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 import loralib as lora
 from chats import tokenizer
-from loralib.train.preference import PreferenceTrainer, arguments, collator, judge
+from loralib.train.preference import PreferenceTrainer, arguments, judge
 from recipes.chat.conftest import tiny
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -49,8 +49,8 @@ def base(**sizes: Any) -> nn.Module:
 
 def trainer(model: nn.Module, folder: Path, kind: Any = PreferenceTrainer, loss: str = "sigmoid", **how: Any) -> Any:
     values: dict[str, Any] = {"learning_rate": 3e-2, "per_device_train_batch_size": 2, "max_steps": 4, "logging_steps": 1}
-    values |= {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "lr_scheduler_type": "constant"}
-    values |= {"dataloader_pin_memory": False, "per_device_eval_batch_size": 4, "save_strategy": "no"}
+    values |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "lr_scheduler_type": "constant"}
+    values |= {"per_device_eval_batch_size": 4, "save_strategy": "no"}
     own = {name: how.pop(name) for name in ("starts_trained", "ref_model") if name in how}
     return kind(
         model,
@@ -58,7 +58,6 @@ def trainer(model: nn.Module, folder: Path, kind: Any = PreferenceTrainer, loss:
         train_dataset=rows(),
         eval_dataset=rows(5),
         processing_class=tokenizer(),
-        data_collator=collator(0),
         **own,
     )
 
@@ -140,7 +139,6 @@ def test_evaluation_is_the_mean_over_all_pairs(loss: str, tmp_path: Path) -> Non
     lora.inject(model, lora.LoRAConfig(r=4, lora_alpha=16))
     lora.mark_only_lora_as_trainable(model)
     ours = trainer(model, tmp_path, loss=loss)
-    ours.compute_metrics = judge
     ours.train()
     found = ours.evaluate()
     found_too = {name.replace("test_", "eval_"): value for name, value in ours.predict(ours.eval_dataset).metrics.items()}
@@ -164,7 +162,6 @@ def test_a_start_that_is_trained_is_the_reference(tmp_path: Path) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     kept = copy.deepcopy(model)
     ours = trainer(model, tmp_path, starts_trained=True)
-    ours.compute_metrics = judge
     ours.train()
     assert ours.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     found, (chosen, rejected) = ours.evaluate(), ratios(model, kept, rows(5)).T
@@ -204,8 +201,7 @@ def test_in_parts_and_with_checkpoints(how: dict[str, Any], tmp_path: Path) -> N
     found = []
     if "gradient_checkpointing" in how:
         known = (
-            "activation_checkpointing"
-            in type(arguments(beta=1.0, loss="ipo", output_dir=str(tmp_path), bf16=False)).__dataclass_fields__
+            "activation_checkpointing" in type(arguments(beta=1.0, loss="ipo", output_dir=str(tmp_path))).__dataclass_fields__
         )
         how = {"activation_checkpointing" if known else "gradient_checkpointing": True}
     for changes in ({}, how):

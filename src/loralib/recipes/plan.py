@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ..errors import RunError
 from ..surgery.bound import Bound
 from .options import TrainOptions
 
@@ -55,5 +57,10 @@ class Implementation(Protocol):
 
 
 def implementation(options: TrainOptions) -> Implementation:
-    """The module that carries out the task of a run; it is imported here, with torch and transformers."""
+    """The module that carries out the task of a run; it is imported here, with torch and transformers.
+
+    Raises `RunError` where a package that it needs is not installed.
+    """
+    if (package := options.task_kind.package) and find_spec(package) is None:
+        raise RunError(f"problem={options.kind} needs the package {package}; run: pip install {package}")
     return cast(Implementation, import_module(f".{options.task_kind.module}", __package__))

@@ -27,7 +27,8 @@ class Task:
     this kind has; belongs: what a message says of them elsewhere. usage: what its runs do, and the commands that use them.
     from_hub: whether its data may be a data set on the hub. unit: what a metric of 1 is in the paper's tables. module: where it
     is carried out. following: what is done next with a run on a task. usual: options that are not those of other kinds when
-    they are not given. evaluates_first: whether there is an evaluation before the first step.
+    they are not given. evaluates_first: whether there is an evaluation before the first step. package: an optional one
+    that it needs.
     """
 
     named: Mapping[str, str]
@@ -43,6 +44,7 @@ class Task:
     following: str = ""
     usual: Mapping[str, Any] = field(default_factory=dict)
     evaluates_first: bool = False
+    package: str = ""
 
 
 CLASSIFICATION = Task(
@@ -107,6 +109,7 @@ PREFERENCE = Task(
     from_hub=True,
     unit=100,
     module="chat.preference",
+    package="trl",
     evaluates_first=True,
     usual={
         "r": 16,

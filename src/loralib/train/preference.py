@@ -15,14 +15,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from ..surgery.merge import disabled
 from .sampling import GroupingTrainer
 from .trainer import AdapterTrainer
 
 IGNORED = -100
-collator = DataCollatorForPreference
 
 
 class Reference(nn.Module):
@@ -66,7 +65,7 @@ class PreferenceTrainer(AdapterTrainer, GroupingTrainer, DPOTrainer):
     def __init__(self, model: Any, *args: Any, starts_trained: bool = False, **kwargs: Any):
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = Dataset.from_list(list(kwargs[name]))
-        super().__init__(model, *args, ref_model=Reference(model), **kwargs)
+        super().__init__(model, *args, ref_model=Reference(model), **{"compute_metrics": judge, **kwargs})
         trained = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
         self.reference = Reference(self.model, trained if starts_trained else None)  # TRL replaced the other one's forward
         self.precompute_ref_logps = True  # `compute_loss` gives TRL the reference's log-probabilities with each batch
@@ -121,7 +120,12 @@ def arguments(*, beta: float, loss: str, **values: Any) -> TrainingArguments:
 
     beta: how much the model is held to the reference. loss: the kind of loss, as TRL calls it. values: Trainer's arguments.
     """
-    usual = {"gradient_checkpointing": TrainingArguments.gradient_checkpointing, "remove_unused_columns": False}
+    usual = {
+        "gradient_checkpointing": TrainingArguments.gradient_checkpointing,
+        "bf16": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+    }
     return DPOConfig(**{**usual, **values}, beta=beta, loss_type=[loss], max_length=None)
 
 

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import chats
 import loralib as lora
 from loralib.errors import ConfigError, DataError, RunError
-from loralib.recipes import run_folder
-from loralib.recipes.chat import preference
+from loralib.recipes import plan, run_folder
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import Interrupted, train
 from recipes.chat.conftest import CITIES, options, run
@@ -190,7 +189,7 @@ def test_what_cannot_serve_is_said_and_nothing_is_written(
     AutoModelForCausalLM.from_pretrained(llama).save_pretrained(tmp_path / "base")
     with pytest.raises(ConfigError, match="has no chat template; name one: --chat-template plain, chatml"):
         run(tmp_path / "run", chosen(tmp_path / "base", choices))
-    monkeypatch.setattr(preference, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match="preference pairs are learned by the package trl; run: pip install trl"):
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match="problem=preference needs the package trl; run: pip install trl"):
         run(tmp_path / "run", chosen(llama, choices))
     assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ Row = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Rows of tokens.
+    """Rows as TRL's collator takes them.
 
     cut: how many rows have an answer that was longer than allowed and lost its end. left_out: how many have no answer within
     that length, or answers that differ behind it only, and are not among the rows.

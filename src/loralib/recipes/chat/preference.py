@@ -6,15 +6,15 @@ The reference is the model as training begins: the base, or the base with the fa
 
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from ...architectures import DECODER_DROPOUTS
-from ...errors import ConfigError, DataError, RunError
+from ...errors import ConfigError, DataError
 from ...layers import AdaptedLayer
+from ...train.preference import PreferenceTrainer, arguments
 from .. import model_loader, records, run_folder, sources
 from ..nlg import text_generation
 from ..options import TrainOptions
@@ -46,11 +46,7 @@ def _no_task(name: str, split: str, folder: str | None) -> "Dataset":
 
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
-    """Load the language model and prepare it, with the pairs as it takes them. Raises `RunError` where TRL is not installed."""
-    if find_spec("trl") is None:
-        raise RunError("preference pairs are learned by the package trl; run: pip install trl")
-    from ...train.preference import PreferenceTrainer, arguments, collator, judge
-
+    """Load the language model and prepare it, with the pairs as it takes them."""
     model, tokenizer = text_generation.load(options)
     templates.set_template(tokenizer, options.chat_template)
     chat = templates.ChatFormat(tokenizer)
@@ -79,8 +75,6 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         bound=bound,
         trainer={
             "processing_class": tokenizer,
-            "data_collator": collator(tokenizer.pad_token_id),
-            "compute_metrics": judge,
             "starts_trained": bool(options.init_adapter),
         },
         kind=PreferenceTrainer,
