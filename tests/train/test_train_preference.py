@@ -23,6 +23,7 @@ from recipes.chat.conftest import tiny
 pytestmark = pytest.mark.filterwarnings("error")
 
 BETA = 0.3
+SLOW = pytest.mark.slow
 ADAPTED: dict[str, dict[str, Any]] = {
     "linear": {"target_modules": "all-linear"},
     "head in full": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
@@ -99,7 +100,9 @@ def ratios(model: nn.Module, reference: nn.Module, data: list[dict[str, list[int
     )
 
 
-@pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.parametrize(
+    "name", ["linear", "head in full", *(pytest.param(name, marks=SLOW) for name in ("biases", "embedding"))]
+)
 def test_as_with_a_copy_of_the_model(name: str, tmp_path: Path) -> None:
     """At the start and after each step the loss is that of a deep-copied reference; the base keeps its bits."""
     model = base()
@@ -131,7 +134,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", pytest.param("hinge", marks=SLOW)])
 def test_evaluation_is_the_mean_over_all_pairs(loss: str, tmp_path: Path) -> None:
     """By the formula, with five pairs in batches of four."""
     model, data = base(), rows(5)

@@ -103,7 +103,7 @@ PREFERENCE = Task(
     metrics=("reward_accuracy", "reward_margin"),
     max_length=1024,
     learning_rates={"lora": 5e-6},  # of LoRA in TRL's trl/scripts/dpo.py: ten times that of full fine-tuning
-    options=("beta", "dpo_loss", "samples", "chat_template"),
+    options=("beta", "dpo_loss", "samples", "chat_template", "dtype"),
     belongs="belongs to problem=preference",
     usage="learned preferences between answers; use loralib chat or loralib generate",
     from_hub=True,

@@ -95,7 +95,9 @@ def test_defaults_of_the_kind(learned: tuple[Path, dict[str, Any]]) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("changes", [{}, {"dtype": "bf16"}, {"gradient_checkpointing": True, "dpo_loss": "ipo", "beta": 0.3}])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"dtype": "bf16", "gradient_checkpointing": True, "dpo_loss": "ipo"}, marks=pytest.mark.slow)]
+)
 def test_nothing_reaches_the_user_but_our_lines(
     changes: dict[str, Any], llama: Path, choices: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any
 ) -> None:

@@ -79,7 +79,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         },
         kind=PreferenceTrainer,
         arguments=partial(arguments, beta=options.beta, loss=options.dpo_loss),
-        settled={"chat_template": OWN},
+        settled={"chat_template": options.chat_template or OWN},
         watch=watch if asked else None,
         notes=[note for part, name in zip(encoded, names, strict=True) if (note := part.note(options.length, name))],
     )
