@@ -101,18 +101,18 @@ class PreferenceTrainer(AdapterTrainer, GroupingTrainer, DPOTrainer):
         super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-        """The rows as they are: they are tokens already."""
+        """Leave the rows as they are: they are tokens already."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any) -> Any:
-        """The rows as they are: the reference computes with each batch."""
+        """Leave the rows as they are: the reference is computed with each batch."""
         return dataset
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: a checkpoint is not published."""
+        """Do nothing: a checkpoint is not published."""
 
     def _send_telemetry(self) -> None:
-        """None: nobody is informed of what is trained."""
+        """Do nothing: what is trained is reported to nobody."""
 
 
 def arguments(*, beta: float, loss: str, **values: Any) -> TrainingArguments:
