@@ -124,7 +124,7 @@ def decoding_of(parsed: Any, usual: Decoding) -> Decoding:
 
 def _usual(preset: Any, options: "TrainOptions") -> Decoding:
     """How texts of a run are decoded where no option says more."""
-    return CHATTING if options.kind == "chat" else DECODING[preset].get(options.task or "", Decoding())
+    return CHATTING if options.kind in ("chat", "preference") else DECODING[preset].get(options.task or "", Decoding())
 
 
 def _print(folder: Path, parsed: Any, decoding: Decoding) -> None:
@@ -185,7 +185,7 @@ def _data(parsed: Any, options: "TrainOptions") -> "Dataset":
     from ..recipes.nlg.examples import read_jsonl
     from ..recipes.nlg.tasks import read_split
 
-    if parsed.data and options.kind == "chat":
+    if parsed.data and options.kind in ("chat", "preference"):
         data = conversations.inputs(records.read_records(parsed.data), str(parsed.data), options.layout)
     elif parsed.data:
         data = read_jsonl(parsed.data, options.context_column, options.completion_column)

@@ -47,17 +47,17 @@ def test_as_trl_cuts_them(name: str) -> None:
     assert tokenizer.decode(whole[len(before) :]).rstrip() == tokenizer.decode(chosen)
 
 
-def test_a_token_across_the_border_belongs_to_the_answers() -> None:
-    """Here a token joins the space that the prompt ends with and the beginning of an answer."""
+def test_a_prompt_is_what_is_generated_after() -> None:
+    """Here the tokenizer would join the space that the prompt ends with and the beginning of an answer."""
     spaced = (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     tokenizer = chats.tokenizer(spaced)
     prompt, chosen, rejected = pair_tokens.encode(ChatFormat(tokenizer), PAIR)
-    assert tokenizer.decode(prompt) == f"user: {USER['content']}<|endoftext|>assistant:"
-    assert tokenizer.decode(chosen) == " It is Paris.<|endoftext|>"
-    assert tokenizer.decode(rejected) == " You are welcome.<|endoftext|>"
+    assert tokenizer.decode(prompt) == f"user: {USER['content']}<|endoftext|>assistant: "
+    assert tokenizer.decode(chosen) == "It is Paris.<|endoftext|>"
+    assert tokenizer.decode(rejected) == "You are welcome.<|endoftext|>"
 
 
 def test_long_rows_are_cut_and_counted(chat: ChatFormat) -> None:

@@ -59,6 +59,21 @@ def test_what_is_learned_is_how_the_prompt_goes_on(chatml: Any) -> None:
     assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
 
 
+@pytest.mark.parametrize("name", ["llama3", "qwen2_5", "gemma", "phi3"])
+def test_rows_begin_with_the_tokens_of_their_prompts(name: str) -> None:
+    """Also where the tokenizer would join the end of the prompt with the answer: here two line breaks before a word."""
+    tokenizer = chats.tokenizer(of_trl(name))
+    chat = ChatFormat(tokenizer)
+    rows = chat.encode(talk())
+    for upto in (1, 3):
+        prompt = chat.prompt_ids(TURNS[:upto])
+        row = next(row for row in rows if row["labels"][len(prompt) :][:1] not in ([], [IGNORED]))
+        assert row["input_ids"][: len(prompt)] == prompt
+        assert row["labels"][len(prompt) - 1] == IGNORED
+    text = tokenizer.decode(rows[-1]["input_ids"])
+    assert text.removesuffix(tokenizer.eos_token) == chat.render(talk(), 4).removesuffix(tokenizer.eos_token)
+
+
 def test_only_the_completion_of_a_prompt_with_answers(chatml: Any) -> None:
     (row,) = ChatFormat(chatml).encode(talk(learned=3))
     assert learned(chatml, row) == "You are welcome.<|im_end|>"

@@ -6,7 +6,8 @@ A model answers after `prompt_ids`, and what is learned is exactly how that goes
 
 so any template serves that continues its own generation prompt, with or without marks of what is generated. The token that
 ends a turn is learned, the white space behind it is not. Where a template writes earlier answers in another way once more
-messages follow (as those do that drop a reasoning), each answer becomes a row of its own.
+messages follow (as those do that drop a reasoning), or a tokenizer joins the end of a prompt with its answer, each answer
+becomes a row of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,9 +112,10 @@ class ChatFormat:
             return [{"input_ids": ids, "labels": [IGNORED, *ids[1:]]}]
         spans = self._spans(conversation, where)
         *earlier, (text, _) = spans
-        if all(text.startswith(before) for before, _ in earlier):
-            return [self._row(text, [span for _, span in spans])]
-        return [self._row(before, [span]) for before, span in spans]
+        starts = [start for _, (start, _) in spans]
+        if all(text.startswith(before) for before, _ in earlier) and self._begins_as_prompts(text, starts):
+            return [self._row(*self._tokens(text), [span for _, span in spans])]
+        return [self._row_of_one(before, span) for before, span in spans]
 
     def _spans(self, conversation: Conversation, where: str) -> list[tuple[str, tuple[int, int]]]:
         """For each answer that is learned, the text up to it and the part of that text that it is."""
@@ -132,13 +134,31 @@ class ChatFormat:
             found.append((text, (len(prompt), len(text.rstrip()))))
         return found
 
-    def _row(self, text: str, spans: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = list(found["input_ids"])
-        learned = [any(start <= at < end for start, end in spans) for at, _ in found["offset_mapping"]]
+    def _begins_as_prompts(self, text: str, starts: Sequence[int]) -> bool:
+        """Whether the tokens of a text begin with those of each of its beginnings: not where a tokenizer joins the end of a
+        prompt with the answer."""
+        ids, _ = self._tokens(text)
+        return all(ids[: len(prompt)] == prompt for prompt in (self._ids(text[:start]) for start in starts))
+
+    def _row_of_one(self, text: str, span: tuple[int, int]) -> dict[str, list[int]]:
+        """The row of one answer, whose prompt and answer become tokens apart where they would be joined."""
+        start, _ = span
+        if self._begins_as_prompts(text, [start]):
+            return self._row(*self._tokens(text), [span])
+        (before, at), (after, then) = self._tokens(text[:start]), self._tokens(text[start:], start)
+        return self._row([*before, *after], [*at, *then], [span])
+
+    def _row(self, ids: list[int], at: Sequence[int], spans: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
+        """The row of tokens, of which those that begin in one of the `spans` are learned. at: where each begins in its text."""
+        learned = [any(start <= place < end for start, end in spans) for place in at]
         if ids[-1] not in self.tokenizer.all_special_ids and not self._ends(ids, learned):
             ids, learned = [*ids, self.tokenizer.eos_token_id], [*learned, True]
         return {"input_ids": ids, "labels": [token if on else IGNORED for token, on in zip(ids, learned, strict=True)]}
+
+    def _tokens(self, text: str, start: int = 0) -> tuple[list[int], list[int]]:
+        """The tokens of a text, and where each begins, counted from `start`."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), [start + at for at, _ in found["offset_mapping"]]
 
     def _ends(self, ids: Sequence[int], learned: Sequence[bool]) -> bool:
         """Whether the last learned token ends a turn: a special token."""

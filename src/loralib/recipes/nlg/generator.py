@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Run(FinishedRun):
     """A finished run that generates text."""
 
-    kinds = ("generation", "chat")
+    kinds = ("generation", "chat", "preference")
 
     @staticmethod
     def load(
