@@ -56,7 +56,7 @@ def encode_all(chat: ChatFormat, pairs: Sequence[Pair], length: int, source: str
 def encode(chat: ChatFormat, pair: Pair, where: str = "the pair") -> tuple[list[int], list[int], list[int]]:
     """The tokens of the prompt, of the chosen answer and of the rejected one, each up to the end of its turn.
 
-    Where a token holds the end of the prompt and the beginning of an answer, the prompt ends before it. Raises `DataError`.
+    The prompt is what both begin with, before any token that is learned. Raises `DataError`.
     """
     chosen, rejected = (_answer(chat, pair, name, where) for name in ANSWERS)
     same = list(takewhile(lambda ids: ids[0] == ids[1], zip(chosen[0], rejected[0], strict=False)))
