@@ -13,7 +13,7 @@ from loralib.cli import COMMANDS, completion, main
 
 pytest_plugins = ["recipes.conftest"]
 
-WRITERS = {"generate", "completion"}  # they write files or scripts, and print where those are
+WRITERS = {"generate", "completion", "chat"}  # what they print is texts, scripts and answers
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:

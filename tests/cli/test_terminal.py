@@ -68,7 +68,7 @@ def test_labels_and_texts_of_a_prediction_are_not_obeyed(
         def predict(self, texts: list[str], pairs: None) -> list[tuple[str, float]]:
             return [(ESCAPE, 0.5) for _ in texts]
 
-        def generate(self, texts: list[str], *how: object) -> list[str]:
+        def generate(self, texts: list[str], *how: object, **more: object) -> list[str]:
             return [ESCAPE for _ in texts]
 
     options = TrainOptions(model="m", data="d.tsv")

@@ -123,7 +123,7 @@ def check_room(model: PreTrainedModel, form: Form, prompts: Iterable[Sequence[in
         return
     for prompt in prompts:
         if len(prompt) + new > positions:
-            shown = form.tokenizer.decode(list(prompt[:60]))[:60]
+            shown = form.tokenizer.decode(list(prompt[:60]), skip_special_tokens=True)[:60]
             raise DataError(
                 f"the input {shown!r} has {len(prompt)} tokens, and with {new} new ones it exceeds the {positions} that "
                 "the model takes; give a smaller --max-new-tokens, or shorten it."
