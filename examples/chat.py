@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,12 +122,23 @@ def train(folder: Path, budget: Budget, resume: bool) -> dict[str, Row]:
     return {outcome.method: outcome.results[0] for outcome in outcomes}
 
 
-def answer(path: Path, data: Dataset, budget: Budget, console: Console, run: Path | None, resume: bool) -> list[str]:
-    """The answers by the model of a run, or by the model as it comes, written to `path`; those that are there are read."""
+def answer(
+    path: Path,
+    data: Dataset,
+    budget: Budget,
+    console: Console,
+    run: Path | None,
+    resume: bool,
+    shown: Sequence[Row] = (),
+) -> list[str]:
+    """The answers by the model of a run, or by the model as it comes, written to `path`; those that are there are read.
+
+    shown: messages that the model as it comes reads before each request.
+    """
     if resume and (kept := read_answers(path, data)):
         return kept
     how = Decoding(beams=1, no_repeat_ngram=0, max_new_tokens=budget.max_new_tokens)
-    name, began = run.name if run else BEFORE, time.perf_counter()
+    name, began = run.name if run else path.stem, time.perf_counter()
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
         bar = progress.add_task(f"{name}: answers", total=len(data)) if progress else None
 
@@ -139,14 +150,22 @@ def answer(path: Path, data: Dataset, budget: Budget, console: Console, run: Pat
             options = {"batch_size": DECODING_BATCH, "overwrite": not resume, "resume": resume, "on_progress": on_progress}
             texts = generator.open_run(run).generate_into(path, data, how, **options)
         else:
-            texts = answer_before(path, data, budget, how, on_progress)
+            texts = answer_before(path, data, budget, how, on_progress, shown)
     console.print(f"{name}: {len(data)} answers in {time.perf_counter() - began:.0f} s", highlight=False)
     return texts
 
 
-def answer_before(path: Path, data: Dataset, budget: Budget, how: Decoding, on_progress: Any) -> list[str]:
+def answer_before(
+    path: Path,
+    data: Dataset,
+    budget: Budget,
+    how: Decoding,
+    on_progress: Callable[[int], None],
+    shown: Sequence[Row],
+) -> list[str]:
     """The answers of the model as it comes."""
     model, tokenizer = language_models.load_language_model(budget.model)
+    requests = [[*shown, {"role": "user", "content": request}] for request in data["context"][:]]
     done = 0
 
     def count(batch: Mapping[int, str]) -> None:
@@ -154,10 +173,15 @@ def answer_before(path: Path, data: Dataset, budget: Budget, how: Decoding, on_p
         done += len(batch)
         on_progress(done)
 
-    texts = decoding.decode(model.eval(), ChatForm(tokenizer), data["context"][:], how, DECODING_BATCH, count)
+    texts = decoding.decode(model.eval(), ChatForm(tokenizer), requests, how, DECODING_BATCH, count)
     path.parent.mkdir(parents=True, exist_ok=True)
     generator.write(path, data, texts)
     return texts
+
+
+def answers_of(run: Path) -> Path:
+    """Where the answers of a run are."""
+    return run / run_folder.GENERATED / "test.jsonl"
 
 
 def read_answers(path: Path, data: Dataset) -> list[str] | None:
@@ -184,7 +208,7 @@ def measure(folder: Path, budget: Budget, console: Console, resume: bool) -> tup
     outcomes = {}
     for name, of_run in metrics.items():
         run = folder / name
-        path = run / run_folder.GENERATED / "test.jsonl" if of_run else folder / f"{BEFORE}.jsonl"
+        path = answers_of(run) if of_run else folder / f"{BEFORE}.jsonl"
         texts = answer(path, data, budget, console, run if of_run else None, resume)
         outcomes[name] = Outcome(of_run, texts, scores(texts, data))
     return data, outcomes
