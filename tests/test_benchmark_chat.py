@@ -3,17 +3,22 @@
 import csv
 import random
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from benchmarks import chat as benchmark
-from benchmarks import provenance
 from rich.console import Console
 
 from loralib.cli import main
 from loralib.recipes import comparison
-from test_front_desk import chat, make
+
+sys.path.append(str(Path(__file__).parent.parent))  # `benchmarks` and `examples` are not parts of what is installed
+
+from benchmarks import chat as benchmark
+from benchmarks import provenance
+from examples import chat
+from examples.front_desk import make
 
 pytest_plugins = ["recipes.chat.conftest"]
 

@@ -1,6 +1,7 @@
 """`make chat`: all of its stages with a tiny model, and once the model that it is about."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from loralib.recipes.apart import INTERRUPTED
 from loralib.recipes.chat.form import ChatForm
 from loralib.recipes.nlg import decoding, language_models
 from loralib.recipes.presets.nlg import Decoding
-from test_front_desk import chat
+
+sys.path.append(str(Path(__file__).parent.parent))  # `examples` is not a part of what is installed
+
+from examples import chat
 
 pytestmark = pytest.mark.slow
 
