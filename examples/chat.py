@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loralib.cli import guarded
+from loralib.printing import printable
 from loralib.recipes import comparison, run_folder
 from loralib.recipes.chat.form import ChatForm
 from loralib.recipes.nlg import decoding, generator, language_models
@@ -37,7 +38,7 @@ OWN = {
     "lora": {"learning_rate": 1.3e-3},
     "full": {"learning_rate": 1.3e-4},
 }
-OPTIONS = {"problem": "chat", "batch_size": 4, "num_train_epochs": 1, "chat_template": "tokenizer"}
+OPTIONS = {"problem": "chat", "batch_size": 4, "num_train_epochs": 1}
 DECODING_BATCH = 48
 NEW_REQUEST = "Hello! Ada Lind would like 21 yellow umbrellas, please."
 Row = dict[str, Any]
@@ -241,7 +242,9 @@ def samples(outcomes: Mapping[str, Outcome], data: Dataset, n: int = 3) -> Text:
         shown.append(f"\n{data[i]['context']}\n", style="bold")
         for name, outcome in outcomes.items():
             shown.append(f"  {name:<10}", style="dim")
-            shown.append(f"{' '.join(outcome.texts[i].split())}\n", style="green" if outcome.scores[i].exact else "red")
+            shown.append(
+                f"{printable(' '.join(outcome.texts[i].split()))}\n", style="green" if outcome.scores[i].exact else "red"
+            )
     return shown
 
 
