@@ -2,8 +2,8 @@
 
 A seed decides LoRA's start, the order of the rows and which of them are held out for the perplexity. The difference of two
 methods is paired: that of the shares of exact answers to each request, over the seeds, then the mean over the requests with its
-95 % interval, mean ± 1.96 · deviation / √requests. The unadapted model answers once as it comes, and once with an example of
-each intent before every request.
+95 % interval, mean ± 1.96 · deviation / √requests. With `--examples` the unadapted model answers once more, with an example of
+each intent before every request, which takes about as long as all other answers together.
 """
 
 import argparse
@@ -44,11 +44,12 @@ def an_example_of_each_intent() -> list[Row]:
 
 
 def measure(
-    folder: Path, budget: Budget, seeds: int, console: Console, resume: bool
+    folder: Path, budget: Budget, seeds: int, console: Console, resume: bool, examples: bool = False
 ) -> tuple[Dataset, dict[str, list[Outcome]]]:
     """The requests, and by method what came of each seed. The unadapted model has none."""
     data, outcomes = chat.read_requests(chat.DESK / "test.jsonl", budget.requests), dict[str, list[Outcome]]()
-    for name, shown in ((BEFORE, []), (SHOWN, an_example_of_each_intent())):
+    unadapted = {BEFORE: list[Row]()} | ({SHOWN: an_example_of_each_intent()} if examples else {})
+    for name, shown in unadapted.items():
         texts = chat.answer(folder / f"{name}.jsonl", data, budget, console, None, resume, shown)
         outcomes[name] = [Outcome(None, texts, chat.scores(texts, data))]
     for seed in range(seeds):
@@ -97,7 +98,7 @@ def difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> tuple[flo
 def pair_rows(outcomes: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
     """A row for each pair of methods that is compared."""
     rows = []
-    for first, second in PAIRS:
+    for first, second in ((one, other) for one, other in PAIRS if {one, other} <= outcomes.keys()):
         mean, half = difference(outcomes[first], outcomes[second])
         ends = {"low": round(mean - half, 4), "high": round(mean + half, 4)}
         rows.append({"first": first, "second": second, "difference": round(mean, 4), **ends})
@@ -109,9 +110,10 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     groups = {"exact_known": "exact\nknown phrasings", "exact_new": "exact\nnew phrasings", "values": "values", "valid": "JSON"}
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
-    for i, method in enumerate((BEFORE, SHOWN, *METHODS)):
+    methods = [name for name in (BEFORE, SHOWN, *METHODS) if any(row["method"] == name for row in rows)]
+    for i, method in enumerate(methods):
         heights = [100 * statistics.fmean(row[name] for row in rows if row["method"] == method) for name in groups]
-        places = [group + (i - 1.5) * 0.2 for group in range(len(groups))]
+        places = [group + (i - (len(methods) - 1) / 2) * 0.2 for group in range(len(groups))]
         bars = axes.bar(places, heights, 0.2, label=method, color=COLOURS[method])
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
     axes.set_xticks(range(len(groups)), list(groups.values()))
@@ -126,9 +128,10 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resume", action="store_true", help="keep the finished parts of an interrupted benchmark")
+    parser.add_argument("--examples", action="store_true", help="also the unadapted model with examples in the prompt")
     parsed = parser.parse_args()
     origin, console = provenance("cpu") | {"load_before": f"{os.getloadavg()[0]:.1f}"}, Console()
-    data, outcomes = measure(RUNS, Budget(), SEEDS, console, parsed.resume)
+    data, outcomes = measure(RUNS, Budget(), SEEDS, console, parsed.resume, parsed.examples)
     rows = [row(method, outcome, data) for method, of_method in outcomes.items() for outcome in of_method]
     console.print(chat.table({name: of_method[0] for name, of_method in outcomes.items()}, data))
     plot(rows, FIGURE)
