@@ -102,3 +102,21 @@ def test_texts_that_are_all_empty(chatting: Path, capsys: Any, monkeypatch: pyte
     monkeypatch.setattr(decoding, "decode_batch", lambda model, form, rows, how: [""] * len(rows))
     assert main(["generate", str(chatting), PERU]) == 0
     assert "all 1 texts are empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_seeds_that_cannot_be(seed: str, chatting: Path, capsys: Any) -> None:
+    assert main(["generate", str(chatting), "q", "--seed", seed]) == 2
+    assert f"--seed {seed}: must be in [0, 2**32)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_methods_are_compared_on_conversations(llama: Path, capitals: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "both"
+    words = ["compare", "--model", str(llama), "--data", str(capitals), "--eval-data", str(capitals), "--output", str(folder)]
+    assert main([*words, "--methods", "lora,full", "--num-train-epochs", "1", "--max-length", "64"]) == 0
+    assert run_folder.read_options(folder / "full")[0].kind == "chat"
+    assert "learning_rate: auto" in (folder / "best.yaml").read_text()
+    assert main(["generate", str(folder / "full"), "--data", str(capitals), "--base"]) == 2
+    assert "has no base" in capsys.readouterr().err
+    assert not list((folder / "full").glob("generated/*")), "nothing is written"

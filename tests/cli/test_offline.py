@@ -67,6 +67,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPat
         (["org/model", None], True),
         ([None, "rows.jsonl.gz"], False),
         (["./gone", "/gone", "a/b/c", "~/model"], False),
+        (["smollm2", "minilm", "folder/model.gguf"], False),
         ([], False),
     ],
 )

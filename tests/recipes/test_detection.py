@@ -48,3 +48,29 @@ def test_files_that_cannot_be_read_are_left_to_their_reader(tmp_path: Path) -> N
     for name in ("none.jsonl", "broken.jsonl", "broken.jsonl.gz", "data.tsv", "org/name"):
         assert problem_of(str(tmp_path / name)) is None
     assert with_problem({"task": "mnli"}) == {"task": "mnli"}
+
+
+def test_options_that_name_columns_or_a_layout(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"text": "a", "sentiment": 1}))
+    labelled = {"data": str(path), "label_column": "sentiment"}
+    assert with_problem(labelled) == labelled
+    for data in ("rows.csv", "org/name"):
+        assert with_problem({"data": data, "layout": "prompt"}) == {"data": data, "layout": "prompt", "problem": "chat"}
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ("prompt,completion", "chat"),
+        ("text", None),
+        ("text,label", None),
+        ("context,completion", None),
+        ('"', None),
+        ("", None),
+    ],
+)
+def test_by_the_header_of_a_delimited_file(header: str, problem: str | None, tmp_path: Path) -> None:
+    for ending, between in (("csv", ","), ("tsv", "\t")):
+        (tmp_path / f"data.{ending}").write_text(header.replace(",", between) + "\na\n")
+        assert problem_of(str(tmp_path / f"data.{ending}")) == problem

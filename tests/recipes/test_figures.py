@@ -1,5 +1,6 @@
 """Figures of runs: read without a word of explanation."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,29 @@ def test_values_that_are_not_there_or_not_finite_are_left_out(drawn: list[Figure
     history = [{"epoch": 1.0, "loss": float("nan"), "eval_loss": float("inf"), "eval_accuracy": 0.5}]
     figures.learning_curve(tmp_path / "b.png", history, "accuracy", 1.0, "title")
     assert len(drawn) == 2
+
+
+def test_lines_of_text_lie_below_the_legend(drawn: list[Figure], tmp_path: Path) -> None:
+    figures.learning_curve(
+        tmp_path / "plot.png", HISTORY, "accuracy", 1.0, "title", ["prompt: a", "before: b", "a plain sentence, " * 30]
+    )
+    whole = drawn[0]
+    above, below = whole.subfigs
+    (legend,) = above.legends
+    boxes = [text.get_window_extent() for text in below.texts]
+    assert len(boxes) == 3
+    assert all(box.y1 <= legend.get_window_extent().y0 for box in boxes)
+    assert all(box.x1 <= whole.bbox.x1 for box in boxes)
+    assert all(one.y0 >= other.y1 for one, other in pairwise(boxes))
+
+
+@pytest.mark.parametrize(("last", "scale"), [(9.0, "log"), (300.0, "linear")])
+def test_perplexities_far_apart_are_drawn_on_a_logarithmic_scale(
+    last: float, scale: str, drawn: list[Figure], tmp_path: Path
+) -> None:
+    history = [{"epoch": 0.0, "eval_loss": 6.0, "eval_perplexity": 400.0}]
+    history.append({"epoch": 1.0, "eval_loss": 2.0, "eval_perplexity": last})
+    figures.learning_curve(tmp_path / "plot.png", history, "perplexity", 1.0, "title")
+    axes = drawn[0].axes[1]
+    assert axes.get_yscale() == scale
+    assert not any("^" in tick.get_text() for tick in axes.get_yticklabels(which="both"))

@@ -7,6 +7,7 @@ import pytest
 from loralib.errors import RunError
 from loralib.recipes import model_sources
 from loralib.recipes.model_sources import PACKAGES, ModelSource, is_package, locate
+from loralib.recipes.nlg import language_models
 
 
 def test_names_and_folders_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -55,3 +56,10 @@ def test_the_encoder_of_the_demo_is_one() -> None:
     found = locate("minilm")
     assert Path(found.path, "config.json").is_file()
     assert found.name == PACKAGES["minilm"].hub
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"GGUF\x03\x00\x00\x00\x01"])
+def test_a_file_that_ends_early(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(content)
+    with pytest.raises(RunError, match="loaded as a causal language model; give a whole GGUF file of an architecture"):
+        language_models.load_language_model(str(tmp_path / "broken.gguf"))

@@ -130,7 +130,15 @@ def test_options_that_mean_what_a_training_argument_means_have_its_name() -> Non
 
 def test_what_is_left_to_the_model_is_as_a_run_settled_it() -> None:
     asked = TrainOptions.of({"model": "m", "data": "d.jsonl", "problem": "chat"})
-    run = asked.updated({"learning_rate": 3e-4, "chat_template": "tokenizer"})
+    run = asked.updated({"learning_rate": 3e-4, "chat_template": "tokenizer", "layout": "messages"})
     assert asked.settled_as(run) == run
-    other = asked.updated({"learning_rate": 1e-4, "chat_template": "plain"})
+    other = asked.updated({"learning_rate": 1e-4, "chat_template": "plain", "layout": "text"})
     assert other.settled_as(run) == other
+
+
+def test_a_word_for_a_template_is_not_taken_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("plain", "own.jinja"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    for given, kept in (("plain", "plain"), ("own.jinja", str(tmp_path / "own.jinja"))):
+        assert options(problem="chat", data="d.jsonl", chat_template=given).with_absolute_paths().chat_template == kept

@@ -1,5 +1,6 @@
 """The run folder: options and results are read as they were written, and damage is one clear error."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,21 @@ def test_a_file_may_not_allow_a_models_own_code(tmp_path: Path) -> None:
 def test_an_expression_that_takes_too_long_is_refused_with_its_field(lora: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=rf"c\.yaml: {next(iter(lora))}: '\(a\*\)\*b' "):
         run_folder.check_names(tmp_path / "c.yaml", {"model": "m", "lora": lora})
+
+
+def test_before_and_after_of_texts_with_any_line_break(tmp_path: Path) -> None:
+    """JSON needs no escape for U+2028, which str.splitlines takes for the end of a line."""
+    rows = [{"answers": [{"prompt": "a\u2028b", "answer": text}]} for text in ("c\x85d", "e\u2029f")]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / run_folder.SAMPLES).write_text(text, encoding="utf-8")
+    assert run_folder.before_and_after(tmp_path) == ["prompt: a\u2028b", "before: c\x85d", "after: e\u2029f"]
+
+
+def test_a_run_from_before_there_were_chat_templates_goes_on_without(tmp_path: Path) -> None:
+    for problem, expected in (("generation", "none"), ("classification", None)):
+        run_folder.write_options(tmp_path, options(data="d.jsonl", problem=problem), None)
+        path = tmp_path / run_folder.CONFIG
+        values = yaml.safe_load(path.read_text())
+        assert run_folder.read_options(tmp_path)[0].chat_template is None
+        path.write_text(yaml.safe_dump({name: value for name, value in values.items() if name != "packing"}))
+        assert run_folder.read_options(tmp_path)[0].chat_template == expected

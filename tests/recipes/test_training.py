@@ -71,3 +71,31 @@ def test_scores_are_those_asked_for_by_their_plain_names() -> None:
         predict=lambda rows: SimpleNamespace(metrics={"test_f1": 0.5, "test_loss": 1.0, "test_n": rows})
     )
     assert training.score(trainer, ["f1", "n"], 3) == {"f1": 0.5, "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"report_to": "nosuch"}, "does not take these options: nosuch is not supported"),
+        ({"optim": "nosuch"}, "nosuch is not a valid OptimizerNames"),
+        ({"lr_scheduler_type": "nosuch"}, "nosuch is not a valid SchedulerType"),
+    ],
+)
+def test_names_that_transformers_does_not_know(values: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        training.arguments(options(**values), tmp_path, 9)
+
+
+@pytest.mark.parametrize("values", [{"report_to": "wandb"}, {"optim": "adamw_8bit"}])
+def test_packages_that_are_not_installed(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tracker or an optimizer needs is found missing before training."""
+
+    def missing(*arguments: Any) -> Any:
+        raise (RuntimeError if "report_to" in values else ImportError)("it needs a package")
+
+    if "report_to" in values:
+        monkeypatch.setattr(training, "get_reporting_integration_callbacks", lambda names: [missing])
+    else:
+        monkeypatch.setattr(training.Trainer, "get_optimizer_cls_and_kwargs", missing)
+    with pytest.raises(ConfigError, match="it needs a package"):
+        training.arguments(options(**values), tmp_path, 9)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..recipes.detection import with_problem
 from ..recipes.options import TrainOptions
 from ..recipes.resolved import resolved
 from ..recipes.run_folder import as_yaml, has_begun, holding_runs
@@ -40,7 +41,7 @@ WRITER = holding_runs("comparison", "|".join(map(re.escape, (TABLE, PLOT, BEST, 
 def run(words: Sequence[str]) -> int:
     """Compare; returns the exit code."""
     made, own = _with_own()
-    values = given(made, words)
+    values = with_problem(given(made, words))
     chosen = {name: values.pop(name, default) for name, default in own.items()}
     options, methods, rates = _checked(values, chosen)
     folder = Path(values.pop("output", None) or f"runs/{options.data_name}-compare")

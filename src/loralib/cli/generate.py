@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, RunError
 from ..printing import printable
+from ..recipes.declaring import SEED
 from ..recipes.presets.nlg import CHATTING, DECODING, Decoding
 from .offline import hub_names, offline_if_unreachable
 from .parsing import OneSentenceParser, add_run, add_trust, to_path
@@ -117,6 +118,8 @@ def add_sampling(group: Any) -> None:
 
 def decoding_of(parsed: Any, usual: Decoding) -> Decoding:
     """How to decode: as is usual, but for the options that are given. Raises `ConfigError` for those that cannot work."""
+    if not SEED.holds(parsed.seed):
+        raise ConfigError(f"--seed {parsed.seed}: {SEED.words}.")
     given = {field.name: getattr(parsed, field.name) for field in fields(Decoding)}
     changed = {name: value for name, value in given.items() if value is not None}
     return Decoding(**asdict(usual) | changed | {"stop": tuple(parsed.stop or ())})

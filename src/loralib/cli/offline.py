@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from ..errors import RunError
+from ..recipes.model_sources import GGUF, is_package
 from ..recipes.options import TrainOptions
 from ..recipes.records import check_file, is_local_file
 from ..storage import hub
@@ -66,4 +67,5 @@ def reachable() -> bool:
 
 
 def _is_on_the_hub(name: str) -> bool:
-    return hub.is_name(name) and not (Path(name).exists() or is_local_file(name))
+    elsewhere = Path(name).exists() or is_local_file(name) or is_package(name) or name.lower().endswith(GGUF)
+    return hub.is_name(name) and not elsewhere

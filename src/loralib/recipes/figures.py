@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, GREY = (  # Okabe and Ito's, which the colour-blind can tell apart
     "#0072B2",
@@ -20,7 +20,9 @@ BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, GREY = (  # Okabe and Ito's, which 
     "#CC79A7",
     "#999999",
 )
-_WIDEST = 150  # characters of a line of text under the plots
+_LINE = 0.22  # inches of a line of text under the plots
+_WIDEST = 130  # characters of a line of text under the plots
+_SPREAD = 5  # times that perplexities differ when they are drawn on a logarithmic scale
 METHOD_COLOURS = {"lora": BLUE, "last-layers": ORANGE, "full": GREEN}
 
 
@@ -37,11 +39,12 @@ def two_plots(path: Path, title: str, below: Sequence[str] = ()) -> Iterator[tup
 
     What has a label is explained below the plots; below: lines of text under them.
     """
-    figure = Figure(figsize=(9, 3.9 + 0.25 * len(below)), layout="constrained")
-    if below:
-        lines = [" ".join(line.split()) for line in below]
-        shown = "\n".join(line if len(line) <= _WIDEST else line[: _WIDEST - 1] + "…" for line in lines)
-        figure.supxlabel(shown, x=0.02, ha="left", fontsize=8, parse_math=False)
+    whole = Figure(figsize=(9, 3.9 + _LINE * len(below)), layout="constrained")
+    figure: Figure | SubFigure = whole
+    if below:  # apart from the legend, which would lie on the text
+        parts: Any = whole.subfigures(2, height_ratios=(3.9, _LINE * len(below)))
+        _write_lines(parts[1], below)
+        figure = parts[0]
     left, right = figure.subplots(1, 2)
     yield left, right
     labelled: dict[str, Any] = {}
@@ -52,7 +55,14 @@ def two_plots(path: Path, title: str, below: Sequence[str] = ()) -> Iterator[tup
     if labelled:
         figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=len(labelled))
     figure.suptitle(title, parse_math=False)
-    write(figure, path)
+    write(whole, path)
+
+
+def _write_lines(figure: SubFigure, lines: Sequence[str]) -> None:
+    """Write lines of text, each cut to the width."""
+    for number, line in enumerate(" ".join(line.split()) for line in lines):
+        shown = line if len(line) <= _WIDEST else line[: _WIDEST - 1] + "…"
+        figure.text(0.02, 1 - (number + 0.5) / len(lines), shown, va="center", fontsize=8, parse_math=False)
 
 
 def plot(axes: Axes, history: Sequence[Mapping[str, float]], key: str, **style: Any) -> None:
@@ -99,3 +109,9 @@ def learning_curve(
         highest = max((value for key in ("loss", "eval_loss") for _, value in _points(history, key)), default=1.0)
         losses.set(ylabel="loss", ylim=(0, 1.08 * highest or 1.0))
         metrics.set(ylabel=metric)
+        values = [value for _, value in _points(history, f"eval_{metric}")]
+        if metric == "perplexity" and min(values, default=0) > 0 and max(values) > _SPREAD * min(values):
+            metrics.set_yscale("log")
+            plain = LogFormatter(minor_thresholds=(2, 0.4))  # 400, not a power of ten
+            metrics.yaxis.set_major_formatter(plain)
+            metrics.yaxis.set_minor_formatter(plain)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GgufConfig, PretrainedConfig
 from ..errors import ConfigError, RunError
 from ..train.quiet import quiet_transformers
 from . import run_folder
-from .model_sources import ModelSource, locate
+from .model_sources import PACKAGES, ModelSource, locate
 
 _UNLOADABLE = (  # what transformers raises for a damaged folder, whose config.json may say anything
     OSError,
@@ -31,6 +32,7 @@ _UNLOADABLE = (  # what transformers raises for a damaged folder, whose config.j
     AttributeError,
     AssertionError,
     ArithmeticError,
+    struct.error,  # a GGUF file that ends early
 )
 
 
@@ -87,10 +89,7 @@ def load(
         refuse_code(name, error)
         refuse_what_was_trained(Path(name))
         reason = " ".join(str(error).split())[:300]
-        raise RunError(
-            f"model {name!r} cannot be loaded as {title}; give a local folder, or a name on the Hugging Face hub and a "
-            f"network. ({reason})"
-        ) from None
+        raise RunError(f"model {name!r} cannot be loaded as {title}; {_remedy(source)}. ({reason})") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there is none: all texts are alike
         raise RunError(f"model {name!r} has no vocabulary for texts; add the files of its tokenizer, such as tokenizer.json.")
     if tokenizer.pad_token is None:
@@ -109,6 +108,14 @@ def saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if found.pad_token is None:
         found.pad_token = found.eos_token
     return found
+
+
+def _remedy(source: ModelSource) -> str:
+    """What to do about a model that cannot be loaded."""
+    if source.gguf:
+        return "give a whole GGUF file of an architecture that transformers reads, or a folder with the weights as safetensors"
+    packages = "" if "/" in source.path else f", or the name of a model that comes as a package: {', '.join(PACKAGES)}"
+    return f"give a local folder, or a name on the Hugging Face hub and a network{packages}"
 
 
 def _of_gguf(source: ModelSource) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .task import Method, Problem
 Head = Literal["all", "classifier"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 DpoLoss = Literal["sigmoid", "hinge", "ipo"]
+TEMPLATES = ("tokenizer", "none", "chatml", "plain")  # values of chat_template that name no file
 Layout = Literal["messages", "conversations", "instruction", "prompt", "text"]
 
 

@@ -16,7 +16,15 @@ from ..architectures import ROLES
 from ..errors import ConfigError, RunError
 from . import lora_options
 from .nlu.glue import TASKS as GLUE
-from .option_sections import DataOptions, EvaluationOptions, MethodOptions, ModelOptions, OutputOptions, TrainingOptions
+from .option_sections import (
+    TEMPLATES,
+    DataOptions,
+    EvaluationOptions,
+    MethodOptions,
+    ModelOptions,
+    OutputOptions,
+    TrainingOptions,
+)
 from .records import is_local_file
 from .task import TASKS, Method, Problem, Task, kind_of
 
@@ -24,6 +32,7 @@ HELD_OUT = 0.1
 PERMISSION = "trust_remote_code"
 
 _PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter", "chat_template")
+_WORDS: Mapping[str, Sequence[str]] = {"chat_template": TEMPLATES}  # values that name no path, whatever is on the disk
 _NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
 IDLE: Mapping[Method, tuple[str, ...]] = {  # by method: options that have no effect with it
     "lora": (),
@@ -145,7 +154,8 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
 
     def settled_as(self, run: Self) -> Self:
         """The same options, with what they leave to the model as it was settled in a run."""
-        left = {"chat_template": self.chat_template is None, "learning_rate": self.learning_rate == "auto"}
+        left = {name: getattr(self, name) is None for name in ("chat_template", "layout")}
+        left["learning_rate"] = self.learning_rate == "auto"
         return replace(self, **{name: getattr(run, name) for name, is_left in left.items() if is_left})
 
     @property
@@ -193,7 +203,7 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
         local: dict[str, Any] = {}
         for name in _PATHS:
             value = getattr(self, name)
-            if value and Path(value).exists():
+            if value and value not in _WORDS.get(name, ()) and Path(value).exists():
                 local[name] = str(Path(value).resolve())
         return replace(self, **local)
 

@@ -107,12 +107,14 @@ def read_records(
 
 
 def first_columns(path: Path) -> list[str]:
-    """The columns of the first row of a `.jsonl` file; none when it is not there or does not begin with an object."""
+    """The columns of a file's first row; none when it is not there or cannot be read."""
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
+        with opened(path, "rt", encoding="utf-8-sig", newline=None) as file:
+            if ending(path) != ".jsonl":
+                return next(csv.reader(file, delimiter="\t" if ending(path) == ".tsv" else ","), [])
             row = json.loads(next((line for line in file if line.strip()), "null"))
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, csv.Error):
         return []
     return list(row) if isinstance(row, dict) else []
 

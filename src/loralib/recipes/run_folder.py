@@ -152,7 +152,9 @@ def _expressions(lora: object) -> Iterator[tuple[str, str]]:
 def _options(path: Path, values: Mapping[str, Any]) -> TrainOptions:
     check_names(path, values)
     with _damage_named(str(path)):
-        return TrainOptions.of(values)
+        options = TrainOptions.of(values)
+        from_before_templates = "packing" not in values and options.kind == "generation" and options.chat_template is None
+        return options.updated({"chat_template": "none"}) if from_before_templates else options
 
 
 @contextmanager
@@ -209,7 +211,8 @@ def before_and_after(folder: Path) -> list[str]:
     path = folder / SAMPLES
     if not path.is_file():
         return []
-    first, *_, last = [json.loads(line)["answers"][0] for line in path.read_text(encoding="utf-8").splitlines()] * 2
+    with path.open(encoding="utf-8") as lines:  # not splitlines, to which U+2028 in a text ends a line
+        first, *_, last = [json.loads(line)["answers"][0] for line in lines] * 2
     return [f"prompt: {first['prompt']}", f"before: {first['answer']}", f"after: {last['answer']}"]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from .. import ops
 from ..errors import ConfigError
@@ -98,9 +99,13 @@ def arguments(
         raise ConfigError("fp16=True: needs a GPU, and there is none; use --bf16 true, or say --fp16 false.")
     values = argument_values(options, folder, rows, device_count())
     try:
-        return make(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
-    except (ValueError, ImportError) as error:  # names of optimizers, schedules and trackers
-        raise ConfigError(f"transformers takes these options not: {' '.join(str(error).split())[:300]}") from None
+        found = make(**values, use_cpu=not accelerated, dataloader_pin_memory=torch.cuda.is_available())
+        Trainer.get_optimizer_cls_and_kwargs(found)
+        for tracker in get_reporting_integration_callbacks(found.report_to):
+            tracker()
+    except (ValueError, ImportError, RuntimeError) as error:  # names of optimizers, schedules and trackers
+        raise ConfigError(f"transformers does not take these options: {' '.join(str(error).split())[:300]}") from None
+    return found
 
 
 def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequence[TrainerCallback], **how: Any) -> Trainer:

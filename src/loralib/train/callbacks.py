@@ -152,7 +152,7 @@ class ProgressBar(TrainerCallback):
             self.losses = []
             say(
                 self.console,
-                f"epoch {state.epoch or 0:g}/{args.num_train_epochs:g}  loss {loss}  "
+                f"epoch {round(state.epoch or 0, 2):g}/{args.num_train_epochs:g}  loss {loss}  "
                 f"eval loss {metrics['eval_loss']:.4f}  {self.metric} {metrics[f'eval_{self.metric}']:.4f}",
             )
 

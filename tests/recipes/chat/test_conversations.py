@@ -139,3 +139,9 @@ def test_rows_that_change_their_columns() -> None:
         read(rows({"prompt": "a", "completion": "b"}, {"prompt": "a", "answer": "b"}), "a.jsonl")
     with pytest.raises(DataError, match="has no rows"):
         read([], "a.jsonl")
+
+
+def test_inputs_with_tools_are_refused() -> None:
+    row = {"messages": [{"role": "user", "content": "q"}], "tools": [{"name": "f"}]}
+    with pytest.raises(DataError, match="line 1 has tools, which are not given to the model here"):
+        conversations.inputs([("line 1", row)], "the file")

@@ -1,5 +1,6 @@
 """Runs on conversations: what they learn, write and refuse, and that what they write is what others read."""
 
+import io
 import json
 import signal
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+import chats
 import loralib as lora
 from loralib.errors import ConfigError, DataError
 from loralib.recipes import run_folder
 from loralib.recipes.nlg import generator
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import CHATTING
-from loralib.recipes.run import Interrupted
+from loralib.recipes.run import Interrupted, train
 from recipes.chat.conftest import CITIES, options, run
 
 QUESTION = "What is the capital of Peru?"
@@ -115,7 +118,7 @@ class Press(TrainerCallback):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("chosen", ["plain", "chatml"])
+@pytest.mark.parametrize("chosen", ["plain", pytest.param("chatml", marks=pytest.mark.slow)])
 def test_a_template_by_name(chosen: str, llama: Path, capitals: Path, tmp_path: Path) -> None:
     """It is kept with the run, through an interruption, and used when the run is."""
     with pytest.raises(Interrupted):
@@ -131,6 +134,7 @@ def test_plain_text_needs_no_template(llama: Path, tmp_path: Path) -> None:
     data.write_text("".join(json.dumps({"text": f"It is {city}."}) + "\n" for city in [*CITIES.values()] * 4))
     results = run(tmp_path / "run", options(llama, data, layout="text"))
     assert results["train_rows"] == 16
+    assert generator.open_run(tmp_path / "run").form.prompt_ids("It") == chats.tokenizer().encode("It")
 
 
 def test_long_rows_are_counted_before_training(llama: Path, capitals: Path, tmp_path: Path) -> None:
@@ -234,3 +238,24 @@ def test_what_is_far_from_what_works_is_said(llama: Path, capitals: Path, tmp_pa
         options(llama, capitals, learning_rate=1.0, num_train_epochs=1), tmp_path / "run", console=Console(file=said, width=300)
     )
     assert "warning: learning_rate=1" in said.getvalue()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_its_template(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    """The base has another template, or none."""
+    chosen = options(llama, capitals, chat_template="plain", num_train_epochs=2)
+    run(tmp_path / "run", chosen)
+    whole = (tmp_path / "run" / run_folder.METRICS).read_text()
+    for part in (run_folder.METRICS, f"{run_folder.CHECKPOINTS}/checkpoint-12/trainer_state.json"):
+        (tmp_path / "run" / part).unlink()
+    kept = run_folder.read_options(tmp_path / "run")[0]
+    assert (kept.chat_template, kept.layout) == ("plain", "messages")
+    assert run(tmp_path / "run", kept, resume=True)["value"] == json.loads(whole)["value"]
+    assert "User: " in generator.open_run(tmp_path / "run").tokenizer.chat_template
+
+
+def test_what_the_data_are_is_said(llama: Path, capitals: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    train(options(llama, capitals, num_train_epochs=1), tmp_path / "run", console=console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "rows in the layout messages (--layout): the assistant's messages are learned, " in said

@@ -35,3 +35,16 @@ def test_an_input_and_its_text_are_a_message_and_its_answer() -> None:
     assert [label for label in row["labels"] if label != IGNORED][-1] == tokenizer.eos_token_id
     assert form.text_of(row["input_ids"][len(prompt) :]) == "It is\nParis."
     assert form.end_ids() == [tokenizer.eos_token_id]
+
+
+def test_a_run_on_plain_text_goes_on_with_it() -> None:
+    for template in (None, NAMED["chatml"]):
+        tokenizer = chats.tokenizer(template)
+        form = of_run(tokenizer, "tokenizer", "text")
+        prompt = form.prompt_ids("It is")
+        assert prompt == tokenizer.encode("It is")
+        row = form.row("It is", " Paris.\nThanks")
+        assert row["input_ids"] == [*tokenizer.encode("It is Paris.\nThanks"), tokenizer.eos_token_id]
+        assert row["labels"][: len(prompt)] == [IGNORED] * len(prompt)
+        assert form.text_of(row["input_ids"][len(prompt) :]) == " Paris.\nThanks"
+        assert form.prompt_ids("") == form.end_ids() == [tokenizer.eos_token_id]

@@ -49,3 +49,12 @@ def test_a_look_changes_nothing(tmp_path: Path) -> None:
     again = Samples(model, ChatForm(tokenizer), asked, Console(file=io.StringIO()), tmp_path / "samples.jsonl")
     again.on_train_begin(ARGS, state(5), SimpleNamespace())  # type: ignore[arg-type]
     assert [row["step"] for row in again.kept] == [0, 5]
+
+
+def test_answers_with_any_line_break_are_taken_up_again(tmp_path: Path) -> None:
+    row = {"step": 2, "answers": [{"answer": "a\u2028b"}]}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    form = ChatForm(chats.tokenizer(NAMED["chatml"], eos_token="<|im_end|>"))
+    looks = Samples(tiny(), form, [], Console(file=io.StringIO()), tmp_path / "samples.jsonl")
+    looks.on_train_begin(ARGS, state(5), SimpleNamespace())  # type: ignore[arg-type]
+    assert looks.kept == [row]

@@ -1,5 +1,6 @@
 """What is learned of a conversation, against the masks that TRL's and transformers' own marks give, for many templates."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import chats
 from chats import of_trl
 from loralib.errors import ConfigError, DataError
 from loralib.recipes.chat import templates
+from loralib.recipes.chat.form import OWN, PAPER
 from loralib.recipes.chat.templates import ChatFormat, encode_all, set_template
 from loralib.recipes.nlg.prompts import IGNORED
+from loralib.recipes.option_sections import TEMPLATES
 
 MARKED = ("qwen2_5", "qwen3", "qwen3_instruct_2507", "llama3", "gemma", "phi3", "cohere")
 USER, ANSWER = {"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "It is Paris."}
@@ -172,3 +175,19 @@ def test_which_template(tmp_path: Any) -> None:
     (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}")
     set_template(tokenizer, str(tmp_path / "own.jinja"))
     assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
+
+
+def test_a_template_without_the_answers(chatml: Any) -> None:
+    chatml.chat_template = "a constant"
+    with pytest.raises(DataError, match=r"the file, row 1: the chat template of .* leaves the answer out"):
+        encode_all(ChatFormat(chatml), [talk()], 99, "the file")
+
+
+def test_a_template_that_is_not_text(chatml: Any, tmp_path: Path) -> None:
+    (tmp_path / "odd.jinja").write_bytes(b"\x80")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        set_template(chatml, str(tmp_path / "odd.jinja"))
+
+
+def test_words_for_templates_are_no_paths() -> None:
+    assert {*templates.NAMED, OWN, PAPER} == {*TEMPLATES}

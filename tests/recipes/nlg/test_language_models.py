@@ -197,3 +197,17 @@ def test_a_length_beyond_the_models_positions_is_refused(kind: str) -> None:
 def test_a_model_without_a_number_of_positions_takes_any_length() -> None:
     config = transformers.BloomConfig(vocab_size=30, hidden_size=16, n_layer=1, n_head=2)
     model_loader.check_length(transformers.BloomForCausalLM(config).config, 99)
+
+
+def test_an_encoder_is_not_a_causal_language_model(gpt2: Path, tmp_path: Path) -> None:
+    """Transformers loads a BERT as one, which sees all tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gpt2)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    bert = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=len(tokenizer), **shape))
+    for part in (bert, tokenizer):
+        part.save_pretrained(tmp_path / "bert")
+    with pytest.raises(RunError, match="is not a causal language model: a BertLMHeadModel sees the tokens that come later"):
+        language_models.load_language_model(str(tmp_path / "bert"))
+    decoder = transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=len(tokenizer), is_decoder=True, **shape))
+    language_models.check_causal(decoder.train())
+    assert decoder.training

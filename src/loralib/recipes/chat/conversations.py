@@ -40,6 +40,7 @@ _SENDERS = {  # ShareGPT's names of the roles
     "function_response": "tool",
 }
 _OF_A_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+_SAME_COLUMNS = "Give every row the same columns, or say by --layout which layout they have."
 _SYNONYMS = {"developer": "system"}
 
 
@@ -111,7 +112,8 @@ def layout_of(columns: Sequence[str]) -> str | None:
 
 
 def read(rows: "Sequence[Record]", source: str, layout: str | None = None) -> "Dataset":
-    """The conversations of `rows`, as data with the columns `conversation` (JSON) and `prompt`, what comes before an answer.
+    """The conversations of `rows`, as data with the columns `conversation` (JSON), `prompt`, what comes before an answer, and
+    `layout`, which is the same in all.
 
     rows: each with its place for messages. layout: which it is (by default what their columns say).
     Raises `DataError`, with the row's place, for what cannot serve.
@@ -126,9 +128,10 @@ def read(rows: "Sequence[Record]", source: str, layout: str | None = None) -> "D
     needed, convert = LAYOUTS[name]
     found = []
     for where, row in rows:
-        records.check_names(where, needed, list(row), remedy="Give every row the same columns, or say which by --columns.")
+        records.check_names(where, needed, list(row), remedy=_SAME_COLUMNS)
         conversation = convert(where, row)
-        found.append({"conversation": json.dumps(conversation, ensure_ascii=False), "prompt": _prompt_of(conversation)})
+        text = json.dumps(conversation, ensure_ascii=False)
+        found.append({"conversation": text, "prompt": _prompt_of(conversation), "layout": name})
     return records.dataset(source, found, "conversations")
 
 
@@ -148,6 +151,8 @@ def inputs(rows: "Sequence[Record]", source: str, layout: str | None = None) -> 
 
 def _question(where: str, row: Row, source: str, layout: str | None) -> tuple[list[dict[str, Any]], list[str]]:
     """The messages before the last answer, and that answer, if there is one."""
+    if row.get("tools"):
+        raise DataError(f"{where} has tools, which are not given to the model here; leave such rows out.")
     if set(row) & {"messages"}:
         messages = checked_messages(f"{where}: messages", row["messages"])
         check_order(where, messages)

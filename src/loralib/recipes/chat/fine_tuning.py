@@ -1,6 +1,6 @@
 """Fine-tuning a causal language model on conversations: what of it is trained, and how it is judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,8 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     encoded = [templates.encode_all(chat, part, options.length, name) for part, name in zip(conversations, names, strict=True)]
     for part in encoded:
         model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in part.rows))
-    notes = [note for part, name in zip(encoded, names, strict=True) if (note := part.note(options.length, name))]
+    notes = [_learned(encoded[0].rows, data[0]["layout"][0])]
+    notes += [note for part, name in zip(encoded, names, strict=True) if (note := part.note(options.length, name))]
     datasets: list[list[dict[str, Any]]] = [part.rows for part in encoded]
     collate: Any = prompts.collator(tokenizer)
     if options.packing:
@@ -57,6 +58,8 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         notes.append(f"packed {len(encoded[0].rows):,} rows into {len(datasets[0]):,} of at most {options.length:,} tokens")
     model.generation_config.eos_token_id = chat.end_ids()
     settled = text_generation.settled(model, options, options.chat_template or OWN)
+    if len(layouts := {part["layout"][0] for part in data}) == 1:
+        settled |= {"layout": layouts.pop()}
     asked = questions(conversations[1], options.samples)
 
     def watch(console: "Console", folder: Path) -> Samples:
@@ -75,3 +78,11 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         watch=watch if asked else None,
         notes=[*notes, *text_generation.advice(model, options.updated(settled))],
     )
+
+
+def _learned(rows: Sequence[Mapping[str, Sequence[int]]], layout: str) -> str:
+    """What is learned of the rows to train on, for the user to see."""
+    every = sum(len(row["labels"]) for row in rows)
+    on = sum(label != prompts.IGNORED for row in rows for label in row["labels"])
+    what = "all of the text is" if layout == "text" else "the assistant's messages are"
+    return f"rows in the layout {layout} (--layout): {what} learned, {on:,} of {every:,} tokens"

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..nlg.prompts import Form, PaperForm
+from ..nlg.prompts import IGNORED, Form, PaperForm
 from . import templates
 
 PAPER, OWN = "none", "tokenizer"  # words for --chat-template: no template, and the tokenizer's own
@@ -37,6 +37,33 @@ class ChatForm:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
 
+class TextForm:
+    """An input is the beginning of a text, which goes on: what a run on plain text learned."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def prompt_ids(self, context: str) -> list[int]:
+        """The tokens of the beginning."""
+        ids: list[int] = self.tokenizer.encode(context)
+        ends = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+        return ids[:-1] if ends else ids or [int(self.tokenizer.eos_token_id)]
+
+    def row(self, context: str, completion: str) -> dict[str, list[int]]:
+        """The whole text, of which all after the beginning is learned."""
+        prompt = self.prompt_ids(context)
+        after = [*self.tokenizer.encode(completion, add_special_tokens=False), self.tokenizer.eos_token_id]
+        return {"input_ids": [*prompt, *after], "labels": [*[IGNORED] * len(prompt), *after]}
+
+    def end_ids(self) -> list[int]:
+        """The end of text."""
+        return [int(self.tokenizer.eos_token_id)]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """What was generated, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)).rstrip()
+
+
 def _messages(context: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [{"role": "user", "content": context}] if isinstance(context, str) else list(context)
 
@@ -50,6 +77,11 @@ def resolve(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> tu
     return ChatForm(tokenizer), chat_template or OWN
 
 
-def of_run(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> Form:
-    """The form of a run, whose tokenizer has the template that it was trained with; a run that names none had none."""
+def of_run(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, layout: str | None = None) -> Form:
+    """The form of a run, whose tokenizer has the template that it was trained with; a run that names none had none.
+
+    layout: of a run on conversations.
+    """
+    if layout == "text":
+        return TextForm(tokenizer)
     return PaperForm(tokenizer) if chat_template in (None, PAPER) else ChatForm(tokenizer)

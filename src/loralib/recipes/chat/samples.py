@@ -47,7 +47,8 @@ class Samples(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take up what was written before the step to go on from."""
         if state.global_step and self.path.is_file():
-            rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+            with self.path.open(encoding="utf-8") as lines:
+                rows = [json.loads(line) for line in lines]
             self.kept = [row for row in rows if row["step"] <= state.global_step]
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

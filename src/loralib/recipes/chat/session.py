@@ -12,7 +12,7 @@ from ...surgery.merge import disabled
 from ..nlg import decoding
 from ..nlg.generator import Run
 from ..presets.nlg import Decoding
-from .form import ChatForm
+from .form import ChatForm, TextForm
 
 
 class _Streamer(TextStreamer):
@@ -37,12 +37,13 @@ class Session:
     """
 
     def __init__(self, run: Run, how: Decoding, system: str = ""):
-        if not isinstance(run.form, ChatForm):
+        form = ChatForm(run.tokenizer) if isinstance(run.form, TextForm) and run.tokenizer.chat_template else run.form
+        if not isinstance(form, ChatForm):
             raise ConfigError(
                 f"the run in {run.folder} was trained without a chat template, so there is no way to talk with it; use loralib "
                 "generate."
             )
-        self.run, self.how, self.form, self.base = run, how, run.form, False
+        self.run, self.how, self.form, self.base = run, how, form, False
         self._first = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = [*self._first]
 

@@ -131,6 +131,11 @@ class ChatFormat:
                     "and writes it in another way, so what is learned would not be what is generated; give another by "
                     "--chat-template."
                 )
+            if not text[len(prompt) :].strip():
+                raise DataError(
+                    f"{where}: the chat template of {self.tokenizer.name_or_path!r} leaves the answer out; give another by "
+                    "--chat-template."
+                )
             found.append((text, (len(prompt), len(text.rstrip()))))
         return found
 
@@ -210,4 +215,11 @@ def set_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> No
     assert template is not None
     if template not in NAMED and not Path(template).is_file():
         raise ConfigError(f"chat_template={template!r}: must be tokenizer, {', '.join(NAMED)}, or the path of a .jinja file.")
-    tokenizer.chat_template = NAMED.get(template) or Path(template).read_text(encoding="utf-8")
+    tokenizer.chat_template = NAMED.get(template) or _template_in(Path(template))
+
+
+def _template_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a chat template: it is not UTF-8 text; give a .jinja file.") from None

@@ -50,7 +50,7 @@ class Run(FinishedRun):
     @cached_property
     def form(self) -> Form:
         """How inputs become prompts."""
-        return of_run(self.tokenizer, self.options.chat_template)
+        return of_run(self.tokenizer, self.options.chat_template, self.options.layout)
 
     def generate(
         self,
@@ -68,11 +68,14 @@ class Run(FinishedRun):
         batch, by position. Raises `DataError` for an input that leaves no room for its text, and `ConfigError` when the run
         has no base.
         """
-        if base and self.options.method != "lora":
-            raise ConfigError(f"the run in {self.folder} trained the model itself, so it has no base to generate with.")
+        self._check_base(base)
         torch.manual_seed(seed)
         with disabled(self.model) if base else nullcontext():
             return decoding.decode(self.model, self.form, contexts, how, batch_size, on_progress)
+
+    def _check_base(self, base: bool) -> None:
+        if base and self.options.method != "lora":
+            raise ConfigError(f"the run in {self.folder} trained the model itself, so it has no base to generate with.")
 
     def generate_into(
         self,
@@ -93,6 +96,7 @@ class Run(FinishedRun):
         on_progress: called with the number of inputs done. Raises `RunError` when a file is there and neither is given, when
         what was interrupted had other options, or while another process writes the file.
         """
+        self._check_base(base)
         with file_lock(path):
             settle(_both(path))
             options = {"batch_size": batch_size, "base": base, "seed": seed}

@@ -36,8 +36,25 @@ def load_language_model(
         )
     if loaded.tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name!r} has no end-of-text token, which ends every text here; give it one.")
+    check_causal(loaded.model)
     loaded.tokenizer.padding_side = "right"
     return loaded.model, loaded.tokenizer
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel) -> None:
+    """`RunError` for a model that sees the tokens it has to predict: transformers loads encoders as such models too."""
+    training, first = model.training, next(model.parameters())
+    ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=first.device)
+    try:
+        one, other = model.eval()(ids, use_cache=False).logits[:, 0].float()
+    finally:
+        model.train(training)
+    if float((one - other).abs().max()) > (1e-4 if first.dtype == torch.float32 else 1e-2) * float(one.abs().max()):
+        raise RunError(
+            f"{model.name_or_path!r} is not a causal language model: a {type(model).__name__} sees the tokens that come later; "
+            "give one that writes text, such as a Llama."
+        )
 
 
 def set_dropouts(config: PretrainedConfig, dropout: float | None) -> None:

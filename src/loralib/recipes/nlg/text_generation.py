@@ -78,7 +78,7 @@ def trainer_arguments(model: PreTrainedModel, collate: Any, smoothing: float) ->
 
 
 def settled(model: PreTrainedModel, options: TrainOptions, form: str) -> dict[str, Any]:
-    """Options that the model decides: the form of its texts, and the learning rate where that was asked for."""
+    """Options that the model decides: the form of its texts, and the learning rate, unless they were given."""
     found: dict[str, Any] = {"chat_template": form}
     if options.learning_rate == "auto":
         rates = suggest(model)
