@@ -53,10 +53,10 @@ def resampled(run: chat.Outcome, seed: int) -> chat.Outcome:
 
 
 @pytest.mark.slow
-def test_every_stage_of_the_benchmark(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_of_the_benchmark(chatter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "wait_for", lambda words: main(list(words)))
     monkeypatch.setattr(benchmark, "an_example_of_each_intent", list)  # the tiny model has no room for five
-    budget = chat.Budget(model=str(llama), max_length=512, rows=16, requests=12, max_new_tokens=3)
+    budget = chat.Budget(model=str(chatter), max_length=512, rows=16, requests=12, max_new_tokens=3)
     data, outcomes = benchmark.measure(tmp_path / "runs", budget, 2, Console(), resume=False, examples=True)
     assert {name: len(found) for name, found in outcomes.items()} == {
         "unadapted": 1,

@@ -34,10 +34,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def budget(llama: Path) -> benchmark.Budget:
+def budget(chatter: Path) -> benchmark.Budget:
     short = {"no_repeat_ngram": 0, "max_new_tokens": 5}
     few = {"rows": 16, "trial_rows": 8, "dev_rows": 8, "test_inputs": 3}
-    return benchmark.Budget(model=str(llama), greedy=Decoding(beams=1, **short), beams=Decoding(beams=2, **short), **few)
+    return benchmark.Budget(model=str(chatter), greedy=Decoding(beams=1, **short), beams=Decoding(beams=2, **short), **few)
 
 
 def test_every_stage_and_going_on(

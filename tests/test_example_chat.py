@@ -28,7 +28,7 @@ pytest_plugins = ["recipes.chat.conftest"]
 
 
 @pytest.fixture
-def trained(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def trained(chatter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that the demo trains, with next to nothing of everything, in this process."""
     runs: list[str] = []
 
@@ -36,7 +36,7 @@ def trained(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         runs.append(Path(words[2]).stem)
         return loralib_main(list(words))
 
-    budget = chat.Budget(model=str(llama), max_length=512, rows=16, requests=4, max_new_tokens=4)
+    budget = chat.Budget(model=str(chatter), max_length=512, rows=16, requests=4, max_new_tokens=4)
     monkeypatch.setattr(comparison, "wait_for", wait_for)
     monkeypatch.setattr(chat, "Budget", lambda: budget)
     monkeypatch.setattr(chat, "RUNS", tmp_path / "chat")

@@ -18,10 +18,10 @@ PERU = "What is the capital of Peru?"
 
 
 @pytest.fixture(scope="module")
-def chatting(llama: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chatting(chatter: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was started by the command line, which saw by the columns what it is."""
     folder = tmp_path_factory.mktemp("runs") / "capitals"
-    words = ["train", "--model", str(llama), "--data", str(capitals), "--output", str(folder), "--batch-size", "4"]
+    words = ["train", "--model", str(chatter), "--data", str(capitals), "--output", str(folder), "--batch-size", "4"]
     words += ["--eval-data", str(capitals)]
     assert main([*words, "--num-train-epochs", "14", "--learning-rate", "1e-2", "--max-length", "64"]) == 0
     return folder
@@ -111,9 +111,9 @@ def test_seeds_that_cannot_be(seed: str, chatting: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
-def test_methods_are_compared_on_conversations(llama: Path, capitals: Path, tmp_path: Path, capsys: Any) -> None:
+def test_methods_are_compared_on_conversations(chatter: Path, capitals: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "both"
-    words = ["compare", "--model", str(llama), "--data", str(capitals), "--eval-data", str(capitals), "--output", str(folder)]
+    words = ["compare", "--model", str(chatter), "--data", str(capitals), "--eval-data", str(capitals), "--output", str(folder)]
     assert main([*words, "--methods", "lora,full", "--num-train-epochs", "1", "--max-length", "64"]) == 0
     assert run_folder.read_options(folder / "full")[0].kind == "chat"
     assert "learning_rate: auto" in (folder / "best.yaml").read_text()

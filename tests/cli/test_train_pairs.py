@@ -18,23 +18,23 @@ def choices(tmp_path: Path) -> Path:
     return path
 
 
-def words(llama: Path, choices: Path, folder: Path, *more: str) -> list[str]:
-    given = ["--model", llama, "--data", choices, "--output", folder, "--max-length", "64", "--batch-size", "4"]
+def words(chatter: Path, choices: Path, folder: Path, *more: str) -> list[str]:
+    given = ["--model", chatter, "--data", choices, "--output", folder, "--max-length", "64", "--batch-size", "4"]
     return ["train", *map(str, given), "--learning-rate", "1e-3", *more]
 
 
-def test_a_file_of_pairs(llama: Path, choices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_pairs(chatter: Path, choices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    found = json.loads(said(capsys, *words(llama, choices, folder, "--beta", "0.2", "--dpo-loss", "hinge", "--json")))
+    found = json.loads(said(capsys, *words(chatter, choices, folder, "--beta", "0.2", "--dpo-loss", "hinge", "--json")))
     assert [result["metric"] for result in found["runs"]] == ["reward_accuracy"]
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     assert "problem: preference" in (folder / "config.yaml").read_text()
 
 
-def test_what_cannot_serve(llama: Path, choices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_serve(chatter: Path, choices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert "problem=preference has method=lora alone" in complaint(capsys, *words(llama, choices, folder, "--method", "full"))
+    assert "problem=preference has method=lora alone" in complaint(capsys, *words(chatter, choices, folder, "--method", "full"))
     with choices.open("a") as file:
         file.write('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
-    assert "line 9: chosen and rejected are the same answer" in complaint(capsys, *words(llama, choices, folder))
+    assert "line 9: chosen and rejected are the same answer" in complaint(capsys, *words(chatter, choices, folder))
     assert not folder.exists()

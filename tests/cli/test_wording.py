@@ -40,7 +40,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--r", "x"], "--r: 'x' is not a whole number"),
         (["--learning-rate", "abc"], "--learning-rate: 'abc' is not a number, or auto"),
         (["--bf16", "maybe"], "--bf16: 'maybe' is not true or false"),
-        (["--problem", "regresion"], "is not one of classification, regression, generation, chat, preference; nearest: regression"),
+        (
+            ["--problem", "regresion"],
+            "is not one of classification, regression, generation, chat, preference; nearest: regression",
+        ),
         (["--rank-pattern", "3"], "--rank-pattern: '3' is not {name or regular expression: a whole number}"),
         (["--enable-lora", "x"], "--enable-lora: 'x' is not a list such as [true, false, true]"),
         (["--seeds", "x"], "--seeds: 'x' is not a whole number"),

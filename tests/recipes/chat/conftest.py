@@ -23,9 +23,9 @@ def talk(land: str) -> dict[str, Any]:
     return {"messages": [question, {"role": "assistant", "content": f"It is\n{CITIES[land]}."}]}
 
 
-def options(llama: Path, data: Path, **values: Any) -> TrainOptions:
+def options(chatter: Path, data: Path, **values: Any) -> TrainOptions:
     """A run on the conversations."""
-    common: dict[str, Any] = {"model": str(llama), "problem": "chat", "data": str(data), "eval_data": str(data)}
+    common: dict[str, Any] = {"model": str(chatter), "problem": "chat", "data": str(data), "eval_data": str(data)}
     return TrainOptions.of(common | {"batch_size": 4, "num_train_epochs": 2, "max_length": 64, "learning_rate": 1e-2} | values)
 
 
@@ -53,7 +53,7 @@ def tiny(kind: str = "llama", **sizes: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chatter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat-llama")
     model = tiny(initializer_range=0.2)
     model.save_pretrained(folder)

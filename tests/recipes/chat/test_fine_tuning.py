@@ -26,10 +26,10 @@ QUESTION = "What is the capital of Peru?"
 
 
 @pytest.fixture(scope="module")
-def learned(llama: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def learned(chatter: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run that knows the capitals."""
     folder = tmp_path_factory.mktemp("runs") / "capitals"
-    return folder, run(folder, options(llama, capitals, num_train_epochs=12, save_merged=True))
+    return folder, run(folder, options(chatter, capitals, num_train_epochs=12, save_merged=True))
 
 
 def test_it_answers_in_as_many_lines_as_it_learned(learned: tuple[Path, dict[str, Any]]) -> None:
@@ -40,9 +40,9 @@ def test_it_answers_in_as_many_lines_as_it_learned(learned: tuple[Path, dict[str
     assert results["metrics"]["perplexity"] < 3
 
 
-def test_the_tokenizer_with_its_template_and_ends_is_saved(learned: tuple[Path, dict[str, Any]], llama: Path) -> None:
+def test_the_tokenizer_with_its_template_and_ends_is_saved(learned: tuple[Path, dict[str, Any]], chatter: Path) -> None:
     folder, _ = learned
-    base = AutoTokenizer.from_pretrained(llama)
+    base = AutoTokenizer.from_pretrained(chatter)
     for part in (run_folder.ADAPTER, run_folder.MERGED):
         assert AutoTokenizer.from_pretrained(folder / part).chat_template == base.chat_template
     merged = AutoModelForCausalLM.from_pretrained(folder / run_folder.MERGED)
@@ -55,12 +55,12 @@ def test_the_tokenizer_with_its_template_and_ends_is_saved(learned: tuple[Path, 
     assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :]) == "It is\nLima.<|im_end|>"
 
 
-def test_peft_computes_the_same(learned: tuple[Path, dict[str, Any]], llama: Path) -> None:
+def test_peft_computes_the_same(learned: tuple[Path, dict[str, Any]], chatter: Path) -> None:
     from peft import PeftModel
 
     ids = torch.tensor([[5, 30, 44, 9]])
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), learned[0] / run_folder.ADAPTER)
-    ours = AutoModelForCausalLM.from_pretrained(llama)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(chatter), learned[0] / run_folder.ADAPTER)
+    ours = AutoModelForCausalLM.from_pretrained(chatter)
     lora.attach(ours, lora.load(learned[0] / run_folder.ADAPTER))
     torch.testing.assert_close(ours.eval()(ids).logits, theirs.eval()(ids).logits)
 
@@ -78,15 +78,15 @@ def test_defaults_of_the_kind_and_what_the_model_decides(learned: tuple[Path, di
     assert full.lora == TrainOptions(model="m", data="d.tsv").lora
 
 
-def test_the_rate_by_the_model(llama: Path, capitals: Path, tmp_path: Path) -> None:
-    results = run(tmp_path / "run", options(llama, capitals, learning_rate="auto", num_train_epochs=1))
+def test_the_rate_by_the_model(chatter: Path, capitals: Path, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", options(chatter, capitals, learning_rate="auto", num_train_epochs=1))
     assert results["learning_rate"] == pytest.approx(5e-4 * (2000 / 32) ** 0.781, rel=1e-3)
     assert yaml.safe_load((tmp_path / "run" / run_folder.CONFIG).read_text())["learning_rate"] == results["learning_rate"]
 
 
 @pytest.mark.parametrize("method", ["last-layers", "full"])
-def test_other_methods(method: str, llama: Path, capitals: Path, tmp_path: Path) -> None:
-    results = run(tmp_path / "run", options(llama, capitals, method=method))
+def test_other_methods(method: str, chatter: Path, capitals: Path, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", options(chatter, capitals, method=method))
     assert results["steps"] == 12
     assert AutoTokenizer.from_pretrained(tmp_path / "run" / run_folder.MODEL).chat_template
 
@@ -102,8 +102,8 @@ EXPECTED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", EXPECTED)
-def test_options_that_people_expect(changes: dict[str, Any], llama: Path, capitals: Path, tmp_path: Path) -> None:
-    results = run(tmp_path / "run", options(llama, capitals, num_train_epochs=1, **changes))
+def test_options_that_people_expect(changes: dict[str, Any], chatter: Path, capitals: Path, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", options(chatter, capitals, num_train_epochs=1, **changes))
     assert results["steps"] == (3 if "packing" in changes else 6)
     evaluations = [row["step"] for row in results["history"] if "eval_loss" in row]
     assert evaluations == [0, *([2, 4, 6] if "eval_steps" in changes else [results["steps"]])]
@@ -119,25 +119,25 @@ class Press(TrainerCallback):
 
 
 @pytest.mark.parametrize("chosen", ["plain", pytest.param("chatml", marks=pytest.mark.slow)])
-def test_a_template_by_name(chosen: str, llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_a_template_by_name(chosen: str, chatter: Path, capitals: Path, tmp_path: Path) -> None:
     """It is kept with the run, through an interruption, and used when the run is."""
     with pytest.raises(Interrupted):
-        run(tmp_path / "run", options(llama, capitals, chat_template=chosen, num_train_epochs=12), callbacks=[Press()])
+        run(tmp_path / "run", options(chatter, capitals, chat_template=chosen, num_train_epochs=12), callbacks=[Press()])
     run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
     found = generator.open_run(tmp_path / "run")
     assert found.generate([QUESTION], CHATTING) == ["It is\nLima."]
     assert ("User: " in found.tokenizer.chat_template) == (chosen == "plain")
 
 
-def test_plain_text_needs_no_template(llama: Path, tmp_path: Path) -> None:
+def test_plain_text_needs_no_template(chatter: Path, tmp_path: Path) -> None:
     data = tmp_path / "text.jsonl"
     data.write_text("".join(json.dumps({"text": f"It is {city}."}) + "\n" for city in [*CITIES.values()] * 4))
-    results = run(tmp_path / "run", options(llama, data, layout="text"))
+    results = run(tmp_path / "run", options(chatter, data, layout="text"))
     assert results["train_rows"] == 16
     assert generator.open_run(tmp_path / "run").form.prompt_ids("It") == chats.tokenizer().encode("It")
 
 
-def test_long_rows_are_counted_before_training(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_long_rows_are_counted_before_training(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     import io
 
     from rich.console import Console
@@ -145,11 +145,13 @@ def test_long_rows_are_counted_before_training(llama: Path, capitals: Path, tmp_
     from loralib.recipes.run import train
 
     said = io.StringIO()
-    train(options(llama, capitals, max_length=30, num_train_epochs=1), tmp_path / "run", console=Console(file=said, width=200))
+    train(
+        options(chatter, capitals, max_length=30, num_train_epochs=1), tmp_path / "run", console=Console(file=said, width=200)
+    )
     assert "rows cut at 30 tokens" in said.getvalue()
 
 
-def test_what_cannot_serve_is_said_and_nothing_is_written(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_what_cannot_serve_is_said_and_nothing_is_written(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     for text, sentence in (
         ('{"messages": [}\n', "line 1 is not JSON"),
@@ -158,28 +160,28 @@ def test_what_cannot_serve_is_said_and_nothing_is_written(llama: Path, capitals:
     ):
         bad.write_text(text)
         with pytest.raises(DataError, match=sentence):
-            run(tmp_path / "run", options(llama, bad, eval_data=None))
+            run(tmp_path / "run", options(chatter, bad, eval_data=None))
     with pytest.raises(DataError, match=r"no row has an answer within 9 tokens; give a larger --max-length"):
-        run(tmp_path / "run", options(llama, capitals, max_length=9))
+        run(tmp_path / "run", options(chatter, capitals, max_length=9))
     with pytest.raises(ConfigError, match="must be tokenizer, chatml, plain, or the path"):
-        run(tmp_path / "run", options(llama, capitals, chat_template="alpaca"))
+        run(tmp_path / "run", options(chatter, capitals, chat_template="alpaca"))
     with pytest.raises(ConfigError, match="nosuch is not a valid Optim"):
-        run(tmp_path / "run", options(llama, capitals, optim="nosuch"))
+        run(tmp_path / "run", options(chatter, capitals, optim="nosuch"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_without_a_template(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_template(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     import chats
 
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(chatter).save_pretrained(tmp_path / "base")
     chats.tokenizer().save_pretrained(tmp_path / "base")
     with pytest.raises(ConfigError, match="has no chat template; name one: --chat-template plain, chatml"):
         run(tmp_path / "run", options(tmp_path / "base", capitals))
     assert not (tmp_path / "run").exists()
 
 
-def test_resumed_bit_for_bit(llama: Path, capitals: Path, tmp_path: Path) -> None:
-    chosen = options(llama, capitals, lora_dropout=0.1, num_train_epochs=3)
+def test_resumed_bit_for_bit(chatter: Path, capitals: Path, tmp_path: Path) -> None:
+    chosen = options(chatter, capitals, lora_dropout=0.1, num_train_epochs=3)
     run(tmp_path / "whole", chosen)
     with pytest.raises(Interrupted):
         run(tmp_path / "run", chosen, callbacks=[Press()])
@@ -188,7 +190,7 @@ def test_resumed_bit_for_bit(llama: Path, capitals: Path, tmp_path: Path) -> Non
     assert a == b
 
 
-def test_a_curve_and_answers_from_before_the_first_step(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_a_curve_and_answers_from_before_the_first_step(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     import io
 
     from rich.console import Console
@@ -196,7 +198,7 @@ def test_a_curve_and_answers_from_before_the_first_step(llama: Path, capitals: P
     from loralib.recipes.run import train
 
     said = io.StringIO()
-    chosen = options(llama, capitals, num_train_epochs=12, eval_steps=24, samples=2)
+    chosen = options(chatter, capitals, num_train_epochs=12, eval_steps=24, samples=2)
     results = train(chosen, tmp_path / "run", console=Console(file=said, width=200))
     assert [row["step"] for row in results["history"] if "eval_loss" in row] == [0, 24, 48, 72]
     assert results["kept_epoch"] > 0
@@ -210,23 +212,23 @@ def test_a_curve_and_answers_from_before_the_first_step(llama: Path, capitals: P
     assert run_folder.before_and_after(tmp_path / "run")[2] == "after: It is\nParis."
 
 
-def test_answers_of_a_resumed_run(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_answers_of_a_resumed_run(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     """They go on where the checkpoint was, and nothing is evaluated a second time."""
     with pytest.raises(Interrupted):
-        run(tmp_path / "run", options(llama, capitals, num_train_epochs=3, samples=1), callbacks=[Press()])
+        run(tmp_path / "run", options(chatter, capitals, num_train_epochs=3, samples=1), callbacks=[Press()])
     results = run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / run_folder.SAMPLES).read_text().splitlines()]
     assert [row["step"] for row in lines] == [0, 6, 12, 18]
     assert [row["step"] for row in results["history"] if "eval_loss" in row] == [0, 6, 12, 18]
 
 
-def test_no_samples(llama: Path, capitals: Path, tmp_path: Path) -> None:
-    run(tmp_path / "run", options(llama, capitals, num_train_epochs=1, samples=0))
+def test_no_samples(chatter: Path, capitals: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", options(chatter, capitals, num_train_epochs=1, samples=0))
     assert not (tmp_path / "run" / run_folder.SAMPLES).exists()
     assert run_folder.before_and_after(tmp_path / "run") == []
 
 
-def test_what_is_far_from_what_works_is_said(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_what_is_far_from_what_works_is_said(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     import io
 
     from rich.console import Console
@@ -235,15 +237,17 @@ def test_what_is_far_from_what_works_is_said(llama: Path, capitals: Path, tmp_pa
 
     said = io.StringIO()
     train(
-        options(llama, capitals, learning_rate=1.0, num_train_epochs=1), tmp_path / "run", console=Console(file=said, width=300)
+        options(chatter, capitals, learning_rate=1.0, num_train_epochs=1),
+        tmp_path / "run",
+        console=Console(file=said, width=300),
     )
     assert "warning: learning_rate=1" in said.getvalue()
 
 
 @pytest.mark.slow
-def test_a_resumed_run_keeps_its_template(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_template(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     """The base has another template, or none."""
-    chosen = options(llama, capitals, chat_template="plain", num_train_epochs=2)
+    chosen = options(chatter, capitals, chat_template="plain", num_train_epochs=2)
     run(tmp_path / "run", chosen)
     whole = (tmp_path / "run" / run_folder.METRICS).read_text()
     for part in (run_folder.METRICS, f"{run_folder.CHECKPOINTS}/checkpoint-12/trainer_state.json"):
@@ -254,8 +258,8 @@ def test_a_resumed_run_keeps_its_template(llama: Path, capitals: Path, tmp_path:
     assert "User: " in generator.open_run(tmp_path / "run").tokenizer.chat_template
 
 
-def test_what_the_data_are_is_said(llama: Path, capitals: Path, tmp_path: Path) -> None:
+def test_what_the_data_are_is_said(chatter: Path, capitals: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
-    train(options(llama, capitals, num_train_epochs=1), tmp_path / "run", console=console)
+    train(options(chatter, capitals, num_train_epochs=1), tmp_path / "run", console=console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "rows in the layout messages (--layout): the assistant's messages are learned, " in said

@@ -36,16 +36,16 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def chosen(llama: Path, data: Path, **values: Any) -> TrainOptions:
+def chosen(chatter: Path, data: Path, **values: Any) -> TrainOptions:
     """A run on the pairs."""
-    return options(llama, data, **{"problem": "preference", "learning_rate": 3e-3, "samples": 0} | values)
+    return options(chatter, data, **{"problem": "preference", "learning_rate": 3e-3, "samples": 0} | values)
 
 
 @pytest.fixture(scope="module")
-def learned(llama: Path, choices: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def learned(chatter: Path, choices: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run that prefers the right cities."""
     folder = tmp_path_factory.mktemp("runs") / "choices"
-    one = chosen(llama, choices, num_train_epochs=3, save_merged=True, test_data=str(choices), samples=1)
+    one = chosen(chatter, choices, num_train_epochs=3, save_merged=True, test_data=str(choices), samples=1)
     return folder, run(folder, one)
 
 
@@ -54,7 +54,7 @@ def losses(results: dict[str, Any]) -> list[float]:
     return [row["loss"] for row in results["history"] if "loss" in row]
 
 
-def test_it_prefers_what_was_chosen(learned: tuple[Path, dict[str, Any]], llama: Path) -> None:
+def test_it_prefers_what_was_chosen(learned: tuple[Path, dict[str, Any]], chatter: Path) -> None:
     folder, results = learned
     assert results["metric"] == "reward_accuracy"
     assert results["value"] == results["metrics"]["reward_accuracy"] == 1.0
@@ -70,11 +70,11 @@ def test_it_prefers_what_was_chosen(learned: tuple[Path, dict[str, Any]], llama:
     assert not list((folder / run_folder.CHECKPOINTS).rglob("README.md"))
 
 
-def test_peft_and_the_merged_model_compute_the_same(learned: tuple[Path, dict[str, Any]], llama: Path) -> None:
+def test_peft_and_the_merged_model_compute_the_same(learned: tuple[Path, dict[str, Any]], chatter: Path) -> None:
     from peft import PeftModel
 
     ids, folder = torch.tensor([[5, 30, 44, 9]]), learned[0]
-    ours, base = AutoModelForCausalLM.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama)
+    ours, base = AutoModelForCausalLM.from_pretrained(chatter), AutoModelForCausalLM.from_pretrained(chatter)
     bare = base(ids).logits
     lora.attach(ours, lora.load(folder / run_folder.ADAPTER))
     theirs = PeftModel.from_pretrained(base, folder / run_folder.ADAPTER)
@@ -83,7 +83,7 @@ def test_peft_and_the_merged_model_compute_the_same(learned: tuple[Path, dict[st
     torch.testing.assert_close(merged(ids).logits, ours(ids).logits, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(merged(ids).logits, bare, atol=1e-2)
     tokenizer = AutoTokenizer.from_pretrained(folder / run_folder.MERGED)
-    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(llama).chat_template
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(chatter).chat_template
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in merged.generation_config.eos_token_id
 
 
@@ -99,19 +99,19 @@ def test_defaults_of_the_kind(learned: tuple[Path, dict[str, Any]]) -> None:
     "changes", [{}, pytest.param({"dtype": "bf16", "gradient_checkpointing": True, "dpo_loss": "ipo"}, marks=pytest.mark.slow)]
 )
 def test_nothing_reaches_the_user_but_our_lines(
-    changes: dict[str, Any], llama: Path, choices: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any
+    changes: dict[str, Any], chatter: Path, choices: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
-    results = run(tmp_path / "run", chosen(llama, choices, num_train_epochs=1, **changes))
+    results = run(tmp_path / "run", chosen(chatter, choices, num_train_epochs=1, **changes))
     assert results["steps"] == 6
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
 
 
-def test_a_model_with_dropouts_starts_at_its_reference(llama: Path, choices: Path, tmp_path: Path) -> None:
+def test_a_model_with_dropouts_starts_at_its_reference(chatter: Path, choices: Path, tmp_path: Path) -> None:
     """Dropouts of both kinds, modules and numbers, are off: the first loss is that of equal models."""
-    model = AutoModelForCausalLM.from_pretrained(llama, attention_dropout=0.5)
+    model = AutoModelForCausalLM.from_pretrained(chatter, attention_dropout=0.5)
     model.save_pretrained(tmp_path / "base")
-    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(chatter).save_pretrained(tmp_path / "base")
     results = run(tmp_path / "run", chosen(tmp_path / "base", choices, num_train_epochs=1))
     assert losses(results)[0] == pytest.approx(math.log(2), abs=1e-6)
 
@@ -133,11 +133,11 @@ def values(results: dict[str, Any]) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("starts_trained", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_resumed_bit_for_bit(
-    starts_trained: bool, learned: tuple[Path, dict[str, Any]], llama: Path, choices: Path, tmp_path: Path
+    starts_trained: bool, learned: tuple[Path, dict[str, Any]], chatter: Path, choices: Path, tmp_path: Path
 ) -> None:
     """Also where the reference has factors that are no longer those of the checkpoint."""
     start = {"init_adapter": str(learned[0])} if starts_trained else {}
-    one = chosen(llama, choices, batch_size=8, **start)
+    one = chosen(chatter, choices, batch_size=8, **start)
     whole = run(tmp_path / "whole", one)
     with pytest.raises(Interrupted):
         run(tmp_path / "run", one, callbacks=[Press()])
@@ -149,11 +149,11 @@ def test_resumed_bit_for_bit(
     assert a == b
 
 
-def test_long_rows_are_counted_before_training(llama: Path, choices: Path, tmp_path: Path) -> None:
+def test_long_rows_are_counted_before_training(chatter: Path, choices: Path, tmp_path: Path) -> None:
     said = io.StringIO()
     rows = [pair("Peru"), pair("Peru") | {"rejected": "It is\nLima. Or is it Rome? Or Paris? Or Madrid? Nobody can know."}]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one = chosen(llama, tmp_path / "d.jsonl", max_length=55, num_train_epochs=1)
+    one = chosen(chatter, tmp_path / "d.jsonl", max_length=55, num_train_epochs=1)
     train(one, tmp_path / "run", console=Console(file=said, width=200))
     assert "d.jsonl: 1 of 2 rows cut at 55 tokens (--max-length)" in said.getvalue()
 
@@ -177,21 +177,21 @@ def test_options_that_cannot_act(changes: dict[str, Any], sentence: str) -> None
 
 
 def test_what_cannot_serve_is_said_and_nothing_is_written(
-    llama: Path, choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chatter: Path, choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(pair("Peru")) + "\n" + json.dumps(pair("Peru") | {"rejected": "It is\nLima."}) + "\n")
     with pytest.raises(DataError, match=r"bad\.jsonl, line 2: chosen and rejected are the same answer"):
-        run(tmp_path / "run", chosen(llama, bad))
+        run(tmp_path / "run", chosen(chatter, bad))
     with pytest.raises(DataError, match="no row has answers that differ within 9 tokens"):
-        run(tmp_path / "run", chosen(llama, choices, max_length=9))
+        run(tmp_path / "run", chosen(chatter, choices, max_length=9))
     with pytest.raises(ConfigError, match=r"lm_head is the output embedding.*add --exclude-modules lm_head"):
-        run(tmp_path / "run", chosen(llama, choices, target_modules=["q_proj", "lm_head"]))
+        run(tmp_path / "run", chosen(chatter, choices, target_modules=["q_proj", "lm_head"]))
     chats.tokenizer().save_pretrained(tmp_path / "base")
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(chatter).save_pretrained(tmp_path / "base")
     with pytest.raises(ConfigError, match="has no chat template; name one: --chat-template plain, chatml"):
         run(tmp_path / "run", chosen(tmp_path / "base", choices))
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
     with pytest.raises(RunError, match="problem=preference needs the package trl; run: pip install trl"):
-        run(tmp_path / "run", chosen(llama, choices))
+        run(tmp_path / "run", chosen(chatter, choices))
     assert not (tmp_path / "run").exists()

@@ -14,9 +14,9 @@ SHORT = Decoding(beams=1, no_repeat_ngram=0, max_new_tokens=20)
 
 
 @pytest.fixture(scope="module")
-def session(llama: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
+def session(chatter: Path, capitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
     folder = tmp_path_factory.mktemp("runs") / "capitals"
-    run(folder, options(llama, capitals, num_train_epochs=12))
+    run(folder, options(chatter, capitals, num_train_epochs=12))
     return Session(generator.open_run(folder), SHORT)
 
 
@@ -32,13 +32,13 @@ def test_what_was_said_is_remembered(session: Session) -> None:
     assert len(session.run.form.prompt_ids(session.messages)) > len(before)
 
 
-def test_the_base_answers_on_request(session: Session, llama: Path) -> None:
+def test_the_base_answers_on_request(session: Session, chatter: Path) -> None:
     from loralib.recipes.nlg import language_models
 
     session.clear()
     assert session.switch()
     found = session.answer(PERU)
-    model, _ = language_models.load_language_model(str(llama))
+    model, _ = language_models.load_language_model(str(chatter))
     (expected,) = decoding.decode(model.eval(), session.form, [PERU], SHORT)
     assert found == expected != "It is\nLima."
     assert not session.switch()

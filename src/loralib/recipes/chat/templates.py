@@ -154,7 +154,7 @@ class ChatFormat:
         return self._row([*before, *after], [*at, *then], [span])
 
     def _row(self, ids: list[int], at: Sequence[int], spans: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
-        """The row of these tokens, of which those that begin in one of the `spans` are learned. at: where each begins in its text."""
+        """The row of these tokens; those that begin in one of the `spans` are learned. at: where each begins in its text."""
         learned = [any(start <= place < end for start, end in spans) for place in at]
         if ids[-1] not in self.tokenizer.all_special_ids and not self._ends(ids, learned):
             ids, learned = [*ids, self.tokenizer.eos_token_id], [*learned, True]
