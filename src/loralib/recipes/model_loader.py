@@ -104,7 +104,7 @@ def saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer that a run kept with its adapter; None where it kept none."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     if found.pad_token is None:
         found.pad_token = found.eos_token
     return found
