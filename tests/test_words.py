@@ -26,7 +26,7 @@ INSTEAD = {
     r"(?<!here )\bis no (?!longer\b|more\b|such\b|other\b|need\b|way\b|matter\b)": "is not a",
     r"(?<!here )\bare no (?!longer\b|more\b|such\b)": "are not",
 }
-QUOTED = ("tokens.py",)  # sentences of data
+QUOTED = ("tokens.py", "make.py")  # sentences of data
 
 
 def found(text: str) -> list[str]:
