@@ -71,18 +71,18 @@ def load(
     Raises `RunError` when the model cannot be had, offline included.
     """
     source = locate(name)
-    where: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}  # None would let transformers ask on standard input
-    where |= _of_gguf(source) if source.gguf else {}
+    trust: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}  # None would let transformers ask on standard input
+    trust |= _of_gguf(source) if source.gguf else {}
     try:
-        stored = AutoConfig.from_pretrained(source.path, **where)
-        config = AutoConfig.from_pretrained(source.path, **where, **outputs) if outputs else copy.deepcopy(stored)
+        stored = AutoConfig.from_pretrained(source.path, **trust)
+        config = AutoConfig.from_pretrained(source.path, **trust, **outputs) if outputs else copy.deepcopy(stored)
         configure(config)
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **trust)
         exact = {"config": config, "dtype": dtype, "output_loading_info": True}
         if source.gguf:
             exact["quantization_config"] = GgufConfig(dequantize=True)
         with redirect_stderr(io.StringIO()) if source.gguf else nullcontext():  # its reader draws a bar whatever is asked
-            model, info = kind.from_pretrained(source.path, **exact, **where, **how)
+            model, info = kind.from_pretrained(source.path, **exact, **trust, **how)
     except ConfigError:
         raise
     except _UNLOADABLE as error:

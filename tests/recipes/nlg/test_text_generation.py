@@ -96,6 +96,7 @@ def test_a_lora_run_learns_and_writes_what_it_says(lora_run: Path, gpt2: Path, m
     assert (results["train_rows"], results["eval_rows"], results["test_rows"], results["steps"]) == (34, 8, 8, 3 * 5)
     assert {path.name for path in lora_run.iterdir()} == run_folder.PARTS - {
         run_folder.MODEL,
+        run_folder.SAMPLES,
         run_folder.SUBMISSION,
         run_folder.GENERATED,
     }
