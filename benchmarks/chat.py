@@ -28,7 +28,7 @@ from loralib.recipes import figures
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "chat.png"
 RUNS = Path("runs/chat-seeds")
-SHOWN = "unadapted, 5 examples"
+SHOWN = "few-shot"
 SEEDS = 2
 PAIRS = (("lora", "full"), ("lora", BEFORE), ("full", BEFORE), ("lora", SHOWN))
 COLOURS = figures.METHOD_COLOURS | {BEFORE: figures.GREY, SHOWN: figures.PURPLE}

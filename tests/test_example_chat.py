@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import loralib as lora
 from loralib.cli import guarded
 from loralib.cli import main as loralib_main
 from loralib.recipes import comparison
@@ -96,7 +95,4 @@ def test_the_model_from_its_package_answers_and_is_saved_as_any_other(tmp_path: 
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
     assert AutoTokenizer.from_pretrained(tmp_path / "plain").chat_template == tokenizer.chat_template
 
-    lora.inject(model, lora.LoRAConfig(r=1, target_modules=["q_proj"]))
-    lora.save(lora.extract(model), tmp_path / "adapter")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert model.name_or_path == model.config.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"  # as in what runs save
