@@ -58,6 +58,7 @@ def test_a_lora_run_learns_and_writes_what_it_says(lora_run: Path) -> None:
         run_folder.MODEL,
         run_folder.SUBMISSION,
         run_folder.GENERATED,
+        run_folder.SAMPLES,
     }
     assert (lora_run / run_folder.CURVE).read_bytes().startswith(b"\x89PNG")
     assert len([row for row in results["history"] if "eval_loss" in row]) == 4

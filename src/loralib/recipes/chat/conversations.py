@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
 from ...patterns import nearest_of
+from ...storage.json_text import as_json
 from .. import records
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def read(rows: "Sequence[Record]", source: str, layout: str | None = None) -> "D
     for where, row in rows:
         records.check_names(where, needed, list(row), remedy=_SAME_COLUMNS)
         conversation = convert(where, row)
-        text = json.dumps(conversation, ensure_ascii=False)
+        text = as_json(conversation, ensure_ascii=False)
         found.append({"conversation": text, "prompt": _prompt_of(conversation), "layout": name})
     return records.dataset(source, found, "conversations")
 
@@ -145,7 +146,7 @@ def inputs(rows: "Sequence[Record]", source: str, layout: str | None = None) -> 
     for where, row in rows:
         messages, answers = _question(where, row, source, layout)
         text = str(messages[-1]["content"])
-        found.append({"messages": json.dumps(messages, ensure_ascii=False), "context": text, "references": answers})
+        found.append({"messages": as_json(messages, ensure_ascii=False), "context": text, "references": answers})
     return records.dataset(source, [row | {"category": None} for row in found], "messages to answer")
 
 
@@ -180,7 +181,7 @@ def _prompt_of(conversation: Conversation) -> str:
     if messages is None:
         return str(conversation["text"])
     first = next(i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= conversation["learned"])
-    return json.dumps(messages[:first], ensure_ascii=False)
+    return as_json(messages[:first], ensure_ascii=False)
 
 
 def _pair(prompt: str, answer: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
+from ...storage.json_text import as_json
 from .. import records
 from .conversations import check_order, checked_messages, checked_text, checked_tools
 
@@ -46,7 +47,7 @@ def read(rows: "Sequence[Record]", source: str) -> "Dataset":
     for where, row in rows:
         records.check_names(where, ANSWERS, list(row), remedy="Give every row a chosen and a rejected answer.")
         pair = _pair(where, row)
-        found.append({"pair": json.dumps(pair, ensure_ascii=False), "prompt": json.dumps(pair["prompt"], ensure_ascii=False)})
+        found.append({"pair": as_json(pair, ensure_ascii=False), "prompt": as_json(pair["prompt"], ensure_ascii=False)})
     return records.dataset(source, found, "preference pairs")
 
 
