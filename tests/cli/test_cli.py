@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from loralib import cli
 from loralib.cli import COMMANDS, main
 from loralib.train.checkpoints import last_whole_checkpoint
 
@@ -259,3 +260,24 @@ def test_a_full_disk_is_reported_with_the_path(encoder: Path, reviews: Path, tmp
     assert str(folder) in shown
     assert "Traceback" not in shown
     assert not folder.exists()
+
+
+def test_of_several_processes_the_first_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another one waits, as its end would end the first before that has spoken; what is wrong with it alone it says itself."""
+    waited: list[float] = []
+    monkeypatch.setattr("loralib.cli.time.sleep", waited.append)
+    for rank, expected in (("0", "loralib: no."), ("1", "loralib (process 1): no.")):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.complain("no.", cli.FAILED) == cli.FAILED
+        assert capsys.readouterr().err == f"{expected}\n"
+    assert waited == [cli.PATIENCE]
+
+    def end(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loralib.cli.time.sleep", end)
+    assert cli.complain("no.", cli.FAILED) == cli.FAILED
+    assert cli.complain("interrupted.", cli.INTERRUPTED) == cli.INTERRUPTED
+    assert capsys.readouterr().err == ""

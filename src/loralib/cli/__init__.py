@@ -7,6 +7,7 @@ import argparse
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -41,6 +42,7 @@ COMMANDS = TRAINING | ADAPTERS | OTHERS
 OF_TEXTS = ("predict", "generate")  # commands whose arguments may be texts in any encoding
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+PATIENCE = 3.0  # seconds that another process than the first waits before it says what went wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,10 +165,26 @@ def _goodbye(interrupt: KeyboardInterrupt) -> str:
 
 
 def complain(message: str, code: int) -> int:
-    """Print one sentence to standard error (by the first of several processes) and return `code`."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"loralib: {printable(message)}", file=sys.stderr)
+    """Print one sentence to standard error and return `code`.
+
+    Of several processes the first prints it. Another one waits until that has happened, since a launcher ends all when one
+    has ended, and prints only what the first has not met.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0" and (code == INTERRUPTED or _ended_within(PATIENCE)):
+        return code
+    whose = "" if rank == "0" else f" (process {rank})"
+    print(f"loralib{whose}: {printable(message)}", file=sys.stderr)
     return code
+
+
+def _ended_within(seconds: float) -> bool:
+    """Wait; whether a signal to end came meanwhile."""
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def console_script() -> None:  # pragma: no cover - the installed `loralib` command
