@@ -129,11 +129,21 @@ def test_a_template_by_name(chosen: str, chatter: Path, capitals: Path, tmp_path
     assert ("User: " in found.tokenizer.chat_template) == (chosen == "plain")
 
 
+def without_template(chatter: Path, folder: Path) -> Path:
+    """The model with a tokenizer that has no chat template."""
+    AutoModelForCausalLM.from_pretrained(chatter).save_pretrained(folder)
+    chats.tokenizer().save_pretrained(folder)
+    return folder
+
+
 def test_plain_text_needs_no_template(chatter: Path, tmp_path: Path) -> None:
-    data = tmp_path / "text.jsonl"
+    """Not to begin with, and not to go on."""
+    data, base = tmp_path / "text.jsonl", without_template(chatter, tmp_path / "base")
     data.write_text("".join(json.dumps({"text": f"It is {city}."}) + "\n" for city in [*CITIES.values()] * 4))
-    results = run(tmp_path / "run", options(chatter, data, layout="text"))
-    assert results["train_rows"] == 16
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", options(base, data, layout="text", num_train_epochs=3), callbacks=[Press()])
+    results = run(tmp_path / "run", run_folder.read_options(tmp_path / "run")[0], resume=True)
+    assert (results["train_rows"], results["steps"]) == (16, 12)
     assert generator.open_run(tmp_path / "run").form.prompt_ids("It") == chats.tokenizer().encode("It")
 
 
@@ -171,12 +181,8 @@ def test_what_cannot_serve_is_said_and_nothing_is_written(chatter: Path, capital
 
 
 def test_a_tokenizer_without_a_template(chatter: Path, capitals: Path, tmp_path: Path) -> None:
-    import chats
-
-    AutoModelForCausalLM.from_pretrained(chatter).save_pretrained(tmp_path / "base")
-    chats.tokenizer().save_pretrained(tmp_path / "base")
     with pytest.raises(ConfigError, match="has no chat template; name one: --chat-template plain, chatml"):
-        run(tmp_path / "run", options(tmp_path / "base", capitals))
+        run(tmp_path / "run", options(without_template(chatter, tmp_path / "base"), capitals))
     assert not (tmp_path / "run").exists()
 
 
