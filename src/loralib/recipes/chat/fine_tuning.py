@@ -1,47 +1,32 @@
 """Fine-tuning a causal language model on conversations: what of it is trained, and how it is judged."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError
-from .. import model_loader, records, run_folder, sources
+from .. import model_loader, records, sources
 from ..nlg import prompts, text_generation
 from ..options import TrainOptions
 from ..plan import Plan
 from . import packing, templates
 from .conversations import of_rows, read
-from .form import OWN, ChatForm
-from .samples import Samples, questions
+from .samples import watching
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from rich.console import Console
-
-HUB_REMEDY = "check the name and the network, or give a local .jsonl file"
 
 
 def read_rows(options: TrainOptions) -> "list[Dataset]":
     """The conversations of a run, sampled as asked. Raises `DataError` when they cannot be had."""
-
-    def read_own(option: str, name: str, split: str | None) -> "Dataset":
-        if records.is_local_file(name):
-            return read(records.read_records(Path(name)), name, options.layout)
-        table = records.load_table(name, options.data_config, split or "train", HUB_REMEDY)
-        return read(list(records.numbered(records.source(table), table.to_list())), records.source(table), options.layout)
-
-    return sources.share_out(options, sources.read(options, _no_task, read_own), by="prompt")
-
-
-def _no_task(name: str, split: str, folder: str | None) -> "Dataset":
-    raise DataError(f"{name} is not a task of conversations; give --data.")
+    return sources.read_rows(options, partial(read, layout=options.layout))
 
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     """Load the language model and prepare it, with the rows as it takes them."""
     model, tokenizer = text_generation.load(options)
     conversations, names = [of_rows(part) for part in data], [records.source(part) for part in data]
-    if options.chat_template or any("messages" in row for part in conversations for row in part):
+    template = templates.name_of(tokenizer, options.chat_template)
+    if template != templates.PAPER or any("messages" in row for part in conversations for row in part):
         templates.set_template(tokenizer, options.chat_template)
     chat = templates.ChatFormat(tokenizer)
     encoded = [templates.encode_all(chat, part, options.length, name) for part, name in zip(conversations, names, strict=True)]
@@ -57,14 +42,9 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         collate = packing.PackedCollator(tokenizer.pad_token_id)
         notes.append(f"packed {len(encoded[0].rows):,} rows into {len(datasets[0]):,} of at most {options.length:,} tokens")
     model.generation_config.eos_token_id = chat.end_ids()
-    settled = text_generation.settled(model, options, options.chat_template or OWN)
+    settled = text_generation.settled(model, options, template)
     if len(layouts := {part["layout"][0] for part in data}) == 1:
         settled |= {"layout": layouts.pop()}
-    asked = questions(conversations[1], options.samples)
-
-    def watch(console: "Console", folder: Path) -> Samples:
-        return Samples(model, ChatForm(tokenizer), asked, console, folder / run_folder.SAMPLES)
-
     return Plan(
         model=model,
         tokenizer=tokenizer,
@@ -75,7 +55,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         bound=text_generation.prepare(model, options),
         trainer=text_generation.trainer_arguments(model, collate, options.label_smoothing_factor),
         settled=settled,
-        watch=watch if asked else None,
+        watch=watching(model, tokenizer, conversations[1], options.samples),
         notes=[*notes, *text_generation.advice(model, options.updated(settled))],
     )
 

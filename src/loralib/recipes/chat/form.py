@@ -7,8 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..nlg.prompts import IGNORED, Form, PaperForm
 from . import templates
-
-PAPER, OWN = "none", "tokenizer"  # words for --chat-template: no template, and the tokenizer's own
+from .templates import PAPER
 
 
 class ChatForm:
@@ -71,10 +70,11 @@ def _messages(context: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 def resolve(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> tuple[Form, str]:
     """The form for data of inputs and texts, and the word that names it: the tokenizer's own chat template where it has one and
     nothing else is asked for. Raises `ConfigError` for a template that is not there."""
-    if chat_template == PAPER or (chat_template is None and not tokenizer.chat_template):
-        return PaperForm(tokenizer), PAPER
-    templates.set_template(tokenizer, chat_template)
-    return ChatForm(tokenizer), chat_template or OWN
+    name = templates.name_of(tokenizer, chat_template)
+    if name == PAPER:
+        return PaperForm(tokenizer), name
+    templates.set_template(tokenizer, name)
+    return ChatForm(tokenizer), name
 
 
 def of_run(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, layout: str | None = None) -> Form:

@@ -2,41 +2,20 @@
 `rejected_ids`, the columns of TRL's collator, and all of them as `input_ids`, the row's length."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from ...errors import DataError
 from ..nlg.prompts import IGNORED
 from .pairs import ANSWERS, Pair
-from .templates import ChatFormat
-
-Row = dict[str, list[int]]
+from .templates import ChatFormat, Encoded
 
 
-@dataclass(frozen=True)
-class EncodedPairs:
-    """Rows as TRL's collator takes them.
+def encode_all(chat: ChatFormat, pairs: Sequence[Pair], length: int, source: str) -> Encoded:
+    """The rows of all pairs, prompt and answer not longer than `length` tokens. Raises `DataError` when none is left.
 
-    cut: how many rows have an answer that was longer than allowed and lost its end. left_out: how many have no answer within
-    that length, or answers that differ behind it only, and are not among the rows.
+    Those are left out whose answers do not differ within that length.
     """
-
-    rows: list[Row]
-    cut: int
-    left_out: int
-
-    def note(self, length: int, source: str) -> str:
-        """What to say of rows that were too long; "" where there are none."""
-        if not self.cut and not self.left_out:
-            return ""
-        lost = f", and {self.left_out:,} left out, whose answers do not differ before" if self.left_out else ""
-        every = len(self.rows) + self.left_out
-        return f"{source}: {self.cut:,} of {every:,} rows cut at {length:,} tokens{lost} (--max-length)"
-
-
-def encode_all(chat: ChatFormat, pairs: Sequence[Pair], length: int, source: str) -> EncodedPairs:
-    """The rows of all pairs, prompt and answer not longer than `length` tokens. Raises `DataError` when none is left."""
     rows, cut, left_out = [], 0, 0
     for number, pair in enumerate(pairs, 1):
         prompt, *answers = encode(chat, pair, f"{source}, row {number}")
@@ -50,7 +29,7 @@ def encode_all(chat: ChatFormat, pairs: Sequence[Pair], length: int, source: str
         rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "input_ids": ids})
     if not rows:
         raise DataError(f"{source}: no row has answers that differ within {length} tokens; give a larger --max-length.")
-    return EncodedPairs(rows, cut, left_out)
+    return Encoded(rows, cut, left_out, "whose answers do not differ before")
 
 
 def encode(chat: ChatFormat, pair: Pair, where: str = "the pair") -> tuple[list[int], list[int], list[int]]:

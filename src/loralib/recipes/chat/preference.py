@@ -6,43 +6,28 @@ The reference is the model as training begins: the base, or the base with the fa
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from ...architectures import DECODER_DROPOUTS
-from ...errors import ConfigError, DataError
+from ...errors import ConfigError
 from ...layers import AdaptedLayer
 from ...train.preference import PreferenceTrainer, arguments
-from .. import model_loader, records, run_folder, sources
+from .. import model_loader, records, sources
 from ..nlg import text_generation
 from ..options import TrainOptions
 from ..plan import Plan
 from . import pair_tokens, pairs, templates
-from .fine_tuning import HUB_REMEDY
-from .form import OWN, ChatForm
-from .samples import Samples, questions
+from .samples import watching
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from rich.console import Console
 
 
 def read_rows(options: TrainOptions) -> "list[Dataset]":
     """The pairs of a run, sampled as asked. Raises `DataError` when they cannot be had."""
-
-    def read_own(option: str, name: str, split: str | None) -> "Dataset":
-        if records.is_local_file(name):
-            return pairs.read(records.read_records(Path(name)), name)
-        table = records.load_table(name, options.data_config, split or "train", HUB_REMEDY)
-        return pairs.read(list(records.numbered(records.source(table), table.to_list())), records.source(table))
-
-    return sources.share_out(options, sources.read(options, _no_task, read_own), by="prompt")
-
-
-def _no_task(name: str, split: str, folder: str | None) -> "Dataset":
-    raise DataError(f"{name} is not a task of preference pairs; give --data.")
+    return sources.read_rows(options, pairs.read)
 
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
@@ -60,11 +45,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     bound = text_generation.prepare(model, options)
     _check_head(model)
     model.generation_config.eos_token_id = chat.end_ids()
-    asked = questions([_conversation(pair) for pair in pairs.of_rows(data[1])], options.samples)
-
-    def watch(console: "Console", folder: Path) -> Samples:
-        return Samples(model, ChatForm(tokenizer), asked, console, folder / run_folder.SAMPLES)
-
+    held_out = [_conversation(pair) for pair in pairs.of_rows(data[1])]
     return Plan(
         model=model,
         tokenizer=tokenizer,
@@ -73,14 +54,11 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         datasets=[part.rows for part in encoded],
         task_type="CAUSAL_LM",
         bound=bound,
-        trainer={
-            "processing_class": tokenizer,
-            "starts_trained": bool(options.init_adapter),
-        },
+        trainer={"processing_class": tokenizer, "starts_trained": bool(options.init_adapter)},
         kind=PreferenceTrainer,
         arguments=partial(arguments, beta=options.beta, loss=options.dpo_loss),
-        settled={"chat_template": options.chat_template or OWN},
-        watch=watch if asked else None,
+        settled={"chat_template": templates.name_of(tokenizer, options.chat_template)},
+        watch=watching(model, tokenizer, held_out, options.samples),
         notes=[note for part, name in zip(encoded, names, strict=True) if (note := part.note(options.length, name))],
     )
 

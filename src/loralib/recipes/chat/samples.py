@@ -4,21 +4,30 @@ RUN/samples.jsonl    {"step", "epoch", "answers": [{"prompt", "answer", "referen
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ...storage.atomic import write_atomically
 from ...storage.json_text import as_json
 from ...train.rich_text import say
+from .. import run_folder
 from ..nlg import decoding
 from ..nlg.prompts import Form
 from ..presets.nlg import Decoding
 from .conversations import Conversation
+from .form import ChatForm
 
 SHORT = Decoding(beams=1, no_repeat_ngram=0, max_new_tokens=48)
 _SHOWN = 160  # characters of a text on the terminal
@@ -35,6 +44,18 @@ def questions(conversations: Sequence[Conversation], most: int) -> list[Question
         if first is not None and not row.get("tools") and len(found) < most:
             found.append((messages[:first], str(messages[first]["content"])))
     return found
+
+
+def watching(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], most: int
+) -> Callable[[Console, Path], "Samples"] | None:
+    """What makes `Samples` of the first `most` conversations, in a run folder; None where there is nothing to answer."""
+    asked = questions(conversations, most)
+
+    def watch(console: Console, folder: Path) -> Samples:
+        return Samples(model, ChatForm(tokenizer), asked, console, folder / run_folder.SAMPLES)
+
+    return watch if asked else None
 
 
 class Samples(TrainerCallback):

@@ -34,6 +34,7 @@ _PLAIN = (
     "{% else %}{{ raise_exception('messages of a ' + message['role'] + ' have no place in it') }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+PAPER, OWN = "none", "tokenizer"  # words for --chat-template: no template, and the tokenizer's own
 NAMED: Mapping[str, str] = MappingProxyType({"chatml": _CHATML, "plain": _PLAIN})  # what --chat-template knows by name
 
 
@@ -42,18 +43,19 @@ class Encoded:
     """What a model learns from: rows of `input_ids` and `labels`, which are `IGNORED` where nothing is learned.
 
     cut: how many rows were longer than allowed and lost their end. left_out: how many lost all that is learned, and are not
-    among the rows.
+    among the rows; lost: how that is said.
     """
 
     rows: list[dict[str, list[int]]]
     cut: int
     left_out: int
+    lost: str = "whose answers begin later"
 
     def note(self, length: int, source: str) -> str:
         """What to say of rows that were too long; "" where there are none."""
         if not self.cut and not self.left_out:
             return ""
-        lost = f", and {self.left_out:,} left out, whose answers begin later" if self.left_out else ""
+        lost = f", and {self.left_out:,} left out, {self.lost}" if self.left_out else ""
         every = len(self.rows) + self.left_out
         return f"{source}: {self.cut:,} of {every:,} rows cut at {length:,} tokens{lost} (--max-length)"
 
@@ -95,8 +97,9 @@ class ChatFormat:
         for present, word in ((bool(conversation.get("tools")), "tools"), (calls, "tool")):
             if present and word not in template:
                 raise DataError(
-                    f"{where} has {'tools' if word == 'tools' else 'calls of tools'}, of which the chat template of "
-                    f"{self.tokenizer.name_or_path!r} knows nothing; leave such rows out, or give another by --chat-template."
+                    f"{where} has {'tools' if word == 'tools' else 'tool calls'}, which the chat template of "
+                    f"{self.tokenizer.name_or_path!r} does not support; leave such rows out, or give another by "
+                    "--chat-template."
                 )
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> list[int]:
@@ -112,9 +115,10 @@ class ChatFormat:
             return [{"input_ids": ids, "labels": [IGNORED, *ids[1:]]}]
         spans = self._spans(conversation, where)
         *earlier, (text, _) = spans
-        starts = [start for _, (start, _) in spans]
-        if all(text.startswith(before) for before, _ in earlier) and self._begins_as_prompts(text, starts):
-            return [self._row(*self._tokens(text), [span for _, span in spans])]
+        if all(text.startswith(before) for before, _ in earlier):
+            ids, at = self._tokens(text)
+            if all(self._begins(ids, text[:start]) for _, (start, _) in spans):
+                return [self._row(ids, at, [span for _, span in spans])]
         return [self._row_of_one(before, span) for before, span in spans]
 
     def _spans(self, conversation: Conversation, where: str) -> list[tuple[str, tuple[int, int]]]:
@@ -139,19 +143,20 @@ class ChatFormat:
             found.append((text, (len(prompt), len(text.rstrip()))))
         return found
 
-    def _begins_as_prompts(self, text: str, starts: Sequence[int]) -> bool:
-        """Whether the tokens of a text begin with those of each of its beginnings: not where a tokenizer joins the end of a
-        prompt with the answer."""
-        ids, _ = self._tokens(text)
-        return all(ids[: len(prompt)] == prompt for prompt in (self._ids(text[:start]) for start in starts))
+    def _begins(self, ids: Sequence[int], prompt: str) -> bool:
+        """Whether the tokens of a text begin with those of its prompt: not where a tokenizer joins the prompt's end with the
+        answer."""
+        first = self._ids(prompt)
+        return ids[: len(first)] == first
 
     def _row_of_one(self, text: str, span: tuple[int, int]) -> dict[str, list[int]]:
         """The row of one answer, whose prompt and answer become tokens apart where they would be joined."""
         start, _ = span
-        if self._begins_as_prompts(text, [start]):
-            return self._row(*self._tokens(text), [span])
-        (before, at), (after, then) = self._tokens(text[:start]), self._tokens(text[start:], start)
-        return self._row([*before, *after], [*at, *then], [span])
+        ids, at = self._tokens(text)
+        if not self._begins(ids, text[:start]):
+            (before, at), (after, then) = self._tokens(text[:start]), self._tokens(text[start:], start)
+            ids, at = [*before, *after], [*at, *then]
+        return self._row(ids, at, [span])
 
     def _row(self, ids: list[int], at: Sequence[int], spans: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
         """The row of these tokens; those that begin in one of the `spans` are learned. at: where each begins in its text."""
@@ -202,10 +207,15 @@ def encode_all(chat: ChatFormat, conversations: Sequence[Conversation], length: 
     return Encoded(rows, cut, left_out)
 
 
+def name_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+    """The word for the template that is used: the one that is asked for, or else the tokenizer's own, or none."""
+    return template or (OWN if tokenizer.chat_template else PAPER)
+
+
 def set_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
     """Give the tokenizer a chat template: one of `NAMED`, or a file (.jinja). None and "tokenizer" keep its own, which it must
     have."""
-    if template in (None, "tokenizer"):
+    if template in (None, OWN):
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; name one: --chat-template plain, chatml, "
@@ -214,7 +224,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> No
         return
     assert template is not None
     if template not in NAMED and not Path(template).is_file():
-        raise ConfigError(f"chat_template={template!r}: must be tokenizer, {', '.join(NAMED)}, or the path of a .jinja file.")
+        raise ConfigError(f"chat_template={template!r}: must be {OWN}, {', '.join(NAMED)}, or the path of a .jinja file.")
     tokenizer.chat_template = NAMED.get(template) or _template_in(Path(template))
 
 

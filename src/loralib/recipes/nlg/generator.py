@@ -69,7 +69,8 @@ class Run(FinishedRun):
         has no base.
         """
         self._check_base(base)
-        torch.manual_seed(seed)
+        if how.temperature:
+            torch.manual_seed(seed)
         with disabled(self.model) if base else nullcontext():
             return decoding.decode(self.model, self.form, contexts, how, batch_size, on_progress)
 
@@ -115,7 +116,7 @@ class Run(FinishedRun):
         """`generate_into`, where no other process writes."""
         inputs = contexts_of(data)
         decoding.check_room(self.model, self.form, map(self.form.prompt_ids, inputs), how.max_new_tokens)
-        partial = Resumable(_partial(path), self._settings(inputs, how, options["base"]))
+        partial = Resumable(_partial(path), self._settings(inputs, how, options))
         _check_free(path, overwrite)
         if partial.path.exists() and not overwrite and not resume:
             raise RunError(f"{partial.path} was interrupted; add --resume to go on with it, or --overwrite to begin again.")
@@ -135,14 +136,16 @@ class Run(FinishedRun):
         partial.path.unlink()
         return predictions
 
-    def _settings(self, contexts: Sequence[Any], how: Decoding, base: bool) -> dict[str, Any]:
+    def _settings(self, contexts: Sequence[Any], how: Decoding, options: Mapping[str, Any]) -> dict[str, Any]:
         """What a text depends on: the training, the inputs and the decoding."""
         inputs = hashlib.sha256(as_json(contexts).encode()).hexdigest()
-        trained = hashlib.sha256(b"" if base else (self.folder / run_folder.METRICS).read_bytes()).hexdigest()
+        trained = hashlib.sha256(b"" if options["base"] else (self.folder / run_folder.METRICS).read_bytes()).hexdigest()
         chosen = asdict(how) | {"stop": list(how.stop)}
         for name, unused in (("temperature", 0.0), ("top_p", 1.0), ("stop", [])):  # as files from before there were any
             if chosen[name] == unused:
                 del chosen[name]
+        if how.temperature:
+            chosen["seed"] = options["seed"]
         return {"inputs": inputs, "trained": trained, "decoding": chosen}
 
 

@@ -90,8 +90,13 @@ def advice(model: PreTrainedModel, options: TrainOptions) -> list[str]:
     """What is far outside of what is known to work with LoRA, among options that are settled."""
     if options.method != "lora":
         return []
-    found = concerns(suggest(model), options.lora, options.peak_learning_rate, options.batch_size)
-    return [f"warning: {concern}" for concern in found]
+    try:
+        suggestion = suggest(model)
+    except ConfigError:  # a model whose width is not known
+        return []
+    return [
+        f"warning: {concern}" for concern in concerns(suggestion, options.lora, options.peak_learning_rate, options.batch_size)
+    ]
 
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
@@ -101,7 +106,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     datasets = [prompts.encode(texts, as_pairs(part), options.length, records.source(part)) for part in data]
     for rows in datasets:
         model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in rows))
-    bound = prepare(model, options)
+    bound, chosen = prepare(model, options), settled(model, options, form)
     return Plan(
         model=model,
         tokenizer=tokenizer,
@@ -111,8 +116,8 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         task_type="CAUSAL_LM",
         trainer=trainer_arguments(model, prompts.collator(tokenizer), options.label_smoothing_factor),
         bound=bound,
-        settled=settled(model, options, form),
-        notes=advice(model, options.updated(settled(model, options, form))),
+        settled=chosen,
+        notes=advice(model, options.updated(chosen)),
     )
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError, DataError
-from ..records import Record, check_names, dataset, ending, load_table, numbered, read_records, source
+from ..records import HUB_REMEDY, Record, check_names, dataset, ending, load_table, numbered, read_records, source
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-HUB_REMEDY = "check the name and the network, or give a local file"
 
 
 def read_file(

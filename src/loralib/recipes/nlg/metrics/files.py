@@ -76,7 +76,7 @@ def read_references(paths: Sequence[str | Path]) -> Rows:
     kind, *_ = kinds = [ending(file, (*LINES, ".csv", ".jsonl"), REFERENCES) for file in files]
     alone = [file for file, kind in zip(files, kinds, strict=True) if kind not in LINES]
     if others and alone:
-        raise DataError(f"{alone[0]} is not text file; give it alone, or text files only.")
+        raise DataError(f"{alone[0]} is not a text file; give it alone, or text files only.")
     if kind == ".jsonl":
         return Rows(str(first), _of_json(_some(first, read_records(first, kinds=REFERENCES)), {"references": [str]}))
     if kind == ".csv":
