@@ -120,3 +120,9 @@ def test_methods_are_compared_on_conversations(chatter: Path, capitals: Path, tm
     assert main(["generate", str(folder / "full"), "--data", str(capitals), "--base"]) == 2
     assert "has no base" in capsys.readouterr().err
     assert not list((folder / "full").glob("generated/*")), "nothing is written"
+
+
+def test_input_in_another_encoding(chatting: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{PERU}\nÄh?\n".encode("latin-1")), encoding="utf-8"))
+    assert main(["chat", str(chatting), "--max-new-tokens", "20"]) == 2
+    assert "loralib: standard input is not utf-8 text (" in capsys.readouterr().err

@@ -77,11 +77,14 @@ def _talk(session: "Session") -> None:
 
 
 def _next(interactive: bool) -> str | None:
-    """The next message; None at the end of the input."""
+    """The next message; None at the end of the input. Raises `DataError` for one in another encoding."""
     try:
         return input("> ").strip() if interactive else next(sys.stdin).strip()
     except (EOFError, StopIteration):
         return None
+    except UnicodeDecodeError as error:
+        reason = f"standard input is not {sys.stdin.encoding} text ({error.reason})"
+        raise DataError(f"{reason}; convert it, or set PYTHONIOENCODING to its encoding.") from None
 
 
 def _obey(session: "Session", command: str) -> str:

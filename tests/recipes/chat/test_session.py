@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from loralib.errors import DataError
 from loralib.recipes.chat.session import Session
 from loralib.recipes.nlg import decoding, generator
 from loralib.recipes.presets.nlg import CHATTING, Decoding
@@ -79,3 +80,11 @@ def test_a_run_without_a_template_has_no_conversation(session: Session) -> None:
     other = replace(session.run, options=session.run.options.updated({"chat_template": "none"}))
     with pytest.raises(ConfigError, match="was trained without a chat template"):
         Session(other, CHATTING)
+
+
+def test_a_message_that_is_too_long_is_forgotten(session: Session) -> None:
+    session.clear()
+    with pytest.raises(DataError, match="exceeds the 512 that the model takes"):
+        session.answer("What " * 3000)
+    assert session.messages == []
+    assert session.answer(PERU) == "It is\nLima."

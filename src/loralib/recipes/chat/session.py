@@ -62,34 +62,27 @@ class Session:
         """The answer to a message, both of which are kept; what is heard of it is all of it, piece by piece.
 
         When `KeyboardInterrupt` stops the answer, what was said of it is kept. The oldest messages are forgotten when there is
-        no room for all.
+        no room for all. Raises `DataError` for a message that has no room itself, and forgets it.
         """
-        self.messages.append({"role": "user", "content": message})
-        prompt = self._prompt()
-        streamer = _Streamer(self.run.tokenizer, heard)
+        asked, prompt = self._fitting([*self.messages, {"role": "user", "content": message}])
+        streamer, text = _Streamer(self.run.tokenizer, heard), ""
         try:
             with disabled(self.run.model) if self.base else nullcontext(), torch.inference_mode():
                 (text,) = decoding.decode_batch(self.run.model, self.form, [prompt], self.how, streamer)
         except KeyboardInterrupt:
             text = "".join(streamer.said).strip()
-            self._keep(text)
             raise
-        self._keep(text)
+        finally:
+            if text:  # a message without an answer is forgotten, as templates want each to have one
+                self.messages = [*asked, {"role": "assistant", "content": text}]
         return text
 
-    def _keep(self, text: str) -> None:
-        """Keep an answer; a message without any is forgotten, as templates want each to have one."""
-        if text:
-            self.messages.append({"role": "assistant", "content": text})
-        else:
-            self.messages.pop()
-
-    def _prompt(self) -> list[int]:
-        """The tokens of what was said, of as many of the last messages as there is room for."""
+    def _fitting(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
+        """As many of the last messages as there is room for, and their tokens. Raises `DataError` when the last has no room."""
         most = getattr(self.run.model.config, "max_position_embeddings", None) or 1 << 30
-        prompt = self.form.prompt_ids(self.messages)
-        while len(prompt) + self.how.max_new_tokens > most and len(self.messages) > len(self._first) + 1:
-            del self.messages[len(self._first) : len(self._first) + 2]
-            prompt = self.form.prompt_ids(self.messages)
+        first, prompt = len(self._first), self.form.prompt_ids(messages)
+        while len(prompt) + self.how.max_new_tokens > most and len(messages) > first + 1:
+            messages = [*self._first, *messages[first + 2 :]]
+            prompt = self.form.prompt_ids(messages)
         decoding.check_room(self.run.model, self.form, [prompt], self.how.max_new_tokens)
-        return prompt
+        return messages, prompt
