@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from .step_mean import StepMeanTrainer
+from .reducing import ReducingTrainer
 
 
 class LengthGrouped(Sampler[int]):
@@ -32,7 +32,7 @@ class LengthGrouped(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
-class GroupingTrainer(StepMeanTrainer):
+class GroupingTrainer(ReducingTrainer):
     """Trainer, whose own way of grouping texts by length draws another order when a run is resumed."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import ConfigError, DataError
@@ -73,7 +72,7 @@ def trainer_arguments(model: PreTrainedModel, collate: Any, smoothing: float) ->
         "data_collator": loss.LabelledBatch(collate, model),
         "compute_metrics": _judge,
         "compute_loss_func": loss.training_loss(model, smoothing),
-        "preprocess_logits_for_metrics": _losses,
+        "reduce": loss.row_losses,
     }
 
 
@@ -119,11 +118,6 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         settled=chosen,
         notes=advice(model, options.updated(chosen)),
     )
-
-
-def _losses(output: Any, labels: Tensor) -> Tensor:
-    logits = output[0] if isinstance(output, tuple) else output  # Trainer may also keep the cache
-    return loss.row_losses(logits, labels)
 
 
 def _judge(output: EvalPrediction) -> dict[str, float]:
