@@ -43,7 +43,7 @@ fuzz: $(STAMP)  ## let readers and commands meet 240,000 damaged files, pairs an
 demo: $(STAMP)  ## fine-tune a real encoder three ways on the reviews in examples/reviews (under 4 minutes of training)
 	$(BIN)/python examples/demo.py
 
-chat: $(STAMP)  ## teach a chat model, SmolLM2, to answer requests in JSON, by LoRA and in full
+chat: $(STAMP)  ## teach a chat model, SmolLM2, to answer requests in JSON, by LoRA and in full (ten minutes, half of it training)
 	$(BIN)/python examples/chat.py
 
 sst2: $(STAMP)  ## LoRA, last layers and full fine-tuning on SST-2 (needs LORALIB_DATA; about 15 minutes)
