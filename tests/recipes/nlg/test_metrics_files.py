@@ -103,7 +103,7 @@ def test_wrong_references_are_told_in_a_sentence(tmp_path: Path) -> None:
     table, bars = written(tmp_path, "a.csv", "x,y\n1,2\n"), written(tmp_path, "b.txt", "x||a\nb\n")
     for files, message in [
         ([two, three], "has 3 lines and .* 2"),
-        ([two, table], "is not text file; give it alone"),
+        ([two, table], "is not a text file; give it alone"),
         ([written(tmp_path, "a.pdf", "a")], "is not a file of references"),
         ([table], "has no column 'mr'; it has 'x', 'y'.* Expected mr and ref"),
         ([bars], "line 2 has no two vertical bars"),
