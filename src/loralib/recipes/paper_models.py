@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from ..architectures import ENCODERS, PUBLISHED, short_name
 from ..errors import RunError
-from . import model_loader
+from . import model_loader, model_sources
 from .nlu import encoders
 from .nlu.encoders import Headed
 
@@ -27,7 +27,7 @@ class Shape(Headed):
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config of a model: of a local folder, known here by the last part of its name, or from the hub (or `RunError`).
+    """The config of a model: known here by the last part of its name, or from wherever `model_sources.locate` finds it.
 
     trust_remote_code: whether to run the Python code that comes with the model, where it needs some.
     """
@@ -37,7 +37,9 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
             kind, values = PUBLISHED[known]
             config: PretrainedConfig = AutoConfig.for_model(kind, **values)
         else:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=bool(trust_remote_code))
+            source = model_sources.locate(name)
+            trust: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}
+            config = AutoConfig.from_pretrained(source.path, **trust, **model_loader.reading(source))
     except (OSError, ValueError, KeyError) as error:
         model_loader.refuse_code(name, error)
         reason = " ".join(str(error).split())[:200]
