@@ -28,6 +28,7 @@ NAMES = (
     "conv",
     "whole_model",
     "llm",
+    "latency",
     "merge",
     "attach",
     "import_time",

@@ -394,6 +394,7 @@ PUBLISHED: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
         "gpt2-medium": _gpt2(1024, 24, 16),
         "gpt2-large": _gpt2(1280, 36, 20),
         "gpt2-xl": _gpt2(1600, 48, 25),
+        "gpt3": ("gpt2", {"n_embd": 12_288, "n_layer": 96, "n_head": 96, "n_positions": 2048}),  # 2005.14165, table 2.1
     }
 )
 PAPER_ENCODERS = {

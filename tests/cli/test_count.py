@@ -50,6 +50,20 @@ def test_the_papers_figure_stands_beside(words: str, shown: list[str], capsys: p
     assert all(part in printed for part in shown)
 
 
+def test_what_training_keeps_is_counted_for_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["count", "--model", "gpt3", "--r", "4", "--dtype", "fp16"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("fp16 with adamw", "350 GB", "1.4 TB", "75.5 MB", "prints a checkpoint of 35 MB"))
+    assert main([*words, "--optim", "adamw_8bit", "--json"]) == 0
+    kept = json.loads(capsys.readouterr().out)["memory"]
+    assert (kept["dtype"], kept["optimizer"]) == ("fp16", "adamw_8bit")
+    assert [*kept][2:] == ["lora", "last-layers", "full"]
+    for of_method in (kept["lora"], kept["last-layers"], kept["full"]):
+        assert of_method["total"] == of_method["weights"] + of_method["gradients"] + of_method["optimizer"]
+        assert of_method["optimizer"] < of_method["gradients"] * 1.1
+
+
 def test_what_all_linear_leaves_out_is_counted_by_reason(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["count", "--model", "roberta-base", "--target-modules", "all-linear"]
     assert main(words) == 0

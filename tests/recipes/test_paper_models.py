@@ -38,6 +38,9 @@ def test_lora_on_the_papers_encoders(name: str, r: int, layers: int, width: int,
         ("gpt2-medium", 354.92),
         ("gpt2-large", 774.03),
         ("gpt2-xl", 1558),
+        ("gpt3", 174_600),
+        ("minilm", 22.71),  # from its package
+        pytest.param("smollm2", 134.5, marks=pytest.mark.slow),  # from a GGUF file in its package
     ],
 )
 def test_the_models_have_their_published_size(name: str, millions: float) -> None:

@@ -53,7 +53,7 @@ def test_the_share_that_is_trained_is_never_more_than_all() -> None:
         (310_000, "310 kB"),
         (999_999, "1000 kB"),
         (1.5e9, "1.5 GB"),
-        (5e12, "5000 GB"),
+        (5e12, "5 TB"),
     ],
 )
 def test_a_size_has_the_unit_that_fits_it(size: float, text: str) -> None:

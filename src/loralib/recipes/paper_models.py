@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
 from ..architectures import ENCODERS, PUBLISHED, short_name
 from ..errors import RunError
-from . import model_loader
+from . import model_loader, model_sources
 from .nlu import encoders
+from .nlu.encoders import Headed
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Headed):
     """A model on the meta device and the names of the parts of its head, which are trained with LoRA."""
-
-    model: PreTrainedModel
-    head: tuple[str, ...]
 
     @property
     def is_causal(self) -> bool:
@@ -29,7 +27,7 @@ class Shape:
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config of a model: of a local folder, known here by the last part of its name, or from the hub (or `RunError`).
+    """The config of a model: known here by the last part of its name, or from wherever `model_sources.locate` finds it.
 
     trust_remote_code: whether to run the Python code that comes with the model, where it needs some.
     """
@@ -39,7 +37,9 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
             kind, values = PUBLISHED[known]
             config: PretrainedConfig = AutoConfig.for_model(kind, **values)
         else:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=bool(trust_remote_code))
+            source = model_sources.locate(name)
+            trust: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}
+            config = AutoConfig.from_pretrained(source.path, **trust, **model_loader.reading(source))
     except (OSError, ValueError, KeyError) as error:
         model_loader.refuse_code(name, error)
         reason = " ".join(str(error).split())[:200]
@@ -50,10 +50,10 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     return config
 
 
-def build(name: str, labels: list[str] | None, trust_remote_code: bool = False) -> Shape:
+def build(name: str, labels: list[str] | None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Shape:
     """The model `name` on the meta device: an encoder with a head for `labels` (None: regression), or a language model.
 
-    trust_remote_code: as in `read_config`.
+    trust_remote_code: as in `read_config`. dtype: of its weights.
     """
     config = read_config(name, trust_remote_code)
     causal = config.model_type not in ENCODERS
@@ -63,7 +63,7 @@ def build(name: str, labels: list[str] | None, trust_remote_code: bool = False) 
     with torch.device("meta"):
         kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
         try:
-            model = kind.from_config(config, trust_remote_code=bool(trust_remote_code))
+            model = kind.from_config(config, trust_remote_code=bool(trust_remote_code), dtype=dtype)
         except ValueError as error:
             model_loader.refuse_code(name, error)
             reason = " ".join(str(error).split())[:200]

@@ -15,7 +15,7 @@ def human_bytes(size: float) -> str:
     >>> human_bytes(310_000), human_bytes(1_500_000_000)
     ('310 kB', '1.5 GB')
     """
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             value = size / scale
             return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"

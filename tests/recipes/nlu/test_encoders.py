@@ -37,7 +37,7 @@ def test_only_the_classifier_of_a_head_is_trained_and_all_of_it_is_saved(encoder
     config = transformers.AutoConfig.for_model("distilbert", **OF_ITS_OWN["distilbert"])
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     head = ("pre_classifier", "classifier")
-    loaded = encoders.Encoder(model, transformers.AutoTokenizer.from_pretrained(encoder), head, drawn=True)
+    loaded = encoders.Encoder(model, head, transformers.AutoTokenizer.from_pretrained(encoder), drawn=True)
     lora.inject(model, lora.LoRAConfig(r=2, target_modules=["q_lin"], modules_to_save=head))
     lora.mark_only_lora_as_trainable(model)
     encoders.freeze_all_but_last(loaded)

@@ -14,23 +14,29 @@ from ..records import listed
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """A model with a classification head and its tokenizer.
-
-    head: the names of the modules that the checkpoint did not fill or that lie outside the pretrained body. drawn: whether the
-    head was drawn again, and not brought along by the checkpoint.
-    """
+class Headed:
+    """A model, and the names of the modules of its head; none of a language model."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     head: tuple[str, ...]
-    drawn: bool
 
     @property
     def classifier(self) -> nn.Linear:
         """The last linear layer of the head."""
         parts = (self.model.get_submodule(part) for part in self.head)
         return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)][-1]
+
+
+@dataclass(frozen=True)
+class Encoder(Headed):
+    """A model with a classification head and its tokenizer.
+
+    head: the modules that the checkpoint did not fill or that lie outside the pretrained body. drawn: whether the head was
+    drawn again, and not brought along by the checkpoint.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    drawn: bool
 
 
 def outputs(labels: list[str] | None) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def load_encoder(
         model.config.pad_token_id = loaded.tokenizer.pad_token_id
     classifies = any("SequenceClassification" in architecture for architecture in stored.architectures or [])
     fits = _labels_of(stored) == labels
-    encoder = Encoder(model, loaded.tokenizer, _head(model, loaded.missing), drawn=not (classifies and fits))
+    encoder = Encoder(model, _head(model, loaded.missing), loaded.tokenizer, drawn=not (classifies and fits))
     if classifies and not fits:
         _renew_head(encoder, loaded.missing)
     return encoder
@@ -148,7 +154,7 @@ def _head(model: PreTrainedModel, missing: set[str]) -> tuple[str, ...]:
     return tuple(head)
 
 
-def freeze_all_but_last(encoder: Encoder) -> None:
+def freeze_all_but_last(encoder: Headed) -> None:
     """Freeze the head but for its last linear layer; what is frozen is saved all the same, since its start was drawn."""
     for part in encoder.head:
         encoder.model.get_submodule(part).requires_grad_(False)

@@ -22,7 +22,7 @@ def read_rows(options: TrainOptions) -> "list[Dataset]":
     return inputs.read_data(options)
 
 
-def prepare(encoder: encoders.Encoder, options: TrainOptions) -> Bound | None:
+def prepare(encoder: encoders.Headed, options: TrainOptions) -> Bound | None:
     """Inject, freeze and start as the options ask for. The layers with LoRA, where there are any."""
     bound = None
     if options.method == "lora":
