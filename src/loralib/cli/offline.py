@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from ..errors import RunError
-from ..recipes.model_sources import GGUF, is_package
 from ..recipes.options import TrainOptions
 from ..recipes.records import check_file, is_local_file
 from ..storage import hub
+from ..storage.model_packages import GGUF, is_package
 
 OFFLINE, ENDPOINT, HUB = "HF_HUB_OFFLINE", "HF_ENDPOINT", "https://huggingface.co"
 PATIENCE = 5.0  # seconds

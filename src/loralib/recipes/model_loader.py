@@ -17,9 +17,10 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GgufConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, RunError
+from ..storage.model_packages import PACKAGES
 from ..train.quiet import quiet_transformers
 from . import run_folder
-from .model_sources import PACKAGES, ModelSource, locate
+from .model_sources import ModelSource, locate
 
 _UNLOADABLE = (  # what transformers raises for a damaged folder, whose config.json may say anything
     OSError,

@@ -1,4 +1,5 @@
-"""Names on the Hugging Face hub where a path is asked for: nothing is fetched, but what was fetched before is found.
+"""Names where a path is asked for, of models that come as packages or from the Hugging Face hub: nothing is fetched, but what
+was fetched before is found.
 
 The cache is huggingface_hub's: models--OWNER--NAME/refs/main holds the name of the folder in snapshots/ with the files.
 """
@@ -6,6 +7,8 @@ The cache is huggingface_hub's: models--OWNER--NAME/refs/main holds the name of 
 import os
 import re
 from pathlib import Path
+
+from . import model_packages
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -27,9 +30,11 @@ def cache() -> Path:
 
 
 def located(path: Path) -> Path:
-    """`path`, or the folder in the cache of the name that it is, where nothing is at `path`."""
+    """`path`, or the folder of the name that it is, in a package or in the cache, where nothing is at `path`."""
     if path.exists() or not is_name(path):
         return path
+    if packaged := model_packages.folder(path.as_posix()):
+        return packaged
     kept = cache() / f"models--{path.as_posix().replace('/', '--')}"
     try:
         revision = (kept / "refs" / "main").read_text(encoding="utf-8").strip()
@@ -41,6 +46,8 @@ def located(path: Path) -> Path:
 
 def advice(path: Path) -> str:
     """What to do when nothing is at `path`, if that could be a name on the hub; "" otherwise."""
+    if known := model_packages.PACKAGES.get(path.as_posix()):
+        return f"{known.hub} comes with the package {known.package}: {known.how_to_install}"
     if not is_name(path) or "/" not in path.as_posix():
         return ""
     return f"a name on the Hugging Face hub is looked for in its cache only: hf download {path.as_posix()} puts it there"
