@@ -35,6 +35,7 @@ NAMES = (
     "generate",
     "tiny",
     "combine",
+    "analysis",
 )
 COMPARE = "compare-before"
 
