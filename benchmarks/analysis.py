@@ -1,8 +1,8 @@
 """Adapters compared by their factors, and amplification in the base's weights, against the route by way of dense matrices.
 
-similarity: φ of the right singular vectors of each layer of two adapters. amplification: table 7 of the paper for one. The dense
-route forms every ΔW in float64 and decomposes it, and W, in full. error: the largest difference of ours from its figures, for
-norms as a share of them; for the first layer.
+similarity: φ of the right singular vectors of each layer of two adapters. amplification: table 7 of the paper for one. The
+dense route forms every ΔW in float64 and decomposes it, and W, in full. error: the largest difference of ours from its figures,
+for norms as a share of them; for the first layer.
 """
 
 import math
@@ -113,7 +113,7 @@ def measure(case: Analysis, options: Options) -> list[Row]:
 
 
 def goals(rows: list[Row]) -> list[Goal]:
-    large = where(rows, what="similarity", layers=lambda layers: layers >= 200)
+    large = where(rows, what="similarity", dense=False)
     seconds, peak = column(large, "milliseconds", OURS), column(large, "peak_bytes", OURS)
     size = 8 * large[0]["d"] ** 2 if large else 0
     errors = {what: column(where(rows, what=what), "error", OURS) for what in ("similarity", "amplification")}

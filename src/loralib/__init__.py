@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     from .adapters.token_rows import TokenRows
     from .adapters.updates import LoRAUpdate, ProjectionUpdate
     from .analysis import (
-        Amplification,
         Intruder,
         SubspaceSimilarity,
-        amplification,
         intruder_dimensions,
         reduce_intruder_dimensions,
         subspace_similarity,
     )
+    from .analysis.amplification import Amplification, amplification
     from .checkpoints.difference import difference
     from .checkpoints.merge import MergeReport, merge_checkpoint
     from .config import LoRAConfig
@@ -74,14 +73,13 @@ _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.token_rows": ("TokenRows",),
     "analysis": (
-        "Amplification",
         "Intruder",
         "SubspaceSimilarity",
-        "amplification",
         "intruder_dimensions",
         "reduce_intruder_dimensions",
         "subspace_similarity",
     ),
+    "analysis.amplification": ("Amplification", "amplification"),
     "checkpoints.difference": ("difference",),
     "checkpoints.merge": ("MergeReport", "merge_checkpoint"),
     "adapters.combine": ("combine",),

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 
 from ..adapters.adapter import Adapter, check_adapter
-from ..adapters.summary import last_name
 from .products import norms, products
 
 Place = tuple[int | None, str]
@@ -58,21 +57,19 @@ def kinds_of(names: Iterable[str]) -> dict[str, str]:
     >>> kinds_of(["encoder.0.self.q", "encoder.1.self.q", "encoder.0.cross.q", "encoder.0.out"])
     {'encoder.0.self.q': 'self.q', 'encoder.1.self.q': 'self.q', 'encoder.0.cross.q': 'cross.q', 'encoder.0.out': 'out'}
     """
-    patterns = {name: _without_depth(name) for name in names}
+    patterns = {name: _without_numbers(name) for name in names}
     different = sorted(set(patterns.values()))
     shortest = {pattern: _shortest_end(pattern, different) for pattern in different}
     return {name: ".".join(shortest[pattern]) for name, pattern in patterns.items()}
 
 
-def _without_depth(name: str) -> tuple[str, ...]:
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return tuple("*" if i == at else part for i, part in enumerate(parts))
+def _without_numbers(name: str) -> tuple[str, ...]:
+    return tuple("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def _shortest_end(pattern: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     """The shortest end of a pattern, with a word in it, by which no other ends."""
-    last = pattern.index(last_name(".".join(pattern)))  # the last part that is not a number
+    last = max((i for i, part in enumerate(pattern) if part != "*"), default=0)
     for start in range(last, 0, -1):
         if not any(other != pattern and other[-(len(pattern) - start) :] == pattern[start:] for other in others):
             return pattern[start:]

@@ -64,7 +64,8 @@ class Product:
         """The right singular vectors of A alone, (n, rank)."""
         _, S, Vh = torch.linalg.svd(self._term().A, full_matrices=False)
         rank: int = int((max(self.A.shape) * _EPS * S[0] < S).sum())
-        return Vh[:rank].t()
+        rows: Tensor = Vh[:rank]
+        return rows.t()
 
     def _term(self) -> low_rank.Term:
         """The factors in float64, where they are decomposed by QR."""

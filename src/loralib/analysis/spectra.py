@@ -25,7 +25,7 @@ class Spectrum:
     Example:
         >>> spectrum = lora.analysis.Spectrum(r=4, lora_alpha=4, values=(2.0, 2.0, 0.2, 0.0))
         >>> spectrum.rank_at(0.99), round(spectrum.stable_rank, 2), round(spectrum.effective_rank, 2)
-        (2, 2.01, 2.37)
+        (2, 2.01, 2.34)
     """
 
     r: int
