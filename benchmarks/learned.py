@@ -215,7 +215,9 @@ def answers(rows: Sequence[Row], budget: Budget) -> list[Row]:
     weight, top = mean(own, finding="in W's directions", i=large), over_chance(own, finding="overlap", i=0.1)
     first, both = over_chance(rows, **ranks, i=1, j=small), f"φ({small}, {small}) / chance"
     one, several = (over_chance(rows, **seeds, i=i, j=i) for i in (1, small))
+    alike = mean([{**row, "value": row["value"] > 0.5} for row in rows], **ranks, i=1, j=1)
     found = [
+        ("the two first directions are alike in most layers", alike, 0.5, "share of layers with φ(1, 1) > 0.5; half"),
         ("two ranks share their first direction", first, 2.0, f"φ(1, {small}) / chance; twice chance"),
         ("they share it more than the others", first, over_chance(rows, **ranks, i=small, j=large), "the same; of all"),
         ("two seeds share less, the lower the direction", one, several, f"φ(1, 1) / chance; {both}"),

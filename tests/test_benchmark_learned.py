@@ -79,10 +79,11 @@ def test_a_direction_that_all_share_is_found(shared: float, answer: str) -> None
     answered = benchmark.answers(benchmark.figures_of(runs, base(), BUDGET), BUDGET)
     found = {row["finding"]: row["answer"] for row in answered}
     assert found["two ranks share their first direction"] == answer
+    assert found["the two first directions are alike in most layers"] == answer
     assert found["two seeds share less, the lower the direction"] == answer
-    assert len(answered) == 8
+    assert len(answered) == 9
     assert all(row["answer"] == ("yes" if row["figure"] > row["against"] else "no") for row in answered)
-    assert benchmark.table([{"task": "sst2", **row} for row in answered]).row_count == 8
+    assert benchmark.table([{"task": "sst2", **row} for row in answered]).row_count == 9
 
 
 @pytest.fixture
@@ -100,13 +101,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.slow
 def test_every_stage_and_going_on(trained: list[str], encoder: Path, chatter: Path, tmp_path: Path) -> None:
-    models = {"sst2": encoder, "e2e": chatter}
+    models = {"mrpc": encoder, "e2e": chatter}
     changes = {task: {"model": str(model), **TINY} for task, model in models.items()}
     budget = Budget(tasks=tuple(models), ranks=(2, 4), amplified=1, changes=changes)
     rows, answered = benchmark.measure(data(), tmp_path, budget, Console())
     assert len(trained) == 8
     assert {row["task"] for row in rows} == {row["task"] for row in answered} == set(models)
-    assert len(answered) == 2 * 8
+    assert len(answered) == 2 * 9
     assert all(math.isfinite(row["value"]) for row in rows)
     again = benchmark.measure(data(), tmp_path, budget, Console())
     assert len(trained) == 8
