@@ -235,7 +235,7 @@ def test_adapters_without_a_layer_in_common_are_refused_with_the_nearest_names()
 
 def test_other_arguments_are_refused() -> None:
     one = adapter(q=drawn(6, 7, 2, 0))
-    with pytest.raises(lora.ConfigError, match="of='rihgt': must be one of 'A', 'right', 'left'"):
+    with pytest.raises(lora.ConfigError, match=r"of=.rihgt.: must be one of 'A', 'right', 'left'"):
         subspace_similarity(one, one, "rihgt")  # type: ignore[arg-type]
     with pytest.raises(lora.ConfigError, match="starting: must be the two adapters"):
         subspace_similarity(one, one, starting=one)  # type: ignore[arg-type]

@@ -16,9 +16,9 @@ def norms_by_place(adapter: Adapter) -> dict[Place, float]:
         adapter: The adapter.
 
     Returns:
-        ‖ΔW‖_F by (depth, kind): the first number in a layer's name, None where it has none, and its name within the block, as
-        short as tells the kinds apart; `kind[i]` for slice i of a fused projection. Kinds in the adapter's order, each by
-        depth.
+        ‖ΔW‖_F by (depth, kind), kinds in the adapter's order, each by depth. The depth is the first number in a layer's name,
+        None where it has none; the kind is its name within the block, as short as separates the kinds, `kind[i]` for slice i of
+        a fused projection. Layers of one place are taken together.
 
     Raises:
         AlgebraError: When the factors of a layer are not finite.

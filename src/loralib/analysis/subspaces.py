@@ -11,17 +11,16 @@ For random subspaces E‖Uᵢᵀ·Vⱼ‖² = i·j / n, so φ has the expectatio
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter, check_adapter
+from ..choices import Directions, names
 from ..errors import ConfigError
+from ..printing import short
 from ..tensors import without_autocast
 from .products import Product, paired
-
-Directions = Literal["A", "right", "left"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,7 @@ class SubspaceSimilarity:
             fewer directions.
 
     Example:
-        >>> found = lora.analysis.SubspaceSimilarity(torch.tensor([[1.0, 1.0]]), n=8)
+        >>> found = lora.SubspaceSimilarity(torch.tensor([[1.0, 1.0]]), n=8)
         >>> found.at(1, 2), found.chance
         (1.0, tensor([[0.1250, 0.2500]], dtype=torch.float64))
     """
@@ -104,8 +103,8 @@ def subspace_similarity(
     """
     check_adapter(a, "a")
     check_adapter(b, "b")
-    if of not in get_args(Directions):
-        raise ConfigError(f"of={of!r:.40}: must be one of {', '.join(map(repr, get_args(Directions)))}.")
+    if of not in names(Directions):
+        raise ConfigError(f"of={short(of)}: must be one of {', '.join(map(repr, names(Directions)))}.")
     before = {} if starting is None else _phis(*_checked(starting), of)
     found = {}
     for name, first, second in paired(a, b):
