@@ -105,4 +105,4 @@ def test_the_dominant_part_of_a_large_matrix_is_close(monkeypatch):
     torch.manual_seed(0)
     W = torch.randn(900, 800)
     S = torch.linalg.svdvals(W.double())
-    assert 0.995 <= float(low_rank.dominant(W, 80).S.norm() / S[:80].norm()) <= 1 + 1e-5
+    assert 0.99 <= float(low_rank.dominant(W, 80).S.norm() / S[:80].norm()) <= 1 + 1e-5

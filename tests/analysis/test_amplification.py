@@ -214,7 +214,7 @@ def test_the_stated_error_of_large_weights_holds(decay: float, monkeypatch: pyte
     found = amplification(adapter(q=update), base(W))["q"]
     X, T, Yh = torch.linalg.svd(W.double(), full_matrices=False)
     U, S, Vh = low_rank.svd([low_rank.Term(update.B, update.A, update.scaling)])
-    assert 0.995 <= found.by_weight / float(T[:64].norm()) <= 1 + 1e-5
+    assert 0.99 <= found.by_weight / float(T[:64].norm()) <= 1 + 1e-5
     assert found.by_update == pytest.approx(float((U.t() @ W.double() @ Vh.t()).norm()), rel=1e-9)
     for share, overlap in found.overlap.items():
         count = round(share * k)

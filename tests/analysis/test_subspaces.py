@@ -208,6 +208,13 @@ def test_layers_without_values_or_numbers_are_refused_by_name() -> None:
         similarity(empty, empty)
 
 
+def test_factors_of_a_convolution_of_0_1_are_not_compared() -> None:
+    one = lora.LegacyConvolutionUpdate(tensor((4, 4), F64, 0), tensor((6, 4), F64, 1), 1, weight_shape=(3, 2, 2, 2))
+    assert similarity(one, one).at(1, 1) == pytest.approx(1)
+    with pytest.raises(lora.AlgebraError, match=r"^q: loralib 0\.1's factors of a convolution do not factor its matrix"):
+        similarity(one, one, "A")
+
+
 def test_a_layer_of_two_shapes_is_refused() -> None:
     with pytest.raises(
         lora.AlgebraError, match=r"^q: the two updates are for weights of different shapes, \(6, 7\) and \(6, 8\)"

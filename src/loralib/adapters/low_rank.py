@@ -187,7 +187,7 @@ def dominant(W: Tensor, r: int) -> SVD:
     """The `r` leading components of a matrix of any precision, those that are more than rounding (10⁻⁶ of the largest).
 
     Up to 2048 on its smaller side by the eigenvectors of WᵀW in float64, to which W is added block by block; of larger ones by
-    subspace iteration in float32, whose norm of r components is too small by up to 0.5 % where all singular values are alike.
+    subspace iteration in float32, whose norm of r components is too small by less than 1 % where all singular values are alike.
 
     >>> dominant(torch.diag(torch.tensor([3.0, 1.0, 0.0])), 3).S
     tensor([3., 1.], dtype=torch.float64)

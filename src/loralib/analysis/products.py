@@ -19,7 +19,7 @@ from torch import Tensor
 from ..adapters import low_rank
 from ..adapters.adapter import Adapter
 from ..adapters.algebra import check_computable
-from ..adapters.convolution_updates import LegacyTransposedUpdate
+from ..adapters.convolution_updates import LegacyConvolutionUpdate, LegacyTransposedUpdate
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.soundness import empty
 from ..adapters.sums import in_layer
@@ -33,12 +33,14 @@ _EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """scaling·B·A, B (k, R), A (R, n). start: the first row of the layer's weight that it is for."""
+    """scaling·B·A, B (k, R), A (R, n). start: the first row of the layer's weight that it is for. own: whether these are the
+    layer's own factors."""
 
     B: Tensor
     A: Tensor
     scaling: float
     start: int = 0
+    own: bool = True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,7 +63,9 @@ class Product:
 
     @without_autocast
     def rows_of_a(self) -> Tensor:
-        """The right singular vectors of A alone, (n, rank)."""
+        """The right singular vectors of A alone, (n, rank); `AlgebraError` where the layer's A is not a matrix (R, n)."""
+        if not self.own:
+            raise AlgebraError("loralib 0.1's factors of a convolution do not factor its matrix; compare ΔW instead of A.")
         _, S, Vh = torch.linalg.svd(self._term().A, full_matrices=False)
         rank: int = int((max(self.A.shape) * _EPS * S[0] < S).sum())
         rows: Tensor = Vh[:rank]
@@ -93,7 +97,7 @@ def products_of(name: str, update: LoRAUpdate, apart: bool = True) -> dict[str, 
             return {name: _multiplied(update)}
         plain = update.plain()
         ((B, A),) = plain.products()
-        return {name: Product(B, A, plain.scaling)}
+        return {name: Product(B, A, plain.scaling, own=not isinstance(update, LegacyConvolutionUpdate))}
 
 
 def _slices(name: str, update: FusedUpdate) -> dict[str, Product]:
@@ -111,7 +115,7 @@ def _slices(name: str, update: FusedUpdate) -> dict[str, Product]:
 def _multiplied(update: LegacyTransposedUpdate) -> Product:
     """The matrix of a transposed convolution in 0.1's form, which has no low rank, times the identity."""
     P = (update.B.detach().double() @ update.A.detach().double()).reshape(update.weight_shape).transpose(0, 1).flatten(1)
-    return Product(P, torch.eye(P.shape[1], dtype=P.dtype, device=P.device), update.scaling)
+    return Product(P, torch.eye(P.shape[1], dtype=P.dtype, device=P.device), update.scaling, own=False)
 
 
 def weight_matrix(update: LoRAUpdate, W: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ For random subspaces E‖Uᵢᵀ·Vⱼ‖² = i·j / n, so φ has the expectatio
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter, check_adapter
+from ..adapters.sums import in_layer
 from ..choices import Directions, names
 from ..errors import ConfigError
 from ..printing import short
@@ -90,7 +92,8 @@ def subspace_similarity(
 
     Raises:
         TargetError: When the adapters share no layer.
-        AlgebraError: When a shared layer has two shapes, or factors that are not finite.
+        AlgebraError: When a shared layer has two shapes, factors that are not finite or, for "A", those of a convolution of
+            loralib 0.1.
         ConfigError: When `of` is something else.
         ArgumentError: When `a` or `b` is not an adapter.
 
@@ -105,12 +108,8 @@ def subspace_similarity(
     check_adapter(b, "b")
     if of not in names(Directions):
         raise ConfigError(f"of={short(of)}: must be one of {', '.join(map(repr, names(Directions)))}.")
-    before = {} if starting is None else _phis(*_checked(starting), of)
-    found = {}
-    for name, first, second in paired(a, b):
-        phi = _phi(_directions(first, of), _directions(second, of))
-        found[name] = SubspaceSimilarity(phi, first.shape[0 if of == "left" else 1], _like(phi, before.get(name)))
-    return found
+    before = {} if starting is None else {name: phi for name, phi, _ in _phis(*_checked(starting), of)}
+    return {name: SubspaceSimilarity(phi, n, _like(phi, before.get(name))) for name, phi, n in _phis(a, b, of)}
 
 
 def _checked(starting: tuple[Adapter, Adapter]) -> tuple[Adapter, Adapter]:
@@ -122,8 +121,12 @@ def _checked(starting: tuple[Adapter, Adapter]) -> tuple[Adapter, Adapter]:
     return starting[0], starting[1]
 
 
-def _phis(a: Adapter, b: Adapter, of: Directions) -> dict[str, Tensor]:
-    return {name: _phi(_directions(first, of), _directions(second, of)) for name, first, second in paired(a, b)}
+def _phis(a: Adapter, b: Adapter, of: Directions) -> Iterator[tuple[str, Tensor, int]]:
+    """Names, φ, and the dimensions of the spaces."""
+    for name, first, second in paired(a, b):
+        with in_layer(name):
+            U, V = _directions(first, of), _directions(second, of)
+        yield name, _phi(U, V), len(U)
 
 
 def _directions(product: Product, of: Directions) -> Tensor:
