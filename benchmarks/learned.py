@@ -14,7 +14,8 @@ learned.csv holds a figure a row, by layer:
     in ΔW's, in W's directions          ‖Uᵀ·W·V‖ / ‖W‖; chance: with random ones
     overlap                             the share of ‖ΔW‖² in the share i of W's leading directions
 
-and learned_answers.csv what follows: a finding of the paper a row, for each task, and the means over layers that decide it.
+and learned_answers.csv what follows: a finding of the paper a row, for each task: yes, no or (within a tenth) undecided, and the
+means over layers that decide it.
 """
 
 import argparse
@@ -204,7 +205,7 @@ def over_chance(rows: Sequence[Row], **conditions: Any) -> float:
 
 
 def answers(rows: Sequence[Row], budget: Budget) -> list[Row]:
-    """The paper's findings for one task: a question, yes or no, and the two figures whose order decides."""
+    """The paper's findings for one task, each with the two figures whose order decides."""
     ranks: dict[str, Any] = {"finding": RANKS, "of": "right"}
     small, large = budget.ranks
     seeds: dict[str, Any] = {"finding": SEEDS, "of": "right", "run": f"r {large}, seed {budget.seeds[0]}"}
@@ -228,7 +229,14 @@ def answers(rows: Sequence[Row], budget: Budget) -> list[Row]:
         ("little of ΔW is in W's leading tenth", 2.0, top, "twice chance; share of ‖ΔW‖² / chance"),
     ]
     names = ("finding", "figure", "against", "what")
-    return [{**dict(zip(names, each, strict=True)), "answer": "yes" if each[1] > each[2] else "no"} for each in found]
+    return [{**dict(zip(names, each, strict=True)), "answer": decided(each[1], each[2])} for each in found]
+
+
+def decided(figure: float, against: float) -> str:
+    """Whether a figure is larger than another; those within a tenth of each other decide nothing."""
+    if abs(figure - against) <= 0.1 * max(abs(figure), abs(against)):
+        return "undecided"
+    return "yes" if figure > against else "no"
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------

@@ -82,8 +82,15 @@ def test_a_direction_that_all_share_is_found(shared: float, answer: str) -> None
     assert found["the two first directions are alike in most layers"] == answer
     assert found["two seeds share less, the lower the direction"] == answer
     assert len(answered) == 9
-    assert all(row["answer"] == ("yes" if row["figure"] > row["against"] else "no") for row in answered)
+    assert all(row["answer"] == benchmark.decided(row["figure"], row["against"]) for row in answered)
     assert benchmark.table([{"task": "sst2", **row} for row in answered]).row_count == 9
+
+
+@pytest.mark.parametrize(
+    ("figure", "against", "answer"), [(2, 1, "yes"), (1, 2, "no"), (1.05, 1, "undecided"), (0, 0, "undecided")]
+)
+def test_figures_that_hardly_differ_decide_nothing(figure: float, against: float, answer: str) -> None:
+    assert benchmark.decided(figure, against) == answer
 
 
 @pytest.fixture
