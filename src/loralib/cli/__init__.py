@@ -32,6 +32,7 @@ TRAINING = {
 }
 ADAPTERS = {
     "info": "show what is in an adapter: ranks, targets, counts, spectra",
+    "analyze": "show what adapters learned: tables, figures and a page",
     "convert": "write an adapter in another format",
     "combine": "add up adapters: exactly, to a lower rank, or with TIES or DARE",
     "extract": "make an adapter from the difference of two models' files",
