@@ -11,20 +11,24 @@ from rich.text import Text
 from torch import Tensor
 
 from ..printing import printable
-from ..recipes.learned.findings import findings
+from ..recipes.learned.drawings import number
+from ..recipes.learned.findings import findings, known
 from ..recipes.learned.measured import Measured, Pair
 from ..recipes.learned.similarity_section import mean, scale, spread
 from ..train.rich_text import plain
 from .terminal import BLOCKS, say, shown, width
 
 _ROWS, _COLUMNS = 4, 16  # of a small picture
+_HEADINGS = ("adapter", "layers", "‖ΔW‖", "99 % in", "amplified", "intruders")  # numbers are medians, but for the last
 
 
 def show(measured: Measured) -> None:
     """Print the summary, then for each pair a small picture of each role, and a table of the adapters' updates."""
-    for sentence in findings(measured):
-        for line in textwrap.wrap(printable(sentence), width(), initial_indent="- ", subsequent_indent="  "):
-            say(line)
+    for found in findings(measured):
+        say(printable(found.about))
+        for sentence in found.sentences:
+            for line in textwrap.wrap(printable(sentence), width(), initial_indent="- ", subsequent_indent="  "):
+                say(line)
     console = Console(width=width(), highlight=False)
     for pair in measured.pairs:
         _show_pair(console, measured, pair)
@@ -32,14 +36,13 @@ def show(measured: Measured) -> None:
 
 
 def _show_pair(console: Console, measured: Measured, pair: Pair) -> None:
-    known = {name: found.phi for name, found in pair.similarity.items() if found.phi.numel()}
-    if not known:
+    if not (similarity := known(pair)):
         return
-    highest = scale(pair.similarity[name] for name in known)
+    highest = scale(similarity.values())
     console.print()
     console.print(plain(f"φ(i, j) of {pair.a.name} (i, down) and {pair.b.name} (j, across), 0 to {highest:g}"))
-    groups = measured.by_role(known)
-    pictures = [_titled(role, mean([known[name] for name in names]), highest) for role, names in groups.items()]
+    groups = measured.by_role(similarity)
+    pictures = [_titled(role, mean([similarity[name].phi for name in names]), highest) for role, names in groups.items()]
     console.print(Columns(pictures, padding=(0, 3)))
 
 
@@ -60,24 +63,24 @@ def small(phi: Tensor, highest: float) -> list[str]:
 
 def _updates(measured: Measured) -> Table:
     """A row for each adapter and role: how large its updates are, and how many directions they have."""
-    table = Table(title=None)
-    for heading in ("adapter", "layers", "‖ΔW‖", "99 % in", "amplified", "intruders"):
-        table.add_column(shown(heading), justify="left" if heading in ("adapter", "layers") else "right", overflow="fold")
+    rows = []
     for alone in measured.alone:
         for role, names in measured.by_role(alone.spectra).items():
             found = [alone.spectra[name] for name in names if alone.spectra[name].values]
             factors = [alone.amplification[name].factor for name in names if name in alone.amplification]
-            ranks = [float(spectrum.rank_at(0.99)) for spectrum in found]
-            intruders = [float(len(alone.intruders[name])) for name in names if name in alone.intruders]
-            cells = [_middle([spectrum.norm for spectrum in found]), _middle(ranks), _middle(factors), _total(intruders)]
-            table.add_row(plain(alone.subject.name), plain(f"{role} ({len(names)})"), *cells)
+            intruders = [len(alone.intruders[name]) for name in names if name in alone.intruders]
+            numbers = [_middle([one.norm for one in found]), _middle([float(one.rank_at(0.99)) for one in found])]
+            numbers += [_middle(factors), f"{sum(intruders)}" if intruders else ""]
+            rows.append([alone.subject.name, f"{role} ({len(names)})", *numbers])
+    table = Table()
+    shown_at = [at for at in range(len(_HEADINGS)) if any(row[at] for row in rows)]
+    for at in shown_at:
+        table.add_column(shown(_HEADINGS[at]), justify="left" if at < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(plain(row[at]) for at in shown_at))
     return table
 
 
 def _middle(values: Sequence[float]) -> str:
     """The median; nothing of no values."""
-    return f"{statistics.median(values):.3g}" if values else ""
-
-
-def _total(values: Sequence[float]) -> str:
-    return f"{sum(values):g}" if values else ""
+    return number(statistics.median(values)) if values else ""

@@ -16,15 +16,15 @@ from planted import along, analysed, random_adapter
 
 
 def said(measured: Measured) -> str:
-    return "\n".join(findings(measured))
+    return "\n".join(f"{found.about}: {sentence}" for found in findings(measured) for sentence in found.sentences)
 
 
 def test_the_first_direction_is_said_by_role_with_chance() -> None:
     one, two = along(0, 1), along(3, 0)
     text = said(analysed(one, two))
-    assert "one's first direction lies in two's first two by φ = 1.00 on q; chance 0.25." in text
+    assert "one and two: one's first direction lies in two's first two by φ = 1.00 on q; chance 0.25." in text
     assert "closest in layer.0.q, φ(1, 1) = 0.00" in text
-    assert "over all directions φ is 0.50, 2 times chance (0.25)" in text
+    assert "of all directions φ is 0.50, 2 times chance (0.25)" in text
 
 
 def test_roles_are_in_the_order_of_what_they_share() -> None:
@@ -43,7 +43,7 @@ def test_roles_are_in_the_order_of_what_they_share() -> None:
 )
 def test_whether_two_interfere(one: lora.Adapter, two: lora.Adapter, cosine: str, meaning: str) -> None:
     text = said(analysed(one, two))
-    assert f"updates of cosine {cosine}" in text
+    assert f"one and two: Over all layers the cosine of their updates is {cosine}: " in text
     assert meaning in text
 
 
@@ -53,10 +53,9 @@ def test_where_the_update_is_large() -> None:
         for i, kind, strength in ((0, "q", 1.0), (1, "q", 1.0), (0, "v", 1.0), (1, "v", 3.0))
     }
     text = said(analysed(lora.Adapter(lora.LoRAConfig(), layers)))
-    assert "one: the update is largest in layer.1.v, ‖ΔW‖ = 3 (median of 4 layers: 1)" in text
+    assert "one: The update is largest in layer.1.v, ‖ΔW‖ = 3 (median of 4 layers: 1)" in text
     assert "of ‖ΔW‖², 83% is in v and 17% is in q." in text
-    assert "99 % of ‖ΔW‖² lies in 1 directions" not in text
-    assert "99 % of ‖ΔW‖² lies in 1 direction of a layer" in text
+    assert "99 % of a layer's ‖ΔW‖² lies in 1 direction, where r is 1." in text
 
 
 def test_amplification_and_intruders(tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_a_layer_of_zero_is_said_and_not_counted() -> None:
     both = adapter.with_layers({**adapter.layers, "layer.1.q": zero})
     assert "1 layer of 2 has an update of zero, such as layer.1.q" in said(analysed(both))
     nothing = adapter.with_layers({"layer.0.q": dataclasses.replace(zero)})
-    assert "in no layer that both adapt is either update other than zero" in said(analysed(adapter, nothing))
+    assert "In no layer that both adapt are both updates other than zero." in said(analysed(adapter, nothing))
 
 
 def of_one_seed(start: "dict[str, SubspaceSimilarity] | str") -> str:
@@ -85,11 +84,11 @@ def of_one_seed(start: "dict[str, SubspaceSimilarity] | str") -> str:
 def test_one_seed_is_a_warning_with_what_was_shared_before_training() -> None:
     start = {name: SubspaceSimilarity(torch.ones(2, 4, dtype=torch.float64), 24) for name in random_adapter(2, 0).layers}
     text = of_one_seed(start)
-    assert "began with the same seed" in text
+    assert "Both began with seed" in text
     assert "φ of all directions of A was 1.00 before any training, chance 0.17" in text
     assert "compare runs of different seeds" in text
     assert "How far is not known: the data is gone." in of_one_seed("the data is gone.")
-    assert "began with the same seed" not in said(analysed(random_adapter(2, 0), random_adapter(4, 1)))
+    assert "Both began with seed" not in said(analysed(random_adapter(2, 0), random_adapter(4, 1)))
 
 
 def test_one_seed_without_a_common_start_is_said_so() -> None:
@@ -106,3 +105,12 @@ def test_what_is_infinite_is_left_out() -> None:
     measured = analysed(along(0))
     alone = Alone(measured.alone[0].subject, measured.alone[0].spectra, {"layer.0.q": found})
     assert "amplifies" not in said(dataclasses.replace(measured, alone=[alone]))
+
+
+def test_of_several_pairs_the_closest_is_said_first_and_the_others_folded() -> None:
+    adapters = [along(0, 1), along(0, 2), along(3, 4), along(5, 6)]
+    found = findings(analysed(*adapters, names=["a", "b", "c", "d"]))
+    assert found[0].about == "All 6 pairs"
+    assert "directions of a and b agree most, φ(1, 1) = 1.00 in the mean over layers" in found[0].sentences[0]
+    assert [one.folded for one in found] == [False, *[True] * 6, *[False] * 4]
+    assert not any(one.folded for one in findings(analysed(*adapters[:3])))

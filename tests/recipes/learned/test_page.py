@@ -7,6 +7,7 @@ import re
 import pytest
 from markupsafe import Markup
 
+from loralib.recipes.learned.findings import Findings
 from loralib.recipes.learned.page import Gallery, Picture, Section, Text, rendered, shown
 from loralib.recipes.learned.tables import Table
 from pages import Page
@@ -20,7 +21,7 @@ def a_page(word: str = "query") -> str:
     section = Section(
         word, word, [Gallery(word, [picture]), Gallery(word, [picture], folded=True)], [table], [Text(word, word)]
     )
-    return rendered(word, [word], [section, Section("empty")])
+    return rendered(word, [Findings(word, [word]), Findings(word, [word], folded=True)], [section, Section("empty")])
 
 
 @pytest.mark.parametrize("word", ["query", EVIL])
@@ -66,7 +67,7 @@ def test_the_check_of_a_page_can_fail(wrong: str, problem: str) -> None:
 
 def test_numbers_have_a_value_to_sort_by_and_empty_cells_have_none() -> None:
     text = a_page()
-    assert '<td data-value="1.5">1.5</td>' in text
+    assert '<td data-value="1.5">1.50</td>' in text
     assert "<td></td>" in text
     assert (shown(None), shown(0.0), shown(3), shown("a\x00b")) == ("", "0", "3", "a\\x00b")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from markupsafe import Markup, escape
 from matplotlib.colors import to_rgb
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 from torch import Tensor
 
 from ..figures import COLOURS, SEQUENTIAL
@@ -116,11 +116,12 @@ def colour_of(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def plot(lines: Sequence[Line], x: str, y: str, alternative: str, *, log: bool = False) -> Markup:
-    """Lines over x, with ticks and the names of x and y. log: y on a logarithmic scale, for what is positive."""
+def plot(lines: Sequence[Line], x: str, y: str, alternative: str, *, log: bool = False, zero: bool = False) -> Markup:
+    """Lines over x, with ticks and the names of x and y. log: y on a logarithmic scale, for what is positive.
+    zero: y begins at 0."""
     drawn = [[point for point in line.points if _can_be_drawn(point, log)] for line in lines]
     every = [point for points in drawn for point in points]
-    xs, ys = _Axis([x for x, _ in every]), _Axis([y for _, y in every], log)
+    xs, ys = _Axis([x for x, _ in every]), _Axis([y for _, y in every] + [0.0] * zero, log)
     width, height = _PLOT
     parts = []
     for value in ys.ticks:
@@ -162,7 +163,10 @@ class _Axis:
         if low == high:
             low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
         self.log, self.low, self.high = log, low, high
-        locator = LogLocator(numticks=6) if log else MaxNLocator(5)
+        if log:
+            locator: Locator = LogLocator(subs=(1,) if high > 30 * low else (1, 2, 5), numticks=8)
+        else:
+            locator = MaxNLocator(5, integer=all(value == int(value) for value in values))
         ticks = [float(tick) for tick in locator.tick_values(low, high)]
         self.ticks = [tick for tick in ticks if low <= tick <= high] or [low, high]
 

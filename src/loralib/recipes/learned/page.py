@@ -16,6 +16,7 @@ from markupsafe import Markup
 from ... import __version__
 from ...printing import printable
 from .drawings import number
+from .findings import Findings
 from .tables import Cell, Table
 
 _HERE = files(__package__)
@@ -58,8 +59,8 @@ class Section:
     texts: Sequence[Text] = ()
 
 
-def rendered(title: str, findings: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page. findings: the sentences of its summary."""
+def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Section]) -> str:
+    """The page. findings: its summary."""
     script = _read("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": shown, "plain": _plain}
@@ -77,12 +78,16 @@ def rendered(title: str, findings: Sequence[str], sections: Sequence[Section]) -
 def shown(value: Cell) -> str:
     """A cell of a table.
 
-    >>> shown(0.12345), shown(None), shown(64), shown("query")
-    ('0.123', '', '64', 'query')
+    >>> shown(0.12), shown(None), shown(18432), shown("query")
+    ('0.120', '', '18,432', 'query')
     """
     if value is None:
         return ""
-    return number(value) if isinstance(value, float) else _plain(str(value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return _plain(value)
+    return number(value) if abs(value) >= 1000 or value == 0 else f"{value:#.3g}".rstrip(".")
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..figures import SEQUENTIAL
 from .drawings import Line, colour_of
+from .findings import known
 from .measured import Measured, Pair
 from .similarity_section import mean, scale, spread
 from .spectra_sections import median_spectra, norms
@@ -22,7 +23,7 @@ _MAP = LinearSegmentedColormap.from_list("loralib", SEQUENTIAL)
 def figures(measured: Measured) -> Iterator[tuple[str, Figure]]:
     """All figures, by the names of their files without the endings."""
     for place, pair in enumerate(measured.pairs, 1):
-        if any(found.phi.numel() for found in pair.similarity.values()):
+        if known(pair):
             name = "similarity" if len(measured.pairs) == 1 else f"similarity-{place}"
             yield name, _heatmaps(measured, pair)
     names = [alone.subject.name for alone in measured.alone]
@@ -34,15 +35,15 @@ def figures(measured: Measured) -> Iterator[tuple[str, Figure]]:
 
 def _heatmaps(measured: Measured, pair: Pair) -> Figure:
     """A row for each role: some of its layers, their mean, and chance; one colour scale."""
-    known = {name: found for name, found in pair.similarity.items() if found.phi.numel()}
-    groups = list(measured.by_role(known).items())[:_MOST_ROLES]
+    similarity = known(pair)
+    groups = list(measured.by_role(similarity).items())[:_MOST_ROLES]
     columns = min(_MOST_LAYERS, max(len(names) for _, names in groups)) + 2
     figure = Figure(figsize=(1.9 * columns + 1, 1.9 * len(groups) + 0.7), layout="constrained")
     grid = figure.subplots(len(groups), columns, squeeze=False)
-    highest = scale(known.values())
+    highest = scale(similarity.values())
     for row, (role, names) in zip(grid, groups, strict=True):
-        found = [known[name] for name in names]
-        shown = [(name, known[name].phi) for name in spread(names, columns - 2)]
+        found = [similarity[name] for name in names]
+        shown = [(name, similarity[name].phi) for name in spread(names, columns - 2)]
         shown += [(f"{role}, mean", mean([one.phi for one in found]))] * (len(names) > 1)
         shown += [(f"{role}, chance", mean([one.chance for one in found]))]
         for axes in row[len(shown) :]:

@@ -20,10 +20,10 @@ PAGE, NUMBERS, TABLES, FIGURES = "index.html", "report.json", "tables", "figures
 
 def write(measured: Measured, folder: Path) -> dict[str, Any]:
     """Write the report into an empty folder, and return what `report.json` holds."""
-    said, numbers = findings(measured), as_values(measured)
     names = [alone.subject.name for alone in measured.alone]
     title = f"What {' and '.join(names)} learned" if len(names) < 3 else f"What {len(names)} adapters learned"
-    (folder / PAGE).write_text(page.rendered(title, said, sections(measured)), encoding="utf-8")
+    (folder / PAGE).write_text(page.rendered(title, findings(measured), sections(measured)), encoding="utf-8")
+    numbers = as_values(measured)
     (folder / NUMBERS).write_text(as_json(numbers, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / TABLES).mkdir()
     for table in tables.tables(measured):
@@ -41,7 +41,7 @@ def as_values(measured: Measured) -> dict[str, Any]:
         "loralib": __version__,
         "of": measured.of,
         "base": measured.base,
-        "findings": findings(measured),
+        "findings": {found.about: list(found.sentences) for found in findings(measured)},
         "adapters": {alone.subject.name: _alone(alone) for alone in measured.alone},
         "pairs": [_pair(pair) for pair in measured.pairs],
     }

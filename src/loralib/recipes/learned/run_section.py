@@ -30,7 +30,9 @@ def _losses(run: Run) -> Picture | None:
     lines = [Line("training loss", training, GREY), Line("evaluation loss", held_out, BLUE)]
     last = f"; the last evaluation loss is {held_out[-1][1]:.3f}" if held_out else ""
     caption = f"Loss by epoch{last}."
-    return Picture(plot(lines, "epoch", "loss", caption), caption, [(line.colour, line.label) for line in lines if line.points])
+    return Picture(
+        plot(lines, "epoch", "loss", caption, zero=True), caption, [(line.colour, line.label) for line in lines if line.points]
+    )
 
 
 def _scores(run: Run) -> Picture | None:

@@ -27,7 +27,7 @@ INTRUDERS = (
 
 def sections(measured: Measured) -> list[Section]:
     """All sections that have something to show."""
-    made = [Section("Adapters", tables=[tables.adapters(measured)])]
+    made = [Section("Adapters", tables=[tables.adapters(measured).without_empty()])]
     if len(measured.pairs) > 1:
         made.append(Section("All pairs", PAIRS, tables=[tables.pairs(measured)]))
     most = MOST_HEATMAPS // max(1, len(measured.pairs))

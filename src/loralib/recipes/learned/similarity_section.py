@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ...analysis import SubspaceSimilarity
 from . import tables
-from .drawings import colour_bar, heatmap, number
-from .findings import DIRECTIONS
+from .drawings import colour_bar, heatmap
+from .findings import DIRECTIONS, known
 from .measured import Measured, Pair
 from .page import Gallery, Picture, Section
+from .wording import labels
 
 MOST_OPEN = 48  # layers of a pair that are shown without a click
 
@@ -19,26 +20,27 @@ MOST_OPEN = 48  # layers of a pair that are shown without a click
 def similarity_section(measured: Measured, pair: Pair, most: int) -> Section:
     """The section. most: how many layers it shows; the others are in the tables."""
     title, table = f"Shared directions: {pair.title}", tables.in_short(measured, pair)
-    known = {name: found for name, found in pair.similarity.items() if found.phi.numel()}
-    if not known:
+    similarity = known(pair)
+    if not similarity:
         return Section(title, "In no layer is either update other than zero.", tables=[table])
     lead = (
         f"φ(i, j) says how far the first i directions of {pair.a.name} and the first j of {pair.b.name} agree: 1 where the "
         f"smaller space lies in the larger one, 0 where they are orthogonal. Compared are the {DIRECTIONS[measured.of]}. "
         "Random spaces in n dimensions have max(i, j) / n, which is drawn next to each role."
     )
-    highest = scale(known.values())
-    chances = [tables.chance(found, *found.phi.shape) for found in known.values()]
+    highest = scale(similarity.values())
+    chances = [tables.chance(found, *found.phi.shape) for found in similarity.values()]
     marks = sorted({min(chances), max(chances)})
     bar = Picture(colour_bar(highest, marks), "φ, one scale for all heatmaps; the triangle marks chance for all directions")
-    groups = measured.by_role(known)
+    groups = measured.by_role(similarity)
     means = [picture for role, names in groups.items() for picture in _of_role(pair, role, names, highest)]
     galleries = [Gallery("", [bar]), Gallery("By role: the mean of its layers, and chance", means)]
     for role, names in groups.items():
         shown = spread(names, max(1, most // len(groups)))
         some = "" if len(shown) == len(names) else f" ({len(shown)} of {len(names)}; report.json has all)"
-        pictures = [_of_layer(name, known[name], highest) for name in shown]
-        galleries.append(Gallery(f"{role}, layer by layer{some}", pictures, folded=len(known) > MOST_OPEN))
+        pattern, short = labels(shown)
+        pictures = [_of_layer(label, similarity[name], highest) for label, name in zip(short, shown, strict=True)]
+        galleries.append(Gallery(f"{pattern or role}, layer by layer{some}", pictures, folded=len(similarity) > MOST_OPEN))
     return Section(title, lead, galleries, [table])
 
 
@@ -54,7 +56,7 @@ def _of_role(pair: Pair, role: str, names: Sequence[str], highest: float) -> Ite
 
 
 def _of_layer(name: str, found: SubspaceSimilarity, highest: float) -> Picture:
-    return _picture(found.phi, highest, name, f"; chance {number(tables.chance(found, *found.phi.shape))}")
+    return _picture(found.phi, highest, name, f"; chance {tables.chance(found, *found.phi.shape):.2f}")
 
 
 def _picture(phi: Tensor, highest: float, title: str, more: str = "") -> Picture:

@@ -28,7 +28,7 @@ def where_section(measured: Measured) -> Section:
     for role, lines in norms(measured).items():
         values = [y for line in lines for _, y in line.points]
         caption = f"{role}: ‖ΔW‖ from {number(min(values))} to {number(max(values))}."
-        drawing = plot(lines, "block", "‖ΔW‖", f"Plot of the norm of the update by block, {caption}")
+        drawing = plot(lines, "block", "‖ΔW‖", f"Plot of the norm of the update by block, {caption}", zero=True)
         pictures.append(Picture(drawing, caption, legend if len(legend) > 1 else ()))
     return Section("Where the update is large", WHERE, [Gallery("", pictures)] if pictures else [])
 

@@ -22,6 +22,25 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
+    def without_empty(self) -> "Table":
+        """The table without columns that have nothing in any row.
+
+        >>> Table("t", "t", ("a", "b"), [[1, None], [2, None]]).without_empty().columns
+        ('a',)
+        """
+        kept = [at for at in range(len(self.columns)) if any(row[at] is not None for row in self.rows)]
+        rows = [[row[at] for at in kept] for row in self.rows]
+        return Table(self.name, self.title, tuple(self.columns[at] for at in kept), rows)
+
+    def holds_numbers(self, at: int) -> bool:
+        """Whether the column at this place holds numbers and nothing else.
+
+        >>> table = Table("t", "t", ("a", "b"), [["x", 1], ["y", None]])
+        >>> table.holds_numbers(0), table.holds_numbers(1)
+        (False, True)
+        """
+        return not any(isinstance(row[at], str) for row in self.rows)
+
     def as_csv(self) -> str:
         """The table as RFC 4180 has it, with its columns in the first line."""
         text = io.StringIO(newline="")
