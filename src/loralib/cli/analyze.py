@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..printing import printable
-from . import files, runs
+from . import files, renaming, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import reporting, say
@@ -41,7 +41,7 @@ def _analyze(parsed: argparse.Namespace, work: Path) -> dict[str, Any]:
     from . import analysis_shown
 
     paths = [inner for path in parsed.adapters for inner in runs.runs_in(path)]
-    found = subjects.subjects(paths, files.read_all(paths, parsed))
+    found = subjects.subjects(paths, renaming.renamed_all(files.read_all(paths, parsed), parsed))
     with Progress("Analyzing") as progress:
         numbers = measured.measure(found, parsed.of, _base(parsed.base), progress.at)
     values = report.write(numbers, work)
@@ -95,4 +95,5 @@ def parser() -> OneSentenceParser:
     made.add_argument("--overwrite", action="store_true", help="replace what an earlier analysis wrote to the output folder")
     made.add_argument("--json", action="store_true", help="print the numbers as JSON")
     files.add_reading(made)
+    renaming.add(made.add_argument_group("names"))
     return made

@@ -12,7 +12,7 @@ import loralib as lora
 from loralib.analysis import Amplification, SubspaceSimilarity
 from loralib.recipes.learned.findings import findings
 from loralib.recipes.learned.measured import Alone, Measured
-from planted import along, analysed, random_adapter
+from reported import along, analysed, random_adapter
 
 
 def said(measured: Measured) -> str:
