@@ -159,7 +159,7 @@ class _Axis:
     """Where values are between two places, and which of them get a number."""
 
     def __init__(self, values: Sequence[float], log: bool = False):
-        low, high = min(values, default=0.0), max(values, default=1.0)
+        low, high = min(values, default=0.1 if log else 0.0), max(values, default=1.0)
         if low == high:
             low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
         self.log, self.low, self.high = log, low, high

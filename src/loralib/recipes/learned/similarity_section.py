@@ -22,7 +22,7 @@ def similarity_section(measured: Measured, pair: Pair, most: int) -> Section:
     title, table = f"Shared directions: {pair.title}", tables.in_short(measured, pair)
     similarity = known(pair)
     if not similarity:
-        return Section(title, "In no layer is either update other than zero.", tables=[table])
+        return Section(title, "In no layer are both updates other than zero.", tables=[table])
     lead = (
         f"φ(i, j) says how far the first i directions of {pair.a.name} and the first j of {pair.b.name} agree: 1 where the "
         f"smaller space lies in the larger one, 0 where they are orthogonal. Compared are the {DIRECTIONS[measured.of]}. "

@@ -39,7 +39,8 @@ class Run:
     def history(self) -> list[Mapping[str, float]]:
         """Trainer's log: rows of numbers, each with its epoch."""
         rows = self.metrics.get("history")
-        numbers = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in rows or () if isinstance(row, dict)]
+        known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        numbers = [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in known]
         return [row for row in numbers if "epoch" in row]
 
 
