@@ -17,7 +17,9 @@ import loralib as lora
 from cli.conftest import complaint, said
 from loralib.analysis import Directions, subspace_similarity
 from loralib.cli import FAILED, INTERRUPTED, analyze, main
+from loralib.recipes import run_folder
 from loralib.recipes.learned import report
+from loralib.recipes.options import TrainOptions
 from pages import Page
 from reported import NAMES, random_adapter
 
@@ -95,6 +97,38 @@ def test_json_is_what_the_file_holds(place: Path, capsys: pytest.CaptureFixture[
     assert (pair["first"], pair["second"]) == ("small", "large")  # the lower rank first
     phi = pair["similarity"][NAMES[0]]["phi"]
     assert (len(phi), len(phi[0])) == (2, 4)
+
+
+def a_run(folder: Path, **values: Any) -> Path:
+    """A finished run, with an adapter where it trained one."""
+    options = TrainOptions.of({"model": "org/model", "data": "rows.tsv"} | values)
+    run_folder.write_options(folder, options, ["no", "yes"])
+    if options.method == "lora":
+        lora.save(random_adapter(options.lora.r, options.seed), folder / "adapter")
+    history = [{"epoch": 1.0, "eval_loss": 0.5, "eval_accuracy": 0.7, "loss": 0.6, "step": 3}]
+    run_folder.write_metrics(folder, {"metric": "accuracy", "value": 0.7, "history": history})
+    return folder
+
+
+def test_runs_are_named_by_their_options_and_shown_with_their_curves(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for r, seed in ((2, 1), (4, 1), (4, 2)):
+        a_run(place / "runs" / f"r{r}-{seed}", r=r, seed=seed)
+    shown = said(capsys, "analyze", *sorted(Path("runs").iterdir()), "-o", "out")
+    text = Page((place / "out" / "index.html").read_text(encoding="utf-8")).text
+    for name in ("r 2, seed 1", "r 4, seed 1", "r 4, seed 2"):
+        assert f"Run: {name}" in text
+    assert "All 3 pairs" in text
+    assert "accuracy by epoch" in text
+    assert "Both began with seed 1, so rows of their A may have been the same" in " ".join(shown.split())
+    rows = rows_of(place / "out" / "tables" / "adapters.csv")
+    assert [(row["seed"], row["metric"], row["value"]) for row in rows] == [(s, "accuracy", "0.7") for s in "112"]
+
+
+def test_a_run_of_a_whole_model_is_answered_with_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names_in(place) | names_in(a_run(place / "full", method="full").parent)
+    error = complaint(capsys, "analyze", "full", "-o", "out")
+    assert "it has no adapter; make one of what changed: loralib extract full/model org/model --r 16 -o ADAPTER." in error
+    assert names_in(place) == before
 
 
 def test_what_an_earlier_analysis_wrote_is_replaced_as_a_whole(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +251,18 @@ def test_an_adapter_of_other_names_is_renamed(place: Path, capsys: pytest.Captur
     assert "share no layer" in complaint(capsys, *words)
     values = json.loads(said(capsys, *words, "--rename", "bert="))
     assert set(values["pairs"][0]["similarity"]) == set(values["adapters"]["other"]["amplification"]) == set(NAMES)
+
+
+def test_a_base_may_be_a_package_or_a_gguf_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loralib.recipes.nlg import language_models
+
+    found = analyze._base(Path("minilm"))
+    assert isinstance(found, Path)
+    assert (found / "model.safetensors").is_file()
+    model = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(language_models, "load_language_model", lambda name: (model, None))
+    Path("model.gguf").touch()
+    assert analyze._base(Path("model.gguf")) is model
 
 
 def test_the_directions_are_those_of_the_library() -> None:

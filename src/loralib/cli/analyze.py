@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..printing import printable
@@ -11,6 +11,9 @@ from . import files, renaming, runs
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import reporting, say
+
+if TYPE_CHECKING:
+    from ..checkpoints.base_weights import Source
 
 TITLE = "loralib analyze"
 DIRECTIONS = ("right", "left", "A")  # as `analysis.Directions`, which needs torch
@@ -42,22 +45,25 @@ def _analyze(parsed: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     paths = [inner for path in parsed.adapters for inner in runs.runs_in(path)]
     found = subjects.subjects(paths, renaming.renamed_all(files.read_all(paths, parsed), parsed))
+    base = _base(parsed.base) if parsed.base else None
     with Progress("Analyzing") as progress:
-        numbers = measured.measure(found, parsed.of, _base(parsed.base), progress.at)
+        numbers = measured.measure(found, parsed.of, base, progress.at)
     values = report.write(numbers, work)
     write_mark(work, TITLE, list(all_files(work)))
     analysis_shown.show(numbers)
     return values
 
 
-def _base(base: Path | None) -> Path | None:
-    """The folder or file of the base's weights; a model that comes as a package is found there."""
-    from ..recipes.model_sources import is_package, locate
+def _base(base: Path) -> "Source":
+    """Where the weights of the base model are: a folder, a file, or a package. A GGUF file is loaded, in float32."""
+    from ..recipes.model_sources import locate
 
-    if base is None or not is_package(str(base)):
-        return base
     source = locate(str(base))
-    return Path(source.path, source.gguf or "")
+    if source.gguf is None:
+        return Path(source.path)
+    from ..recipes.nlg.language_models import load_language_model
+
+    return load_language_model(str(base))[0]
 
 
 def _say_written(output: Path) -> None:
@@ -85,7 +91,9 @@ def parser() -> OneSentenceParser:
         help="adapters in any known format, run folders, or folders of seeds",
     )
     made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    made.add_argument("--base", type=Path, metavar="MODEL", help="the base model's folder, for amplification and intruders")
+    made.add_argument(
+        "--base", type=Path, metavar="MODEL", help="base model, a folder or file: also amplification and intruders"
+    )
     made.add_argument(
         "--of",
         choices=DIRECTIONS,

@@ -4,8 +4,6 @@ With one seed, adapters of different ranks begin with the same first rows of A, 
 anything is learned. How alike is computed here, where the run's base model and data are still there.
 """
 
-import transformers
-
 from ...adapters.adapter import Adapter
 from ...errors import LoRAError
 from ...surgery.extract import extract
@@ -17,6 +15,8 @@ def starting(subject: Subject) -> Adapter | str:
     """The adapter that the run of `subject` began with; a sentence where it cannot be made."""
     if subject.run is None:
         return f"{subject.path} is not a run"
+    import transformers
+
     options = subject.run.options
     try:
         kind = implementation(options)
