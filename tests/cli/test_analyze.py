@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from cli.conftest import complaint, said
 from loralib.analysis import Directions, subspace_similarity
 from loralib.cli import FAILED, INTERRUPTED, analyze, main
 from loralib.recipes import run_folder
-from loralib.recipes.learned import report
+from loralib.recipes.learned import measured, report
 from loralib.recipes.options import TrainOptions
 from pages import Page
 from reported import NAMES, random_adapter
@@ -122,6 +123,22 @@ def test_runs_are_named_by_their_options_and_shown_with_their_curves(place: Path
     assert "Both began with seed 1, so rows of their A may have been the same" in " ".join(shown.split())
     rows = rows_of(place / "out" / "tables" / "adapters.csv")
     assert [(row["seed"], row["metric"], row["value"]) for row in rows] == [(s, "accuracy", "0.7") for s in "112"]
+
+
+def test_nothing_is_fetched_for_runs(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    seen = []
+
+    def starting(subject: object) -> str:
+        seen.append(os.environ["HF_HUB_OFFLINE"])
+        return "gone"
+
+    monkeypatch.setattr(measured, "starting", starting)
+    for r in (2, 3):
+        a_run(place / f"r{r}", r=r)
+    said(capsys, "analyze", "r2", "r3", "-o", "out")
+    assert seen == ["1", "1"]
+    assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_a_run_of_a_whole_model_is_answered_with_extract(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def test_runs_without_an_adapter_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_seeds_stands_for_its_runs(tmp_path: Path) -> None:
     assert runs.runs_in(tmp_path) == [tmp_path]
     run_folder.write_seeds(tmp_path, TrainOptions.of({"model": "m", "data": "d.tsv"}), 2)
-    with pytest.raises(RunError, match="no seed in .* is finished"):
+    with pytest.raises(RunError, match=r"no seed in .* is finished"):
         runs.runs_in(tmp_path)
     inner = [run(tmp_path / f"seed-{seed}") for seed in (2, 10)]
     assert runs.runs_in(tmp_path) == inner

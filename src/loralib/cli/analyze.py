@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..printing import printable
 from . import files, renaming, runs
+from .offline import offline
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import reporting, say
@@ -45,8 +46,8 @@ def _analyze(parsed: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     paths = [inner for path in parsed.adapters for inner in runs.runs_in(path)]
     found = subjects.subjects(paths, renaming.renamed_all(files.read_all(paths, parsed), parsed))
-    base = _base(parsed.base) if parsed.base else None
-    with Progress("Analyzing") as progress:
+    with offline(), Progress("Analyzing") as progress:  # runs name models and data, and nobody asked to fetch those
+        base = _base(parsed.base) if parsed.base else None
         numbers = measured.measure(found, parsed.of, base, progress.at)
     values = report.write(numbers, work)
     write_mark(work, TITLE, list(all_files(work)))
