@@ -15,7 +15,7 @@ def test_all_fits_the_width(columns: str, capsys: pytest.CaptureFixture[str], mo
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= int(columns)
     assert "one and two" in out
-    assert "- one's first direction lies in two's first eight by φ" in " ".join(out.split())
+    assert "- The first direction of one lies in the first eight of two by φ" in " ".join(out.split())
     assert out.count("φ(1, 1) 0.") >= 2
     assert "query (3)" in out
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices import Directions, names
 from ..errors import ConfigError
 from ..printing import printable
 from . import files, renaming, runs
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from ..checkpoints.base_weights import Source
 
 TITLE = "loralib analyze"
-DIRECTIONS = ("right", "left", "A")  # as `analysis.Directions`, which needs torch
 
 
 def run(words: Sequence[str]) -> int:
@@ -97,7 +97,7 @@ def parser() -> OneSentenceParser:
     )
     made.add_argument(
         "--of",
-        choices=DIRECTIONS,
+        choices=names(Directions),
         default="right",
         help="directions to compare: right or left singular vectors of ΔW, or right ones of A (default: right)",
     )

@@ -22,7 +22,7 @@ def said(measured: Measured) -> str:
 def test_the_first_direction_is_said_by_role_with_chance() -> None:
     one, two = along(0, 1), along(3, 0)
     text = said(analysed(one, two))
-    assert "one and two: one's first direction lies in two's first two by φ = 1.00 on q; chance 0.25." in text
+    assert "one and two: The first direction of one lies in the first two of two by φ = 1.00 on q; chance 0.25." in text
     assert "closest in layer.0.q, φ(1, 1) = 0.00" in text
     assert "of all directions φ is 0.50, 2 times chance (0.25)" in text
 
@@ -30,7 +30,7 @@ def test_the_first_direction_is_said_by_role_with_chance() -> None:
 def test_roles_are_in_the_order_of_what_they_share() -> None:
     both = [along(0, name="layer.0.q"), along(0, name="layer.0.v")], [along(1, name="layer.0.q"), along(0, name="layer.0.v")]
     one, two = (lora.Adapter(lora.LoRAConfig(), {n: u for part in parts for n, u in part.layers.items()}) for parts in both)
-    assert "agrees with two's by φ = 1.00 on v and 0.00 on q; chance 0.12." in said(analysed(one, two))
+    assert "agrees with that of two by φ = 1.00 on v and 0.00 on q; chance 0.12." in said(analysed(one, two))
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,16 @@ def test_one_seed_is_a_warning_with_what_was_shared_before_training() -> None:
 
 
 def test_one_seed_without_a_common_start_is_said_so() -> None:
-    start = {
-        name: SubspaceSimilarity(torch.full((2, 4), 0.17, dtype=torch.float64), 24) for name in random_adapter(2, 0).layers
-    }
-    assert "and yet with different A" in of_one_seed(start)
+    start = {name: SubspaceSimilarity(torch.full((2, 4), 0.2, dtype=torch.float64), 24) for name in random_adapter(2, 0).layers}
+    assert "Both began with seed None, and yet with different A: φ of all directions was 0.20 then." in of_one_seed(start)
     assert "compare runs of different seeds" not in of_one_seed(start)
+
+
+def test_layers_with_a_common_start_are_counted() -> None:
+    first, *others = random_adapter(2, 0).layers
+    start = {name: SubspaceSimilarity(torch.full((2, 4), 0.2, dtype=torch.float64), 24) for name in others}
+    start[first] = SubspaceSimilarity(torch.ones(2, 4, dtype=torch.float64), 24)
+    assert f"in 1 of 6 layers, such as {first}, φ of all directions of A was 1.00 before any training" in of_one_seed(start)
 
 
 def test_what_is_infinite_is_left_out() -> None:

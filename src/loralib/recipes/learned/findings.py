@@ -100,8 +100,8 @@ def _first_directions(measured: Measured, pair: Pair, similarity: Similarities) 
     order = sorted(by_role, key=lambda role: -statistics.fmean(by_role[role]))
     shared = listed([f"{mean_of(by_role[role])} on {role}" for role in order])
     odds = range_of([chance(found, 1, some) for found in similarity.values()])
-    where = f"lies in {pair.b.name}'s first {word_for(some)}" if some > 1 else f"agrees with {pair.b.name}'s"
-    return f"{pair.a.name}'s first direction {where} by φ = {shared}; chance {odds}."
+    where = f"lies in the first {word_for(some)} of" if some > 1 else "agrees with that of"
+    return f"The first direction of {pair.a.name} {where} {pair.b.name} by φ = {shared}; chance {odds}."
 
 
 def _all_directions(similarity: Similarities) -> str:
@@ -128,10 +128,17 @@ def _same_seed(pair: Pair, start: Similarities | str) -> str:
     inflated = "φ over A and over input directions is inflated by that, so compare runs of different seeds"
     if isinstance(start, str):
         return f"{begun}, so rows of their A may have been the same: {inflated}. How far is not known: {start.rstrip('.')}."
-    whole, odds = _over_all([found for found in start.values() if found.phi.numel()])
-    if not whole or statistics.fmean(whole) <= 2 * statistics.fmean(odds):
-        return f"{begun}, and yet with different A: φ of all directions was {mean_of(whole or [0.0])} then."
-    return f"{begun}: φ of all directions of A was {mean_of(whole)} before any training, chance {range_of(odds)}; {inflated}."
+    found = {name: one for name, one in start.items() if one.phi.numel()}
+    whole, odds = (dict(zip(found, values, strict=True)) for values in _over_all(found.values()))
+    alike = [name for name in found if whole[name] > (1 + odds[name]) / 2]
+    if not alike:
+        return f"{begun}, and yet with different A: φ of all directions was {mean_of([*whole.values(), *[0.0] * (not whole)])} then."
+    where = "" if len(alike) == len(found) else f"in {len(alike)} of {counted(len(found), 'layer')}, such as {alike[0]}, "
+    values, chances = [whole[name] for name in alike], [odds[name] for name in alike]
+    return (
+        f"{begun}: {where}φ of all directions of A was {mean_of(values)} before any training, chance {range_of(chances)}; there "
+        f"{inflated}."
+    )
 
 
 def _combined(pair: Pair) -> str:
@@ -162,10 +169,8 @@ def _of_one(measured: Measured, alone: Alone) -> Iterator[str]:
         yield from _amplified(finite)
     if alone.intruders:
         layers, count = sum(map(bool, alone.intruders.values())), sum(map(len, alone.intruders.values()))
-        yield (
-            f"{counted(count, 'intruder dimension')} in {layers} of {counted(len(alone.intruders), 'layer')}: leading "
-            "directions of W + ΔW that W does not have."
-        )
+        found = f"{counted(count, 'intruder dimension')} in {layers} of" if count else "No intruder dimensions in"
+        yield f"{found} {counted(len(alone.intruders), 'layer')}: leading directions of W + ΔW that W does not have."
 
 
 def _where(groups: Mapping[str, Sequence[str]], norms: Mapping[str, float]) -> str:

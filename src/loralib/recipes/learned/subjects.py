@@ -134,12 +134,13 @@ def _traits(subject: Subject) -> list[str]:
 
 
 def _names(made: Sequence[Subject]) -> list[str]:
-    """Names by what the runs differ in, where that tells them apart; else by their paths."""
+    """Names by the first things that the runs differ in, as many as tell them apart; else by their paths."""
     if len(made) > 1 and all(subject.run for subject in made):
-        traits = zip(*map(_traits, made), strict=True)
-        names = [", ".join(parts) for parts in zip(*(values for values in traits if len(set(values)) > 1), strict=True)]
-        if names and _differ(names):
-            return names
+        differing = [values for values in zip(*map(_traits, made), strict=True) if len(set(values)) > 1]
+        for count in range(1, len(differing) + 1):
+            names = [", ".join(parts) for parts in zip(*differing[:count], strict=True)]
+            if _differ(names):
+                return names
     return by_paths([subject.path for subject in made])
 
 
