@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e bench docs docs-serve notebook clean
+.PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e learned bench docs docs-serve notebook clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -60,6 +60,9 @@ imdb: $(STAMP)  ## the same on IMDb's film reviews (needs LORALIB_DATA; about th
 
 e2e: $(STAMP)  ## a small GPT-2 pretrained, adapted to E2E NLG in three ways, decoded and scored (needs LORALIB_DATA; under an hour)
 	$(BIN)/python -m benchmarks.e2e
+
+learned: $(STAMP)  ## the findings of the paper's section 7, asked of MiniLM and SmolLM2 (needs LORALIB_DATA; hours, and goes on when stopped)
+	$(BIN)/python -m benchmarks.learned
 
 bench: $(STAMP) $(PEERS)  ## every benchmark against loralib 0.1.2 and PEFT, recorded in benchmarks/results (most of an hour, idle machine)
 	$(BIN)/python -m benchmarks all --record

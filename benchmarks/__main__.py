@@ -36,6 +36,7 @@ NAMES = (
     "generate",
     "tiny",
     "combine",
+    "analysis",
 )
 COMPARE = "compare-before"
 

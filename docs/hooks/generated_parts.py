@@ -37,8 +37,13 @@ def _slice(fused: str, slices: tuple[str, ...], role: str) -> str:
 def commands() -> str:
     """The help of every command, with all options, as the command line prints it."""
     parts = []
-    others = {name: what for name, what in cli.COMMANDS.items() if name not in cli.TRAINING | cli.ADAPTERS}
-    groups = {"Train a model and use it": cli.TRAINING, "Work on adapter files": cli.ADAPTERS, "Other commands": others}
+    others = {name: what for name, what in cli.COMMANDS.items() if name not in cli.TRAINING | cli.ADAPTERS | cli.ANALYSES}
+    groups = {
+        "Train a model and use it": cli.TRAINING,
+        "Work on adapter files": cli.ADAPTERS,
+        "Understand what was learned": cli.ANALYSES,
+        "Other commands": others,
+    }
     for title, group in groups.items():
         parts.append(f"## {title}")
         parts += [_command(name, what) for name, what in group.items()]

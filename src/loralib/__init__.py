@@ -12,7 +12,7 @@ __version__ = "1.0.0.dev0"
 name = "lora"
 
 if TYPE_CHECKING:
-    from . import formats, layers, ops, utils
+    from . import analysis, formats, layers, ops, utils
     from .adapters.adapter import Adapter
     from .adapters.combine import combine
     from .adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from .adapters.fused_update import FusedUpdate
     from .adapters.token_rows import TokenRows
     from .adapters.updates import LoRAUpdate, ProjectionUpdate
-    from .analysis import Intruder, intruder_dimensions, reduce_intruder_dimensions
+    from .analysis import (
+        Intruder,
+        SubspaceSimilarity,
+        intruder_dimensions,
+        reduce_intruder_dimensions,
+        subspace_similarity,
+    )
+    from .analysis.amplification import Amplification, amplification
     from .checkpoints.difference import difference
     from .checkpoints.merge import MergeReport, merge_checkpoint
     from .config import LoRAConfig
@@ -61,11 +68,18 @@ if TYPE_CHECKING:
     from .surgery.suggest import Suggestion, suggest
     from .surgery.trainable import lora_state_dict, mark_only_lora_as_trainable
 
-_SUBMODULES = ("formats", "layers", "ops", "utils")
+_SUBMODULES = ("analysis", "formats", "layers", "ops", "utils")
 _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.token_rows": ("TokenRows",),
-    "analysis": ("Intruder", "intruder_dimensions", "reduce_intruder_dimensions"),
+    "analysis": (
+        "Intruder",
+        "SubspaceSimilarity",
+        "intruder_dimensions",
+        "reduce_intruder_dimensions",
+        "subspace_similarity",
+    ),
+    "analysis.amplification": ("Amplification", "amplification"),
     "checkpoints.difference": ("difference",),
     "checkpoints.merge": ("MergeReport", "merge_checkpoint"),
     "adapters.combine": ("combine",),

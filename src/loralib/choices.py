@@ -8,6 +8,7 @@ ReadFormat = Literal["peft", "safetensors", "loralib", "diffusers", "kohya", "or
 CombineMethod = Literal["exact", "svd", "magnitude", "dare", "ties", "dare_ties"]
 MajoritySign = Literal["total", "frequency"]
 ExtraTensors = Literal["same", "first", "average", "drop"]
+Directions = Literal["A", "right", "left"]  # right singular vectors of A; of ΔW; left ones of ΔW
 TiedWeights = Literal["refuse", "untie"]
 Precision = Literal["float32", "float16", "bfloat16", "float64"]
 

@@ -75,3 +75,34 @@ def test_a_large_matrix_that_needs_many_components_gets_them():
     found = low_rank.leading(P, energy=0.9)
     assert float(found.S.square().sum() / S.sum()) >= 0.9 * (1 - 1e-6)
     assert len(found.S) == low_rank.rank_for(S.sqrt(), 0.9)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.sampled_from(DTYPES), st.integers(0, 99))
+def test_the_dominant_part_is_that_of_the_svd(k, n, r, dtype, seed):
+    W = torch.randn(k, n, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    U, S, Vh = low_rank.dominant(W, r)
+    expected = torch.linalg.svdvals(W.double())
+    assert len(S) == min(k, n, r)
+    assert torch.allclose(S, expected[: len(S)], rtol=1e-6, atol=1e-8 * float(expected[0]))
+    best = torch.linalg.svd(W.double(), full_matrices=False)
+    error = (U * S @ Vh - W.double()).norm()
+    assert error <= (best.U * best.S.masked_fill(torch.arange(len(best.S)) >= r, 0) @ best.Vh - W.double()).norm() + 1e-6
+
+
+def test_the_dominant_part_of_many_rows_and_of_a_matrix_of_low_rank():
+    P = torch.randn(2500, 3, dtype=torch.float64) @ torch.randn(3, 7, dtype=torch.float64)
+    for W in (P, P.t()):
+        U, S, Vh = low_rank.dominant(W, 6)
+        assert len(S) == 3
+        assert torch.allclose(U * S @ Vh, W)
+        for Q in (U, Vh.t()):
+            assert torch.allclose(Q.t() @ Q, torch.eye(3, dtype=torch.float64))
+
+
+def test_the_dominant_part_of_a_large_matrix_is_close(monkeypatch):
+    monkeypatch.setattr(low_rank, "_EXACT", 700)
+    torch.manual_seed(0)
+    W = torch.randn(900, 800)
+    S = torch.linalg.svdvals(W.double())
+    assert 0.99 <= float(low_rank.dominant(W, 80).S.norm() / S[:80].norm()) <= 1 + 1e-5

@@ -321,7 +321,7 @@ def test_only_what_a_merge_wrote_is_replaced_and_only_by_force(tmp_path):
     assert not same_tensors(load_file(out / "model.safetensors"), first)
     (out / "inner").mkdir()
     (out / "inner" / "thesis.tex").write_text("x")
-    with pytest.raises(lora.FormatError, match=r"holds what no merge wrote \(inner/thesis.tex\)"):
+    with pytest.raises(lora.FormatError, match=r"holds what loralib merge did not write \(inner/thesis.tex\)"):
         lora.merge_checkpoint(base, adapter, out, overwrite=True)
     assert (out / "inner" / "thesis.tex").read_text() == "x"
     with pytest.raises(lora.FormatError, match="is or holds the base"):

@@ -1,6 +1,7 @@
 """The commands on files of adapters need torch and safetensors only, and are quick to help."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import WORDS
-from loralib.cli import ADAPTERS
+from loralib.cli import ADAPTERS, ANALYSES
 
 # fmt: off
 ABSENT = {
@@ -55,7 +56,15 @@ def test_what_is_absent_is_absent(tmp_path: Path) -> None:
     assert "is missing" in done.stderr
 
 
-@pytest.mark.parametrize("command", ADAPTERS)
+@pytest.mark.slow
+def test_an_analysis_says_what_to_install(place: Path) -> None:
+    done = without(["analyze", "one", "-o", "out"], place)
+    assert done.returncode == 2
+    assert re.fullmatch(r"loralib: the package that provides '\w+' is missing; .*plot.*\n", done.stderr)
+    assert not any(place.glob("out*"))
+
+
+@pytest.mark.parametrize("command", [*ADAPTERS, *ANALYSES])
 def test_the_help_of_a_command_loads_neither_torch_nor_numpy(command: str) -> None:
     script = (
         "import sys\nfrom loralib.cli import main\n"
@@ -68,6 +77,6 @@ def test_the_help_of_a_command_loads_neither_torch_nor_numpy(command: str) -> No
 
 def test_help_is_shown_where_there_is_nothing_but_ascii() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    for command in ADAPTERS:
+    for command in [*ADAPTERS, *ANALYSES]:
         words = [sys.executable, "-m", "loralib", command, "--help"]
         assert subprocess.run(words, capture_output=True, env=environment, check=True).stdout.isascii()

@@ -91,7 +91,7 @@ def test_the_numbers_of_each_layer_are_those_of_its_dense_product(adapter: lora.
         assert expected[n:].max() < tolerance if len(expected) > n else found[n:].sum() < tolerance
         assert layer["norm"] == pytest.approx(float(exact.norm()), rel=1e-4)
         carried = found.square().cumsum(0)
-        assert layer["effective_rank"] == 1 + int((carried < 0.99 * carried[-1]).sum())
+        assert layer["rank_at_99_percent"] == 1 + int((carried < 0.99 * carried[-1]).sum())
         assert (layer["r"], layer["kind"], layer["scaling"]) == (update.r, update.kind, update.scaling)
     assert said["tensors"].keys() == adapter.tensors.keys()
     assert {name: tuple(rows["indices"]) for name, rows in said["rows"].items()} == {

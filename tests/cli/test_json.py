@@ -62,6 +62,9 @@ def test_commands_on_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert told(capsys, "extract", tmp_path / "tuned", tmp_path / "base", "--r", "1", "-o", tmp_path / "diff")["layers"]
     merged = told(capsys, "merge", tmp_path / "base", tmp_path / "one", "-o", tmp_path / "merged", "--check")
     assert (merged["path"], merged["layers"]) == (str(tmp_path / "merged"), 1)
+    assert (
+        told(capsys, "analyze", tmp_path / "one", "-o", tmp_path / "learned")["adapters"]["one"]["digest"] == adapter.digest()
+    )
 
 
 @pytest.mark.slow

@@ -66,6 +66,7 @@ WORDS = [
     ["combine", "adapter", "adapter", "-o", "out/both"],
     ["extract", "tuned", "base", "--r", "1", "-o", "out/[b]"],
     ["merge", "base", "adapter", "-o", "out/merged"],
+    ["analyze", "adapter", "--base", "base", "-o", "out/learned"],
 ]
 
 

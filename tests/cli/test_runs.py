@@ -38,10 +38,20 @@ def test_the_adapter_of_a_run_is_in_it_and_other_paths_stay(tmp_path: Path) -> N
 
 
 def test_runs_without_an_adapter_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"trained a whole model, which is in .*/model; it has no adapter"):
+    with pytest.raises(RunError, match=r"trained a whole model, which is in .*/model; it has no adapter") as refused:
         runs.adapter_in(run(tmp_path / "full", method="full"))
+    assert f"loralib extract {tmp_path / 'full' / 'model'} m --r 16 -o ADAPTER" in refused.value.on_the_command_line()
     with pytest.raises(RunError, match="is not finished"):
         runs.adapter_in(run(tmp_path / "part", finished=False))
+
+
+def test_a_folder_of_seeds_stands_for_its_runs(tmp_path: Path) -> None:
+    assert runs.runs_in(tmp_path) == [tmp_path]
+    run_folder.write_seeds(tmp_path, TrainOptions.of({"model": "m", "data": "d.tsv"}), 2)
+    with pytest.raises(RunError, match=r"no seed in .* is finished"):
+        runs.runs_in(tmp_path)
+    inner = [run(tmp_path / f"seed-{seed}") for seed in (2, 10)]
+    assert runs.runs_in(tmp_path) == inner
 
 
 def test_classes_are_those_of_the_run_or_of_the_run_that_an_adapter_is_in(tmp_path: Path) -> None:

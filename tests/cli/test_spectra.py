@@ -1,14 +1,13 @@
 """The table of singular values: aligned, in natural order, and every layer is counted."""
 
-import math
 import re
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralib.cli.spectra import Spectrum, table
+from loralib.analysis.spectra import Spectrum
+from loralib.cli.spectra import table
 
 
 @given(
@@ -40,19 +39,6 @@ def spectra(*names: str, values: tuple[float, ...] | None = (2.0, 1.0), **how: A
 
 def kind(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-@pytest.mark.parametrize(
-    ("values", "rank"),
-    [((3.0, 0.1), 1), ((1.0, 1.0), 2), ((0.0, 0.0), 0), ((), 0), (None, 0), ((1.0, 0.11, 0.0), 2), ((1.0, 0.1, 0.0), 1)],
-)
-def test_the_effective_rank_carries_99_percent(values: tuple[float, ...] | None, rank: int) -> None:
-    assert Spectrum(2, 4, values).effective_rank == rank
-
-
-def test_the_norm_is_that_of_the_update() -> None:
-    assert Spectrum(2, 4, (3.0, 4.0)).norm == 5
-    assert math.isnan(Spectrum(2, 4, None).norm)
 
 
 def test_layers_of_one_kind_stand_together_in_natural_order_under_what_they_have_in_common() -> None:

@@ -46,6 +46,7 @@ COMMANDS = {
     "combine, svd": ("combine", "A", "good", "-o", "out", "--method", "svd", "--tensors", "drop"),
     "combine, ties": ("combine", "good", "A", "-o", "out", "--method", "ties", "--density", "0.5", "--tensors", "drop"),
     "merge": ("merge", "base", "A", "-o", "out"),
+    "analyze": ("analyze", "A", "good", "-o", "out"),
 }
 
 

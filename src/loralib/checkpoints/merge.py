@@ -20,8 +20,8 @@ from ..choices import TiedWeights, names
 from ..errors import ConfigError, FormatError
 from ..formats import load
 from ..storage import hub
-from ..storage.folders import MARK, all_files, files_by_mark, write_mark
-from ..storage.swap import new_folder, sole_writer
+from ..storage.folders import all_files, write_mark
+from ..storage.swap import check_place, new_folder, sole_writer
 from .checkpoint import SAFE, open_checkpoint
 from .merge_plan import Plan, planned
 from .other_files import OtherFiles, check_links, other_files
@@ -149,30 +149,10 @@ def merge_checkpoint(
 
 
 def _check_place(output: Path, base: Path, overwrite: bool) -> None:
-    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise FormatError(f"{output} is a file, and the result is a folder; choose another place. Nothing was written.")
-    if not overwrite:
-        raise FormatError(
-            f"{output} exists",
-            "choose another place, or say overwrite=True",
-            option="add --overwrite to replace it, or give another place",
-            outcome="Nothing was written.",
-        )
-    if base.resolve().is_relative_to(output.resolve()):
+    """`FormatError` when the result may not be put at `output`: only what a merge wrote is replaced, and never the base."""
+    if overwrite and output.is_dir() and base.resolve().is_relative_to(output.resolve()):
         raise FormatError(f"{output} is or holds the base, which would be lost; choose another place. Nothing was written.")
-    held, known = list(all_files(output)), files_by_mark(output, _TITLE)
-    if held and known is None:
-        raise FormatError(
-            f"{output} has no mark ({MARK}) that a merge wrote it, so it is not replaced; choose another place, or remove it "
-            "yourself. Nothing was written."
-        )
-    if foreign := [name for name in held if name not in (MARK, *(known or ()))]:
-        raise FormatError(
-            f"{output} holds what no merge wrote ({', '.join(foreign[:3])}); choose another place. Nothing was written."
-        )
+    check_place(output, _TITLE, overwrite)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

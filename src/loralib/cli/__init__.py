@@ -37,8 +37,9 @@ ADAPTERS = {
     "extract": "make an adapter from the difference of two models' files",
     "merge": "merge an adapter into a model's files, without building the model",
 }
+ANALYSES = {"analyze": "show what adapters learned: tables, figures and a page"}
 OTHERS = {"completion": "print a shell script that completes commands and options"}
-COMMANDS = TRAINING | ADAPTERS | OTHERS
+COMMANDS = TRAINING | ADAPTERS | ANALYSES | OTHERS
 OF_TEXTS = ("predict", "generate")  # commands whose arguments may be texts in any encoding
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -97,7 +98,8 @@ def _unreadable(name: str) -> str:
 def _listing() -> str:
     """The commands, in groups, with what each does."""
     adapters = "work on adapter files (no model library needed):"
-    groups = {"train and use a model:": TRAINING, adapters: ADAPTERS, "other:": OTHERS}
+    analyses = "understand what was learned:"
+    groups = {"train and use a model:": TRAINING, adapters: ADAPTERS, analyses: ANALYSES, "other:": OTHERS}
     lines = [[title, *(f"  {name:<10} {summary}" for name, summary in group.items())] for title, group in groups.items()]
     return "\n\n".join("\n".join(group) for group in lines)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AlgebraError
 from ..printing import printable
 from ..storage.json_text import as_json
 from . import files, spectra
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
     from ..adapters.updates import LoRAUpdate
     from ..analysis.intruders import Intruder
+    from ..analysis.spectra import Spectrum
 
     Intruders = tuple[Intruder, ...]
 
@@ -66,18 +66,11 @@ def parser() -> OneSentenceParser:
     return parser
 
 
-def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[str, spectra.Spectrum]:
-    from ..adapters.algebra import spectrum
+def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[str, "Spectrum"]:
+    from ..analysis.spectra import spectrum_of
 
-    found = {}
-    for name, update in adapter.layers.items():
-        try:
-            values = tuple(spectrum(update).tolist())
-        except AlgebraError:
-            values = None
-        count = len(intruders[name]) if name in intruders else None
-        found[name] = spectra.Spectrum(update.r, update.lora_alpha, values, count)
-    return found
+    counts = {name: len(of_layer) for name, of_layer in intruders.items()}
+    return {name: spectrum_of(update, counts.get(name)) for name, update in adapter.layers.items()}
 
 
 def _intruders(adapter: "Adapter", base: Path | None) -> Mapping[str, "Intruders"]:
@@ -89,7 +82,7 @@ def _intruders(adapter: "Adapter", base: Path | None) -> Mapping[str, "Intruders
     return intruder_dimensions(adapter, base)
 
 
-def _show_facts(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], guessed: bool) -> None:
+def _show_facts(adapter: "Adapter", found: Mapping[str, "Spectrum"], guessed: bool) -> None:
     facts = adapter.facts()
     if guessed:
         facts.pop("scaling", None)
@@ -115,7 +108,7 @@ def _problems(adapter: "Adapter") -> dict[str, str]:
     return dict(problems(adapter.layers, adapter.tensors, adapter.rows))
 
 
-def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], everything: bool) -> None:
+def _show_spectra(adapter: "Adapter", found: Mapping[str, "Spectrum"], everything: bool) -> None:
     from ..adapters.summary import last_name
 
     if not found:
@@ -128,7 +121,7 @@ def _show_spectra(adapter: "Adapter", found: Mapping[str, spectra.Spectrum], eve
         say(line)
 
 
-def _legend(adapter: "Adapter", found: Mapping[str, spectra.Spectrum]) -> str:
+def _legend(adapter: "Adapter", found: Mapping[str, "Spectrum"]) -> str:
     notes = [
         "99 %: how many singular values carry 99 % of ‖ΔW‖² (Frobenius).",
         "Spectrum: their sizes, on a log scale down to 1/100 of the layer's largest.",
@@ -140,7 +133,7 @@ def _legend(adapter: "Adapter", found: Mapping[str, spectra.Spectrum]) -> str:
     return " ".join(notes)
 
 
-def _as_json(read: files.Read, found: Mapping[str, spectra.Spectrum], path: Path) -> dict[str, Any]:
+def _as_json(read: files.Read, found: Mapping[str, "Spectrum"], path: Path) -> dict[str, Any]:
     adapter = read.adapter
     return {
         "path": str(path),
@@ -159,7 +152,7 @@ def _as_json(read: files.Read, found: Mapping[str, spectra.Spectrum], path: Path
     }
 
 
-def _layer_as_json(update: "LoRAUpdate", spectrum: spectra.Spectrum) -> dict[str, Any]:
+def _layer_as_json(update: "LoRAUpdate", spectrum: "Spectrum") -> dict[str, Any]:
     finite = spectrum.values is not None
     return {
         "kind": update.kind,
@@ -171,6 +164,8 @@ def _layer_as_json(update: "LoRAUpdate", spectrum: spectra.Spectrum) -> dict[str
         **{part: _tensor_as_json(tensor) for part, tensor in update.tensors().items()},
         **dict(update.own_fields()),
         "norm": spectrum.norm if finite else None,
+        "rank_at_99_percent": spectrum.rank_at(spectra.ENERGY) if finite else None,
+        "stable_rank": spectrum.stable_rank if finite else None,
         "effective_rank": spectrum.effective_rank if finite else None,
         "singular_values": list(spectrum.values or ()) if finite else None,
     }

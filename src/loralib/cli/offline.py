@@ -40,11 +40,20 @@ def offline_if_unreachable(*names: str | None) -> Iterator[None]:
         return
     if os.environ.get("RANK", "0") == "0":
         print("The Hugging Face hub cannot be reached; what was downloaded before is used.", file=sys.stderr)
-    os.environ[OFFLINE] = "1"
+    with offline():
+        yield
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """In the block the hub's libraries fetch nothing, where the block imports them; whoever set the variable is obeyed."""
+    before = os.environ.get(OFFLINE)
+    os.environ.setdefault(OFFLINE, "1")
     try:
         yield
     finally:
-        del os.environ[OFFLINE]
+        if before is None:
+            del os.environ[OFFLINE]
 
 
 def hub_names(options: TrainOptions) -> Iterable[str | None]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 _OF_A_RUN = ("config.yaml", "labels.json")  # `recipes.run_folder` needs a package for its files, and is imported for runs only
+_OF_SEEDS = "seeds.yaml"
 
 
 def is_run(folder: Path) -> bool:
@@ -19,7 +20,11 @@ def adapter_in(path: Path) -> Path:
 
     options, _ = run_folder.read_options(path)
     if options.method != "lora":
-        raise RunError(f"the run in {path} trained a whole model, which is in {path / run_folder.MODEL}; it has no adapter.")
+        model = path / run_folder.MODEL
+        raise RunError(
+            f"the run in {path} trained a whole model, which is in {model}; it has no adapter",
+            f"make one of what changed: loralib extract {model} {options.model} --r 16 -o ADAPTER",
+        )
     return run_folder.trained_part(path, options)
 
 
@@ -31,3 +36,12 @@ def labels_of(path: Path) -> list[str] | None:
     from ..recipes import run_folder
 
     return run_folder.read_options(folder)[1]
+
+
+def runs_in(path: Path) -> list[Path]:
+    """The finished runs of a folder of seeds; any other path itself. Raises `RunError` when none is finished."""
+    if not (path / _OF_SEEDS).is_file():
+        return [path]
+    from ..recipes import run_folder
+
+    return run_folder.runs_of(path)

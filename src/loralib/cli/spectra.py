@@ -1,13 +1,15 @@
 """The singular values of an adapter's updates, as a table with a small picture of each layer's."""
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from ..printing import printable
 from .terminal import shown, sparkline
+
+if TYPE_CHECKING:
+    from ..analysis.spectra import Spectrum
 
 ENERGY = 0.99
 _MOST_ROWS = 24
@@ -16,46 +18,16 @@ _LEAST_BARS, _MOST_BARS, _LEAST_NAME = len(_PICTURE), 32, 12
 _GAP = "  "
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """What is shown of a layer. values: the singular values of ΔW, descending; None where its factors are not finite.
-    intruders: how many intruder dimensions it has, where that was asked for."""
-
-    r: int
-    lora_alpha: float
-    values: tuple[float, ...] | None
-    intruders: int | None = None
-
-    @property
-    def norm(self) -> float:
-        """‖ΔW‖_F."""
-        return math.nan if self.values is None else math.hypot(*self.values)
-
-    @property
-    def effective_rank(self) -> int:
-        """How many singular values carry 99 % of ‖ΔW‖²; 0 of a ΔW that is zero.
-
-        >>> Spectrum(4, 4, (1.0, 1.0, 0.1, 0.0)).effective_rank
-        2
-        """
-        goal, carried = ENERGY * self.norm**2, 0.0
-        for rank, value in enumerate(self.values or (), 1):
-            carried += value**2
-            if carried >= goal > 0:
-                return rank
-        return 0
-
-
-_COLUMNS: dict[str, Callable[[Spectrum], str]] = {
+_COLUMNS: "dict[str, Callable[[Spectrum], str]]" = {
     "r": lambda s: str(s.r),
     "alpha": lambda s: f"{s.lora_alpha:g}",
     "‖ΔW‖": lambda s: _digits(s.norm),
-    "99 %": lambda s: "" if s.values is None else str(s.effective_rank),
+    "99 %": lambda s: "" if s.values is None else str(s.rank_at(ENERGY)),
     "intruders": lambda s: "" if s.intruders is None else str(s.intruders),
 }
 
 
-def table(spectra: Mapping[str, Spectrum], kind: Callable[[str], str], columns: int, everything: bool = False) -> list[str]:
+def table(spectra: "Mapping[str, Spectrum]", kind: Callable[[str], str], columns: int, everything: bool = False) -> list[str]:
     """The lines of the table, at most `columns` wide where that can be. Layers of one `kind` stand together, some of them where
     there are many, unless `everything` is asked for. No lines for no layers."""
     groups = _grouped(spectra, kind, everything)
@@ -83,7 +55,7 @@ def _grouped(names: Iterable[str], kind: Callable[[str], str], everything: bool)
     return [_Group(own, len(own) if everything else max(2, _MOST_ROWS // len(groups))) for own in groups.values()]
 
 
-def _worth_telling(spectra: Collection[Spectrum]) -> dict[str, Callable[[Spectrum], str]]:
+def _worth_telling(spectra: "Collection[Spectrum]") -> "dict[str, Callable[[Spectrum], str]]":
     """The columns, without those that would say the same, or nothing, of every layer."""
     alphas, counts = {s.lora_alpha for s in spectra}, {s.intruders for s in spectra}
     left_out = {"alpha"} if len(alphas) == 1 else set()
@@ -98,7 +70,7 @@ def _shared_out(room: int, groups: Sequence["_Group"], most: int) -> tuple[int, 
     return max(_LEAST_NAME, min(longest, room - bars)), bars
 
 
-def _picture(spectrum: Spectrum, bars: int) -> str:
+def _picture(spectrum: "Spectrum", bars: int) -> str:
     if spectrum.values is None:
         return "not finite"
     return sparkline(spectrum.values, bars) if any(spectrum.values) else "zero"
@@ -173,9 +145,9 @@ def _abbreviated(label: str, letters: int) -> str:
     return indent + ".".join([*(word if word.isdecimal() else word[:letters] for word in words), last])
 
 
-def _what_is_hidden(hidden: Sequence[str], spectra: Mapping[str, Spectrum]) -> str:
+def _what_is_hidden(hidden: Sequence[str], spectra: "Mapping[str, Spectrum]") -> str:
     finite = [spectra[name] for name in hidden if spectra[name].values is not None]
-    norms, ranks = [s.norm for s in finite], [s.effective_rank for s in finite]
+    norms, ranks = [s.norm for s in finite], [s.rank_at(ENERGY) for s in finite]
     ranges = f": ‖ΔW‖ {_range(norms)}, 99 % in {_range(ranks)}" if finite else ""
     return f"{len(hidden)} more{ranges} (--all shows them)"
 

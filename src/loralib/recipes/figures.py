@@ -24,13 +24,17 @@ _LINE = 0.22  # inches of a line of text under the plots
 _WIDEST = 130  # characters of a line of text under the plots
 _SPREAD = 5  # times that perplexities differ when they are drawn on a logarithmic scale
 METHOD_COLOURS = {"lora": BLUE, "last-layers": ORANGE, "full": GREEN}
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, GREY)  # of things without an order, one after the other
+SEQUENTIAL = ("#0b1e33", BLUE, SKY, "#fff6d6")  # from little to much; lighter and lighter
 
 
 def write(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as a PNG; characters that the font lacks, of file names for instance, become boxes without a warning."""
+    """Write a figure as a PNG or an SVG, as the path says. Characters that the font lacks, of file names for instance, become
+    boxes without a warning."""
+    undated = {"Date": None} if path.suffix == ".svg" else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=dpi, metadata=undated)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import FormatError
 from .atomic import sync_folder
-from .folders import files_by_mark
+from .folders import MARK, all_files, files_by_mark
 from .lock import file_lock
 from .processes import tag
 from .temporaries import leftovers, temporary
@@ -22,6 +23,32 @@ def sole_writer(output: Path, title: str) -> Iterator[None]:
     with file_lock(output):
         _undo(output, title)
         yield
+
+
+def check_place(output: Path, title: str, overwrite: bool) -> None:
+    """`FormatError` when `title` may not write the folder `output`: only what `title` itself wrote is replaced, if that is
+    asked for."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise FormatError(f"{output} is a file, and the result is a folder; choose another place. Nothing was written.")
+    if not overwrite:
+        raise FormatError(
+            f"{output} exists",
+            "choose another place, or say overwrite=True",
+            option="add --overwrite to replace it, or give another place",
+            outcome="Nothing was written.",
+        )
+    held, known = list(all_files(output)), files_by_mark(output, title)
+    if held and known is None:
+        raise FormatError(
+            f"{output} has no mark ({MARK}) that {title} wrote it, so it is not replaced; choose another place, or remove it "
+            "yourself. Nothing was written."
+        )
+    if foreign := [name for name in held if name not in (MARK, *(known or ()))]:
+        raise FormatError(
+            f"{output} holds what {title} did not write ({', '.join(foreign[:3])}); choose another place. Nothing was written."
+        )
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What adapters learned, as a report: numbers, sentences, tables, figures and one page."""
