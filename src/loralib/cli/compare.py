@@ -81,7 +81,8 @@ def _with_own() -> tuple[OptionsParser, dict[str, Any]]:
 
 def _add_comparison(group: Any) -> None:
     usual = ",".join(COMPARED)
-    help_ = f"methods to compare, of {','.join(METHODS)} (default: {usual})"
+    others = " and ".join(method for method in METHODS if method not in COMPARED)
+    help_ = f"methods to compare, also {others} (default: {usual})"
     group.add_argument("--methods", default=usual, metavar="LIST", help=help_)
     grids.add_rates(group)
     group.add_argument("--seeds", type=int, default=1, metavar="N", help="train each method with N seeds (default: 1)")

@@ -72,7 +72,7 @@ def load(
     """
     source = locate(name)
     trust: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}  # None would let transformers ask on standard input
-    trust |= _of_gguf(source) if source.gguf else {}
+    trust |= gguf_file(source) if source.gguf else {}
     try:
         stored = AutoConfig.from_pretrained(source.path, **trust)
         config = AutoConfig.from_pretrained(source.path, **trust, **outputs) if outputs else copy.deepcopy(stored)
@@ -118,7 +118,7 @@ def _remedy(source: ModelSource) -> str:
     return f"give a local folder, or a name on the Hugging Face hub and a network{packages}"
 
 
-def _of_gguf(source: ModelSource) -> dict[str, Any]:
+def gguf_file(source: ModelSource) -> dict[str, Any]:
     """What `from_pretrained` takes for a GGUF file. Raises `RunError` where the package that reads it is not installed."""
     if find_spec("gguf") is None:
         raise RunError(f"{source.gguf} is a GGUF file, which needs the package gguf; run: pip install gguf")

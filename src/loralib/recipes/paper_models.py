@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from ..architectures import ENCODERS, PUBLISHED, short_name
 from ..errors import RunError
 from . import model_loader
+from .model_sources import locate
 from .nlu import encoders
 
 
@@ -39,7 +40,9 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
             kind, values = PUBLISHED[known]
             config: PretrainedConfig = AutoConfig.for_model(kind, **values)
         else:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=bool(trust_remote_code))
+            source = locate(name)
+            of_gguf = model_loader.gguf_file(source) if source.gguf else {}
+            config = AutoConfig.from_pretrained(source.path, trust_remote_code=bool(trust_remote_code), **of_gguf)
     except (OSError, ValueError, KeyError) as error:
         model_loader.refuse_code(name, error)
         reason = " ".join(str(error).split())[:200]
@@ -50,13 +53,13 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     return config
 
 
-def build(name: str, labels: list[str] | None, trust_remote_code: bool = False) -> Shape:
+def build(name: str, labels: list[str] | None, trust_remote_code: bool = False, causal: bool | None = None) -> Shape:
     """The model `name` on the meta device: an encoder with a head for `labels` (None: regression), or a language model.
 
-    trust_remote_code: as in `read_config`.
+    trust_remote_code: as in `read_config`. causal: whether it is a language model; None: by its type.
     """
     config = read_config(name, trust_remote_code)
-    causal = config.model_type not in ENCODERS
+    causal = config.model_type not in ENCODERS if causal is None else causal
     if not causal:
         for key, value in encoders.outputs(labels).items():
             setattr(config, key, value)
