@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 from loralib.cli import main
 from loralib.recipes import comparison, run_folder
+from loralib.storage.lock import locks_below
 
 pytestmark = pytest.mark.slow
 
@@ -78,14 +82,14 @@ def test_ranks_under_both_rules(
     report = json.loads(capsys.readouterr().out)
     assert report["study"] == "rank"
     assert len(report["findings"]) == 1
-    found = [(row["alpha"], row["r"], row["seed"]) for row in report["runs"]]
+    found = [(row["rule"], row["r"], row["seed"]) for row in report["runs"]]
     assert found == [(alpha, r, seed) for alpha, r in (("both", 1), ("paper", 4), ("rslora", 4)) for seed in (0, 1)]
     assert len(started) == 6
     used = {}
     for row in report["runs"]:
         options, _ = run_folder.read_options(out / "runs" / row["folder"])
         assert options.lora.lora_alpha == 8
-        used[row["alpha"]] = options.lora.use_rslora
+        used[row["rule"]] = options.lora.use_rslora
     assert used == {"both": False, "paper": False, "rslora": True}
     assert all(0 < row["eval_loss"] < 5 for row in report["runs"])
 
@@ -162,3 +166,26 @@ def test_what_no_study_wrote_is_never_replaced(
     assert main(words("rank", encoder, reviews, tmp_path, "--overwrite")) == 2
     assert "holds what no study wrote (thesis.tex)" in capfd.readouterr().err
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_study_that_is_killed_goes_on_where_it_was(
+    encoder: Path, reviews: Path, tmp_path: Path, started: list[list[str]]
+) -> None:
+    out = tmp_path / "out"
+    given = words("matrices", encoder, reviews, out, "--sets", "q", "v")
+    program, until = [sys.executable, "-m", "loralib", *given], time.monotonic() + 120
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not list(out.rglob("metrics.json")) and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
+    assert 1 <= len(kept) < 4
+    while list(locks_below(out)) and time.monotonic() < until:  # the run in progress ends, as its parent is gone
+        time.sleep(0.05)
+    assert main([*given, "--resume"]) == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+    assert len(started) <= 4 - len(kept)
+    assert len(rows(out)) == 4

@@ -45,7 +45,7 @@ def test_what_is_no_set_is_refused(text: str) -> None:
 
 def test_ranks_under_both_rules_share_what_is_the_same() -> None:
     cells = of_ranks(["query,value", "mlp"], [1, 4], ["paper", "rslora"])
-    found = [(cell.varied["matrices"], cell.varied["alpha"], cell.varied["r"], made(cell).lora.use_rslora) for cell in cells]
+    found = [(cell.varied["matrices"], cell.varied["rule"], cell.varied["r"], made(cell).lora.use_rslora) for cell in cells]
     assert found[:3] == [
         ("query,value", "both", 1, False),
         ("query,value", "paper", 4, False),
@@ -56,7 +56,7 @@ def test_ranks_under_both_rules_share_what_is_the_same() -> None:
     alphas = {made(cell).lora.lora_alpha for cell in cells}
     assert len(alphas) == 1  # the paper's rule: one for all ranks
     (alone,) = of_ranks(["mlp"], [1], ["rslora"])
-    assert (alone.varied["alpha"], made(alone).lora.use_rslora) == ("rslora", True)
+    assert (alone.varied["rule"], made(alone).lora.use_rslora) == ("rslora", True)
 
 
 def test_few_rows_are_trained_on_for_more_epochs() -> None:

@@ -42,9 +42,9 @@ MATRICES = [
     line({"matrices": "mlp", "r": 2}, 0.69, 0.73, 0.71),
 ]
 RANKS = [
-    line({"matrices": "query,value", "alpha": "both", "r": 1}, 0.5, 0.6),
-    line({"matrices": "query,value", "alpha": "paper", "r": 8}, 0.6, 0.7),
-    line({"matrices": "query,value", "alpha": "rslora", "r": 8}, 0.7, 0.8),
+    line({"matrices": "query,value", "rule": "both", "r": 1}, 0.5, 0.6),
+    line({"matrices": "query,value", "rule": "paper", "r": 8}, 0.6, 0.7),
+    line({"matrices": "query,value", "rule": "rslora", "r": 8}, 0.7, 0.8),
 ]
 ROWS = [
     line({"rows": 100, "method": "lora"}, 0.5, 0.6),

@@ -19,7 +19,7 @@ def adapter_in(path: Path) -> Path:
 
     options, _ = run_folder.read_options(path)
     if options.method == "prefix":
-        raise RunError(f"the run in {path} trained a prefix, which is no LoRA adapter; give a run of method=lora.")
+        raise RunError(f"the run in {path} trained a prefix, which is not a LoRA adapter; give a run of method=lora.")
     if options.method != "lora":
         raise RunError(f"the run in {path} trained a whole model, which is in {path / run_folder.MODEL}; it has no adapter.")
     return run_folder.trained_part(path, options)

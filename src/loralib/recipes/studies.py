@@ -93,9 +93,9 @@ def of_ranks(sets: Sequence[str], ranks: Sequence[int], rules: Sequence[Rule]) -
                 both = r == 1 and len(rules) > 1
                 if both and rule != rules[0]:
                     continue
-                shown = {"matrices": matrices, "alpha": "both" if both else rule, "r": r}
+                shown = {"matrices": matrices, "rule": "both" if both else rule, "r": r}
                 own = {"r": r, "use_rslora": rule == "rslora" and not both, **targets(matrices)}
-                cells.append(Cell(f"{_name(matrices)}-{shown['alpha']}-r{r}", shown, own))
+                cells.append(Cell(f"{_name(matrices)}-{shown['rule']}-r{r}", shown, own))
     return cells
 
 

@@ -43,7 +43,7 @@ def table(lines: Sequence[Line], title: str) -> Table:
     the loss on the evaluation rows, and the median time."""
     made, first = Table(title=plain(title)), lines[0]
     for heading in first.cell.varied:
-        made.add_column(heading, justify="left" if heading in ("matrices", "alpha", "method") else "right")
+        made.add_column(heading, overflow="fold", justify="left" if heading in ("matrices", "rule", "method") else "right")
     for heading in ("LoRA", "trained", first.outcome.metric, "loss", "time"):
         made.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
@@ -114,7 +114,7 @@ def _finding(lines: Sequence[Line], name: Callable[[Line], str]) -> str:
 
 
 def within_spread(a: Outcome, b: Outcome) -> bool:
-    """Whether two means are no further apart than √(s₁² + s₂²)."""
+    """Whether two means are at most √(s₁² + s₂²) apart."""
     return abs(a.mean - b.mean) <= math.hypot(a.spread, b.spread)
 
 
@@ -129,13 +129,15 @@ def plot(folder: Path, study: Study, lines: Sequence[Line], title: str) -> list[
             (losses, lambda line: line.outcome.losses, "loss (evaluation rows)"),
         ):
             if study == "matrices":
-                _bars(axes, lines, values, label)
+                _points(axes, lines, values, label)
             else:
                 _curves(axes, study, lines, values, label)
+        if study == "matrices":
+            losses.tick_params(labelleft=False)
     return paths
 
 
-def _bars(axes: Any, lines: Sequence[Line], values: Any, label: str) -> None:
+def _points(axes: Any, lines: Sequence[Line], values: Any, label: str) -> None:
     """A point a cell with its whisker, the first on top."""
     for i, line in enumerate(lines):
         found = values(line)
@@ -166,10 +168,10 @@ def curves(study: Study, lines: Sequence[Line]) -> dict[str, Mapping[int, Line]]
         for line in lines:
             found.setdefault(line.cell.varied["method"], {})[int(line.outcome.results[0]["train_rows"])] = line
         return dict(found)
-    rules = [line.cell.varied["alpha"] for line in lines if line.cell.varied["alpha"] != "both"]
+    rules = [line.cell.varied["rule"] for line in lines if line.cell.varied["rule"] != "both"] or ["both"]
     for line in lines:
         varied = line.cell.varied
-        for rule in dict.fromkeys(rules or ["both"]) if varied["alpha"] == "both" else [varied["alpha"]]:
+        for rule in dict.fromkeys(rules) if varied["rule"] == "both" else [varied["rule"]]:
             found.setdefault(f"{varied['matrices']}, {rule}", {})[varied["r"]] = line
     return dict(found)
 

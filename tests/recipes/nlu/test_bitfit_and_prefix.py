@@ -92,7 +92,7 @@ def test_other_folders_say_that_there_is_no_lora_adapter(prefix_run: Path, bitfi
     from loralib.cli import main
 
     assert main(["info", str(prefix_run)]) == 2
-    assert "trained a prefix, which is no LoRA adapter" in capsys.readouterr().err
+    assert "trained a prefix, which is not a LoRA adapter" in capsys.readouterr().err
     assert main(["info", str(bitfit_run)]) == 2
     assert "trained a whole model" in capsys.readouterr().err
 
