@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..printing import printable
 from ..recipes.detection import with_problem
 from ..recipes.options import TrainOptions
 from ..recipes.run_folder import holding_runs
@@ -177,7 +176,9 @@ def _cells(study: Study, options: TrainOptions, chosen: Mapping[str, Any], metho
         return of_ranks(chosen["sets"], sorted(set(chosen["ranks"] or RANKS)), list(dict.fromkeys(chosen["rules"] or RULES)))
 
     from ..recipes.plan import implementation
+    from ..recipes.study import check_methods
 
+    check_methods(options, methods)
     available = len(implementation(options).read_rows(options)[0])
     return of_rows(methods, chosen["rows"] or ROWS, options, available, chosen["min_steps"])
 
@@ -188,23 +189,19 @@ def _train(
     """Train all cells with all seeds."""
     from rich.console import Console
 
-    from ..recipes import comparison, grid, study_report
+    from ..recipes import comparison
+    from ..recipes.study import train_study
     from ..train.rich_text import say
 
-    console, shared, rates = Console(), grids.shared(options, values), grids.rates_of(chosen)
-    planned = {}
-    for cell in cells:
-        method: Method = cell.options.get("method", "lora")
-        rate = {"learning_rate": rates[method]} if method in rates else {}
-        planned[cell.name] = grid.of_method(shared, method, {**rate, **cell.options})
+    console, shared = Console(), grids.shared(options, values)
+    own = {method: {"learning_rate": rate} for method, rate in grids.rates_of(chosen).items()}
     seeds = range(options.seed, options.seed + chosen["seeds"])
 
     def on_progress(number: int, count: int, run: Path) -> None:
-        say(console, f"run {number} of {count}: {printable(str(run))}")
+        say(console, f"run {number} of {count}: {run}")
 
     train = comparison.apart(chosen["resume"], keep_weights=False)
-    outcomes = grid.train_grid(planned, folder / RUNS, seeds, train, on_progress)
-    return [study_report.Line(cell, outcome) for cell, outcome in zip(cells, outcomes, strict=True)]
+    return train_study(cells, shared, own, folder / RUNS, seeds, train, on_progress)
 
 
 def _report(study: Study, options: TrainOptions, folder: Path, lines: "Sequence[Line]") -> dict[str, Any]:

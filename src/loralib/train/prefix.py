@@ -35,19 +35,24 @@ def check_installed() -> None:
         raise RunError(f"method=prefix needs the package {PACKAGE}; run: pip install {PACKAGE}")
 
 
-def add_prefix(model: PreTrainedModel, length: int, task_type: str, head: Sequence[str] = ()) -> Any:
-    """`model` with a prefix of `length` tokens, within PEFT's model; the prefix and copies of the modules `head` are trained.
-
-    task_type: what PEFT calls the task. Raises `ConfigError` for a model whose blocks take no keys and values from outside.
-    """
-    check_installed()
-    import peft
-
+def check_takes_prefix(model: PreTrainedModel) -> None:
+    """`ConfigError` for a model whose blocks take no keys and values from outside."""
     if not any("past_key_values" in inspect.signature(part.forward).parameters for part in (model, model.base_model)):
         raise ConfigError(
             f"method='prefix': {model.name_or_path!r}, a {model.config.model_type} model, takes no keys and values in front of "
             "those of its tokens; use another method, such as lora."
         )
+
+
+def add_prefix(model: PreTrainedModel, length: int, task_type: str, head: Sequence[str] = ()) -> Any:
+    """`model` with a prefix of `length` tokens, within PEFT's model; the prefix and copies of the modules `head` are trained.
+
+    task_type: what PEFT calls the task. Raises `ConfigError` as `check_takes_prefix`, and `RunError` as `check_installed`.
+    """
+    check_installed()
+    import peft
+
+    check_takes_prefix(model)
     config = peft.PrefixTuningConfig(task_type=task_type, num_virtual_tokens=length, modules_to_save=list(head) or None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # which PEFT 0.21 asks for
