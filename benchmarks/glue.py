@@ -22,7 +22,7 @@ from benchmarks.provenance import provenance, write_rows
 from loralib.cli import guarded
 from loralib.recipes import comparison, comparison_report, figures
 from loralib.recipes.comparison import Outcome
-from loralib.recipes.task import METHODS, Method
+from loralib.recipes.task import COMPARED, Method
 from loralib.train import measure
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "glue.png"
@@ -70,7 +70,7 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
     shown = Table(title=f"GLUE's development sets, MiniLM, best of {EPOCHS} epochs", caption=caption)
     for i, heading in enumerate(["method", "trained", *outcomes, "average"]):
         shown.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
-    for i, method in enumerate(METHODS):
+    for i, method in enumerate(COMPARED):
         cells = [f"{100 * of_task[i].mean:.1f}±{100 * of_task[i].spread:.1f}" for of_task in outcomes.values()]
         mean = averages(outcomes, method)
         spread = statistics.stdev(mean) if len(mean) > 1 else 0.0
@@ -84,7 +84,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
-    for i, method in enumerate(METHODS):
+    for i, method in enumerate(COMPARED):
         values = [[100 * row["value"] for row in rows if (row["task"], row["method"]) == (task, method)] for task in tasks]
         means = [statistics.fmean(of_task) for of_task in values]
         spreads = [statistics.stdev(of_task) if len(of_task) > 1 else 0.0 for of_task in values]
@@ -98,7 +98,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         title="MiniLM on GLUE's development sets; whiskers: standard deviation over the seeds",
         ylim=(0, 94),
     )
-    figure.legend(loc="outside lower center", ncols=len(METHODS))
+    figure.legend(loc="outside lower center", ncols=len(COMPARED))
     figures.write(figure, path)
 
 

@@ -14,8 +14,8 @@ learned.csv holds a figure a row, by layer:
     in ΔW's, in W's directions          ‖Uᵀ·W·V‖ / ‖W‖; chance: with random ones
     overlap                             the share of ‖ΔW‖² in the share i of W's leading directions
 
-and learned_answers.csv what follows: a finding of the paper a row, for each task: yes, no or (within a tenth) undecided, and the
-means over layers that decide it.
+and learned_answers.csv what follows: a finding of the paper a row, for each task: yes, no or (within a tenth) undecided, and
+the means over layers that decide it.
 """
 
 import argparse

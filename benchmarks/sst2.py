@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.provenance import provenance, write_rows
 from loralib.recipes import comparison, comparison_report
-from loralib.recipes.task import METHODS
+from loralib.recipes.task import COMPARED
 
 OWN = {
     "lora": {"learning_rate": 1e-3},
@@ -40,7 +40,7 @@ def main() -> int:
         "lora_alpha": 16,
     }
     name = "sst2_all" if everything else "sst2"
-    methods = ("lora",) if everything else METHODS
+    methods = ("lora",) if everything else COMPARED
     origin = provenance()
     outcomes = comparison.compare(options, OWN, Path("runs") / name, methods)
     results = [outcome.results[0] for outcome in outcomes]

@@ -133,7 +133,7 @@ def test_predict_refuses_nothing_and_what_is_no_text(
         (["--lora-alpha", "-1"], "lora_alpha=-1.0"),
         (["--lora-dropout", "1"], "lora_dropout=1.0"),
         (["--metod", "lora"], "no option --metod; nearest: --method;"),
-        (["--method", "loar"], "one of lora, last-layers, full; nearest: lora"),
+        (["--method", "loar"], "one of lora, last-layers, full, bitfit, prefix; nearest: lora"),
         (["--model", "no/such-model"], "no/such-model"),
         (["--data", "none.tsv"], "does not exist"),
         (["--text-column", "txt"], "no column 'txt'"),

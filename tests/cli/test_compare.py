@@ -67,7 +67,7 @@ def test_a_search_and_a_comparison_end_to_end(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--methods", "lora,half"], "give some of lora,last-layers,full"),
+        (["--methods", "lora,half"], "give some of lora,last-layers,full,bitfit,prefix"),
         (["--methods", "full", "--search", "4"], "lora is not among --methods"),
         (["--search", "1"], "two candidates at least"),
         (["--search", "4", "--search-layers", "quary"], "'quary' is none of query, key"),

@@ -42,7 +42,7 @@ def test_every_option_of_every_command_is_offered(script: Path, command: str) ->
 
 
 def test_an_option_offers_what_it_takes_and_a_path_else(script: Path) -> None:
-    assert completed(script, "train", "--method", "") == {"lora", "last-layers", "full"}
+    assert completed(script, "train", "--method", "") == {"lora", "last-layers", "full", "bitfit", "prefix"}
     assert completed(script, "convert", "a", "--format", "s") == {"safetensors"}
     assert completed(script, "score", "e") == {"e2e"}
     assert completed(script, "train", "--bf16", "--learning-r") == {"--learning-rate"}

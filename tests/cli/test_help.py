@@ -11,7 +11,7 @@ import pytest
 
 from loralib.cli import COMMANDS, completion, help, main
 
-LARGE = ("train", "compare")
+LARGE = ("train", "compare", "study")
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def test_the_help_of_train_has_the_common_options_and_says_where_the_others_are(
 @pytest.mark.parametrize("command", LARGE)
 def test_help_all_shows_every_option_once_in_a_section(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(command, help.EVERYTHING, capsys)
-    everything = {name_of(action) for action in parser_of(command)._actions}
+    everything = {name_of(action) for action in parser_of(command)._actions if action.option_strings}
     assert options_in(text) == everything > options_in(shown(command, "--help", capsys))
     assert all(len(re.findall(rf"^  (?:-\w, )?{option}\b(?!-)", text, re.MULTILINE)) == 1 for option in everything)
     for title in ("run", "model", "data", "LoRA and other methods", "training", "evaluation", "output"):

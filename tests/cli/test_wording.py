@@ -83,7 +83,7 @@ def test_a_mistake_in_a_file_of_options_is_named_like_one_in_words(tmp_path: Pat
     for content, message in (
         ("learning_rate: fast\n", "--learning-rate: 'fast' is not a number, or auto"),
         ("lora:\n  r: many\n", "--r: 'many' is not a whole number"),
-        ("method: loar\n", "--method: 'loar' is not one of lora, last-layers, full; nearest: lora"),
+        ("method: loar\n", "--method: 'loar' is not one of lora, last-layers, full, bitfit, prefix; nearest: lora"),
     ):
         file.write_text(content)
         assert message in said(capsys, *TRAIN, "--config", str(file))

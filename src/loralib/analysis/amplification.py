@@ -73,8 +73,8 @@ def amplification(adapter: Adapter, base: Source, r: int | None = None) -> dict[
 
     The directions of ΔW come from its factors, exactly. Those of W are exact for weights of at most 2048 inputs or outputs. Of
     larger ones the leading tenth is found by subspace iteration from a fixed seed (Halko, Martinsson and Tropp 2011, algorithm
-    4.4), in a quarter of the time: `by_weight` is too small by less than 1 % (by 0.03 % for r = 64 and 4096 × 4096 random numbers,
-    the worst case), and `overlap` is off by less than 0.01, unless ΔW lies in the last directions of the tenth.
+    4.4), in a quarter of the time: `by_weight` is too small by less than 1 % (by 0.03 % for r = 64 and 4096 × 4096 random
+    numbers, the worst case), and `overlap` is off by less than 0.01, unless ΔW lies in the last directions of the tenth.
 
     Args:
         adapter: The adapter.

@@ -21,8 +21,9 @@ from .parsing import OneSentenceParser
 from .streams import delivering
 
 TRAINING = {
-    "train": "fine-tune an encoder or a language model: LoRA, last layers or full",
+    "train": "fine-tune an encoder or a language model: LoRA and other methods",
     "compare": "compare LoRA (after a search), last layers and full fine-tuning",
+    "study": "study which matrices, which rank and how many rows LoRA needs",
     "count": "count the parameters that LoRA would train",
     "evaluate": "score a run on labelled text",
     "predict": "classify new text with a run",

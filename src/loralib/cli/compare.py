@@ -1,10 +1,7 @@
 """`loralib compare`: LoRA, last layers and full fine-tuning side by side, after a search for LoRA's hyper-parameters."""
 
-import csv
-import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,16 +10,17 @@ from ..errors import ConfigError
 from ..recipes.detection import with_problem
 from ..recipes.options import TrainOptions
 from ..recipes.resolved import resolved
-from ..recipes.run_folder import as_yaml, has_begun, holding_runs
+from ..recipes.run_folder import as_yaml, holding_runs
 from ..recipes.search_space import Space
-from ..recipes.task import CLASSIFICATION, METHODS, Method
+from ..recipes.task import COMPARED, METHODS, Method
+from . import grids
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
 from .terminal import reporting, say_loading
 
-DESCRIPTION = """Fine-tune the same model on the same rows with LoRA, on its last layers and in full. Writes a table, a plot,
-and LoRA's options for loralib train --config. With --search, first looks for LoRA's rank, alpha, layers, head and learning rate
-by successive halving, on a held-out part of the training rows."""
+DESCRIPTION = """Fine-tune the same model on the same rows with LoRA, on its last layers and in full, and where asked for by
+BitFit and prefix tuning. Writes a table, a plot, and LoRA's options for loralib train --config. With --search, first looks for
+LoRA's rank, alpha, layers, head and learning rate by successive halving, on a held-out part of the training rows."""
 EXAMPLES = (
     "loralib compare --model roberta-base --data train.tsv --test-data test.tsv",
     "loralib compare --model roberta-base --task mrpc --methods lora,full --seeds 3",
@@ -48,27 +46,13 @@ def run(words: Sequence[str]) -> int:
     check_local(options)
     with WRITER.alone_in(folder), reporting(chosen["json"]) as report:
         say_loading(str(options.model))
-        with _kept(folder, chosen["overwrite"], chosen["resume"]), offline_if_unreachable(*hub_names(options)):
+        with (
+            grids.kept(WRITER, folder, chosen["overwrite"], chosen["resume"]),
+            offline_if_unreachable(*hub_names(options)),
+        ):
             rows = _compare(options, values, chosen, folder, methods, rates)
         report.update({"folder": str(folder), "runs": rows})
     return 0
-
-
-@contextmanager
-def _kept(folder: Path, overwrite: bool, resume: bool) -> Iterator[None]:
-    """Context manager for writing to `folder`: after a failure, only runs that can be resumed stay there."""
-    WRITER.check_free(folder, overwrite, resume)
-    if not resume:
-        WRITER.begin(folder)
-    try:
-        yield
-    except BaseException as error:
-        if not has_begun(folder):
-            WRITER.give_up(folder)
-        if not isinstance(error, KeyboardInterrupt):
-            raise
-        raise KeyboardInterrupt("interrupted; finished runs are kept. Go on with the same words and --resume.") from None
-    WRITER.finish(folder)
 
 
 def parser() -> OptionsParser:
@@ -89,23 +73,19 @@ def _with_own() -> tuple[OptionsParser, dict[str, Any]]:
         common=COMMON,
     )
     before = {action.dest for action in made._actions}
-    _add_comparison(made.section("comparison"), made.section("run"))
+    _add_comparison(made.section("comparison"))
+    grids.add_running(made.section("run"), "comparison")
     _add_search(made.section("search"))
-    defaults = made.get_defaults()
-    return made, {action.dest: defaults[action.dest] for action in made._actions if action.dest not in before}
+    return made, grids.own_defaults(made, before)
 
 
-def _add_comparison(group: Any, running: Any) -> None:
-    group.add_argument(
-        "--methods", default=",".join(METHODS), metavar="LIST", help=f"methods to compare (default: {','.join(METHODS)})"
-    )
-    for method in METHODS:
-        help_ = f"peak learning rate of {method} (default: {CLASSIFICATION.learning_rates[method]:g})"
-        group.add_argument(f"--learning-rate-{method}", type=float, metavar="RATE", help=help_)
+def _add_comparison(group: Any) -> None:
+    usual = ",".join(COMPARED)
+    others = " and ".join(method for method in METHODS if method not in COMPARED)
+    help_ = f"methods to compare, also {others} (default: {usual})"
+    group.add_argument("--methods", default=usual, metavar="LIST", help=help_)
+    grids.add_rates(group)
     group.add_argument("--seeds", type=int, default=1, metavar="N", help="train each method with N seeds (default: 1)")
-    running.add_argument("--resume", action="store_true", help="keep the finished runs in the output folder, and continue")
-    running.add_argument("--overwrite", action="store_true", help="replace the comparison in the output folder")
-    running.add_argument("--json", action="store_true", help="print the table as JSON, and the rest to standard error")
 
 
 def _add_search(group: Any) -> None:
@@ -129,24 +109,15 @@ def _add_search(group: Any) -> None:
         )
 
 
-def _rate(method: Method) -> str:
-    return f"learning_rate_{method.replace('-', '_')}"
-
-
 def _checked(values: Mapping[str, Any], chosen: dict[str, Any]) -> tuple[TrainOptions, list[Method], dict[Method, float]]:
     """The options of the LoRA run, the methods, and their learning rates; `ConfigError` for what cannot work."""
-    if chosen["overwrite"] and chosen["resume"]:
-        raise ConfigError("--overwrite and --resume contradict each other; give one of them.")
-    if chosen["seeds"] < 1:
-        raise ConfigError(f"--seeds {chosen['seeds']}: must be positive.")
-    methods = [word.strip() for word in chosen["methods"].split(",") if word.strip()]
-    if not methods or set(methods) - set(METHODS) or len(set(methods)) < len(methods):
-        raise ConfigError(f"--methods {chosen['methods']}: give some of {','.join(METHODS)}, each once.")
+    grids.check_running(chosen)
+    methods, rates = grids.read_methods(chosen["methods"]), grids.rates_of(chosen)
+    values = grids.of_lora(values, methods)
     if chosen["search"] and "train_head" not in TrainOptions.of(values).task_kind.options:
         chosen["search_train_head"] = ["all"]
     if chosen["search"] and "lora" not in methods:
         raise ConfigError("--search looks for LoRA's options, and lora is not among --methods; add it.")
-    rates = {m: rate for m in METHODS if (rate := chosen[_rate(m)]) is not None}
     return TrainOptions.of({**values, "learning_rate": rates.get("lora")}).with_absolute_paths(), methods, rates
 
 
@@ -166,7 +137,7 @@ def _compare(
 
     console = Console()
     own: dict[Method, dict[str, Any]] = {method: {"learning_rate": rate} for method, rate in rates.items()}
-    shared = {name: value for name, value in options.flat().items() if name in values and name != "output"}
+    shared = grids.shared(options, values)
     if chosen["search"]:
         space = Space(**{field.name: tuple(chosen[f"search_{field.name}"]) for field in fields(Space)})
         how = {"n": chosen["search"], "eta": chosen["eta"], "resume": chosen["resume"]}
@@ -174,14 +145,14 @@ def _compare(
             options, space, folder / SEARCH, **how, on_progress=lambda trial: comparison_report.tell_trial(console, trial)
         )
         console.print(comparison_report.search_table(trials, options.metric))
-        _write_csv(folder / TRIALS, [trial.to_dict() for trial in trials])
+        grids.write_csv(folder / TRIALS, [trial.to_dict() for trial in trials])
         own["lora"] = dict(trials[0].values)
     seeds = range(options.seed, options.seed + chosen["seeds"]) if chosen["seeds"] > 1 else None
     outcomes = comparison.compare(shared, own, folder, methods, seeds, chosen["resume"])
     rows = comparison_report.comparison_rows(outcomes)
     title = f"{options.data_name}, {rows[0]['train_rows']:,} rows, {options.num_train_epochs:g} epochs"
     console.print(comparison_report.comparison_table(outcomes, title))
-    _write_csv(folder / TABLE, rows)
+    grids.write_csv(folder / TABLE, rows)
     comparison_report.comparison_plot(folder / PLOT, outcomes, title)
     wrote = [TABLE, PLOT, *([TRIALS] if chosen["search"] else [])]
     if "lora" in methods:
@@ -190,13 +161,3 @@ def _compare(
         say(console, f"LoRA's options again: loralib train --config {folder / BEST}")
     say(console, f"Wrote {', '.join(str(folder / name) for name in wrote)}.")
     return rows
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from ..storage.atomic import write_atomically
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())

@@ -58,28 +58,28 @@ def dataclass_parser(
     for title, declared in sections(options).items():
         for option in declared:
             if option.name not in without:
-                _add_field(parser, title, option, kinds[option.name], other_help.get(option.name))
+                _add_field(parser, title, option, kinds[option.name], other_help)
     return parser
 
 
-def _add_field(parser: OptionsParser, title: str, option: Field[Any], kind: Any, other_help: str | None) -> None:
+def _add_field(parser: OptionsParser, title: str, option: Field[Any], kind: Any, other_help: Mapping[str, str]) -> None:
     """Add the option of a field, or those of the fields of the dataclass that it is."""
     if not is_dataclass(kind):
-        _add(
-            parser, title, option.name, kind, option.default, option.metadata["metavar"], other_help or option.metadata["help"]
-        )
+        help_ = other_help.get(option.name, option.metadata["help"])
+        _add(parser, title, option.name, kind, option.default, option.metadata["metavar"], help_)
         return
     kinds = get_type_hints(kind)
     for inner in fields(kind):
-        usual, described = getattr(option.default, inner.name), option.metadata["inner"][inner.name]
-        _add(parser, title, f"{option.name}.{inner.name}", kinds[inner.name], usual, *described)
+        usual, (metavar, help_) = getattr(option.default, inner.name), option.metadata["inner"][inner.name]
+        help_ = other_help.get(inner.name, help_)
+        _add(parser, title, f"{option.name}.{inner.name}", kinds[inner.name], usual, metavar, help_)
 
 
 def _add(parser: OptionsParser, title: str, dest: str, kind: Any, usual: Any, metavar: str, help_: str) -> None:
     parser.kinds[dest] = kind
     if isinstance(usual, Collection) and not usual:
         usual = None
-    shown = "" if usual is None or usual is False else f" (default: {_shown(usual)})"
+    shown = "" if usual is None or usual is False or "default:" in help_ else f" (default: {_shown(usual)})"
     if choices := ["true", "false"] if usual is True else choices_of(kind):
         metavar = f"{{{','.join(choices)}}}"
     how: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}

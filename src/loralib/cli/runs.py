@@ -19,6 +19,8 @@ def adapter_in(path: Path) -> Path:
     from ..recipes import run_folder
 
     options, _ = run_folder.read_options(path)
+    if options.method == "prefix":
+        raise RunError(f"the run in {path} trained a prefix, which is not a LoRA adapter; give a run of method=lora.")
     if options.method != "lora":
         model = path / run_folder.MODEL
         raise RunError(

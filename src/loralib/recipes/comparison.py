@@ -4,60 +4,34 @@ Each run is a process of its own (`loralib train`), so that its peak memory is i
 """
 
 import shutil
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import RunError
 from ..storage.atomic import write_atomically
 from ..train.checkpoints import last_whole_checkpoint
-from . import run_folder
+from . import grid, run_folder
 from .apart import INTERRUPTED, wait_for
-from .options import IDLE, TrainOptions
+from .options import TrainOptions
 from .resolved import resolved
-from .task import METHODS, Method
+from .task import COMPARED, Method
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one method came to: the `metrics.json` of its run_folder, a seed each."""
-
-    method: Method
-    results: tuple[dict[str, Any], ...]
+class Outcome(grid.Outcome):
+    """What one method came to."""
 
     @property
-    def metric(self) -> str:
-        """The metric of the task."""
-        return str(self.results[0]["metric"])
-
-    @property
-    def values(self) -> list[float]:
-        """The metric of each run: on the test rows where there are some, else of the epoch that was kept."""
-        return [run["test"][self.metric] if "test" in run else run["value"] for run in self.results]
-
-    @property
-    def mean(self) -> float:
-        """The mean over the seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def spread(self) -> float:
-        """The standard deviation over the seeds (of a sample); 0 for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-    @property
-    def trained(self) -> int:
-        """How many parameters were trained."""
-        return int(self.results[0]["parameters"]["trained"])
+    def method(self) -> Method:
+        """The method."""
+        return cast(Method, self.name)
 
 
 def compare(
     options: Mapping[str, Any],
     own: Mapping[Method, Mapping[str, Any]],
     folder: Path,
-    methods: Sequence[Method] = METHODS,
+    methods: Sequence[Method] = COMPARED,
     seeds: Sequence[int] | None = None,
     resume: bool = False,
     keep_weights: bool = True,
@@ -71,16 +45,14 @@ def compare(
     Raises `RunError` when a run fails; what is wrong has then been printed. Options that cannot work are refused before
     anything is trained.
     """
-    planned: dict[Method, list[tuple[TrainOptions, Path]]] = {}
-    for method in methods:
-        shared = {name: value for name, value in options.items() if name not in IDLE[method]}
-        chosen = TrainOptions.of({**shared, **own.get(method, {}), "method": method})
-        run = folder / method
-        planned[method] = [(chosen, run)] if seeds is None else run_folder.seed_runs(chosen, run, seeds)
-    return [
-        Outcome(method, tuple(train_apart(chosen, run, resume, keep_weights) for chosen, run in pairs))
-        for method, pairs in planned.items()
-    ]
+    cells: dict[str, TrainOptions] = {method: grid.of_method(options, method, own.get(method, {})) for method in methods}
+    outcomes = grid.train_grid(cells, folder, seeds, apart(resume, keep_weights))
+    return [Outcome(outcome.name, outcome.results) for outcome in outcomes]
+
+
+def apart(resume: bool = False, keep_weights: bool = True) -> grid.Train:
+    """How a grid trains one run in a process of its own: `train_apart` with these."""
+    return lambda options, run: train_apart(options, run, resume, keep_weights)
 
 
 def train_apart(options: TrainOptions, run: Path, resume: bool = False, keep_weights: bool = True) -> dict[str, Any]:

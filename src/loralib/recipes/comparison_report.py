@@ -37,7 +37,7 @@ def comparison_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "seed": run["seed"],
             "metric": outcome.metric,
             "value": round(value, 4),
-            "scored_on": _scored_on([outcome]),
+            "scored_on": outcome.scored_on,
             "kept_epoch": run["kept_epoch"],
             **{name: run["parameters"][name] for name in ("trained", "lora", "total")},
             **{name: run[name] for name in _COPIED},
@@ -61,13 +61,9 @@ def comparison_plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None
             for run in outcome.results:
                 plot(epochs, run["history"], f"eval_{metric}", **style, alpha=0.7)
                 mark_kept(epochs, run["history"], f"eval_{metric}", run["kept_epoch"], colour)
-        sizes.set(xlabel="trained parameters", ylabel=f"{metric} ({_scored_on(outcomes)} rows)", xscale="log")
+        sizes.set(xlabel="trained parameters", ylabel=f"{metric} ({outcomes[0].scored_on} rows)", xscale="log")
         sizes.margins(0.25)
         epochs.set(ylabel=f"{metric} (evaluation rows)")
-
-
-def _scored_on(outcomes: Sequence[Outcome]) -> str:
-    return "test" if "test" in outcomes[0].results[0] else "evaluation"
 
 
 def tell_trial(console: Console, trial: Trial) -> None:

@@ -45,7 +45,7 @@ def costs(
     """
     found = {}
     for method in COUNTED:
-        shape = paper_models.build(model, labels, trust_remote_code, DTYPES[dtype])
+        shape = paper_models.build(model, labels, trust_remote_code, dtype=DTYPES[dtype])
         values = {name: value for name, value in options_for(shape.is_causal).items() if name not in IDLE[method]}
         options = TrainOptions.of({**values, "method": method})
         bound = _prepare(shape, options) or Bound()

@@ -22,10 +22,11 @@ BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, GREY = (  # Okabe and Ito's, which 
 )
 _LINE = 0.22  # inches of a line of text under the plots
 _WIDEST = 130  # characters of a line of text under the plots
+_LEGEND = 120  # characters of a line of the legend, with its signs
 _SPREAD = 5  # times that perplexities differ when they are drawn on a logarithmic scale
-METHOD_COLOURS = {"lora": BLUE, "last-layers": ORANGE, "full": GREEN}
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, GREY)  # of things without an order, one after the other
 SEQUENTIAL = ("#0b1e33", BLUE, SKY, "#fff6d6")  # from little to much; lighter and lighter
+METHOD_COLOURS = {"lora": BLUE, "last-layers": ORANGE, "full": GREEN, "bitfit": VERMILION, "prefix": PURPLE}
 
 
 def write(figure: Figure, path: Path, dpi: int = 120) -> None:
@@ -38,10 +39,11 @@ def write(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 @contextmanager
-def two_plots(path: Path, title: str, below: Sequence[str] = ()) -> Iterator[tuple[Axes, Axes]]:
+def two_plots(path: Path, title: str, below: Sequence[str] = (), also: Sequence[Path] = ()) -> Iterator[tuple[Axes, Axes]]:
     """A figure of two plots side by side, which is written to `path` as a PNG after the block.
 
-    What has a label is explained below the plots; below: lines of text under them.
+    What has a label is explained below the plots; below: lines of text under them. also: more files to write it to, each in the
+    format that its name says.
     """
     whole = Figure(figsize=(9, 3.9 + _LINE * len(below)), layout="constrained")
     figure: Figure | SubFigure = whole
@@ -57,9 +59,12 @@ def two_plots(path: Path, title: str, below: Sequence[str] = ()) -> Iterator[tup
         handles, labels = axes.get_legend_handles_labels()
         labelled |= dict(zip(labels, handles, strict=True))
     if labelled:
-        figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=len(labelled))
+        columns = max(1, _LEGEND // (max(map(len, labelled)) + 6))
+        figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=min(columns, len(labelled)))
     figure.suptitle(title, parse_math=False)
     write(whole, path)
+    for other in also:
+        write(whole, other)
 
 
 def _write_lines(figure: SubFigure, lines: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """A finished run, opened: its model again, ready to be used."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -8,12 +9,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import formats
-from ..errors import RunError
+from ..errors import ConfigError, RunError
 from ..surgery.attach import attach
-from ..surgery.merge import merge
+from ..surgery.merge import disabled, merge
+from ..train import prefix
 from . import model_loader, run_folder
 from .options import TrainOptions
-from .task import Problem
+from .task import ADAPTERS, Problem
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,26 @@ class FinishedRun:
         """
         options, labels = cls.options_of(folder)
         saved = run_folder.trained_part(folder, options)
-        is_lora = options.method == "lora"
-        model, tokenizer = cls.load(str(options.model) if is_lora else str(saved), options, labels, trust_remote_code)
-        if is_lora:
+        adapted = options.method in ADAPTERS
+        model, tokenizer = cls.load(str(options.model) if adapted else str(saved), options, labels, trust_remote_code)
+        if adapted:
             tokenizer = model_loader.saved_tokenizer(saved) or tokenizer
+        if options.method == "prefix":
+            model = prefix.open_prefix(model, saved)
+        elif adapted:
             attach(model, formats.load(saved))
             merge(model)
         device: Any = torch.accelerator.current_accelerator() or torch.device("cpu")
         return cls(folder, options, labels, model.train(False).to(device), tokenizer)
+
+    def base(self) -> AbstractContextManager[Any]:
+        """Context manager: the model as it was before training. `ConfigError` for a run that trained the model itself."""
+        self.check_base()
+        model: Any = self.model
+        without: AbstractContextManager[Any] = model.disable_adapter() if self.options.prefix else disabled(model)
+        return without
+
+    def check_base(self) -> None:
+        """`ConfigError` for a run that trained the model itself, so that there is no model as it was before."""
+        if self.options.method not in ADAPTERS:
+            raise ConfigError(f"the run in {self.folder} trained the model itself, so it has no base to generate with.")

@@ -79,7 +79,7 @@ class MethodOptions:
     method: Method = option(
         "lora",
         "",
-        "what to train: LoRA and the head, the last layers, or all weights",
+        "what to train: LoRA, the last layers, all weights, the biases (BitFit), or a prefix",
         one_of(Method),
     )
     lora: LoRAConfig = field(default=lora_options.USUAL, metadata={"inner": lora_options.HELP})
@@ -89,9 +89,8 @@ class MethodOptions:
     init_adapter: str | None = option(
         None, "PATH", "start from these LoRA weights: a run, an adapter folder, or a checkpoint of loralib 0.1"
     )
-    train_head: Head = option(
-        "all", "", "methods lora and last-layers: train the whole head, or only its last layer", one_of(Head)
-    )
+    train_head: Head = option("all", "", "all methods but full: train the whole head, or only its last layer", one_of(Head))
+    prefix_length: int | None = option(None, "N", "method prefix: its length in tokens (default: 10)", POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,14 @@ PERMISSION = "trust_remote_code"
 
 _PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter", "chat_template")
 _WORDS: Mapping[str, Sequence[str]] = {"chat_template": TEMPLATES}  # values that name no path, whatever is on the disk
+PREFIX_LENGTH = 10  # Li and Liang's for data to text
 _NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
 IDLE: Mapping[Method, tuple[str, ...]] = {  # by method: options that have no effect with it
-    "lora": (),
-    "last-layers": _NEED_LORA,
-    "full": (*_NEED_LORA, "onednn", "train_head"),  # which freezes nothing
+    "lora": ("prefix_length",),
+    "last-layers": (*_NEED_LORA, "prefix_length"),
+    "full": (*_NEED_LORA, "onednn", "train_head", "prefix_length"),  # which freezes nothing
+    "bitfit": (*_NEED_LORA, "prefix_length"),
+    "prefix": _NEED_LORA,
 }
 _NEED_HUB = ("data_config", "train_split")
 _HUB_SPLITS = ("eval_split", "test_split")
@@ -66,8 +69,7 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
             raise ConfigError(f"layers={self.layers!r}: {unknown[0]!r} is none of {', '.join(ROLES)}.")
         if self.method not in (methods := self.task_kind.learning_rates):
             raise ConfigError(
-                f"method={self.method!r}: problem={self.kind} has method={', '.join(methods)} alone, whose base model is the "
-                "reference; any other would need a second model in memory."
+                f"method={self.method!r}: problem={self.kind} has method={', '.join(methods)}{self.task_kind.because}."
             )
         self._refuse_what_cannot_act()
 
@@ -114,6 +116,11 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
                 ("lora_dropout",),
                 "has no effect with problem=preference: answers are compared with a reference that drops nothing",
             ),
+            (
+                self.method == "prefix",
+                ("gradient_checkpointing",),
+                "cannot be used with method=prefix, whose keys and values are in a cache that checkpointing does without",
+            ),
             (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
             (self.best_epoch, ("save_steps",), best),
         ]
@@ -125,6 +132,8 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
                     raise ConfigError(f"{name}={value!r} {why}.")
         if self.learning_rate == "auto" and self.kind not in ("generation", "chat"):
             raise ConfigError("learning_rate='auto': is a rule for texts that a language model learns; give a number.")
+        if self.learning_rate == "auto" and self.method in ("bitfit", "prefix"):
+            raise ConfigError(f"learning_rate='auto': has no rule for method={self.method}; give a number.")
         if self.metric not in (known := self.task_kind.metrics):
             raise ConfigError(f"metric_for_best_model={self.metric!r}: must be one of {', '.join(known)} for this problem.")
 
@@ -187,6 +196,11 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
         """The learning rate, or the method's default; where it is to be found by the model, that until it is."""
         known = self.learning_rate not in (None, "auto")
         return float(self.learning_rate or 0) if known else self.task_kind.learning_rates[self.method]
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens long the prefix is; 0 for methods without one."""
+        return (self.prefix_length or PREFIX_LENGTH) if self.method == "prefix" else 0
 
     @property
     def metric(self) -> str:

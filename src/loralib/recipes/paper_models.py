@@ -50,13 +50,20 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     return config
 
 
-def build(name: str, labels: list[str] | None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Shape:
+def build(
+    name: str,
+    labels: list[str] | None,
+    trust_remote_code: bool = False,
+    *,
+    dtype: torch.dtype = torch.float32,
+    causal: bool | None = None,
+) -> Shape:
     """The model `name` on the meta device: an encoder with a head for `labels` (None: regression), or a language model.
 
-    trust_remote_code: as in `read_config`. dtype: of its weights.
+    trust_remote_code: as in `read_config`. dtype: of its weights. causal: whether it is a language model; None: by its type.
     """
     config = read_config(name, trust_remote_code)
-    causal = config.model_type not in ENCODERS
+    causal = config.model_type not in ENCODERS if causal is None else causal
     if not causal:
         for key, value in encoders.outputs(labels).items():
             setattr(config, key, value)

@@ -27,6 +27,7 @@ class Plan:
     LoRA, where there are any. settled: options that the model decides, such as a learning rate of "auto". watch: makes what
     looks on while training runs, and says and writes what it sees. notes: what else the user should know before it starts.
     kind: a Trainer other than the method's. arguments: makes its `TrainingArguments`, where those are of a class of their own.
+    count: counts the parameters, where `measure` would not know what is added to the model.
     """
 
     model: "PreTrainedModel"
@@ -42,6 +43,7 @@ class Plan:
     notes: Sequence[str] = ()
     kind: "type[Trainer] | None" = None
     arguments: "Callable[..., TrainingArguments] | None" = None
+    count: Callable[[Any], dict[str, int]] | None = None
 
 
 class Implementation(Protocol):
@@ -59,8 +61,15 @@ class Implementation(Protocol):
 def implementation(options: TrainOptions) -> Implementation:
     """The module that carries out the task of a run; it is imported here, with torch and transformers.
 
-    Raises `RunError` where a package that it needs is not installed.
+    Raises `RunError` where a package that it or the method needs is not installed.
     """
-    if (package := options.task_kind.package) and find_spec(package) is None:
-        raise RunError(f"problem={options.kind} needs the package {package}; run: pip install {package}")
+    check_packages(options)
     return cast(Implementation, import_module(f".{options.task_kind.module}", __package__))
+
+
+def check_packages(options: TrainOptions) -> None:
+    """`RunError` where an optional package that a run needs is not installed."""
+    needed = {f"problem={options.kind}": options.task_kind.package, "method=prefix": "peft" if options.prefix else ""}
+    for what, package in needed.items():
+        if package and find_spec(package) is None:
+            raise RunError(f"{what} needs the package {package}; run: pip install {package}")

@@ -39,5 +39,6 @@ def _used(options: TrainOptions) -> dict[str, Any]:
         "problem": options.kind if own_data else None,
         "eval_fraction": HELD_OUT if held_out else None,
         "layers": ",".join(options.roles) if by_role else None,
+        "prefix_length": options.prefix or None,
         "gradient_accumulation_steps": None if options.device_batch_size else 1,
     }

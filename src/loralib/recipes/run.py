@@ -16,6 +16,7 @@ from ..errors import RunError
 from ..surgery.merge import merge
 from ..train import devices, measure
 from ..train.checkpoints import last_whole_checkpoint
+from ..train.prefix import PrefixTrainer, save_prefix
 from ..train.quiet import quiet_transformers, same_environment
 from ..train.rich_text import say
 from ..train.trainer import AdapterTrainer, write_errors_named
@@ -82,7 +83,7 @@ def _train(
     options = options.updated(planned.settled)
     if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
         raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
-    parameters = measure.count_parameters(planned.model)
+    parameters = (planned.count or measure.count_parameters)(planned.model)
     say(console, *_opening(options, planned, parameters))
     if options.bf16 and measure.emulates_bf16():
         say(console, "this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out")
@@ -128,7 +129,7 @@ def _checkpoint_to_resume(folder: Path) -> Path:
 
 def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -> list[str]:
     rows, held_out, *test = planned.data
-    every, share = parameters["total"] + parameters["lora"], measure.share(parameters)
+    every, share = measure.everything(parameters), measure.share(parameters)
     tested = "".join(f", and once, at the end, on {len(part):,} rows of {source(part)}" for part in test)
     return [
         f"{options.method}: training {parameters['trained']:,} of {every:,} parameters ({share:.2%}) of {options.model}",
@@ -174,15 +175,17 @@ def _outcome(options: TrainOptions, history: list[dict[str, float]]) -> dict[str
 def _write(options: TrainOptions, folder: Path, planned: Plan, trainer: Trainer, results: dict[str, Any]) -> None:
     if isinstance(trainer, AdapterTrainer):
         formats.save(trainer.adapter(), folder / run_folder.ADAPTER)
-        if planned.task_type == "CAUSAL_LM":  # whose texts the chat template is a part of
-            planned.tokenizer.save_pretrained(folder / run_folder.ADAPTER)
-        results["saved_bytes"] = run_folder.size(folder / run_folder.ADAPTER)
         if options.save_merged:
             merge(planned.model, keep=False)
             _save_model(planned, folder / run_folder.MERGED)
+    elif isinstance(trainer, PrefixTrainer):
+        save_prefix(planned.model, folder / run_folder.ADAPTER)
     else:
         _save_model(planned, folder / run_folder.MODEL)
-        results["saved_bytes"] = run_folder.size(folder / run_folder.MODEL)
+    part = run_folder.part_of(folder, options)
+    if part.name == run_folder.ADAPTER and planned.task_type == "CAUSAL_LM":  # whose texts the chat template is a part of
+        planned.tokenizer.save_pretrained(part)
+    results["saved_bytes"] = run_folder.size(part)
     title = f"{options.method}, {options.data_name}"
     curve = results["history"], results["metric"], results["kept_epoch"]
     figures.learning_curve(folder / run_folder.CURVE, *curve, title, run_folder.before_and_after(folder))

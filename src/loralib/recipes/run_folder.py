@@ -1,7 +1,7 @@
 """The run folder: what a run writes, and how it is found again.
 
 RUN/config.yaml          every option, resolved        RUN/metrics.json       what came out
-RUN/adapter/             LoRA: the adapter             RUN/model/             other methods: the whole model
+RUN/adapter/             LoRA, prefix: the adapter     RUN/model/             other methods: the whole model
 RUN/merged/              with --save-merged            RUN/learning_curve.png
 RUN/checkpoints/         for --resume                  RUN/tensorboard/
 RUN/submission/          a GLUE task's test set, predicted
@@ -30,6 +30,7 @@ from ..storage.places import what_is_at
 from ..storage.plain_yaml import read_yaml
 from .options import PERMISSION, TrainOptions
 from .resolved import resolved
+from .task import ADAPTERS
 
 CONFIG, LABELS, METRICS = "config.yaml", "labels.json", "metrics.json"
 ADAPTER, MODEL, MERGED, CHECKPOINTS, LOGS = "adapter", "model", "merged", "checkpoints", "tensorboard"
@@ -166,9 +167,14 @@ def _damage_named(what: str) -> Iterator[None]:
         raise RunError(f"{what} is damaged ({reason}); restore it, or train again with --overwrite.") from None
 
 
+def part_of(folder: Path, options: TrainOptions) -> Path:
+    """The folder, in that of the run, of the adapter or whole model that a run with these options trains."""
+    return folder / (ADAPTER if options.method in ADAPTERS else MODEL)
+
+
 def trained_part(folder: Path, options: TrainOptions) -> Path:
     """The folder of the adapter or whole model that the run in `folder` trained; `RunError` when it is not finished."""
-    saved = folder / (ADAPTER if options.method == "lora" else MODEL)
+    saved = part_of(folder, options)
     if not saved.is_dir() or not (folder / METRICS).is_file():
         raise RunError(f"the run in {folder} is not finished ({saved.name}/ or {METRICS} is missing); finish it with --resume.")
     return saved

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .comparison import train_apart
+from . import grid
+from .comparison import apart
 from .options import HELD_OUT, TrainOptions
 from .plan import implementation
 from .search_space import Space
@@ -106,9 +107,9 @@ def search(
         judged.updated(values)
 
     def train(rung: int, budget: int, values: Mapping[str, Any]) -> Trial:
-        run = folder / f"rung-{rung}" / f"candidate-{candidates.index(dict(values))}"
-        found = train_apart(judged.updated({**values, "max_train_rows": budget}), run, resume, keep_weights=False)
-        trial = Trial(rung, budget, values, found["value"], found["parameters"]["trained"], found["train_seconds"])
+        cell = {f"candidate-{candidates.index(dict(values))}": judged.updated({**values, "max_train_rows": budget})}
+        (outcome,) = grid.train_grid(cell, folder / f"rung-{rung}", None, apart(resume, keep_weights=False))
+        trial = Trial(rung, budget, values, outcome.mean, outcome.trained, outcome.results[0]["train_seconds"])
         on_progress(trial)
         return trial
 

@@ -11,8 +11,10 @@ from typing import Any, Literal, get_args
 from .nlg.tasks import TASKS as DATA_TO_TEXT
 from .nlu.glue import TASKS as GLUE
 
-Method = Literal["lora", "last-layers", "full"]
+Method = Literal["lora", "last-layers", "full", "bitfit", "prefix"]
 METHODS: tuple[Method, ...] = get_args(Method)
+COMPARED: tuple[Method, ...] = ("lora", "last-layers", "full")  # unless others are asked for
+ADAPTERS: tuple[Method, ...] = ("lora", "prefix")  # whose runs leave the base model as it is, and save what they add to it
 Problem = Literal["classification", "regression", "generation", "chat", "preference"]
 
 LOWER_IS_BETTER = ("perplexity", "nll", "loss")
@@ -23,8 +25,9 @@ class Task:
     """One kind of task.
 
     named: tasks of this kind that have a name, each with its metric. metrics: what a model is judged by; the first chooses the
-    best epoch on other data. learning_rates: by method; a method without one is not for this kind. options: those that only
-    this kind has; belongs: what a message says of them elsewhere. usage: what its runs do, and the commands that use them.
+    best epoch on other data. learning_rates: by method; a method without one is not for this kind, and `because` may say why.
+    options: those that only this kind has; belongs: what a message says of them elsewhere. usage: what its runs do, and the
+    commands that use them.
     from_hub: whether its data may be a data set on the hub. unit: what a metric of 1 is in the paper's tables. module: where it
     is carried out. following: what is done next with a run on a task. usual: options that are not those of other kinds when
     they are not given. evaluates_first: whether there is an evaluation before the first step. package: an optional one
@@ -45,13 +48,18 @@ class Task:
     usual: Mapping[str, Any] = field(default_factory=dict)
     evaluates_first: bool = False
     package: str = ""
+    because: str = ""
 
 
+_OF_RIVALS: Mapping[Method, float] = {
+    "bitfit": 1e-3,  # of its authors (github.com/benzakenelad/BitFit)
+    "prefix": 1e-2,  # of PEFT for classification, without Li and Liang's network in front of the prefix, whose rate is 5e-5
+}
 CLASSIFICATION = Task(
     named={name: task.metric for name, task in GLUE.items() if task.labels},
     metrics=("accuracy", "f1", "matthews"),
     max_length=128,
-    learning_rates={"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5},
+    learning_rates={"lora": 5e-4, "last-layers": 1e-2, "full": 5e-5, **_OF_RIVALS},
     options=("text_column", "text_pair_column", "label_column", "train_head", "head_dropout", "attention_dropout"),
     belongs="has no effect on generating text",
     usage="generates no text; use loralib predict or loralib evaluate",
@@ -67,7 +75,7 @@ GENERATION = Task(
     named=dict.fromkeys(DATA_TO_TEXT, "perplexity"),
     metrics=("perplexity", "nll"),
     max_length=512,
-    learning_rates={"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5},
+    learning_rates={"lora": 2e-4, "last-layers": 1e-4, "full": 5e-5, **_OF_RIVALS},
     options=("context_column", "completion_column", *_OF_LANGUAGE_MODELS),
     belongs="belongs to generating text: to task=e2e, or to problem=generation or chat",
     usage="generates text; use loralib generate and loralib score",
@@ -110,6 +118,7 @@ PREFERENCE = Task(
     unit=100,
     module="chat.preference",
     package="trl",
+    because=" alone, whose base model is the reference; any other would need a second model in memory",
     evaluates_first=True,
     usual={
         "r": 16,

@@ -1,6 +1,6 @@
 """From the options of a run to the Hugging Face Trainer that carries it out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from .. import ops
 from ..errors import ConfigError
 from ..train.devices import device_count
 from ..train.fit import fit
+from ..train.prefix import PrefixTrainer
 from ..train.sampling import GroupingTrainer
 from ..train.trainer import GroupingAdapterTrainer
 from . import model_sources, run_folder
 from .options import TrainOptions
 from .plan import Plan
-from .task import LOWER_IS_BETTER
+from .task import LOWER_IS_BETTER, Method
+
+TRAINERS: Mapping[Method, type[Trainer]] = {"lora": GroupingAdapterTrainer, "prefix": PrefixTrainer}  # others: GroupingTrainer
 
 # options that Trainer takes as they are
 SAME = (
@@ -121,7 +124,7 @@ def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequ
         "eval_dataset": plan.datasets[1],
         "callbacks": [*patience, *callbacks],
     }
-    kind = plan.kind or (GroupingAdapterTrainer if options.method == "lora" else GroupingTrainer)
+    kind = plan.kind or TRAINERS.get(options.method, GroupingTrainer)
     if options.method == "lora":
         name = model_sources.locate(options.model or "").name
         trainer["metadata"] = {"base_model_name_or_path": name, "task_type": plan.task_type}

@@ -28,13 +28,18 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
+def everything(counts: Mapping[str, int]) -> int:
+    """All parameters: those of the base model, and what LoRA or a prefix adds."""
+    return counts["total"] + counts["lora"] + counts.get("prefix", 0)
+
+
 def share(counts: Mapping[str, int]) -> float:
-    """The fraction of all parameters, LoRA's own included, that is trained: never more than 1.
+    """The fraction of all parameters, added ones included, that is trained: never more than 1.
 
     >>> share({"trained": 30, "lora": 20, "total": 100})
     0.25
     """
-    return counts["trained"] / ((counts["total"] + counts["lora"]) or 1)
+    return counts["trained"] / (everything(counts) or 1)
 
 
 def peak_memory() -> int:

@@ -8,10 +8,10 @@ import torch
 from transformers import TextStreamer
 
 from ...errors import ConfigError
-from ...surgery.merge import disabled
 from ..nlg import decoding
 from ..nlg.generator import Run
 from ..presets.nlg import Decoding
+from ..task import ADAPTERS
 from .form import ChatForm, TextForm
 
 
@@ -53,7 +53,7 @@ class Session:
 
     def switch(self) -> bool:
         """Let the model answer without its adapter, or with it again; whether it is now without. `ConfigError` without LoRA."""
-        if self.run.options.method != "lora":
+        if self.run.options.method not in ADAPTERS:
             raise ConfigError("this run trained the model itself, so there is no base to switch to.")
         self.base = not self.base
         return self.base
@@ -67,7 +67,7 @@ class Session:
         asked, prompt = self._fitting([*self.messages, {"role": "user", "content": message}])
         streamer, text = _Streamer(self.run.tokenizer, heard), ""
         try:
-            with disabled(self.run.model) if self.base else nullcontext(), torch.inference_mode():
+            with self.run.base() if self.base else nullcontext(), torch.inference_mode():
                 (text,) = decoding.decode_batch(self.run.model, self.form, [prompt], self.how, streamer)
         except KeyboardInterrupt:
             text = "".join(streamer.said).strip()
@@ -79,7 +79,7 @@ class Session:
 
     def _fitting(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
         """As many of the last messages as there is room for, and their tokens. Raises `DataError` when the last has no room."""
-        most = getattr(self.run.model.config, "max_position_embeddings", None) or 1 << 30
+        most = decoding.room(self.run.model) or 1 << 30
         first, prompt = len(self._first), self.form.prompt_ids(messages)
         while len(prompt) + self.how.max_new_tokens > most and len(messages) > first + 1:
             messages = [*self._first, *messages[first + 2 :]]

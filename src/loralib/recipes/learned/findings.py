@@ -132,12 +132,13 @@ def _same_seed(pair: Pair, start: Similarities | str) -> str:
     whole, odds = (dict(zip(found, values, strict=True)) for values in _over_all(found.values()))
     alike = [name for name in found if whole[name] > (1 + odds[name]) / 2]
     if not alike:
-        return f"{begun}, and yet with different A: φ of all directions was {mean_of([*whole.values(), *[0.0] * (not whole)])} then."
+        values = list(whole.values()) or [0.0]
+        return f"{begun}, and yet with different A: φ of all directions was {mean_of(values)} then."
     where = "" if len(alike) == len(found) else f"in {len(alike)} of {counted(len(found), 'layer')}, such as {alike[0]}, "
     values, chances = [whole[name] for name in alike], [odds[name] for name in alike]
     return (
-        f"{begun}: {where}φ of all directions of A was {mean_of(values)} before any training, chance {range_of(chances)}; there "
-        f"{inflated}."
+        f"{begun}: {where}φ of all directions of A was {mean_of(values)} before any training, chance {range_of(chances)}; "
+        f"there {inflated}."
     )
 
 

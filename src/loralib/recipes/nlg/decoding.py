@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ...errors import DataError
+from ...train import prefix
 from .. import model_loader
 from ..presets.nlg import Decoding
 from .prompts import Form
@@ -116,9 +117,15 @@ def _cut(form: Form, ids: list[int], ends: Sequence[int], stop: Sequence[str]) -
     return text[: min((at for word in stop if (at := text.find(word)) >= 0), default=len(text))].rstrip()
 
 
+def room(model: PreTrainedModel) -> int | None:
+    """The positions that the model has for tokens; None where that is not known."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions and positions - prefix.length_of(model)
+
+
 def check_room(model: PreTrainedModel, form: Form, prompts: Iterable[Sequence[int]], new: int) -> None:
     """`DataError` for an input that leaves no room for `new` tokens. prompts: the tokens of each."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = room(model)
     if not positions:
         return
     for prompt in prompts:

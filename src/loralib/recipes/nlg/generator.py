@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...errors import ConfigError, RunError
+from ...errors import RunError
 from ...storage.atomic import settle, write_together
 from ...storage.json_text import as_json
 from ...storage.lock import file_lock
 from ...storage.resumable import Resumable
-from ...surgery.merge import disabled
 from .. import run_folder
 from ..chat.form import of_run
 from ..finished import FinishedRun
@@ -68,15 +67,11 @@ class Run(FinishedRun):
         batch, by position. Raises `DataError` for an input that leaves no room for its text, and `ConfigError` when the run
         has no base.
         """
-        self._check_base(base)
+        without = self.base() if base else nullcontext()
         if how.temperature:
             torch.manual_seed(seed)
-        with disabled(self.model) if base else nullcontext():
+        with without:
             return decoding.decode(self.model, self.form, contexts, how, batch_size, on_progress)
-
-    def _check_base(self, base: bool) -> None:
-        if base and self.options.method != "lora":
-            raise ConfigError(f"the run in {self.folder} trained the model itself, so it has no base to generate with.")
 
     def generate_into(
         self,
@@ -97,7 +92,8 @@ class Run(FinishedRun):
         on_progress: called with the number of inputs done. Raises `RunError` when a file is there and neither is given, when
         what was interrupted had other options, or while another process writes the file.
         """
-        self._check_base(base)
+        if base:
+            self.check_base()
         with file_lock(path):
             settle(_both(path))
             options = {"batch_size": batch_size, "base": base, "seed": seed}

@@ -10,8 +10,8 @@ from ...errors import ConfigError, DataError
 from ...surgery.bound import Bound
 from ...surgery.concerns import concerns
 from ...surgery.suggest import suggest
-from ...train import devices
-from .. import lora_setup, model_loader, records, sources
+from ...train import devices, prefix
+from .. import biases, lora_setup, model_loader, records, sources
 from ..chat.form import resolve
 from ..options import TrainOptions
 from ..plan import Plan
@@ -30,6 +30,8 @@ def prepare(model: PreTrainedModel, options: TrainOptions) -> Bound | None:
         bound = lora_setup.inject(model, options)
     elif options.method == "last-layers":
         language_models.freeze_all_but_last_blocks(model)
+    elif options.method == "bitfit":
+        biases.train_biases(model)
     return bound
 
 
@@ -62,7 +64,7 @@ def load(options: TrainOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     model, tokenizer = language_models.load_language_model(
         options.model or "", options.base_dropout, options.trust_remote_code, options.dtype
     )
-    model_loader.check_length(model.config, options.length)
+    model_loader.check_length(model.config, options.length, options.prefix)
     return model, tokenizer
 
 
@@ -107,7 +109,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in rows))
     bound, chosen = prepare(model, options), settled(model, options, form)
     return Plan(
-        model=model,
+        model=prefix.add_prefix(model, options.prefix, "CAUSAL_LM") if options.prefix else model,
         tokenizer=tokenizer,
         labels=None,
         data=data,
@@ -117,6 +119,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         bound=bound,
         settled=chosen,
         notes=advice(model, options.updated(chosen)),
+        count=prefix.count_parameters if options.prefix else None,
     )
 
 

@@ -131,11 +131,12 @@ def _renew_head(encoder: Encoder, missing: set[str]) -> None:
                     nn.init.zeros_(module.bias)
 
 
-def check_length(encoder: Encoder, max_length: int, pairs: bool) -> None:
-    """`ConfigError` when the model has no positions for inputs of `max_length` tokens, or no text would be left of them."""
+def check_length(encoder: Encoder, max_length: int, pairs: bool, prefix: int = 0) -> None:
+    """`ConfigError` when the model has no positions for inputs of `max_length` tokens and the `prefix` in front of them, or no
+    text would be left of them."""
     config = encoder.model.config
     reserved = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
-    model_loader.check_length(config, max_length, reserved)
+    model_loader.check_length(config, max_length, reserved + prefix)
     special = encoder.tokenizer.num_special_tokens_to_add(pair=pairs)
     if max_length <= special:
         raise ConfigError(f"max_length={max_length}: {special} tokens are the tokenizer's own, so no text would be left.")

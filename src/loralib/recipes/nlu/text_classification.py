@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import DataCollatorWithPadding, EvalPrediction
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel
 
 from ...surgery.bound import Bound
-from .. import lora_setup, model_loader
+from ...train import prefix
+from .. import biases, lora_setup, model_loader
 from ..options import TrainOptions
 from ..plan import Plan
 from . import encoders, inputs, metrics
@@ -31,9 +32,19 @@ def prepare(encoder: encoders.Headed, options: TrainOptions) -> Bound | None:
         encoder.model.requires_grad_(False)
         for name in encoder.head:
             encoder.model.get_submodule(name).requires_grad_(True)
+    elif options.method == "bitfit":
+        biases.train_biases(encoder.model, encoder.head)
     if options.train_head == "classifier":
         encoders.freeze_all_but_last(encoder)
     return bound
+
+
+def with_prefix(encoder: encoders.Encoder, options: TrainOptions) -> PreTrainedModel:
+    """The model with a prefix in front of its tokens, which is trained with the head."""
+    model: PreTrainedModel = prefix.add_prefix(encoder.model, options.prefix, "SEQ_CLS", encoder.head)
+    if options.train_head == "classifier":
+        encoders.freeze_all_but_last(encoder)
+    return model
 
 
 def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
@@ -46,7 +57,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         attention_dropout=options.attention_dropout,
         trust_remote_code=options.trust_remote_code,
     )
-    encoders.check_length(encoder, options.length, options.takes_pairs)
+    encoders.check_length(encoder, options.length, options.takes_pairs, options.prefix)
     if labels is None:
         encoders.center(encoder, statistics.fmean(data[0]["label"][:]))
     datasets = [inputs.encode(part, encoder.tokenizer, options.length) for part in data]
@@ -54,7 +65,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         model_loader.check_tokens(encoder.model, encoder.tokenizer, (row["input_ids"] for row in rows))
     bound = prepare(encoder, options)
     return Plan(
-        model=encoder.model,
+        model=with_prefix(encoder, options) if options.prefix else encoder.model,
         tokenizer=encoder.tokenizer,
         labels=labels,
         data=data,
@@ -62,6 +73,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         task_type="SEQ_CLS",
         trainer={"data_collator": DataCollatorWithPadding(encoder.tokenizer), "compute_metrics": _judge},
         bound=bound,
+        count=prefix.count_parameters if options.prefix else None,
     )
 
 
