@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "circle", "path", "image"}
 LOADED = {"src", "href", "data", "xlink:href", "poster", "srcset", "action"}
+EMBEDDED = ("data:image/png;base64,", "data:image/svg+xml;base64,")  # a picture loads nothing itself
 SOURCES = re.compile(r"url\(|@import|fetch\(|https?://|//\w+\.\w+/", re.IGNORECASE)
 
 
@@ -38,7 +39,7 @@ class Page(HTMLParser):
         for name, value in values.items():
             if name in LOADED and value.startswith("#"):
                 self.targets.append(value[1:])
-            elif name in LOADED and not value.startswith("data:image/png;base64,"):
+            elif name in LOADED and not value.startswith(EMBEDDED):
                 self.problems.append(f"<{tag} {name}={value!r:.40}> loads something")
             if name.startswith("on") or SOURCES.search(value):
                 self.problems.append(f"<{tag} {name}={value!r:.40}> runs or loads something")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import loralib as lora
 from cli.conftest import complaint, said
 from loralib.analysis import subspace_similarity
-from loralib.cli import FAILED, INTERRUPTED, analyze, main
+from loralib.cli import FAILED, INTERRUPTED, main
 from loralib.recipes import run_folder
 from loralib.recipes.learned import measured, report
 from loralib.recipes.options import TrainOptions
@@ -268,18 +268,6 @@ def test_an_adapter_of_other_names_is_renamed(place: Path, capsys: pytest.Captur
     assert "share no layer" in complaint(capsys, *words)
     values = json.loads(said(capsys, *words, "--rename", "bert="))
     assert set(values["pairs"][0]["similarity"]) == set(values["adapters"]["other"]["amplification"]) == set(NAMES)
-
-
-def test_a_base_may_be_a_package_or_a_gguf_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralib.recipes.nlg import language_models
-
-    found = analyze._base(Path("minilm"))
-    assert isinstance(found, Path)
-    assert (found / "model.safetensors").is_file()
-    model = torch.nn.Linear(2, 2)
-    monkeypatch.setattr(language_models, "load_language_model", lambda name: (model, None))
-    Path("model.gguf").touch()
-    assert analyze._base(Path("model.gguf")) is model
 
 
 @pytest.mark.slow

@@ -54,7 +54,14 @@ def test_one_budget_on_several_matrices_and_going_on(
     shown = capfd.readouterr().out
     assert f"run 1 of 4: {out}/runs/query/seed-0" in shown.replace("\n", "")
     assert "is best by accuracy" in shown
-    assert {path.name for path in out.iterdir()} == {"runs", "study.csv", "study.png", "study.svg", ".loralib.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "runs",
+        "index.html",
+        "study.csv",
+        "study.png",
+        "study.svg",
+        ".loralib.json",
+    }
     found = rows(out)
     assert [(row["matrices"], row["r"], row["seed"]) for row in found] == [
         *(("query", "4", str(seed)) for seed in (0, 1)),

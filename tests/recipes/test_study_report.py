@@ -112,13 +112,14 @@ def test_the_table_and_the_rows_have_every_cell(study: Study, lines: list[Line])
 
 
 def test_a_rank_that_is_the_same_under_both_rules_is_on_both_curves() -> None:
-    curves = study_report.curves("rank", RANKS)
-    assert {name: sorted(cells) for name, cells in curves.items()} == {
-        "query,value, paper": [1, 8],
-        "query,value, rslora": [1, 8],
-    }
-    assert {name: sorted(cells) for name, cells in study_report.curves("rank", RANKS[:1]).items()} == {"query,value, both": [1]}
-    assert sorted(study_report.curves("rows", ROWS)["full"]) == [100, 2500]
+    assert places("rank", RANKS) == {"query,value, paper": [1, 8], "query,value, rslora": [1, 8]}
+    assert places("rank", RANKS[:1]) == {"query,value, both": [1]}
+    assert places("rows", ROWS)["full"] == [100, 2500]
+    assert places("matrices", MATRICES) == {"": [8, 4, 2]}
+
+
+def places(study: Study, lines: list[Line]) -> dict[str, list[int]]:
+    return {name: [study_report.place(line) for line in curve] for name, curve in study_report.curves(study, lines).items()}
 
 
 @pytest.mark.parametrize(("study", "lines"), STUDIES)

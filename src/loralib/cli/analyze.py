@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..choices import Directions, names
 from ..errors import ConfigError
@@ -13,9 +13,6 @@ from .offline import offline
 from .parsing import OneSentenceParser
 from .progress import Progress
 from .terminal import reporting, say
-
-if TYPE_CHECKING:
-    from ..checkpoints.base_weights import Source
 
 TITLE = "loralib analyze"
 
@@ -41,30 +38,19 @@ def run(words: Sequence[str]) -> int:
 def _analyze(parsed: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Compute, write the report into `work`, show its summary, and return its numbers."""
     from ..recipes.learned import measured, report, subjects
+    from ..recipes.learned.base import base_weights
     from ..storage.folders import all_files, write_mark
     from . import analysis_shown
 
     paths = [inner for path in parsed.adapters for inner in runs.runs_in(path)]
     found = subjects.subjects(paths, renaming.renamed_all(files.read_all(paths, parsed), parsed))
     with offline(), Progress("Analyzing") as progress:  # runs name models and data, and nobody asked to fetch those
-        base = _base(parsed.base) if parsed.base else None
-        numbers = measured.measure(found, parsed.of, base, progress.at)
+        base = base_weights(str(parsed.base)) if parsed.base else None
+        numbers = measured.measure(found, parsed.of, base, progress=progress.at)
     values = report.write(numbers, work)
     write_mark(work, TITLE, list(all_files(work)))
     analysis_shown.show(numbers)
     return values
-
-
-def _base(base: Path) -> "Source":
-    """Where the weights of the base model are: a folder, a file, or a package. A GGUF file is loaded, in float32."""
-    from ..recipes.model_sources import locate
-
-    source = locate(str(base))
-    if source.gguf is None:
-        return Path(source.path)
-    from ..recipes.nlg.language_models import load_language_model
-
-    return load_language_model(str(base))[0]
 
 
 def _say_written(output: Path) -> None:
@@ -92,9 +78,7 @@ def parser() -> OneSentenceParser:
         help="adapters in any known format, run folders, or folders of seeds",
     )
     made.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    made.add_argument(
-        "--base", type=Path, metavar="MODEL", help="base model, a folder or file: also amplification and intruders"
-    )
+    made.add_argument("--base", type=Path, metavar="MODEL", help="base model: also amplification and intruders")
     made.add_argument(
         "--of",
         choices=names(Directions),

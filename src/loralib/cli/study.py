@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ConfigError
 from ..recipes.detection import with_problem
@@ -15,10 +15,14 @@ from ..recipes.studies import (
     CHOSEN,
     LEAST_STEPS,
     MATRICES,
+    PAGE,
+    PLOTS,
     RANKS,
     ROWS,
     RULES,
+    RUNS,
     STUDIES,
+    TABLE,
     Cell,
     Study,
     of_matrices,
@@ -30,10 +34,8 @@ from ..recipes.task import COMPARED, METHODS, Method
 from . import grids
 from .dataclass_parsing import OptionsParser, dataclass_parser, given
 from .offline import check_local, hub_names, offline_if_unreachable
+from .progress import Progress
 from .terminal import reporting, say_loading
-
-if TYPE_CHECKING:
-    from ..recipes.study_report import Line
 
 DESCRIPTION = f"""Answer a question of the LoRA paper's section 7 on your model and data, by a grid of runs with several seeds:
 
@@ -46,8 +48,8 @@ DESCRIPTION = f"""Answer a question of the LoRA paper's section 7 on your model 
   rows      how many rows suffice (Table 16): --rows and all of them, by each
             of --methods
 
-Writes a table and a figure, and says which differences are within the spread of the seeds. The runs stay in the output folder,
-without checkpoints and whole models."""
+Writes a table, a figure and a page, with what the adapters learned, and says which differences are within the spread of the
+seeds. The runs stay in the output folder, without checkpoints and whole models."""
 EXAMPLES = (
     "loralib study matrices --model roberta-base --task mrpc -o runs/matrices",
     "loralib study rank --model roberta-base --task mrpc --ranks 1 8 --sets q,v all",
@@ -65,8 +67,7 @@ OWN: Mapping[str, tuple[Study, ...]] = {  # the studies that have an option
     "methods": ("rows",),
     "min_steps": ("rows",),
 }
-TABLE, PLOTS, RUNS = "study.csv", ("study.png", "study.svg"), "runs"
-WRITER = holding_runs("study", "|".join(map(re.escape, (TABLE, *PLOTS))), RUNS, done=TABLE)
+WRITER = holding_runs("study", "|".join(map(re.escape, (TABLE, PAGE, *PLOTS))), RUNS, done=TABLE)
 
 
 def run(words: Sequence[str]) -> int:
@@ -85,8 +86,8 @@ def run(words: Sequence[str]) -> int:
             offline_if_unreachable(*hub_names(options)),
         ):
             cells = _cells(study, options, chosen, methods)
-            lines = _train(options, values, chosen, folder, cells)
-            report.update({"folder": str(folder), "study": study, **_report(study, options, folder, lines)})
+            found = _train(study, options, values, chosen, folder, cells)
+            report.update({"folder": str(folder), "study": study, **found})
     return 0
 
 
@@ -184,12 +185,17 @@ def _cells(study: Study, options: TrainOptions, chosen: Mapping[str, Any], metho
 
 
 def _train(
-    options: TrainOptions, values: Mapping[str, Any], chosen: Mapping[str, Any], folder: Path, cells: Sequence[Cell]
-) -> "list[Line]":
-    """Train all cells with all seeds."""
+    study: Study,
+    options: TrainOptions,
+    values: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    folder: Path,
+    cells: Sequence[Cell],
+) -> dict[str, Any]:
+    """Train all cells with all seeds; print the table and what it shows, write them, and return all of it for JSON."""
     from rich.console import Console
 
-    from ..recipes import comparison
+    from ..recipes import comparison, study_page, study_report
     from ..recipes.study import train_study
     from ..train.rich_text import say
 
@@ -201,23 +207,15 @@ def _train(
         say(console, f"run {number} of {count}: {run}")
 
     train = comparison.apart(chosen["resume"], keep_weights=False)
-    return train_study(cells, shared, own, folder / RUNS, seeds, train, on_progress)
+    lines = train_study(cells, shared, own, folder / RUNS, seeds, train, on_progress)
 
-
-def _report(study: Study, options: TrainOptions, folder: Path, lines: "Sequence[Line]") -> dict[str, Any]:
-    """Print the table and what it shows, and write them to `folder` with the figure; all of it for JSON, too."""
-    from rich.console import Console
-
-    from ..recipes import study_report
-    from ..train.rich_text import say
-
-    console, rows = Console(), study_report.rows(study, lines)
-    said = study_report.findings(study, lines)
-    seeds = len(lines[0].outcome.results)
-    title = f"{study}: {options.data_name}, {seeds} seed{'s' * (seeds > 1)}"
+    rows, said = study_report.rows(study, lines), study_report.findings(study, lines)
+    title = f"{study}: {options.data_name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     console.print(study_report.table(lines, title))
     say(console, *said)
     study_report.plot(folder, study, lines, title)
+    with Progress("Analyzing") as progress:
+        study_page.write(folder, study, lines, title, str(options.model), progress.at)
     grids.write_csv(folder / TABLE, rows)
-    say(console, f"Wrote {', '.join(str(folder / name) for name in (TABLE, *PLOTS))}.")
+    say(console, f"Wrote {folder / PAGE} and, next to it, {', '.join((TABLE, *PLOTS))}.")
     return {"findings": said, "runs": rows}

@@ -28,6 +28,7 @@ MATRICES = (
 RANKS = (1, 2, 4, 8, 64)  # Table 6
 ROWS = (100, 1_000, 10_000)  # Table 16, and all rows
 LEAST_STEPS = 200
+TABLE, PLOTS, PAGE, RUNS = "study.csv", ("study.png", "study.svg"), "index.html", "runs"  # in the folder of a study
 _SHORT = {role[0]: role for role in ROLES if role != "mlp"} | {"all": ALL_LINEAR}
 
 CHOSEN: Mapping[Study, tuple[str, ...]] = {  # options of runs that a study chooses itself

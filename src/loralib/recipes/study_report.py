@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.table import Table
 from ..train.rich_text import plain
 from . import figures
 from .grid import Outcome
-from .studies import Cell, Study
+from .studies import PLOTS, Cell, Study
 from .task import goodness
 
 _SEED = "one seed has no spread, so no difference is claimed"
@@ -119,9 +119,9 @@ def within_spread(a: Outcome, b: Outcome) -> bool:
 
 
 def plot(folder: Path, study: Study, lines: Sequence[Line], title: str) -> list[Path]:
-    """Draw the metric and the loss on the evaluation rows, with the spread of the seeds, as `study.png` and `study.svg` in
-    `folder`; returns their paths."""
-    paths = [folder / "study.png", folder / "study.svg"]
+    """Draw the metric and the loss on the evaluation rows, with the spread of the seeds, as PNG and SVG in `folder`;
+    returns their paths."""
+    paths = [folder / name for name in PLOTS]
     metric = lines[0].outcome.metric
     with figures.two_plots(paths[0], title, also=paths[1:]) as (scores, losses):
         for axes, values, label in (
@@ -151,29 +151,38 @@ def _curves(axes: Any, study: Study, lines: Sequence[Line], values: Any, label: 
     """A curve over ranks for each set of matrices and rule, or over numbers of rows for each method."""
     for i, (name, cells) in enumerate(curves(study, lines).items()):
         colour = figures.METHOD_COLOURS[name] if study == "rows" else figures.COLOURS[i % len(figures.COLOURS)]
-        found = {place: values(line) for place, line in sorted(cells.items())}
+        found = {place(line): values(line) for line in cells}
         means, spreads = [statistics.fmean(v) for v in found.values()], [_deviation(v) for v in found.values()]
         axes.errorbar(list(found), means, spreads, marker="o", capsize=4, color=colour, label=name)
-    ticks = sorted({place for cells in curves(study, lines).values() for place in cells})
+    ticks = sorted(set(map(place, lines)))
     axes.set_xscale("log", base=2 if study == "rank" else 10)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="r" if study == "rank" else "training rows", ylabel=label)
 
 
-def curves(study: Study, lines: Sequence[Line]) -> dict[str, Mapping[int, Line]]:
-    """The cells of each curve by their place on it; a cell that is the same under both rules of alpha is on both curves."""
-    found: dict[str, dict[int, Line]] = {}
-    if study == "rows":
-        for line in lines:
-            found.setdefault(line.cell.varied["method"], {})[int(line.outcome.results[0]["train_rows"])] = line
-        return dict(found)
-    rules = [line.cell.varied["rule"] for line in lines if line.cell.varied["rule"] != "both"] or ["both"]
-    for line in lines:
+def curves(study: Study, lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The cells of each curve, in order: a method's over numbers of rows, those of a set of matrices and a rule over ranks (a
+    cell that is the same under both rules is on both curves); of other studies all cells together."""
+    if study == "matrices":
+        return {"": list(lines)}
+    rules = [rule for rule in dict.fromkeys(line.cell.varied.get("rule") for line in lines) if rule != "both"] or ["both"]
+    found: dict[str, list[Line]] = {}
+    for line in sorted(lines, key=place):
         varied = line.cell.varied
-        for rule in dict.fromkeys(rules) if varied["rule"] == "both" else [varied["rule"]]:
-            found.setdefault(f"{varied['matrices']}, {rule}", {})[varied["r"]] = line
-    return dict(found)
+        if study == "rows":
+            names = [varied["method"]]
+        else:
+            names = [f"{varied['matrices']}, {rule}" for rule in rules if varied["rule"] in (rule, "both")]
+        for name in names:
+            found.setdefault(name, []).append(line)
+    return found
+
+
+def place(line: Line) -> int:
+    """Where a cell is on its curve: its rank, or the number of its training rows."""
+    rank: int | None = line.cell.varied.get("r")
+    return int(line.outcome.results[0]["train_rows"]) if rank is None else rank
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -94,14 +94,15 @@ def measure(
     found: Sequence[Subject],
     of: Directions = "right",
     base: Source | None = None,
+    both: Sequence[tuple[Subject, Subject]] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
-    """Compute everything, one pair and one adapter after the other.
+    """Compute everything, one pair and one adapter after the other. both: the pairs to compare; None: every two.
 
     Raises `LoRAError` for two adapters that share no layer, and for a base that does not fit; where an adapter has DoRA layers,
     what depends on W is left out for those, and `notes` say so.
     """
-    both = pairs(found)
+    both = pairs(found) if both is None else both
     total = len(found) + len(both)
     notes: list[str] = []
     compared = []  # first, since it is what most often cannot be done

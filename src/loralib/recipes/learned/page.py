@@ -20,6 +20,7 @@ from .findings import Findings
 from .tables import Cell, Table
 
 _HERE = files(__package__)
+_BESIDE = "The numbers are in tables/ and report.json next to this page, the figures in figures/."
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Section:
     texts: Sequence[Text] = ()
 
 
-def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Section]) -> str:
-    """The page. findings: its summary."""
+def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Section], beside: str = _BESIDE) -> str:
+    """The page. findings: its summary. beside: a sentence on what is next to it."""
     script = _read("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": shown, "plain": _plain}
@@ -69,6 +70,7 @@ def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Sectio
         findings=findings,
         sections=sections,
         version=__version__,
+        beside=beside,
         style=Markup(_read("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
