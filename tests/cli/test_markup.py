@@ -75,7 +75,7 @@ def test_every_command_shows_a_strange_path_as_it_is(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setattr("loralib.recipes.nlg.metrics.meteor.find_spec", lambda name: None)
-    assert {words[0] for words in WORDS} == COMMANDS.keys() - {"compare", "completion", "chat"}
+    assert {words[0] for words in WORDS} == COMMANDS.keys() - {"compare", "study", "completion", "chat"}
     files = {path.name for path in place.iterdir()}
     capsys.readouterr()
     for words in WORDS:
@@ -96,3 +96,17 @@ def test_compare_shows_a_strange_path_as_it_is(
     shown = capsys.readouterr().out
     assert "[i]data, " in shown
     assert f"Wrote {place}/compared/comparison.csv" in shown
+
+
+@pytest.mark.slow
+def test_study_shows_a_strange_path_as_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    given = ["--model", str(place / "encoder"), "--data", str(place / "[i]data.tsv"), "--output", str(place / "studied")]
+    assert main(["study", "matrices", *given, "--sets", "q", "v", "--num-train-epochs", "1", "--seeds", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "matrices: [i]data, 1 seed" in shown
+    assert f"{place}/studied/runs/query/seed-" in shown
+    assert f"Wrote {place}/studied/index.html" in shown
+    assert "[i]data" in (place / "studied" / "index.html").read_text(encoding="utf-8")

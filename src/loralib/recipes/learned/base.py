@@ -7,6 +7,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from ...checkpoints.base_weights import Source
 from ..model_sources import locate
+from ..nlg import language_models
 
 
 def base_weights(model: str) -> Source:
@@ -14,9 +15,7 @@ def base_weights(model: str) -> Source:
     the copy in the cache is taken, and without one the name stays a path."""
     source = locate(model)
     if source.gguf is not None:
-        from ..nlg.language_models import load_language_model
-
-        return load_language_model(model)[0]
+        return language_models.load_language_model(model)[0]
     if Path(source.path).exists():
         return Path(source.path)
     try:

@@ -20,7 +20,7 @@ from .findings import Findings
 from .tables import Cell, Table
 
 _HERE = files(__package__)
-_BESIDE = "The numbers are in tables/ and report.json next to this page, the figures in figures/."
+_NEXT_TO_IT = "The numbers are in tables/ and report.json next to this page, the figures in figures/."
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Section:
     texts: Sequence[Text] = ()
 
 
-def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Section], beside: str = _BESIDE) -> str:
-    """The page. findings: its summary. beside: a sentence on what is next to it."""
+def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Section], note: str = _NEXT_TO_IT) -> str:
+    """The page. findings: its summary. note: a sentence on what is next to it."""
     script = _read("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": shown, "plain": _plain}
@@ -70,7 +70,7 @@ def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Sectio
         findings=findings,
         sections=sections,
         version=__version__,
-        beside=beside,
+        note=note,
         style=Markup(_read("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
