@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e learned bench docs docs-serve notebook clean
+.PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e learned studies bench docs docs-serve notebook clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -63,6 +63,9 @@ e2e: $(STAMP)  ## a small GPT-2 pretrained, adapted to E2E NLG in three ways, de
 
 learned: $(STAMP)  ## the findings of the paper's section 7, asked of MiniLM and SmolLM2 (needs LORALIB_DATA; hours, and goes on when stopped)
 	$(BIN)/python -m benchmarks.learned
+
+studies: $(STAMP)  ## the paper's questions of matrices, ranks and rows, asked of MiniLM (needs LORALIB_DATA; hours, and goes on when stopped)
+	$(BIN)/python -m benchmarks.studies
 
 bench: $(STAMP) $(PEERS)  ## every benchmark against loralib 0.1.2 and PEFT, recorded in benchmarks/results (most of an hour, idle machine)
 	$(BIN)/python -m benchmarks all --record
