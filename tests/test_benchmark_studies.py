@@ -17,21 +17,20 @@ ORIGIN = {"date": "2026-01-01", "commit": "abc"}
 
 
 def test_what_is_there_is_gone_on_with(tmp_path: Path) -> None:
-    words = studies.words("rank", "mrpc", Path("data"), tmp_path / "new", studies.budget_of("rank"))
+    words = studies.words("rank", "mrpc", Path("data"), tmp_path / "new", studies.budget_of("rank", "mrpc"))
     assert words[:2] == ["study", "rank"]
     assert "--resume" not in words
-    assert str(studies.ROWS) in words
+    assert str(studies.ROWS["mrpc"]) in words
     assert "--resume" in studies.words("rank", "mrpc", Path("data"), tmp_path, [])
-    assert "--max-train-rows" not in studies.budget_of("rows")
 
 
 def test_the_runs_of_other_studies_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (studies, provenance):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     rows = {study: {"study": study, "task": "mrpc", "value": 0.5} for study in STUDIES}
-    studies.record([rows["matrices"]], ["matrices"], ORIGIN)
-    studies.record([rows["rank"]], ["rank"], ORIGIN)
-    path = studies.record([{**rows["matrices"], "value": 0.75}], ["matrices"], {**ORIGIN, "commit": "def"})
+    studies.record([rows["matrices"]], ORIGIN)
+    studies.record([rows["rank"]], ORIGIN)
+    path = studies.record([{**rows["matrices"], "value": 0.75}], {**ORIGIN, "commit": "def"})
     found = [(row["study"], row["value"], row["commit"]) for row in provenance.read_rows(path)]
     assert found == [("rank", 0.5, "abc"), ("matrices", 0.75, "def")]
 
