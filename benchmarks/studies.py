@@ -87,6 +87,8 @@ def main() -> int:
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"{', '.join(STUDIES)} (default: all)")
     parser.add_argument("--tasks", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="default: all")
     parsed = parser.parse_args()
+    if unknown := set(parsed.studies) - set(STUDIES):
+        parser.error(f"{unknown.pop()} is no study; give some of {', '.join(STUDIES)}")
     data = os.environ.get("LORALIB_DATA")
     if not data:
         print("set LORALIB_DATA to the folder that holds glue/", file=sys.stderr)
