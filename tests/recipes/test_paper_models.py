@@ -51,3 +51,8 @@ def test_the_models_have_their_published_size(name: str, millions: float) -> Non
 def test_a_model_that_is_nowhere_is_one_error() -> None:
     with pytest.raises(RunError, match=r"shape of model 'no/such-model' cannot be had; .* one of roberta-base"):
         paper_models.build("no/such-model", None)
+
+
+@pytest.mark.parametrize("name", ["minilm", "smollm2", "roberta-base"])
+def test_a_model_is_called_what_it_was_called(name: str) -> None:
+    assert paper_models.build(name, None).model.name_or_path == name

@@ -1,11 +1,15 @@
 """Grouping by length keeps every row, its order is that of the epoch, and texts of a batch are alike."""
 
 import statistics
+from pathlib import Path
 
+import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralib.train.sampling import LengthGrouped
+from loralib.train.sampling import GroupingTrainer, LengthGrouped
 
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=300), st.integers(1, 32), st.integers(0, 9))
@@ -28,3 +32,35 @@ def test_epochs_and_seeds_differ_and_batches_are_alike() -> None:
     assert list(LengthGrouped(lengths, 10, seed=5)) != first
     batches = [[lengths[i] for i in first[k : k + 10]] for k in range(0, 1000, 10)]
     assert statistics.fmean(max(batch) - min(batch) for batch in batches) < 10
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_texts_are_evaluated_by_length(strategy: str, tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, pad_token_id=0
+    )
+    model = transformers.BertForSequenceClassification(config)
+    rows = [{"input_ids": [1 + i % 8] * (1 + 5 * i % 7), "labels": i % 2} for i in range(12)]
+    widths: list[int] = []
+
+    def collate(batch: list[dict[str, object]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row["input_ids"]) for row in batch]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        widths.append(padded.shape[1])
+        labels = torch.tensor([row["labels"] for row in batch])
+        return {"input_ids": padded, "attention_mask": (padded > 0).long(), "labels": labels}
+
+    args = transformers.TrainingArguments(
+        str(tmp_path),
+        per_device_eval_batch_size=3,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        train_sampling_strategy=strategy,
+    )
+    trainer = GroupingTrainer(model, args, eval_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
+    found = trainer.evaluate()
+    assert widths == [7, 6, 4, 2]
+    alone = [model(**collate([row])).loss.item() for row in rows]  # type: ignore[arg-type]
+    assert found["eval_loss"] == pytest.approx(statistics.fmean(alone), abs=1e-6)

@@ -47,6 +47,7 @@ def read_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
             f"the shape of model {name!r} cannot be had; give a local folder, a name on the Hugging Face hub and a network, or "
             f"one of {', '.join(PUBLISHED)}. ({reason})"
         ) from None
+    config.name_or_path = name
     return config
 
 

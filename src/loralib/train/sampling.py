@@ -32,13 +32,31 @@ class LengthGrouped(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """The places of the longest to the shortest: what does not fit into memory shows at once.
+
+    >>> by_length([2, 9, 4])
+    [1, 2, 0]
+    """
+    return sorted(range(len(lengths)), key=lambda at: -lengths[at])
+
+
 class GroupingTrainer(ReducingTrainer):
-    """Trainer, whose own way of grouping texts by length draws another order when a run is resumed."""
+    """Trainer, whose own way of grouping texts by length draws another order when a run is resumed.
+
+    It evaluates texts by length, where their order cannot matter: what it predicts is in that order.
+    """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(row["input_ids"]) for row in rows]
+        lengths = _lengths(self.train_dataset if train_dataset is None else train_dataset)
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGrouped(lengths, step, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return by_length(_lengths(eval_dataset))
+
+
+def _lengths(rows: Any) -> list[int]:
+    return [len(row["input_ids"]) for row in rows]

@@ -54,7 +54,7 @@ def test_where_the_update_is_large() -> None:
     }
     text = said(analysed(lora.Adapter(lora.LoRAConfig(), layers)))
     assert "one: The update is largest in layer.1.v, ‖ΔW‖ = 3 (median of 4 layers: 1)" in text
-    assert "of ‖ΔW‖², 83% is in v and 17% is in q." in text
+    assert "of ‖ΔW‖², 83 % is in v and 17 % is in q." in text
     assert "99 % of a layer's ‖ΔW‖² lies in 1 direction, where r is 1." in text
 
 

@@ -1,6 +1,7 @@
 """The report as files and as values."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 from loralib.recipes.learned import report
 from loralib.recipes.learned.findings import findings
 from loralib.recipes.learned.measured import Measured
+from loralib.recipes.learned.page import rendered
+from loralib.recipes.learned.sections import sections
 from reported import along, analysed, random_adapter
 
 
@@ -45,3 +48,12 @@ def test_figures_are_written_as_svg_and_png(measured: Measured, tmp_path: Path) 
     report.write(measured, tmp_path)
     names = {path.name for path in (tmp_path / report.FIGURES).iterdir()}
     assert names == {f"{name}.{ending}" for name in ("similarity", "norms", "spectra") for ending in ("svg", "png")}
+
+
+def test_every_class_of_the_page_has_a_style_and_every_style_is_of_use(measured: Measured) -> None:
+    text = rendered("t", findings(measured), sections(measured))
+    style, _, body = text.partition("</style>")
+    styled = set(re.findall(r"\.([a-z]+)", re.sub(r"\{[^}]*\}", "", style.partition("<style>")[2])))
+    used = {name for names in re.findall(r'class="([a-z ]+)"', body) for name in names.split()}
+    assert used <= styled
+    assert styled - used <= {"wide", "faint"}  # of the page of a study, and where there are many layers

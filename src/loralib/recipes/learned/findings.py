@@ -9,7 +9,7 @@ from ...analysis import Amplification, SubspaceSimilarity, total_cosine
 from .drawings import number
 from .measured import Alone, Measured, Pair, Similarities
 from .tables import chance
-from .wording import counted, listed, mean_of, range_of, times, word_for
+from .wording import counted, listed, mean_of, range_of, share, times, word_for
 
 DIRECTIONS = {
     "right": "input directions of ΔW (its right singular vectors)",
@@ -185,7 +185,7 @@ def _where(groups: Mapping[str, Sequence[str]], norms: Mapping[str, float]) -> s
     if len(shares) == 1:
         return f"{sentence}."
     order = sorted(shares, key=lambda role: -shares[role])
-    return f"{sentence}; of ‖ΔW‖², {listed([f'{shares[role]:.0%} is in {role}' for role in order[:4]])}."
+    return f"{sentence}; of ‖ΔW‖², {listed([f'{share(shares[role])} is in {role}' for role in order[:4]])}."
 
 
 def _ranks(ranks: Sequence[int], r: str) -> str:
@@ -207,6 +207,6 @@ def _amplified(found: Sequence[Amplification]) -> Iterator[str]:
     sentence += "in random ones (medians)"
     shares = [of_layer.overlap[_TOP] for of_layer in found if _TOP in of_layer.overlap]
     odds = [of_layer.chance[_TOP] for of_layer in found if _TOP in of_layer.chance]
-    random = f", chance {statistics.fmean(odds):.0%}" if odds else ""
-    top = f"; {statistics.fmean(shares):.0%} of ‖ΔW‖² lies in the top {_TOP:.0%} of W's directions{random}" if shares else ""
-    yield f"{sentence}{top}."
+    random = f", chance {share(statistics.fmean(odds))}" if odds else ""
+    inside = f"; {share(statistics.fmean(shares))} of ‖ΔW‖² lies in the top" if shares else ""
+    yield f"{sentence}{inside} {share(_TOP)} of W's directions{random}." if inside else f"{sentence}."

@@ -36,6 +36,15 @@ def times(factors: Sequence[float]) -> str:
     return f"{low} times" if low == high else f"{low} to {high} times (median {middle})"
 
 
+def share(value: float) -> str:
+    """A share of something.
+
+    >>> share(0.13)
+    '13 %'
+    """
+    return f"{100 * value:.0f} %"
+
+
 def listed(parts: Sequence[str]) -> str:
     """The parts as a list in a sentence.
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import DataError
+from ...train.sampling import by_length
 from .. import model_loader, records
 from ..finished import FinishedRun
 from ..options import TrainOptions
@@ -33,7 +34,8 @@ class Run(FinishedRun):
         return encoder.model, encoder.tokenizer
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression."""
+        """The model's outputs, shape (len(texts), classes), or (len(texts), 1) for regression. Texts of like length share a
+        batch, whatever their order."""
         if not texts:
             raise DataError("there is no text.")
         if self.options.takes_pairs != (pairs is not None):
@@ -41,23 +43,21 @@ class Run(FinishedRun):
             raise DataError(f"the run {needs} (--pair).")
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts)} texts but {len(pairs)} second texts; give one for each.")
-        outputs = []
+        second = list(pairs) if pairs is not None else None
+        rows = self.tokenizer(list(texts), second, truncation=True, max_length=self.options.length)
+        model_loader.check_tokens(self.model, self.tokenizer, rows["input_ids"])
+        order = by_length([len(tokens) for tokens in rows["input_ids"]])
+        outputs: list[torch.Tensor] = [torch.empty(0)] * len(texts)
         size = self.options.per_device_eval_batch_size
         for start in range(0, len(texts), size):
-            part = slice(start, start + size)
-            second = list(pairs[part]) if pairs else None
-            batch = self.tokenizer(
-                list(texts[part]),
-                second,
-                truncation=True,
-                max_length=self.options.length,
-                padding=True,
-                return_tensors="pt",
-            )
-            model_loader.check_tokens(self.model, self.tokenizer, batch["input_ids"].tolist())
+            part = order[start : start + size]
+            chosen = {name: [values[at] for at in part] for name, values in rows.items()}
+            batch = self.tokenizer.pad(chosen, return_tensors="pt")
             with torch.inference_mode():
-                outputs.append(self.model(**batch.to(self.model.device)).logits.float().cpu())
-        return torch.cat(outputs)
+                logits = self.model(**batch.to(self.model.device)).logits.float().cpu()
+            for at, row in zip(part, logits, strict=True):
+                outputs[at] = row
+        return torch.stack(outputs)
 
     def evaluate(self, data: "Dataset") -> dict[str, float]:
         """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
