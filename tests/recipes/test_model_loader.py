@@ -156,3 +156,22 @@ def test_the_command_line_refuses_and_allows(stranger: Path, reviews: Path, tmp_
         assert allowed.returncode == 0, allowed.stderr
         assert (tmp_path / "ran").exists()
         (tmp_path / "ran").unlink()
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_parsed_once_and_in_silence(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    import gguf
+
+    files: list[object] = []
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        def __init__(self, path: object):
+            files.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    model, tokenizer = language_models.load_language_model("smollm2")
+    assert len(files) == 1
+    assert gguf.GGUFReader is Reader
+    assert (len(tokenizer), model.config.vocab_size) == (49152, 49152)
+    assert "".join(capfd.readouterr()) == ""

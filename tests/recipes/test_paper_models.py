@@ -53,6 +53,6 @@ def test_a_model_that_is_nowhere_is_one_error() -> None:
         paper_models.build("no/such-model", None)
 
 
-@pytest.mark.parametrize("name", ["minilm", "smollm2", "roberta-base"])
+@pytest.mark.parametrize("name", ["minilm", pytest.param("smollm2", marks=pytest.mark.slow), "roberta-base"])
 def test_a_model_is_called_what_it_was_called(name: str) -> None:
     assert paper_models.build(name, None).model.name_or_path == name

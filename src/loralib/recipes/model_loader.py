@@ -1,11 +1,13 @@
 """Loading pretrained models with their tokenizers, quietly, from wherever they are."""
 
 import copy
+import functools
 import io
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,14 +77,14 @@ def load(
     trust: dict[str, Any] = {"trust_remote_code": bool(trust_remote_code)}  # None would let transformers ask on standard input
     trust |= reading(source)
     try:
-        stored = AutoConfig.from_pretrained(source.path, **trust)
-        config = AutoConfig.from_pretrained(source.path, **trust, **outputs) if outputs else copy.deepcopy(stored)
-        configure(config)
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **trust)
-        exact = {"config": config, "dtype": dtype, "output_loading_info": True}
-        if source.gguf:
-            exact["quantization_config"] = GgufConfig(dequantize=True)
-        with redirect_stderr(io.StringIO()) if source.gguf else nullcontext():  # its reader draws a bar whatever is asked
+        with _gguf() if source.gguf else nullcontext():
+            stored = AutoConfig.from_pretrained(source.path, **trust)
+            config = AutoConfig.from_pretrained(source.path, **trust, **outputs) if outputs else copy.deepcopy(stored)
+            configure(config)
+            tokenizer = AutoTokenizer.from_pretrained(source.path, **trust)
+            exact = {"config": config, "dtype": dtype, "output_loading_info": True}
+            if source.gguf:
+                exact["quantization_config"] = GgufConfig(dequantize=True)
             model, info = kind.from_pretrained(source.path, **exact, **trust, **how)
     except ConfigError:
         raise
@@ -126,6 +128,20 @@ def reading(source: ModelSource) -> dict[str, Any]:
     if find_spec("gguf") is None:
         raise RunError(f"{source.gguf} is a GGUF file, which needs the package gguf; run: pip install gguf")
     return {"gguf_file": source.gguf}
+
+
+@contextmanager
+def _gguf() -> Iterator[None]:
+    """Context manager for loading from a GGUF file: it is parsed once, where transformers does so for the config, the tokenizer
+    and the weights (seconds each time), and the bar that is drawn whatever is asked is not seen."""
+    gguf: Any = import_module("gguf")
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def _make_plain(model: PreTrainedModel) -> None:
