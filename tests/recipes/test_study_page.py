@@ -45,7 +45,7 @@ def test_the_first_two_seeds_of_each_cell_and_the_end_of_its_curve(tmp_path: Pat
     text = written(tmp_path, "rank", RANKS, base).text
     for words in ("a title", "is best by accuracy", "Amplification", "study.csv next to this page"):
         assert words in text
-    one, paper, rslora = (f"query,value {rest}" for rest in ("both r=1", "paper r=8", "rslora r=8"))
+    one, paper, rslora = "both r=1", "paper r=8", "rslora r=8"
     compared = [f"{a}, seed 0 and {b}, seed 1" for a, b in ((one, one), (one, paper), (one, rslora), (paper, paper))]
     for pair in compared:
         assert pair in text

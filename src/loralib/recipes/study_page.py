@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -19,6 +20,7 @@ from .learned.subjects import Subject, run_of
 from .learned.tables import Table
 from .studies import PAGE, PLOTS, RUNS, TABLE, Study
 from .study_report import Line
+from .task import Method
 
 _SEEDS = 2  # of a cell: their adapters are on the page
 _FILES = f"The numbers of all runs are in {TABLE} next to this page, the runs with their adapters in {RUNS}/."
@@ -41,7 +43,8 @@ def write(
     said = [Findings("The study", study_report.findings(study, lines))]
     shown = [_study(lines, title, folder / PLOTS[1])]
     try:
-        cells = {line.cell.name: _subjects(line, folder / RUNS) for line in lines}
+        names = _names([line for line in lines if _has_adapters(line)])
+        cells = {line.cell.name: _subjects(line, names.get(line.cell.name), folder / RUNS) for line in lines}
         found = [subject for subjects in cells.values() for subject in subjects]
         curves = [[cells[line.cell.name] for line in curve] for curve in study_report.curves(study, lines).values()]
         pairs = {(a.name, b.name): (a, b) for curve in curves for a, b in _pairs(curve)}
@@ -77,14 +80,27 @@ def _study(lines: Sequence[Line], title: str, figure: Path) -> Section:
     return Section("The study", "", [Gallery("", [Picture(picture, caption)])], [table])
 
 
-def _subjects(line: Line, runs: Path) -> list[Subject]:
+def _has_adapters(line: Line) -> bool:
+    method: Method = line.cell.options.get("method", "lora")
+    return method == "lora"
+
+
+def _names(lines: Sequence[Line]) -> dict[str, str]:
+    """What the cells are called, by what they differ in."""
+    varied = [line.cell.varied for line in lines]
+    own = [key for key in (varied[0] if varied else ()) if len({values[key] for values in varied}) > 1]
+    return {line.cell.name: replace(line.cell, varied={key: line.cell.varied[key] for key in own}).title for line in lines}
+
+
+def _subjects(line: Line, name: str | None, runs: Path) -> list[Subject]:
     """The adapters of a cell's first seeds; none of a method without."""
-    if line.cell.options.get("method", "lora") != "lora":
+    if name is None:
         return []
     found = []
     for result in line.outcome.results[:_SEEDS]:
         run = runs / line.cell.name / f"seed-{result['seed']}"
-        found.append(Subject(f"{line.cell.title}, seed {result['seed']}", run, load(run / run_folder.ADAPTER), run_of(run)))
+        title = ", ".join(filter(None, (name, f"seed {result['seed']}")))
+        found.append(Subject(title, run, load(run / run_folder.ADAPTER), run_of(run)))
     return found
 
 

@@ -112,10 +112,10 @@ def test_what_is_infinite_is_left_out() -> None:
     assert "amplifies" not in said(dataclasses.replace(measured, alone=[alone]))
 
 
-def test_of_several_pairs_the_closest_is_said_first_and_the_others_folded() -> None:
+def test_of_several_pairs_the_closest_is_said_first_and_the_rest_folded() -> None:
     adapters = [along(0, 1), along(0, 2), along(3, 4), along(5, 6)]
     found = findings(analysed(*adapters, names=["a", "b", "c", "d"]))
     assert found[0].about == "All 6 pairs"
     assert "directions of a and b agree most, φ(1, 1) = 1.00 in the mean over layers" in found[0].sentences[0]
-    assert [one.folded for one in found] == [False, *[True] * 6, *[False] * 4]
+    assert [one.folded for one in found] == [False, *[True] * 10]
     assert not any(one.folded for one in findings(analysed(*adapters[:3])))

@@ -17,12 +17,12 @@ DIRECTIONS = {
     "A": "right singular vectors of A",
 }
 _SOME, _NEARLY, _TOP = 8, 0.1, 0.1  # directions; a cosine of nearly orthogonal updates; the share of W's directions
-_FEW = 3  # pairs, of which all is said at once
+_FEW = 3  # pairs, or adapters, of which all is said at once
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found about one thing. folded: shown when it is clicked, where there is much else."""
+    """What was found about one thing. folded: among those shown after a click, where there is much else."""
 
     about: str
     sentences: Sequence[str]
@@ -34,7 +34,8 @@ def findings(measured: Measured) -> list[Findings]:
     folded = len(measured.pairs) > _FEW
     everything = [Findings(f"All {len(measured.pairs)} pairs", list(_of_all(measured)))] if len(measured.pairs) > 1 else []
     of_pairs = [Findings(pair.title, list(_of_pair(measured, pair)), folded) for pair in measured.pairs]
-    of_each = [Findings(alone.subject.name, list(_of_one(measured, alone))) for alone in measured.alone]
+    many = len(measured.alone) > _FEW
+    of_each = [Findings(alone.subject.name, list(_of_one(measured, alone)), many) for alone in measured.alone]
     left_out = [Findings("Left out", measured.notes)] if measured.notes else []
     return [found for found in (*everything, *of_pairs, *of_each, *left_out) if found.sentences]
 

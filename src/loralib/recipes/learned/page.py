@@ -20,6 +20,7 @@ from .findings import Findings
 from .tables import Cell, Table
 
 _HERE = files(__package__)
+_FEW = 3  # sections of one kind, to each of which there is a link
 _NEXT_TO_IT = "The numbers are in tables/ and report.json next to this page, the figures in figures/."
 
 
@@ -69,12 +70,30 @@ def rendered(title: str, findings: Sequence[Findings], sections: Sequence[Sectio
         title=title,
         findings=findings,
         sections=sections,
+        links=_links([section.title for section in sections]),
         version=__version__,
         note=note,
         style=Markup(_read("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _links(titles: Sequence[str]) -> list[tuple[int, str]]:
+    """The links to sections, by their places from 1: of several of one kind, such as "Run: a" and "Run: b", one to the first.
+
+    >>> _links(["Spectra", "Run: a", "Run: b", "Run: c", "Run: d"])
+    [(1, 'Spectra'), (2, 'Run (4)')]
+    """
+    kinds = [title.partition(": ")[0] for title in titles]
+    links = []
+    for at, (title, kind) in enumerate(zip(titles, kinds, strict=True), 1):
+        count = kinds.count(kind)
+        if count <= _FEW:
+            links.append((at, title))
+        elif kinds.index(kind) == at - 1:
+            links.append((at, f"{kind} ({count})"))
+    return links
 
 
 def shown(value: Cell) -> str:
