@@ -35,6 +35,7 @@ from torch import nn
 
 import loralib as lora
 from benchmarks.provenance import provenance, write_rows
+from benchmarks.report import rounded
 from loralib.adapters.summary import last_name
 from loralib.analysis import Directions, SubspaceSimilarity
 from loralib.analysis.places import depth_of
@@ -282,7 +283,7 @@ def main() -> int:
         raise KeyboardInterrupt("interrupted; what is finished is kept. Go on with the same command.") from None
     console.print(table(answered))
     name = "learned" if tuple(tasks) == tuple(OWN) else f"learned_{'_'.join(tasks)}"
-    wrote = [write_rows(name, rows, origin), write_rows(f"{name}_answers", answered, origin)]
+    wrote = [write_rows(name, rounded(rows), origin), write_rows(f"{name}_answers", rounded(answered), origin)]
     console.print(f"Wrote {' and '.join(map(str, wrote))}.", highlight=False, soft_wrap=True)
     return 0
 
