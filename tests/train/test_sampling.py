@@ -1,6 +1,7 @@
 """Grouping by length keeps every row, its order is that of the epoch, and texts of a batch are alike."""
 
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,27 @@ def test_epochs_and_seeds_differ_and_batches_are_alike() -> None:
     assert statistics.fmean(max(batch) - min(batch) for batch in batches) < 10
 
 
-@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-def test_texts_are_evaluated_by_length(strategy: str, tmp_path: Path) -> None:
+ROWS = [{"input_ids": [1 + i % 8] * (1 + 5 * i % 7), "labels": i % 2} for i in range(12)]
+
+
+def trainer_of(folder: Path, strategy: str = "random", **how: object) -> GroupingTrainer:
     config = transformers.BertConfig(
         vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, pad_token_id=0
     )
-    model = transformers.BertForSequenceClassification(config)
-    rows = [{"input_ids": [1 + i % 8] * (1 + 5 * i % 7), "labels": i % 2} for i in range(12)]
+    args = transformers.TrainingArguments(
+        str(folder),
+        per_device_eval_batch_size=3,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        train_sampling_strategy=strategy,
+    )
+    return GroupingTrainer(transformers.BertForSequenceClassification(config), args, **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_texts_are_evaluated_by_length(strategy: str, tmp_path: Path) -> None:
     widths: list[int] = []
 
     def collate(batch: list[dict[str, object]]) -> dict[str, torch.Tensor]:
@@ -50,17 +65,19 @@ def test_texts_are_evaluated_by_length(strategy: str, tmp_path: Path) -> None:
         labels = torch.tensor([row["labels"] for row in batch])
         return {"input_ids": padded, "attention_mask": (padded > 0).long(), "labels": labels}
 
-    args = transformers.TrainingArguments(
-        str(tmp_path),
-        per_device_eval_batch_size=3,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        train_sampling_strategy=strategy,
-    )
-    trainer = GroupingTrainer(model, args, eval_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
+    trainer = trainer_of(tmp_path, strategy, eval_dataset=ROWS, data_collator=collate)
     found = trainer.evaluate()
     assert widths == [7, 6, 4, 2]
-    alone = [model(**collate([row])).loss.item() for row in rows]  # type: ignore[arg-type]
+    alone = [trainer.model(**collate([row])).loss.item() for row in ROWS]  # type: ignore[arg-type]
     assert found["eval_loss"] == pytest.approx(statistics.fmean(alone), abs=1e-6)
+
+
+class Stream(torch.utils.data.IterableDataset[dict[str, object]]):
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        return iter(ROWS)
+
+
+@pytest.mark.parametrize("rows", [[], [{"prompt_ids": [1, 2]}, {"prompt_ids": [1]}], [(1, 2), (3, 4)], Stream(), None])
+def test_rows_that_do_not_say_their_length_keep_their_order(rows: object, tmp_path: Path) -> None:
+    sampler = trainer_of(tmp_path)._get_eval_sampler(rows)
+    assert sampler is None or list(sampler) == list(range(len(rows)))  # type: ignore[arg-type]

@@ -1,12 +1,13 @@
 """Texts of similar length in one batch, in an order that depends on the seed and the epoch alone, so that a resumed run sees
 the rows that are left of its epoch, each once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import has_length
 
 from .reducing import ReducingTrainer
 
@@ -44,7 +45,7 @@ def by_length(lengths: Sequence[int]) -> list[int]:
 class GroupingTrainer(ReducingTrainer):
     """Trainer, whose own way of grouping texts by length draws another order when a run is resumed.
 
-    It evaluates texts by length, where their order cannot matter: what it predicts is in that order.
+    It evaluates rows with `input_ids` by length, where their order cannot matter: what it predicts is in that order.
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -55,6 +56,10 @@ class GroupingTrainer(ReducingTrainer):
         return LengthGrouped(lengths, step, self.args.seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        sized: bool = has_length(eval_dataset)
+        first = next(iter(eval_dataset), None) if sized else None
+        if not isinstance(first, Mapping) or "input_ids" not in first:
+            return super()._get_eval_sampler(eval_dataset)
         return by_length(_lengths(eval_dataset))
 
 
