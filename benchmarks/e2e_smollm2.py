@@ -15,7 +15,7 @@ which it cannot know from the input. Scored against the paper's own test file.
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,27 @@ def options(data: Path, name: str, rate: float, rows: int, budget: Budget) -> Tr
     return TrainOptions.of({"model": budget.model, "data_dir": str(data), **SHARED, **most, **own})
 
 
-def try_rates(data: Path, folder: Path, budget: Budget) -> list[Row]:
-    """The perplexity of each method at three rates, on few rows."""
-    rows = []
+def try_rates(data: Path, folder: Path, budget: Budget, done: Sequence[Row] = ()) -> Iterator[Row]:
+    """The perplexity of each method at three rates, on few rows, one by one; `done` are those that were tried before."""
+    tried = {(row["method"], row["learning_rate"]) for row in done}
     for name, rates in RATES.items():
         for rate in rates:
+            if (name, rate) in tried:
+                continue
             chosen = options(data, name, rate, budget.trial_rows, budget)
             found = comparison.train_apart(chosen, folder / "rates" / f"{name}-{rate:g}", resume=True, keep_weights=False)
-            rows.append(
-                {"method": name, "learning_rate": rate, "train_rows": found["train_rows"], "perplexity": found["value"]}
-            )
-    return rows
+            yield {"method": name, "learning_rate": rate, "train_rows": found["train_rows"], "perplexity": found["value"]}
+
+
+def record_rates(data: Path, budget: Budget) -> Path:
+    """Try what was not tried before, and record each rate when it is known."""
+    name, origin = "e2e_smollm2_rates", provenance.provenance()
+    path = provenance.RESULTS / f"{name}.csv"
+    rows = provenance.read_rows(path) if path.is_file() else []
+    for row in try_rates(data, RUNS, budget, rows):
+        rows.append({**row, **origin})
+        provenance.write_rows(name, rows, {})
+    return path
 
 
 def asked(data: Dataset) -> list[list[dict[str, str]]]:
@@ -170,9 +180,7 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         if parsed.rates:
-            rows = try_rates(Path(data), RUNS, budget)
-            wrote = provenance.write_rows("e2e_smollm2_rates", rows, origin)
-            console.print(f"Wrote {wrote}.", highlight=False, soft_wrap=True)
+            console.print(f"Wrote {record_rates(Path(data), budget)}.", highlight=False, soft_wrap=True)
             return 0
         rows, texts = measure(Path(data), RUNS / str(budget.rows), budget, console)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -299,6 +300,12 @@ def without_tests(modules: Iterable[str], tests: Iterable[Path]) -> set[str]:
 def test_every_module_has_its_test_file():
     tests = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")]
     assert without_tests(sources(), tests) == set(ELSEWHERE)
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest could not tell them apart when it collects both."""
+    names = Counter(path.name for path in TESTS.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_a_module_without_its_test_file_is_seen():

@@ -63,9 +63,15 @@ def test_rates_are_tried_on_few_rows(
     budget: benchmark.Budget, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "RATES", {"lora": (1e-3, 1e-2)})
-    rows = benchmark.try_rates(data(), tmp_path, budget)
+    monkeypatch.setattr(benchmark, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(benchmark.provenance, "RESULTS", tmp_path)
+    rows = list(benchmark.try_rates(data(), tmp_path / "runs", budget))
     assert [(row["learning_rate"], row["train_rows"]) for row in rows] == [(1e-3, 8), (1e-2, 8)]
     assert all(row["perplexity"] > 1 for row in rows)
+    before = {**rows[1], **benchmark.provenance.provenance(), "commit": "before"}
+    benchmark.provenance.write_rows("e2e_smollm2_rates", [before], {})
+    recorded = benchmark.provenance.read_rows(benchmark.record_rates(data(), budget))
+    assert [(row["learning_rate"], row["commit"] == "before") for row in recorded] == [(1e-2, True), (1e-3, False)]
 
 
 def test_the_chosen_rates_are_among_those_tried() -> None:
