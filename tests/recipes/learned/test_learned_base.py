@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from loralib.recipes.learned import base
+from loralib.checkpoints.base_weights import weights_of
 from loralib.recipes.learned.base import base_weights
 from loralib.recipes.nlg import language_models
 
@@ -31,12 +32,13 @@ def test_a_gguf_file_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_name_on_the_hub_is_its_copy_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cached(name: str, local_files_only: bool) -> str:
-        assert (name, local_files_only) == ("org/model", True)
-        return str(tmp_path)
-
-    monkeypatch.setattr(base, "snapshot_download", cached)
-    assert base_weights("org/model") == tmp_path
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--org--model"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("abc")
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    save_file({"proj.weight": torch.eye(3)}, kept / "snapshots" / "abc" / "model.safetensors")
+    assert torch.equal(weights_of(base_weights("org/model")).tensor("proj.weight"), torch.eye(3))
 
 
 @pytest.mark.parametrize("name", ["org/model-that-nobody-has", "no/such/folder", "base"])

@@ -3,10 +3,12 @@
 import base64
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
 from markupsafe import Markup
 
+from loralib.recipes.learned import page
 from loralib.recipes.learned.findings import Findings
 from loralib.recipes.learned.page import Gallery, Picture, Section, Text, rendered, shown
 from loralib.recipes.learned.tables import Table
@@ -77,3 +79,10 @@ def test_themes_print_and_narrow_screens_have_their_rules() -> None:
     for rule in ("prefers-color-scheme: dark", ':root[data-theme="dark"]', "@media print", "width=device-width", "aria-sort"):
         assert rule in text
     assert len(Page(text).scripts[0].splitlines()) <= 50
+
+
+def test_the_example_in_the_docs_is_a_page_of_today() -> None:
+    """It was written by `loralib analyze r8 r64 --base minilm`; write it again after a change of the page."""
+    text = (Path(__file__).parents[3] / "docs" / "reproduction" / "learned-example.html").read_text(encoding="utf-8")
+    [script] = Page(text).scripts
+    assert [text.partition("<style>")[2].partition("</style>")[0], script] == [page._read("page.css"), page._read("page.js")]

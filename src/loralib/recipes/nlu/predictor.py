@@ -47,17 +47,15 @@ class Run(FinishedRun):
         rows = self.tokenizer(list(texts), second, truncation=True, max_length=self.options.length)
         model_loader.check_tokens(self.model, self.tokenizer, rows["input_ids"])
         order = by_length([len(tokens) for tokens in rows["input_ids"]])
-        outputs: list[torch.Tensor] = [torch.empty(0)] * len(texts)
+        outputs = []
         size = self.options.per_device_eval_batch_size
         for start in range(0, len(texts), size):
             part = order[start : start + size]
             chosen = {name: [values[at] for at in part] for name, values in rows.items()}
             batch = self.tokenizer.pad(chosen, return_tensors="pt")
             with torch.inference_mode():
-                logits = self.model(**batch.to(self.model.device)).logits.float().cpu()
-            for at, row in zip(part, logits, strict=True):
-                outputs[at] = row
-        return torch.stack(outputs)
+                outputs.append(self.model(**batch.to(self.model.device)).logits.float().cpu())
+        return torch.cat(outputs)[torch.tensor(order).argsort()]
 
     def evaluate(self, data: "Dataset") -> dict[str, float]:
         """The metrics on labelled rows. Raises `DataError` for labels that the run does not know."""
