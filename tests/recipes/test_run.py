@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.nn.functional as F
 from rich.console import Console
 
 import loralib as lora
@@ -14,6 +15,7 @@ from loralib.recipes import run_folder
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.run import Interrupted, train
 from recipes.conftest import options, run
+from recipes.nlu.test_text_classification import InterruptAt
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,26 @@ def test_frozen_products_by_onednn_learn_as_well(encoder: Path, reviews: Path, t
 def test_onednn_is_refused_where_it_cannot_act(others: dict[str, Any], message: str, encoder: Path, reviews: Path) -> None:
     with pytest.raises(lora.ConfigError, match=message):
         options(encoder, reviews, onednn=True, **others)
+
+
+def test_a_resumed_run_computes_as_it_began_whatever_timing_would_find(
+    encoder: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops.onednn, "available", lambda: True)
+    monkeypatch.setattr(ops.measured, "gain", lambda model: 1.9)
+    taken: list[int] = []
+    monkeypatch.setattr(ops.onednn, "product", lambda x, W, b: taken.append(1) or F.linear(x, W, b))
+    chosen = options(encoder, reviews, num_train_epochs=2)
+    assert chosen.onednn == "auto"
+    shown = io.StringIO()
+    with pytest.raises(Interrupted):
+        train(chosen, tmp_path, console=Console(file=shown, width=200), callbacks=[InterruptAt(9)])
+    assert "oneDNN computes the frozen products: 1.90 times as fast" in shown.getvalue()
+    assert run_folder.read_options(tmp_path)[0].onednn is True
+    monkeypatch.setattr(ops.measured, "gain", lambda model: pytest.fail("timed again"))
+    taken.clear()
+    run(tmp_path, chosen, resume=True)
+    assert taken
 
 
 def quietly(folder: Path, chosen: TrainOptions, **how: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from loralib.errors import ConfigError
 from loralib.recipes import training
@@ -64,6 +65,54 @@ def test_what_the_devices_here_cannot_do_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(ConfigError, match="onednn=True: must run on a CPU"):
         training.arguments(options(onednn=True), tmp_path, 9)
     assert training.arguments(options(), tmp_path, 9).use_cpu
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What timing would find; how often it was asked."""
+    found: dict[str, Any] = {"gain": 1.9, "asked": 0}
+
+    def gain(model: Any) -> float | None:
+        found["asked"] += 1
+        return found["gain"]
+
+    monkeypatch.setattr(training.ops.measured, "gain", gain)
+    monkeypatch.setattr(training.ops.onednn, "available", lambda: True)
+    monkeypatch.setattr(training.torch.accelerator, "is_available", lambda: False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("gain", "taken", "notes"),
+    [
+        (1.9, True, ["oneDNN computes the frozen products: 1.90 times as fast as torch's default here"]),
+        (1.1, False, ["oneDNN is not used: 1.10 times as fast as torch's default here"]),
+        (None, False, []),
+    ],
+)
+def test_onednn_is_taken_where_timing_finds_it_faster(
+    gain: float | None, taken: bool, notes: list[str], timed: dict[str, Any]
+) -> None:
+    timed["gain"] = gain
+    found, said = training.with_kernel(options(), nn.Linear(2, 2))
+    assert (found, said) == (options(onednn=taken), notes)
+    assert timed["asked"] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "onednn"),
+    [({"onednn": True}, True), ({"onednn": False}, False), ({"method": "full"}, False), ({"bf16": True}, False)],
+)
+def test_nothing_is_timed_where_there_is_nothing_to_choose(values: dict[str, Any], onednn: bool, timed: dict[str, Any]) -> None:
+    assert training.with_kernel(options(**values), nn.Linear(2, 2)) == (options(**values | {"onednn": onednn}), [])
+    assert not timed["asked"]
+
+
+def test_a_build_without_onednn_says_so(timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.ops.onednn, "available", lambda: False)
+    timed["gain"] = None
+    found, said = training.with_kernel(options(), nn.Linear(2, 2))
+    assert (found.onednn, said) == (False, ["this build of torch has no oneDNN: its default products are used"])
 
 
 def test_scores_are_those_asked_for_by_their_plain_names() -> None:

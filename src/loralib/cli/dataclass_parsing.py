@@ -82,7 +82,7 @@ def _add(parser: OptionsParser, title: str, dest: str, kind: Any, usual: Any, me
     shown = "" if usual is None or usual is False or "default:" in help_ else f" (default: {_shown(usual)})"
     if choices := ["true", "false"] if usual is True else choices_of(kind):
         metavar = f"{{{','.join(choices)}}}"
-    how: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
+    how: dict[str, Any] = {"nargs": "?", "const": True} if bool in (kind, *get_args(kind)) else {}
     if kind == Sequence[str]:
         kind = str | Sequence[str]  # names joined by commas
     flags = ["-o", _flag(dest)] if dest == "output" else [_flag(dest)]

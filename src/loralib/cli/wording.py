@@ -134,10 +134,13 @@ def choices_of(kind: Any) -> list[str]:
 
     >>> choices_of(Literal["a", "b"] | None), choices_of(int), choices_of(float | Literal["auto"])
     (['a', 'b'], [], [])
+    >>> choices_of(bool | Literal["auto"])
+    ['auto', 'true', 'false']
     """
     if {int, float, str} & set(get_args(kind)):
         return []
-    return [word for part in (kind, *get_args(kind)) if get_origin(part) is Literal for word in get_args(part)]
+    words = [word for part in (kind, *get_args(kind)) if get_origin(part) is Literal for word in get_args(part)]
+    return words + ["true", "false"] * (bool in get_args(kind))
 
 
 def _words(kind: Any) -> str:

@@ -6,6 +6,7 @@ with loralib.ops.use("reference"):
 
 import torch
 
+from . import measured
 from .autograd.merging import add_to_block, breaks_of, one_thread, row_blocks, single_threads
 from .dispatch import (
     IMPLEMENTATIONS,
@@ -49,6 +50,7 @@ __all__ = [
     "linear_delta",
     "lora_convolution",
     "lora_linear",
+    "measured",
     "one_thread",
     "reshaped_sum",
     "row_blocks",

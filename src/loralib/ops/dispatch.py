@@ -4,9 +4,9 @@
 is what runs, except where a compiler or `torch.func` traces the computation (they fuse and transform the plain form), for
 tensors that are not plain ones, such as sharded weights, and for linear layers of a few tokens, where Python would take longer
 than the passes. `onednn` is `autograd` with the float32 products on the CPU by oneDNN's kernel, those of the model's other
-frozen linear layers included; on some processors it takes half the time of torch's default, on others not: measure before
-you choose it. `triton` is `autograd` with kernels of its own for the small products of linear layers on CUDA; it is never
-chosen by itself, since it has not been measured on a GPU yet.
+frozen linear layers included; on some processors it takes half the time of torch's default, on others not, so `auto` times
+both and takes it where it is faster. `triton` is `autograd` with kernels of its own for the small products of linear layers on
+CUDA; it is never chosen by itself, since it has not been measured on a GPU yet.
 
 Under autocast everything but the plain form computes in autocast's dtype, to which x is cast here, once.
 """
@@ -16,14 +16,14 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, LayerError
-from . import autograd, onednn, reference, triton_linear
+from . import autograd, measured, onednn, reference, triton_linear
 from .eligibility import check_values, ineligibility
 from .reference import Geometry, Slices, Strip, block_diagonal
 
-IMPLEMENTATIONS = ("reference", "autograd", "onednn", "triton")
+IMPLEMENTATIONS = ("reference", "autograd", "onednn", "triton", "auto")
 
 SMALL = 1 << 15  # elements of input and output of a linear layer, below which the plain form is faster (`benchmarks tiny`)
 _LOW = (torch.bfloat16, torch.float16)
@@ -32,14 +32,17 @@ _forced: ContextVar[str | None] = ContextVar("loralib_implementation", default=N
 
 
 @contextmanager
-def use(implementation: str) -> Iterator[None]:
+def use(implementation: str, model: nn.Module | None = None) -> Iterator[None]:
     """Context manager: compute every operation of this thread by one implementation.
 
-    With "onednn" the model's frozen linear layers without an update compute by that kernel, too. The backward pass is that of
-    the forward pass, wherever it runs; compilers trace "reference" in any case.
+    With "onednn" the model's frozen linear layers without an update compute by that kernel, too. "auto" is "onednn" where half
+    a second of timing, once in a process, finds its products at least 1.25 times as fast as torch's default, and else what
+    computes without this block. The backward pass is that of the forward pass, wherever it runs; compilers trace "reference"
+    in any case.
 
     Args:
-        implementation: "reference", "autograd", "onednn" or "triton".
+        implementation: "reference", "autograd", "onednn", "triton" or "auto".
+        model: The model whose largest frozen products "auto" times (default: products of typical size).
 
     Raises:
         ConfigError: When the implementation is unknown, or this build of torch does not have it.
@@ -53,6 +56,11 @@ def use(implementation: str) -> Iterator[None]:
     """
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"{implementation!r} is not an implementation; choose one of {', '.join(IMPLEMENTATIONS)}.")
+    if implementation == "auto":
+        if (measured.gain(model) or 0) < measured.FASTER:
+            yield
+            return
+        implementation = "onednn"
     if implementation == "onednn" and not onednn.available():
         raise ConfigError("This build of torch has no oneDNN linear operation; use 'autograd'.")
     if implementation == "triton" and (problem := triton_linear.problem()):

@@ -1,5 +1,5 @@
 """Frozen float32 products on the CPU by oneDNN's kernel instead of torch's default, MKL's, which is half as fast on some
-processors (AMD's Zen 5, say) and as fast or faster on others: measure before you choose it.
+processors (AMD's Zen 5, say) and as fast or faster on others: `measured` finds out.
 
 `Frozen` is for all other layers what `autograd` does for those with an update: while it is entered, a linear layer whose weight
 is not trained computes its output and the gradient of its input by `product`.

@@ -124,10 +124,14 @@ class TrainingOptions:
     optim: str | None = option(None, "NAME", "optimizer, as transformers calls it (default: adamw_torch)")
     lr_scheduler_type: str = option("linear", "NAME", "schedule of the learning rate, as transformers calls it")
     gradient_checkpointing: bool = option(False, "", "compute activations twice instead of keeping them: less memory, slower")
-    group_by_length: bool = option(False, "", "batch texts of similar length: less padding, faster")
+    group_by_length: bool = option(
+        False, "", "batch texts of similar length: less padding, faster (default: true with --data, false with --task)"
+    )
     bf16: bool = option(False, "", "train in bfloat16 mixed precision")
     fp16: bool = option(False, "", "train in float16 mixed precision with loss scaling; needs a GPU")
-    onednn: bool = option(False, "", "CPU: multiply by frozen weights with oneDNN, up to twice as fast on some processors")
+    onednn: bool | Literal["auto"] = option(
+        "auto", "", "CPU: multiply by frozen weights with oneDNN; auto: where a short timing at the start finds it faster"
+    )
     seed: int = option(0, "N", "random seed of initialization, sampling, order and dropout", SEED)
 
 

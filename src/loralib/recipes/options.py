@@ -125,7 +125,7 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
             (self.best_epoch, ("save_steps",), best),
         ]
         usual = {option.name: option.default for option in fields(self)} | lora_options.plain(lora_options.USUAL)
-        changed = {name: value for name, value in self.flat().items() if value != usual[name]}
+        changed = {name: value for name, value in self.flat().items() if value != usual[name] and value is not False}
         for applies, names, why in rules:
             for name, value in changed.items():
                 if applies and name in names:
@@ -162,9 +162,9 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
         return own | {"lora": lora_options.plain(self.lora)}
 
     def settled_as(self, run: Self) -> Self:
-        """The same options, with what they leave to the model as it was settled in a run."""
+        """The same options, with what they leave to the model or to the processor as it was settled in a run."""
         left = {name: getattr(self, name) is None for name in ("chat_template", "layout")}
-        left["learning_rate"] = self.learning_rate == "auto"
+        left |= {name: getattr(self, name) == "auto" for name in ("learning_rate", "onednn")}
         return replace(self, **{name: getattr(run, name) for name, is_left in left.items() if is_left})
 
     @property
@@ -235,7 +235,7 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
 def _usual(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is usual for the kind of task, but for options that others which are given leave without effect."""
     kind = TASKS.get(kind_of(given.get("task"), given.get("problem")))
-    usual = dict(kind.usual) if kind else {}
+    usual = {"group_by_length": bool(given.get("data")), **(kind.usual if kind else {})}
     if given.get("layers"):
         usual.pop("target_modules", None)
     if given.get("packing"):

@@ -75,16 +75,18 @@ def _train(
     if processes.is_main_process:
         run_folder.RUN.check_free(folder, overwrite, resume)
     checkpoint = _checkpoint_to_resume(folder) if resume else None
+    begun, labels = run_folder.read_options(folder) if resume else (options, None)
+    options = options.settled_as(begun)
     kind = implementation(options)
     data = kind.read_rows(options)
     training.arguments(options, folder, len(data[0]))
     transformers.set_seed(options.seed)
     planned = kind.plan(options, data)
-    options = options.updated(planned.settled)
-    if resume and (known := run_folder.read_options(folder)[1]) != planned.labels:
-        raise RunError(f"the data has other classes than the run in {folder} began with ({known}); restore the data.")
+    options, found = training.with_kernel(options.updated(planned.settled), planned.model)
+    if resume and labels != planned.labels:
+        raise RunError(f"the data has other classes than the run in {folder} began with ({labels}); restore the data.")
     parameters = (planned.count or measure.count_parameters)(planned.model)
-    say(console, *_opening(options, planned, parameters))
+    say(console, *_opening(options, planned, parameters), *found)
     if options.bf16 and measure.emulates_bf16():
         say(console, "this processor emulates bfloat16, ten times as slow as float32; leave --bf16 out")
     watching = [planned.watch(console, folder)] if planned.watch else []

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
@@ -96,7 +98,7 @@ def arguments(
 ) -> TrainingArguments:
     """The same, on the devices that are here; `ConfigError` also for what they cannot do. make: makes them of the values."""
     accelerated = torch.accelerator.is_available()
-    if options.onednn and (accelerated or not ops.onednn.available()):
+    if options.onednn is True and (accelerated or not ops.onednn.available()):
         raise ConfigError("onednn=True: must run on a CPU, with a build of torch that has oneDNN; leave the option out.")
     if options.fp16 and not accelerated:
         raise ConfigError("fp16=True: needs a GPU, and there is none; use --bf16 true, or say --fp16 false.")
@@ -109,6 +111,26 @@ def arguments(
     except (ValueError, ImportError, RuntimeError) as error:  # names of optimizers, schedules and trackers
         raise ConfigError(f"transformers does not take these options: {' '.join(str(error).split())[:300]}") from None
     return found
+
+
+def with_kernel(options: TrainOptions, model: nn.Module) -> tuple[TrainOptions, list[str]]:
+    """The options with `onednn` as found by timing, where it is "auto", and a line that says what was found.
+
+    All processes take what the first one finds.
+    """
+    if options.onednn != "auto":
+        return options, []
+    taken, notes = False, []
+    if not (options.method == "full" or options.bf16 or options.fp16 or torch.accelerator.is_available()):
+        found = [ops.measured.gain(model)]
+        broadcast_object_list(found)
+        if gain := found[0]:
+            taken = gain >= ops.measured.FASTER
+            what = "oneDNN computes the frozen products" if taken else "oneDNN is not used"
+            notes = [f"{what}: {gain:.2f} times as fast as torch's default here"]
+        elif not ops.onednn.available():
+            notes = ["this build of torch has no oneDNN: its default products are used"]
+    return options.updated({"onednn": taken}), notes
 
 
 def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequence[TrainerCallback], **how: Any) -> Trainer:
@@ -128,7 +150,7 @@ def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequ
     if options.method == "lora":
         name = model_sources.locate(options.model or "").name
         trainer["metadata"] = {"base_model_name_or_path": name, "task_type": plan.task_type}
-    with ops.use("onednn") if options.onednn else nullcontext():
+    with ops.use("onednn") if options.onednn is True else nullcontext():
         return fit(kind, trainer, metric=options.metric, log=folder / run_folder.LOGS, **how)
 
 
