@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, LayerError
-from . import autograd, measured, onednn, reference, triton_linear
+from . import autograd, compiled, measured, onednn, reference, triton_linear
 from .eligibility import check_values, ineligibility
 from .reference import Geometry, Slices, Strip, block_diagonal
 
@@ -122,6 +122,8 @@ def lora_linear(
     """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
     if W.is_meta is True or A.is_meta is True or B.is_meta is True:  # torch.fx has no truth value for what it traces
         check_values(x, W, A, B)
+    if compiled.suits(x, W, p):
+        return compiled.lora_linear(x, W, b, A, block_diagonal(B, slices) if slices else B, scaling, p)
     fused = None if _is_small(x, W) else _fused_input(x, W, b, A, B)
     if fused is None:
         return reference.lora_linear(x, W, b, A, B, scaling, p, slices)

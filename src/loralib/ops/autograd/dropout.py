@@ -15,19 +15,19 @@ FEW = 1 << 12  # elements for which a mask is faster
 _GAPS = (torch.uint8, torch.int16, torch.int64)
 
 
-def draw(x: Tensor, p: float) -> tuple[Tensor | None, Tensor | None]:
+def draw(x: Tensor, p: float, generator: torch.Generator | None = None) -> tuple[Tensor | None, Tensor | None]:
     """Which elements of `x` to drop, each with probability `p` and independently: what to keep until the backward pass, and the
     places it stands for. Nothing for p = 0."""
     if not p:
         return None, None
     if p > 0.5 or x.numel() < FEW or x.device.type != "cpu":
-        mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(p)
+        mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(p, generator=generator)
         return mask, mask
     n = x.numel()
-    gaps = draw_gaps(n, p)
+    gaps = draw_gaps(n, p, generator)
     places = gaps.cumsum(0, dtype=torch.int64)  # counted from 1
     while (end := int(places[-1])) <= n:
-        gaps = torch.cat([gaps, draw_gaps(n - end, p)])
+        gaps = torch.cat([gaps, draw_gaps(n - end, p, generator)])
         places = gaps.cumsum(0, dtype=torch.int64)
     count = int(torch.searchsorted(places, n, right=True))
     gaps = gaps[:count]
@@ -66,8 +66,8 @@ def _dtype_of_gaps(p: float) -> torch.dtype:
     return next(dtype for dtype in _GAPS if torch.iinfo(dtype).max >= largest or dtype is _GAPS[-1])
 
 
-def draw_gaps(n: int, p: float) -> Tensor:
+def draw_gaps(n: int, p: float, generator: torch.Generator | None = None) -> Tensor:
     """The distances from one dropped element to the next, geometric with mean 1 / p: most probably enough for `n` elements."""
     count = int(n * p + 6 * math.sqrt(n * p)) + 16
-    u = torch.rand(count, dtype=torch.float32 if _bits(p) == 24 else torch.float64, device="cpu")
+    u = torch.rand(count, dtype=torch.float32 if _bits(p) == 24 else torch.float64, device="cpu", generator=generator)
     return u.neg_().log1p_().div_(math.log1p(-p)).to(_dtype_of_gaps(p)).add_(1)

@@ -15,7 +15,7 @@ Saved for backward: x (for dA) and t (for dB): nothing of size (n, k), no second
 With dropout, x with zeros in the dropped places takes the place of x in t and dA; it is made again in the backward pass.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,42 @@ from . import dropout
 from .gemm import LOW, big, shrink
 
 
+class Step(NamedTuple):
+    """How a step is computed: s, the scaling divided by 1 - p; whether by the effective weight; whether by oneDNN's kernel."""
+
+    s: float
+    effective: bool = False
+    onednn: bool = False
+
+
+def forward(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, how: Step, places: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """y (n, k), and t (n, r) unless the effective weight computes, all in the dtype of x. places: of x that are dropped."""
+    W, A, B = (tensor.to(x.dtype) for tensor in (W, A, B))
+    b = None if b is None else b.to(x.dtype)
+    if how.effective:
+        return big(x, torch.addmm(W, B, A, alpha=how.s), b, how.onednn), None
+    t = shrink(dropout.zeroed(x, places), A, how.onednn)
+    if x.dtype not in LOW:
+        return big(x, W, b, how.onednn).addmm_(t, B.t(), alpha=how.s), t
+    y = torch.mm(t * how.s, B.t()).addmm_(x, W.t())
+    return (y if b is None else y.add_(b)), t
+
+
+def input_gradient(
+    dY: Tensor, u: Tensor, W: Tensor, A: Tensor, B: Tensor, how: Step, places: Tensor | None, onednn: bool
+) -> Tensor:
+    """dX (n, d) for u = s·dY·B (n, r)."""
+    W, A, B = (tensor.to(dY.dtype) for tensor in (W, A, B))
+    if how.effective:
+        return big(dY, torch.addmm(W, B, A, alpha=how.s).t(), None, onednn)
+    if dY.dtype in LOW or (places is not None and not onednn):
+        return dropout.zero_(u @ A, places).addmm_(dY, W)
+    dX = big(dY, W.t(), None, onednn)
+    return dX.addmm_(u, A) if places is None else dX.add_(dropout.zero_(u @ A, places))
+
+
 class _Linear(torch.autograd.Function):
     """y (n, k) = W·x + b + scaling·B·A·dropout(x) for x (n, d). With `slices`, B is block-diagonal."""
 
@@ -40,61 +76,41 @@ class _Linear(torch.autograd.Function):
         b: Tensor | None,
         A: Tensor,
         B: Tensor,
-        scaling: float,
         p: float,
         slices: Slices | None,
-        effective: bool,
-        onednn: bool,
+        how: Step,
     ) -> Tensor:
-        W_, A_, B_ = (tensor.to(x.dtype) for tensor in (W, A, block_diagonal(B, slices) if slices else B))
-        b_ = None if b is None else b.to(x.dtype)
-        s, t, kept = scaling / (1 - p), None, None
-        if effective:
-            y = big(x, torch.addmm(W_, B_, A_, alpha=s), b_, onednn)
-        else:
-            kept, places = dropout.draw(x, p)
-            t = shrink(dropout.zeroed(x, places), A_, onednn)  # (n, r)
-            if x.dtype in LOW:
-                y = torch.mm(t * s, B_.t()).addmm_(x, W_.t())
-                if b_ is not None:
-                    y.add_(b_)
-            else:
-                y = big(x, W_, b_, onednn).addmm_(t, B_.t(), alpha=s)
+        kept, places = dropout.draw(x, p)
+        y, t = forward(x, W, b, A, block_diagonal(B, slices) if slices else B, how, places)
         _, for_W, _, for_A, for_B, *_ = ctx.needs_input_grad
         keeps_x = for_W or for_A or (for_B and t is None)
         ctx.save_for_backward(x if keeps_x else None, W, A, B, t if for_B else None, kept)
-        ctx.s, ctx.slices, ctx.effective, ctx.onednn = s, slices, effective, onednn
+        ctx.how, ctx.slices = how, slices
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, t, kept = ctx.saved_tensors
-        s, (for_x, for_W, for_b, for_A, for_B, *_) = ctx.s, ctx.needs_input_grad
+        how, (for_x, for_W, for_b, for_A, for_B, *_) = ctx.how, ctx.needs_input_grad
         B_all = block_diagonal(B, ctx.slices) if ctx.slices else B
-        W_, A_, B_ = (tensor.to(dY.dtype) for tensor in (W, A, B_all))
-        onednn, places = ctx.onednn and not torch.is_grad_enabled(), dropout.places(kept)
+        onednn, places = how.onednn and not torch.is_grad_enabled(), dropout.places(kept)
         dY = dY.contiguous()
-        u = shrink(dY, B_.t(), onednn) * s  # (n, r)
-        dX = dW = db = None
-        if for_x:
-            if ctx.effective:
-                dX = big(dY, torch.addmm(W_, B_, A_, alpha=s).t(), None, onednn)
-            elif dY.dtype in LOW or (kept is not None and not onednn):
-                dX = dropout.zero_(u @ A_, places).addmm_(dY, W_)
-            else:
-                dX = big(dY, W_.t(), None, onednn)
-                dX.addmm_(u, A_) if kept is None else dX.add_(dropout.zero_(u @ A_, places))
-        if for_W and x is not None:
-            dW = (dY.t() @ x).to(W.dtype)
-        if for_b:
-            db = dY.sum(0)
-        dA, dB = _factor_gradients(dY, x, t, u, A, B, s, places, for_A, for_B)
+        u = expanded_back(dY, B_all, how.s, onednn)
+        dX = input_gradient(dY, u, W, A, B_all, how, places, onednn) if for_x else None
+        dW = (dY.t() @ x).to(W.dtype) if for_W and x is not None else None
+        db = dY.sum(0) if for_b else None
+        dA, dB = factor_gradients(dY, x, t, u, A, B, how.s, places, for_A, for_B)
         if dB is not None and ctx.slices:
             dB = of_blocks(dB, B.shape[1], ctx.slices)
-        return (dX, dW, db, dA, dB, None, None, None, None, None)
+        return (dX, dW, db, dA, dB, None, None, None)
 
 
-def _factor_gradients(
+def expanded_back(dY: Tensor, B: Tensor, s: float, onednn: bool = False) -> Tensor:
+    """u = s·dY·B (n, r) for a contiguous dY (n, k)."""
+    return shrink(dY, B.to(dY.dtype).t(), onednn) * s
+
+
+def factor_gradients(
     dY: Tensor,
     x: Tensor | None,
     t: Tensor | None,
@@ -132,8 +148,8 @@ def lora_linear(
     """W·x + b + scaling·B·A·dropout(x), as `reference.lora_linear`, computed in the dtype of x."""
     (k, d), x_2 = W.shape, rows(x)
     effective = slices is None and not p and x.dtype not in LOW and len(x_2) * (d + k) > 2 * d * k
-    onednn = onednn and x.dtype == W.dtype == torch.float32
-    y: Tensor = _Linear.apply(x_2, W, b, A, B, scaling, p, slices, effective, onednn)  # type: ignore[no-untyped-call]
+    how = Step(scaling / (1 - p), effective, onednn and x.dtype == W.dtype == torch.float32)
+    y: Tensor = _Linear.apply(x_2, W, b, A, B, p, slices, how)  # type: ignore[no-untyped-call]
     return like(x, y)
 
 
@@ -153,9 +169,9 @@ class _Update(torch.autograd.Function):
         x, A, B, t, kept = ctx.saved_tensors
         s, places, (for_y, for_x, for_A, for_B, *_) = ctx.s, dropout.places(kept), ctx.needs_input_grad
         dY = dY.contiguous()
-        u = shrink(dY, B.to(dY.dtype).t()) * s  # (n, r)
+        u = expanded_back(dY, B, s)
         dX = dropout.zero_(u @ A.to(dY.dtype), places) if for_x else None
-        dA, dB = _factor_gradients(dY, x, t, u, A, B, s, places, for_A, for_B)
+        dA, dB = factor_gradients(dY, x, t, u, A, B, s, places, for_A, for_B)
         return (dY if for_y else None, dX, dA, dB, None, None)
 
 
