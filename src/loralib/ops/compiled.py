@@ -15,6 +15,8 @@ from .autograd import dropout, linear
 from .autograd.linear import Step
 from .matrices import like, rows
 
+_PACKAGE = __name__.partition(".")[0]  # two versions in one process have operations of their own
+
 
 def suits(x: Tensor, W: Tensor, p: float) -> bool:
     """Whether these operations compute a step that a compiler traces."""
@@ -39,7 +41,7 @@ def _places(x: Tensor, seed: Tensor, p: float) -> Tensor | None:
     return dropout.draw(x, p, torch.Generator().manual_seed(int(seed)))[1]
 
 
-@torch.library.custom_op("loralib::dropped_linear", mutates_args=())
+@torch.library.custom_op(f"{_PACKAGE}::dropped_linear", mutates_args=())
 def _step(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, seed: Tensor, s: float, p: float
 ) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,7 @@ def _(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, seed: Tensor
     return x.new_empty(len(x), len(W)), x.new_empty(len(x), len(A))
 
 
-@torch.library.custom_op("loralib::dropped_linear_backward", mutates_args=())
+@torch.library.custom_op(f"{_PACKAGE}::dropped_linear_backward", mutates_args=())
 def _gradients(
     dY: Tensor,
     x: Tensor,
