@@ -10,6 +10,7 @@ LOW = (torch.bfloat16, torch.float16)
 
 _LARGE = 1 << 21  # elements of a low-precision x from which the transposed order pays
 _NARROW = 16  # rank up to which MKL's float32 product wants A with its rows contiguous
+_FEW = 128  # rows of x below which copying A takes longer than it saves
 
 
 def big(x: Tensor, W: Tensor, b: Tensor | None, onednn: bool) -> Tensor:
@@ -21,7 +22,7 @@ def shrink(x: Tensor, A: Tensor, onednn: bool = False) -> Tensor:
     """x·Aᵀ (n, r) for x (n, d) and a small A (r, d)."""
     if onednn:
         return product(x, A.contiguous(), None)
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or len(x) < _FEW:
         return F.linear(x, A)
     if x.dtype in LOW:
         return (A @ x.t()).t() if x.numel() >= _LARGE else F.linear(x, A)

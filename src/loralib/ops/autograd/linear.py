@@ -149,7 +149,10 @@ def lora_linear(
     (k, d), x_2 = W.shape, rows(x)
     effective = slices is None and not p and x.dtype not in LOW and len(x_2) * (d + k) > 2 * d * k
     how = Step(scaling / (1 - p), effective, onednn and x.dtype == W.dtype == torch.float32)
-    y: Tensor = _Linear.apply(x_2, W, b, A, B, p, slices, how)  # type: ignore[no-untyped-call]
+    if not torch.is_grad_enabled():
+        y, _ = forward(x_2, W, b, A, block_diagonal(B, slices) if slices else B, how, dropout.draw(x_2, p)[1])
+        return like(x, y)
+    y = _Linear.apply(x_2, W, b, A, B, p, slices, how)  # type: ignore[no-untyped-call]
     return like(x, y)
 
 
