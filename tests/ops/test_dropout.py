@@ -66,8 +66,8 @@ def test_what_is_kept_stands_for_places_that_are_distinct_ordered_and_inside(n, 
 )
 def test_gaps_are_kept_in_the_smallest_integers_that_hold_the_largest(p, dtype, monkeypatch):
     assert dropout.draw(torch.ones(1000), p)[0].dtype == dtype
-    monkeypatch.setattr(torch, "rand", lambda n, dtype, device: torch.full((n,), 1 - torch.finfo(dtype).eps / 2, dtype=dtype))
-    monkeypatch.setattr(dropout, "draw_gaps", lambda n, p, gaps=dropout.draw_gaps: gaps(n, p)[:3])
+    monkeypatch.setattr(torch, "rand", lambda n, dtype, **where: torch.full((n,), 1 - torch.finfo(dtype).eps / 2, dtype=dtype))
+    monkeypatch.setattr(dropout, "draw_gaps", lambda n, p, generator, gaps=dropout.draw_gaps: gaps(n, p)[:3])
     largest = 1 + math.floor((24 if p >= 0.01 else 53) * math.log(2) / -math.log1p(-p))
     _, places = dropout.draw(torch.ones(2 * largest), p)
     assert places.tolist() == [largest - 1, 2 * largest - 1]  # although more had to be drawn than at first
