@@ -73,7 +73,7 @@ def test_a_resumed_run_computes_as_it_began_whatever_timing_would_find(
     shown = io.StringIO()
     with pytest.raises(Interrupted):
         train(chosen, tmp_path, console=Console(file=shown, width=200), callbacks=[InterruptAt(9)])
-    assert "oneDNN computes the frozen products: 1.90 times as fast" in shown.getvalue()
+    assert "oneDNN computes the frozen products, 1.90 times as fast" in shown.getvalue()
     assert run_folder.read_options(tmp_path)[0].onednn is True
     monkeypatch.setattr(ops.measured, "gain", lambda model: pytest.fail("timed again"))
     taken.clear()
