@@ -67,6 +67,7 @@ def stop():
     """The callback, with the signals taken over."""
     callback = StopOnInterrupt()
     callback.on_train_begin(ARGS, None, None)
+    callback.on_step_begin(ARGS, None, None)
     yield callback
     callback.close()
 
@@ -82,6 +83,15 @@ def test_ctrl_c_that_comes_as_both_signals_is_one_and_a_second_ends_at_once(stop
     for number in BOTH:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
+
+
+def test_before_the_first_step_it_ends_at_once(capfd):
+    callback = StopOnInterrupt()
+    callback.on_train_begin(ARGS, None, None)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    callback.close()
+    assert not capfd.readouterr().err
 
 
 def test_ctrl_c_is_heard_though_nothing_can_be_said_of_it(stop, monkeypatch):

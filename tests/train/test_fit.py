@@ -40,6 +40,7 @@ class Fake:
         args, stop, bar = SimpleNamespace(world_size=1), *self.arguments["callbacks"][:2]
         for callback in (stop, bar):
             callback.on_train_begin(args, self.state, None)
+        stop.on_step_begin(args, self.state, None)
         if self.pressed:
             signal.raise_signal(signal.SIGTERM)
         self.state.global_step = self.last

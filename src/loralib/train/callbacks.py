@@ -24,10 +24,13 @@ _FINISHING = b"\nFinishing this step; Ctrl-C again stops at once.\n"
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C or SIGTERM finishes the current step, saves a checkpoint and ends training; the same again ends it at once."""
+    """Ctrl-C or SIGTERM finishes the current step, or the evaluation after it, saves a checkpoint and ends training.
+
+    The same again ends it at once, and so does the first one before the first step, when there is nothing to save.
+    """
 
     def __init__(self) -> None:
-        self.requested = self.cut_short = False
+        self.requested = self.cut_short = self.begun = False
         self._pressed: set[int] = set()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -36,8 +39,12 @@ class StopOnInterrupt(TrainerCallback):
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """From now on there is something to lose."""
+        self.begun = True
+
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if number in self._pressed:
+        if number in self._pressed or not self.begun:
             raise KeyboardInterrupt
         if not self._pressed:
             with suppress(OSError):  # standard error may be closed

@@ -118,6 +118,21 @@ class Press(TrainerCallback):
             signal.raise_signal(signal.SIGINT)
 
 
+class PressBefore(TrainerCallback):
+    """Ctrl-C in the evaluation before the first step."""
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Press, once."""
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once_and_leaves_nothing(chatter: Path, capitals: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as interrupted:
+        run(tmp_path / "run", options(chatter, capitals), callbacks=[PressBefore()])
+    assert interrupted.value.checkpoint is None
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("chosen", ["plain", pytest.param("chatml", marks=pytest.mark.slow)])
 def test_a_template_by_name(chosen: str, chatter: Path, capitals: Path, tmp_path: Path) -> None:
     """It is kept with the run, through an interruption, and used when the run is."""

@@ -8,7 +8,7 @@ from .. import model_loader, records, sources
 from ..nlg import prompts, text_generation
 from ..options import TrainOptions
 from ..plan import Plan
-from . import packing, templates
+from . import packing, special_tokens, templates
 from .conversations import of_rows, read
 from .samples import watching
 
@@ -33,7 +33,9 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     for part in encoded:
         model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in part.rows))
     notes = [_learned(encoded[0].rows, data[0]["layout"][0])]
-    notes += [note for part, name in zip(encoded, names, strict=True) if (note := part.note(options.length, name))]
+    for part, rows, name in zip(encoded, conversations, names, strict=True):
+        messages = [row["messages"] for row in rows if "messages" in row]
+        notes += [part.note(options.length, name), special_tokens.note(tokenizer, messages, name)]
     datasets: list[list[dict[str, Any]]] = [part.rows for part in encoded]
     collate: Any = prompts.collator(tokenizer)
     if options.packing:
@@ -56,7 +58,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         trainer=text_generation.trainer_arguments(model, collate, options.label_smoothing_factor),
         settled=settled,
         watch=watching(model, tokenizer, conversations[1], options.samples),
-        notes=[*notes, *text_generation.advice(model, options.updated(settled))],
+        notes=[*filter(None, notes), *text_generation.advice(model, options.updated(settled))],
     )
 
 

@@ -18,7 +18,7 @@ from .. import model_loader, records, sources
 from ..nlg import text_generation
 from ..options import TrainOptions
 from ..plan import Plan
-from . import pair_tokens, pairs, templates
+from . import pair_tokens, pairs, special_tokens, templates
 from .samples import watching
 
 if TYPE_CHECKING:
@@ -36,16 +36,17 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     templates.set_template(tokenizer, options.chat_template)
     chat = templates.ChatFormat(tokenizer)
     names = [records.source(part) for part in data]
-    encoded = [
-        pair_tokens.encode_all(chat, pairs.of_rows(part), options.length, name) for part, name in zip(data, names, strict=True)
-    ]
+    rows = [pairs.of_rows(part) for part in data]
+    encoded = [pair_tokens.encode_all(chat, part, options.length, name) for part, name in zip(rows, names, strict=True)]
+    notes = [part.note(options.length, name) for part, name in zip(encoded, names, strict=True)]
+    notes += [special_tokens.note(tokenizer, map(_messages, part), name) for part, name in zip(rows, names, strict=True)]
     for part in encoded:
         model_loader.check_tokens(model, tokenizer, (row["input_ids"] for row in part.rows))
     _switch_dropouts_off(model)
     bound = text_generation.prepare(model, options)
     _check_head(model)
     model.generation_config.eos_token_id = chat.end_ids()
-    held_out = [_conversation(pair) for pair in pairs.of_rows(data[1])]
+    held_out = [_conversation(pair) for pair in rows[1]]
     return Plan(
         model=model,
         tokenizer=tokenizer,
@@ -59,8 +60,13 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
         arguments=partial(arguments, beta=options.beta, loss=options.dpo_loss),
         settled={"chat_template": templates.name_of(tokenizer, options.chat_template)},
         watch=watching(model, tokenizer, held_out, options.samples),
-        notes=[note for part, name in zip(encoded, names, strict=True) if (note := part.note(options.length, name))],
+        notes=[*filter(None, notes)],
     )
+
+
+def _messages(pair: pairs.Pair) -> list[dict[str, Any]]:
+    """Those of the prompt and both answers."""
+    return [*pair["prompt"], pair["chosen"], pair["rejected"]]
 
 
 def _conversation(pair: pairs.Pair) -> dict[str, Any]:
