@@ -58,7 +58,7 @@ glue: $(STAMP)  ## LoRA, last layers and full fine-tuning on five GLUE tasks, th
 imdb: $(STAMP)  ## the same on IMDb's film reviews (needs LORALIB_DATA; about three quarters of an hour)
 	$(BIN)/python -m benchmarks.imdb
 
-e2e: $(STAMP)  ## a small GPT-2 pretrained, adapted to E2E NLG in three ways, decoded and scored (needs LORALIB_DATA; under an hour)
+e2e: $(STAMP)  ## SmolLM2 adapted to E2E NLG in four ways, decoded and scored (needs LORALIB_DATA; two hours or more, and goes on when stopped)
 	$(BIN)/python -m benchmarks.e2e
 
 learned: $(STAMP)  ## the findings of the paper's section 7, asked of MiniLM and SmolLM2 (needs LORALIB_DATA; hours, and goes on when stopped)

@@ -10,7 +10,9 @@ program.
 `--rates` tries the `RATES` on 480 rows and records their perplexity on held-out inputs, each when it is known; the best of
 each method is in `BEST`.
 
-    python -m benchmarks.e2e [--rates] [--rows N]     every part is kept when it is interrupted
+    python -m benchmarks.e2e [--rates] [--rows N] [--methods lora,full]
+
+Every part is kept when it is interrupted, and each method is recorded when it is done.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from rich.table import Table
 
 from benchmarks import provenance
 from loralib.cli import guarded
-from loralib.recipes import comparison, figures, report, run_folder
+from loralib.recipes import comparison, figures, run_folder
 from loralib.recipes.nlg import generator, loss, prompts, scoring, text_generation
 from loralib.recipes.nlg.metrics import paper
 from loralib.recipes.nlg.tasks import read_split
@@ -200,27 +202,41 @@ def result(metrics: Row, texts: Sequence[str], data: Dataset, taken: float) -> R
     }
 
 
-def measure(data: Path, folder: Path, budget: Budget, console: Console) -> tuple[list[Row], dict[str, list[str]]]:
-    """Everything: a row a method, the unadapted model's first, and the texts of each."""
+def measure(
+    data: Path, folder: Path, budget: Budget, console: Console, methods: Sequence[str] = tuple(METHODS)
+) -> Iterator[tuple[list[Row], dict[str, list[str]]]]:
+    """After each method what is known by then: a row a method, the unadapted model's first, and the texts of each."""
     test = read_split("e2e", "test", data)
     test = test.select(range(min(budget.test_inputs or len(test), len(test))))
-    rows, texts = [], {}
-    for name in METHODS:
-        metrics = comparison.train_apart(options(data, name, BEST[name], budget.rows, budget), folder / name, resume=True)
+    rows: list[Row] = []
+    texts: dict[str, list[str]] = {}
+    for name in methods:
+        run = folder / name
+        metrics = comparison.train_apart(options(data, name, BEST[name], budget.rows, budget), run, resume=True)
         metrics = {**metrics, "method": name}
         if name == PAPER:
-            before, texts[UNADAPTED], taken = unadapted(folder / name, folder / "unadapted", test, budget.greedy)
+            before, texts[UNADAPTED], taken = unadapted(run, folder / "unadapted", test, budget.greedy)
             counts = {**metrics["parameters"], "trained": 0}
             nothing = {"learning_rate": None, "train_rows": 0, "train_seconds": 0, "kept_epoch": 0}
             plain = {**metrics, **nothing, "method": UNADAPTED, "parameters": counts, "value": before}
             rows.append(result(plain, texts[UNADAPTED], test, taken))
-        run = folder / name
         texts[name], taken = write_texts(run, run / run_folder.GENERATED, test, budget.greedy, DECODING_BATCH, console)
         rows.append(result(metrics, texts[name], test, taken))
         if name == PAPER:
             texts[BEAMS], taken = write_texts(run, folder / "beams", test, budget.beams, DECODING_BATCH // 4, console)
             rows.append(result({**metrics, "method": BEAMS}, texts[BEAMS], test, taken))
-    return rows, texts
+        yield rows, texts
+
+
+def record(rows: Sequence[Row], texts: Mapping[str, Sequence[str]], test: Dataset, origin: Mapping[str, str]) -> list[Path]:
+    """Write down what is known; a figure of the usual number of rows."""
+    trained = rows[-1]["train_rows"]
+    name = "e2e" if trained == Budget.rows else f"e2e_{trained}"
+    wrote = [provenance.write_rows(name, rows, origin), write_samples(provenance.RESULTS / f"{name}_samples.md", test, texts)]
+    if trained == Budget.rows:
+        plot(rows, FIGURE)
+        wrote.append(FIGURE)
+    return wrote
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
@@ -230,17 +246,16 @@ def table(rows: Sequence[Row]) -> Table:
     """A line a method, and what the paper prints for GPT-2 medium."""
     last = rows[-1]
     shown = Table(
-        title=f"E2E NLG's {last['test_inputs']} test inputs, SmolLM2 ({last['total'] / 1e6:.1f} million parameters)",
-        caption=f"{last['train_rows']:,} rows, one epoch; greedy decoding but where beams are named",
+        title=f"E2E NLG's {last['test_inputs']} test inputs, SmolLM2 ({last['total'] / 1e6:.1f} M)",
+        caption=f"{last['train_rows']:,} rows, one epoch, greedy; ppl: perplexity; last: as the paper prints it",
     )
-    for i, heading in enumerate(["method", "trained", "share", "perplexity", *SCORES.values(), "training", "decoding"]):
+    for i, heading in enumerate(["method", "trained", "ppl", *SCORES.values()]):
         shown.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        cells = [f"{row['trained']:,}", report.human_share(row["share"]), f"{row['perplexity']:.2f}"]
         scores = ["-" if row[name] is None else f"{row[name]:.2f}" for name in SCORES]
-        shown.add_row(row["method"], *cells, *scores, f"{row['train_seconds']} s", f"{row['decode_seconds']} s")
+        shown.add_row(row["method"], f"{row['trained'] / 1e6:.2f} M", f"{row['perplexity']:.2f}", *scores)
     figures = paper.FIGURES["e2e"]
-    shown.add_row("the paper's GPT-2 medium", "", "", "", *(figures[name][0] for name in SCORES), "", "")
+    shown.add_row("GPT-2 medium", "0.35 M", "", *(figures[name][0].split()[0] for name in SCORES))
     return shown
 
 
@@ -253,7 +268,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     for axes, (name, heading) in zip(figure.subplots(1, len(known), sharey=True), known.items(), strict=True):
         values = [row[name] for row in rows]
         bars = axes.barh(range(len(rows)), values, 0.7, color=[colours.get(row["method"], figures.GREY) for row in rows])
-        axes.bar_label(bars, fmt="%.2f" if name in ("nist", "cider") else "%.1f", padding=3, fontsize=9)
+        backing = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # so that no line crosses a number
+        axes.bar_label(bars, fmt="%.2f" if name in ("nist", "cider") else "%.1f", padding=3, fontsize=9, bbox=backing)
         axes.axvline(of_the_paper(name), color="black", linewidth=0.8, linestyle="--", zorder=0)
         axes.set_yticks(range(len(rows)), labels, fontsize=9)
         axes.set_title(heading, fontsize=10)
@@ -302,10 +318,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", action="store_true", help="try three rates for each method on 480 rows, and record them")
     parser.add_argument("--rows", type=int, default=Budget.rows, help="rows to train on (default: 3000)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="some of the methods (default: %(default)s)")
     parsed = parser.parse_args()
-    data = os.environ.get("LORALIB_DATA")
+    data, methods = os.environ.get("LORALIB_DATA"), [name for name in METHODS if name in parsed.methods.split(",")]
     if not data:
         print("set LORALIB_DATA to the folder that holds e2e/", file=sys.stderr)
+        return 2
+    if not methods:
+        print(f"--methods {parsed.methods}: give some of {','.join(METHODS)}", file=sys.stderr)
         return 2
     origin, console, budget = provenance.provenance(), Console(), replace(Budget(), rows=parsed.rows)
     transformers.utils.logging.disable_progress_bar()
@@ -313,16 +333,12 @@ def main() -> int:
         if parsed.rates:
             console.print(f"Wrote {record_rates(Path(data), budget)}.", highlight=False, soft_wrap=True)
             return 0
-        rows, texts = measure(Path(data), RUNS / str(budget.rows), budget, console)
+        test = read_split("e2e", "test", Path(data))
+        for rows, texts in measure(Path(data), RUNS / str(budget.rows), budget, console, methods):
+            wrote = record(rows, texts, test, origin)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; what is finished is kept. Go on with the same command.") from None
     console.print(table(rows))
-    test = read_split("e2e", "test", data)
-    name = "e2e" if budget.rows == Budget.rows else f"e2e_{budget.rows}"
-    wrote = [provenance.write_rows(name, rows, origin), write_samples(provenance.RESULTS / f"{name}_samples.md", test, texts)]
-    if budget.rows == Budget.rows:
-        plot(rows, FIGURE)
-        wrote.append(FIGURE)
     console.print(f"Wrote {', '.join(map(str, wrote))}.", highlight=False, soft_wrap=True)
     return 0
 

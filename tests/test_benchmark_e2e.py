@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from loralib.cli import main
-from loralib.recipes import comparison, report
+from loralib.recipes import comparison
 from loralib.recipes.nlg import generator
 from loralib.recipes.nlg.examples import collected, example
+from loralib.recipes.nlg.tasks import read_split
 from loralib.recipes.presets.nlg import Decoding
 from peers import data
 
@@ -50,25 +51,32 @@ def test_every_stage_and_going_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows, texts = e2e.measure(data(), tmp_path, budget, Console())
+    *_, (rows, texts) = found = list(e2e.measure(data(), tmp_path, budget, Console()))
+    assert len(found) == 4  # each method is known when it is done
     assert trained == [*e2e.METHODS]
     assert [row["method"] for row in rows] == list(texts)
     assert list(texts) == ["not adapted", "lora", "lora, ten beams", "lora-all", "last-layers", "full"]
     assert [row["trained"] > 0 for row in rows] == [False, *[True] * 5]
     assert {(row["train_rows"], row["test_inputs"]) for row in rows[1:]} == {(16, 3)}
     assert all(len(of_method) == 3 for of_method in texts.values())
-    again, same = e2e.measure(data(), tmp_path, budget, Console())
+    *_, (again, same) = e2e.measure(data(), tmp_path, budget, Console())
     assert len(trained) == 4
     assert (again, same) == (rows, texts)
     capsys.readouterr()
-    Console(width=200).print(e2e.table(rows))
+    Console(width=80).print(e2e.table(rows))
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*texts, "70.4 ± .1", "46.8 ± .2", report.human_share(rows[1]["share"])))
-    e2e.plot(rows, tmp_path / "images" / "e2e.png")
-    assert (tmp_path / "images" / "e2e.png").stat().st_size > 5000
+    assert all(name in shown for name in (*texts, *e2e.SCORES.values(), "70.4", "46.8"))
+    assert "…" not in shown
     monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
-    with provenance.write_rows("e2e", rows, provenance.provenance("cpu")).open(newline="") as file:
+    monkeypatch.setattr(e2e, "FIGURE", tmp_path / "images" / "e2e.png")
+    usual = [row | {"train_rows": 3000} for row in rows]
+    test = read_split("e2e", "test", data()).select(range(3))
+    wrote = e2e.record(usual, texts, test, provenance.provenance("cpu"))
+    assert [path.name for path in wrote] == ["e2e.csv", "e2e_samples.md", "e2e.png"]
+    assert wrote[2].stat().st_size > 5000
+    with wrote[0].open(newline="") as file:
         assert [row["bleu"] for row in csv.DictReader(file)] == [str(row["bleu"]) for row in rows]
+    assert [path.name for path in e2e.record(rows, texts, test, {})] == ["e2e_16.csv", "e2e_16_samples.md"]
 
 
 def test_the_perplexity_is_what_a_run_found(budget: e2e.Budget, trained: list[str], tmp_path: Path) -> None:
@@ -113,3 +121,7 @@ def test_without_data_one_sentence_says_what_to_set(
     monkeypatch.setattr(sys, "argv", ["e2e"])
     assert e2e.main() == 2
     assert "set LORALIB_DATA" in capsys.readouterr().err
+    monkeypatch.setenv("LORALIB_DATA", ".")
+    monkeypatch.setattr(sys, "argv", ["e2e", "--methods", "loar"])
+    assert e2e.main() == 2
+    assert "give some of lora,lora-all" in capsys.readouterr().err
