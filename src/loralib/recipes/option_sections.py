@@ -130,7 +130,7 @@ class TrainingOptions:
     bf16: bool = option(False, "", "train in bfloat16 mixed precision")
     fp16: bool = option(False, "", "train in float16 mixed precision with loss scaling; needs a GPU")
     onednn: bool | Literal["auto"] = option(
-        "auto", "", "CPU: multiply by frozen weights with oneDNN; auto: where a short timing at the start finds it faster"
+        "auto", "", "CPU: multiply by frozen weights with oneDNN; auto: if it is found faster"
     )
     seed: int = option(0, "N", "random seed of initialization, sampling, order and dropout", SEED)
 
