@@ -81,3 +81,21 @@ class Stream(torch.utils.data.IterableDataset[dict[str, object]]):
 def test_rows_that_do_not_say_their_length_keep_their_order(rows: object, tmp_path: Path) -> None:
     sampler = trainer_of(tmp_path)._get_eval_sampler(rows)
     assert sampler is None or list(sampler) == list(range(len(rows)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 1000, 1003])
+def test_batches_of_like_length_come_in_random_order_the_longest_first(rows):
+    lengths = torch.randint(5, 60, (rows,), generator=torch.Generator().manual_seed(1)).tolist()
+    sampler = LengthGrouped(lengths, 8, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(rows))
+    batches = [[lengths[i] for i in order[at : at + 8]] for at in range(0, rows, 8)]
+    assert max(batches[0]) == max(lengths)
+    whole = [batch for batch in batches if len(batch) == 8]
+    assert whole == batches[: len(whole)]  # what is left over comes last
+    if rows >= 1000:
+        assert sum(max(batch) - min(batch) for batch in whole) / len(whole) < 12
+        means = [sum(batch) for batch in whole[:50]]
+        assert means != sorted(means, reverse=True)
+    sampler.set_epoch(1)
+    assert list(sampler) != order or rows <= 8

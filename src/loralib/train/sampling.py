@@ -13,9 +13,11 @@ from .reducing import ReducingTrainer
 
 
 class LengthGrouped(Sampler[int]):
-    """Rows in random order but for their lengths: within every fifty batches they are sorted by length.
+    """Batches of rows of like length, in random order: among every fifty batches' rows, drawn at random, those of like length
+    share a batch, and the batches of the whole epoch are drawn once more.
 
-    lengths: of the rows, in tokens. batch_size: rows a step.
+    The batch with the longest row comes first, so that what does not fit into memory shows at once. lengths: of the rows, in
+    tokens. batch_size: rows a step.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
@@ -30,7 +32,11 @@ class LengthGrouped(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        sorted_in_parts = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        first, *others = (sorted_in_parts[at : at + self.batch_size] for at in range(0, len(self), self.batch_size))
+        last = [others.pop()] if others and len(others[-1]) < self.batch_size else []
+        drawn = [others[i] for i in torch.randperm(len(others), generator=generator).tolist()]
+        return iter([i for batch in (first, *drawn, *last) for i in batch])
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
