@@ -190,3 +190,18 @@ def test_torch_func_in_a_graph_has_the_plain_form():
     found = torch.compile(torch.func.grad(loss), backend="aot_eager")(A.detach())
     assert found.shape == A.shape
     assert found.isfinite().all()
+
+
+def test_what_is_refused_without_a_compiler_is_refused_with_it(compile_linear):
+    x, W, b, A, B = drawn((8,), 12, 6, 2).values()
+    with pytest.raises(RuntimeError, match="dtype"):
+        compile_linear(x, W.bfloat16(), b.bfloat16(), A, B)
+
+
+def test_weights_that_are_not_plain_tensors_have_the_plain_form():
+    class Marked(Tensor):
+        pass
+
+    x, W, b, A, B = (t.detach() for t in drawn((8,), 12, 6, 2).values())
+    seen, _ = graphs(linear, x, W.as_subclass(Marked), b, A, B)
+    assert not [name for name in seen if "loralib" in name]

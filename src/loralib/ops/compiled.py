@@ -13,16 +13,18 @@ from torch import Tensor
 
 from .autograd import dropout, linear
 from .autograd.linear import Step
+from .eligibility import ineligibility
 from .matrices import like, rows
 
 _PACKAGE = __name__.partition(".")[0]  # two versions in one process have operations of their own
 
 
-def suits(x: Tensor, W: Tensor, p: float) -> bool:
+def suits(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, p: float) -> bool:
     """Whether these operations compute a step that a compiler traces."""
     if not p or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
-    return x.is_cpu and not W.requires_grad and not torch._C._are_functorch_transforms_active()
+    fits = x.dtype == W.dtype or torch.is_autocast_enabled("cpu")
+    return x.is_cpu and not W.requires_grad and fits and ineligibility(x, W, b, A, B) is None
 
 
 def lora_linear(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
@@ -80,22 +82,9 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(
-    dY: Tensor,
-    x: Tensor,
-    W: Tensor,
-    A: Tensor,
-    B: Tensor,
-    t: Tensor,
-    seed: Tensor,
-    s: float,
-    p: float,
-    for_x: bool,
-    for_A: bool,
-    for_B: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = ((for_x, x.shape), (for_A, A.shape), (for_B, B.shape))
-    dX, dA, dB = (x.new_empty(shape if needed else (0,)) for needed, shape in shapes)
+def _(dY: Tensor, x: Tensor, W: Tensor, A: Tensor, B: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = zip(others[-3:], (x, A, B), strict=True)
+    dX, dA, dB = (x.new_empty(tensor.shape if needed else (0,)) for needed, tensor in wanted)
     return dX, dA, dB
 
 

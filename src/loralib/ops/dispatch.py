@@ -122,7 +122,7 @@ def lora_linear(
     """W·x + b + scaling·B·A·dropout(x), for a dropout of probability `p`: see `reference.lora_linear`."""
     if W.is_meta is True or A.is_meta is True or B.is_meta is True:  # torch.fx has no truth value for what it traces
         check_values(x, W, A, B)
-    if compiled.suits(x, W, p):
+    if compiled.suits(x, W, b, A, B, p):
         return compiled.lora_linear(x, W, b, A, block_diagonal(B, slices) if slices else B, scaling, p)
     fused = None if _is_small(x, W) else _fused_input(x, W, b, A, B)
     if fused is None:

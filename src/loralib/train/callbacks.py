@@ -44,12 +44,13 @@ class StopOnInterrupt(TrainerCallback):
         self.begun = True
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if number in self._pressed or not self.begun:
+        first, again = not self._pressed, number in self._pressed
+        self._pressed.add(number)  # `compare` passes Ctrl-C on as SIGTERM, which its own SIGINT may have come before
+        if again or (first and not self.begun):
             raise KeyboardInterrupt
-        if not self._pressed:
+        if first:
             with suppress(OSError):  # standard error may be closed
                 os.write(2, _FINISHING)  # unlike print, safe in a signal handler
-        self._pressed.add(number)  # `compare` passes Ctrl-C on as SIGTERM, which its own SIGINT may have come before
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop, when asked to. An epoch that ends with this step is evaluated as ever before."""
