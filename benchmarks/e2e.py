@@ -12,7 +12,7 @@ each method is in `BEST`.
 
     python -m benchmarks.e2e [--rates] [--rows N] [--methods lora,full]
 
-Every part is kept when it is interrupted, and each method is recorded when it is done.
+Every part is kept when it is interrupted, and each method is recorded when it is done; with --methods nothing is recorded.
 """
 
 import argparse
@@ -115,13 +115,18 @@ def record_rates(data: Path, budget: Budget) -> Path:
 
 def perplexity(run: generator.Run, options: TrainOptions) -> float:
     """What Trainer measures on the development rows of `options`, of a model that was not trained on them."""
-    evaluation = text_generation.as_pairs(text_generation.read_rows(options)[1])
-    rows = prompts.encode(run.form, evaluation, options.length, "E2E")
-    collate, sums = prompts.collator(run.tokenizer), []
-    for start in range(0, len(rows), options.per_device_eval_batch_size):
-        batch = collate(rows[start : start + options.per_device_eval_batch_size])
+    pairs = text_generation.as_pairs(text_generation.read_rows(options)[1])
+    return perplexity_of(run.model, run.form, pairs, options.length, options.per_device_eval_batch_size)
+
+
+def perplexity_of(model: Any, form: prompts.Form, pairs: Sequence[tuple[str, str]], length: int, batch_size: int) -> float:
+    """That of the texts of some inputs."""
+    rows = prompts.encode(form, pairs, length, "the pairs")
+    collate, sums = prompts.collator(form.tokenizer), []
+    for start in range(0, len(rows), batch_size):
+        batch = collate(rows[start : start + batch_size])
         with torch.inference_mode():
-            logits = run.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         sums.append(loss.row_losses(logits, batch["labels"]))
     return loss.of_rows(torch.cat(sums).numpy())["perplexity"]
 
@@ -318,7 +323,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", action="store_true", help="try three rates for each method on 480 rows, and record them")
     parser.add_argument("--rows", type=int, default=Budget.rows, help="rows to train on (default: 3000)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="some of the methods (default: %(default)s)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="some of the methods, not recorded (default: %(default)s)")
     parsed = parser.parse_args()
     data, methods = os.environ.get("LORALIB_DATA"), [name for name in METHODS if name in parsed.methods.split(",")]
     if not data:
@@ -334,12 +339,15 @@ def main() -> int:
             console.print(f"Wrote {record_rates(Path(data), budget)}.", highlight=False, soft_wrap=True)
             return 0
         test = read_split("e2e", "test", Path(data))
+        wrote: list[Path] = []
         for rows, texts in measure(Path(data), RUNS / str(budget.rows), budget, console, methods):
-            wrote = record(rows, texts, test, origin)
+            if methods == list(METHODS):
+                wrote = record(rows, texts, test, origin)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; what is finished is kept. Go on with the same command.") from None
     console.print(table(rows))
-    console.print(f"Wrote {', '.join(map(str, wrote))}.", highlight=False, soft_wrap=True)
+    if wrote:
+        console.print(f"Wrote {', '.join(map(str, wrote))}.", highlight=False, soft_wrap=True)
     return 0
 
 

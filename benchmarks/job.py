@@ -34,11 +34,12 @@ from transformers import DataCollatorWithPadding, set_seed
 
 import loralib as lora
 from benchmarks import provenance
+from benchmarks.e2e import perplexity_of
 from loralib import ops
 from loralib.cli import guarded
 from loralib.recipes import model_sources, run_folder
 from loralib.recipes.chat.form import ChatForm
-from loralib.recipes.nlg import language_models, loss, prompts
+from loralib.recipes.nlg import language_models
 from loralib.recipes.nlu import inputs, text_classification
 from loralib.recipes.options import TrainOptions
 from loralib.train.sampling import LengthGrouped
@@ -177,14 +178,9 @@ def perplexity(job: Job, adapter: Path, validation: Path) -> float:
     """That of the answers in a file of conversations, by the base model with an adapter."""
     model, tokenizer = language_models.load_language_model(job.model)
     lora.attach(model.eval(), lora.load(adapter))
-    form, sums = ChatForm(tokenizer), []
-    collate = prompts.collator(tokenizer)
-    for line in validation.read_text(encoding="utf-8").splitlines():
-        request, answer = (message["content"] for message in json.loads(line)["messages"])
-        batch = collate([form.row(request, answer)])
-        with torch.inference_mode():
-            sums.append(loss.row_losses(model(batch["input_ids"]).logits, batch["labels"]))
-    return float(loss.of_rows(torch.cat(sums).numpy())["perplexity"])
+    lines = validation.read_text(encoding="utf-8").splitlines()
+    pairs = [tuple(message["content"] for message in json.loads(line)["messages"]) for line in lines]
+    return perplexity_of(model, ChatForm(tokenizer), pairs, job.max_length, job.eval_batch_size)
 
 
 # --- what is not the model's -----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from peers import library
 from recipes.conftest import options, run
 from recipes.nlu.test_text_classification import TEXTS, InterruptAt
 
+PREFIX: dict[str, Any] = {"prefix_length": 5, "learning_rate": 5e-2, "group_by_length": False}
 WIDTH, BLOCKS = 32, 2
 HEAD = 2 * WIDTH + 2
 
@@ -43,7 +44,7 @@ def bitfit_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFa
 def prefix_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     library("peft")
     folder = tmp_path_factory.mktemp("run") / "prefix"
-    run(folder, options(encoder, reviews, method="prefix", prefix_length=5, learning_rate=5e-2))
+    run(folder, options(encoder, reviews, method="prefix", **PREFIX))
     return folder
 
 
@@ -64,7 +65,7 @@ def test_bitfit_changes_biases_and_the_head_alone(bitfit_run: Path, encoder: Pat
 
 def test_a_prefix_is_saved_apart_from_the_model_and_peft_reads_it(prefix_run: Path, encoder: Path, reviews: Path) -> None:
     results = measured(prefix_run)
-    assert results["value"] > 0.65  # half is chance
+    assert results["value"] > 0.8
     of_prefix = 5 * BLOCKS * 2 * WIDTH
     counts = results["parameters"]
     assert (counts["prefix"], counts["trained"]) == (of_prefix, of_prefix + HEAD)
@@ -118,7 +119,7 @@ def test_a_score_is_learned_with_a_prefix_and_only_the_last_layer_of_the_head(
 def test_an_interrupted_run_resumes_bit_for_bit(
     method: str, step: int, encoder: Path, reviews: Path, tmp_path: Path, bitfit_run: Path, prefix_run: Path
 ) -> None:
-    own: dict[str, Any] = {"prefix_length": 5, "learning_rate": 5e-2} if method == "prefix" else {}
+    own = PREFIX if method == "prefix" else {}
     chosen, whole = options(encoder, reviews, method=method, **own), {"bitfit": bitfit_run, "prefix": prefix_run}[method]
     with pytest.raises(Interrupted) as interrupted:
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
