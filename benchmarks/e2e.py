@@ -87,6 +87,8 @@ def options(data: Path, name: str, rate: float, rows: int, budget: Budget) -> Tr
     """The options of one method."""
     most = {"max_train_rows": rows, "max_eval_rows": budget.dev_rows, "num_train_epochs": 1, "per_device_eval_batch_size": 16}
     own = {**METHODS[name], "learning_rate": rate}
+    if rows > Budget.rows:  # an hour and more
+        own["save_steps"] = 250
     return TrainOptions.of({"model": budget.model, "data_dir": str(data), **SHARED, **most, **own})
 
 

@@ -69,6 +69,13 @@ def test_generate_answers_a_file(chatting: Path, tmp_path: Path, capsys: Any) ->
     base = [json.loads(line) for line in path.with_name("asked-base.jsonl").read_text().splitlines()]
     assert base[0]["prediction"] != found[0]["prediction"]
     capsys.readouterr()
+    answered = path.with_name("answered.jsonl")
+    answered.write_text("".join(json.dumps(row) + "\n" for row in found if row["references"]))
+    assert main(["score", "any", str(answered), "--without", "meteor", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert (scored["rows"], scored["metrics"]["bleu"]) == (4, pytest.approx(100))
+    assert main(["score", "any", str(path)]) == 2
+    assert "row 5 has no reference" in capsys.readouterr().err
 
 
 def test_sampling_is_seeded(chatting: Path, capsys: Any) -> None:

@@ -37,7 +37,7 @@ def options(**values: Any) -> TrainOptions:
         {"problem": "regresion"},
         {"target_modules": ""},
         {"patience": 1, "best_epoch": False},
-        {"save_steps": 5},
+        {"save_steps": 0},
         {"warmup_steps": -1},
         {"head_dropout": 1.0},
         {"attention_dropout": -0.5},

@@ -46,9 +46,10 @@ def test_options_become_trainers_arguments(tmp_path: Path) -> None:
     assert (values["save_strategy"], values["load_best_model_at_end"], values["greater_is_better"]) == ("epoch", True, True)
     assert Path(values["output_dir"]).parent == tmp_path
     assert all(values[name] == getattr(options(seed=7), name) for name in training.SAME)
-    by_steps = training.argument_values(options(best_epoch=False, save_steps=5, warmup_steps=3), tmp_path, 10, 1)
+    by_steps = training.argument_values(options(eval_steps=5, warmup_steps=3), tmp_path, 10, 1)
     assert (by_steps["save_strategy"], by_steps["save_steps"], by_steps["warmup_steps"]) == ("steps", 5, 3)
-    assert (by_steps["load_best_model_at_end"], by_steps["logging_steps"]) == (False, 1)
+    last = training.argument_values(options(best_epoch=False, eval_steps=5), tmp_path, 10, 1)
+    assert (last["load_best_model_at_end"], last["save_strategy"], last["logging_steps"]) == (False, "epoch", 1)
     assert training.argument_values(options(), tmp_path, 10**6, 1)["logging_steps"] == 10
     assert (
         training.argument_values(options(group_by_length=True), tmp_path, 9, 1)["train_sampling_strategy"] == "group_by_length"

@@ -172,6 +172,6 @@ class OutputOptions:
     title: ClassVar[str] = "output"
 
     output: str | None = option(None, "DIR", "run folder to write (default: runs/<data>-<method>)")
-    save_steps: int | None = option(None, "N", "save a checkpoint every N steps (default: every epoch)", POSITIVE)
+    save_steps: int | None = option(None, "N", "save a checkpoint every N steps as well as after each epoch", POSITIVE)
     report_to: str = option("none", "NAME", "also log to this tracker, as transformers calls it: wandb, mlflow, ...")
     save_merged: bool = option(False, "", "also write the merged model to <output>/merged, for plain transformers")

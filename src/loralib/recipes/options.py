@@ -76,7 +76,6 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
     def _refuse_what_cannot_act(self) -> None:
         """`ConfigError` for an option that the other options leave without effect."""
         local = bool(self.data and is_local_file(self.data))
-        best = "needs best_epoch=false: the best epoch is chosen among checkpoints at epochs' ends"
         rules: list[tuple[bool, Sequence[str], str]] = [
             (True, IDLE[self.method], f"has no effect with method={self.method}"),
             (self.bf16 or self.fp16, ("onednn",), "has no effect with bf16 or fp16: it concerns float32 products"),
@@ -122,7 +121,6 @@ class TrainOptions(OutputOptions, EvaluationOptions, TrainingOptions, MethodOpti
                 "cannot be used with method=prefix, whose keys and values are in a cache that checkpointing does without",
             ),
             (not self.best_epoch, ("patience",), "needs best_epoch: stopping early keeps the best epoch"),
-            (self.best_epoch, ("save_steps",), best),
         ]
         usual = {option.name: option.default for option in fields(self)} | lora_options.plain(lora_options.USUAL)
         changed = {name: value for name, value in self.flat().items() if value != usual[name] and value is not False}

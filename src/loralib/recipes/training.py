@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from .. import ops
 from ..errors import ConfigError
+from ..train.callbacks import SaveEvery
 from ..train.devices import device_count
 from ..train.fit import fit
 from ..train.prefix import PrefixTrainer
@@ -66,8 +67,8 @@ def argument_values(options: TrainOptions, folder: Path, rows: int, devices: int
     every: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if options.eval_steps:
         every |= {"eval_strategy": "steps", "eval_steps": options.eval_steps}
-    if steps := options.save_steps or (options.eval_steps if options.best_epoch else None):
-        every |= {"save_strategy": "steps", "save_steps": steps}
+        if options.best_epoch:
+            every |= {"save_strategy": "steps", "save_steps": options.eval_steps}
     if options.optim:
         every["optim"] = options.optim
     if options.gradient_checkpointing:
@@ -138,7 +139,8 @@ def with_kernel(options: TrainOptions, model: nn.Module) -> tuple[TrainOptions, 
 
 def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequence[TrainerCallback], **how: Any) -> Trainer:
     """Train as planned; `how` and what is raised as in `fit`."""
-    patience = [EarlyStoppingCallback(options.patience)] if options.patience else []
+    chosen: list[TrainerCallback] = [EarlyStoppingCallback(options.patience)] if options.patience else []
+    chosen += [SaveEvery(options.save_steps)] if options.save_steps else []
     args = arguments(options, folder, len(plan.data[0]), plan.arguments or TrainingArguments)
     args.eval_on_start = options.task_kind.evaluates_first and how.get("checkpoint") is None
     trainer = {
@@ -147,7 +149,7 @@ def run_trainer(options: TrainOptions, folder: Path, plan: Plan, callbacks: Sequ
         "args": args,
         "train_dataset": plan.datasets[0],
         "eval_dataset": plan.datasets[1],
-        "callbacks": [*patience, *callbacks],
+        "callbacks": [*chosen, *callbacks],
     }
     kind = plan.kind or TRAINERS.get(options.method, GroupingTrainer)
     if options.method == "lora":

@@ -78,6 +78,17 @@ class StopOnInterrupt(TrainerCallback):
         self._previous = {}
 
 
+class SaveEvery(TrainerCallback):
+    """A checkpoint every `steps` steps, to go on from after a crash; Trainer's own are of the steps that it evaluates."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for one."""
+        control.should_save |= state.global_step % self.steps == 0
+
+
 class StopOnNonFinite(TrainerCallback):
     """A loss that is NaN or infinite ends training with a `RunError` instead of a result.
 

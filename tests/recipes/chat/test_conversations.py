@@ -141,6 +141,21 @@ def test_rows_that_change_their_columns() -> None:
         read([], "a.jsonl")
 
 
+def test_a_run_on_plain_text_goes_on_from_beginnings() -> None:
+    data = conversations.inputs(rows({"text": "Once upon"}, {"text": "a time", "id": 2}), "a.jsonl", "text")
+    assert data["context"][:] == ["Once upon", "a time"]
+    assert data["references"][:] == [[], []]
+    assert "messages" not in data.column_names
+    for row, sentence in (
+        ({"messages": [USER]}, "no column 'text'; .* a run on plain text goes on"),
+        ({"text": " "}, "is empty"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            conversations.inputs(rows(row), "a.jsonl", "text")
+    with pytest.raises(DataError, match="is plain text, which asks nothing"):
+        conversations.inputs(rows({"text": "Once upon"}), "a.jsonl", "messages")
+
+
 def test_inputs_with_tools_are_refused() -> None:
     row = {"messages": [{"role": "user", "content": "q"}], "tools": [{"name": "f"}]}
     with pytest.raises(DataError, match="line 1 has tools, which are not given to the model here"):

@@ -41,6 +41,17 @@ class InterruptAt(TrainerCallback):
             signal.raise_signal(signal.SIGINT)
 
 
+class CrashAt(TrainerCallback):
+    """Ends a run at the beginning of a step, and saves nothing."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise RuntimeError("the power is gone")
+
+
 @pytest.fixture(scope="module")
 def lora_run(encoder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "lora"
@@ -270,17 +281,31 @@ def check_same_outcome(folder: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("best_epoch", [True, False])
 @pytest.mark.parametrize("step", [4, 11, 15])
 def test_an_interrupt_keeps_the_work_when_checkpoints_come_by_steps(
-    encoder: Path, reviews: Path, tmp_path: Path, step: int
+    encoder: Path, reviews: Path, tmp_path: Path, step: int, best_epoch: bool
 ) -> None:
-    chosen = options(encoder, reviews, best_epoch=False, save_steps=100, num_train_epochs=2)
+    chosen = options(encoder, reviews, best_epoch=best_epoch, save_steps=100, num_train_epochs=2)
     with pytest.raises(Interrupted) as interrupted:
         run(tmp_path / "run", chosen, callbacks=[InterruptAt(step)])
     assert interrupted.value.checkpoint is not None
     run(tmp_path / "run", chosen, resume=True)
     run(tmp_path / "straight", chosen)
     check_same_outcome(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [8, 29])
+def test_a_run_that_crashes_goes_on_from_the_last_of_its_steps_that_were_saved(
+    encoder: Path, reviews: Path, tmp_path: Path, lora_run: Path, step: int
+) -> None:
+    chosen, folder = options(encoder, reviews, lora_dropout=0.1, save_merged=True, save_steps=5), tmp_path / "run"
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        run(folder, chosen, callbacks=[CrashAt(step)])
+    assert last_whole_checkpoint(folder / run_folder.CHECKPOINTS).name == f"checkpoint-{step // 5 * 5}"
+    run(folder, chosen, resume=True)
+    check_same_outcome(folder, lora_run)
 
 
 @pytest.mark.slow

@@ -140,10 +140,15 @@ def inputs(rows: "Sequence[Record]", source: str, layout: str | None = None) -> 
     """What comes before the last answer of each row, to be answered again; data with the columns `messages` (JSON), `context`,
     its last message, `references`, the answer in the row where there is one, and `category`, which is None.
 
+    With the layout `text`, data of beginnings to go on from: `context`, without `messages` and references.
     Errors as `read`, but a row of messages or a prompt may lack the answer.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for where, row in rows:
+        if layout == "text":
+            records.check_names(where, LAYOUTS["text"][0], list(row), remedy="a run on plain text goes on from one.")
+            found.append({"context": checked_text(f"{where}: text", row["text"]), "references": list[str]()})
+            continue
         messages, answers = _question(where, row, source, layout)
         text = str(messages[-1]["content"])
         found.append({"messages": as_json(messages, ensure_ascii=False), "context": text, "references": answers})
@@ -161,9 +166,9 @@ def _question(where: str, row: Row, source: str, layout: str | None) -> tuple[li
         messages = [{"role": "user", "content": checked_text(f"{where}: prompt", row["prompt"])}]
         messages += [{"role": "assistant", "content": row["completion"]}] if row.get("completion") else []
     else:
-        (conversation,) = of_rows(read([(where, row)], source, layout))
-        if "messages" not in conversation:
+        if layout_of(list(row)) == "text":
             raise DataError(f"{where} is plain text, which asks nothing; give rows with messages.")
+        (conversation,) = of_rows(read([(where, row)], source, layout))
         messages = conversation["messages"]
     if messages[-1]["role"] != "assistant":
         return messages, []

@@ -6,7 +6,7 @@ Predictions, one a row:
 - `.tsv` (raw tabs; a field that stands in quotes whole is taken out of them), `.csv`: the column `output` or `prediction`, or
   else the last. The column `mr`, in any case, is the input. A first line that is an input or a sentence, and names no columns,
   is a row: of input and prediction, or of a prediction.
-- `.jsonl`: an object with `prediction`, and perhaps `references`, `category` and `context` (the input).
+- `.jsonl`: an object with `prediction`, and perhaps `references`, `category` and `context` (the input: a text, or messages).
 
 References, in the order of the predictions:
 
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import DataError
+from ....storage.json_text import as_json
 from ...records import Record, ending, read_records, read_text, source
 from ..documents import checked
 from ..e2e import bar_rows, published_rows
@@ -131,9 +132,10 @@ def _of_json(records: Sequence[Record], needed: Row) -> list[Row]:
     shape = {**needed, **{name: kind for name, kind in FIELDS.items() if name in present}}
     rows = []
     for where, row in records:
-        alone = {"references": [row["references"]]} if isinstance(row.get("references"), str) else {}
+        alone: dict[str, Any] = {"references": [row["references"]]} if isinstance(row.get("references"), str) else {}
+        asked = {"context": as_json(row["context"])} if isinstance(row.get("context"), list) else {}
         category = {} if row.get("category") is None else {"category": str}
-        rows.append(checked(where, {**row, **alone}, {**shape, **category}))
+        rows.append(checked(where, {**row, **alone, **asked}, {**shape, **category}))
     return rows
 
 
