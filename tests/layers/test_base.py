@@ -557,6 +557,23 @@ def test_it_compiles_without_a_graph_break(kind, merged):
         assert all(p.grad is not None for p in factors(model))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize("kind", every_kind)
+def test_what_inductor_compiles_computes_the_same(kind):
+    torch._dynamo.reset()
+    model = KINDS[kind].build()[1]
+    x = KINDS[kind].inputs()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+
+    def step(model):
+        y = model(*x)
+        return [y, *torch.autograd.grad((y * torch.linspace(1, 2, y.numel()).view(y.shape)).sum(), factors(model))]
+
+    for mine, theirs in zip(step(compiled), step(model), strict=True):
+        assert close(mine, theirs, factor=64)
+
+
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("kind", every_kind)
 def test_it_exports(kind, merged):

@@ -101,6 +101,8 @@ def add_linear_update(
 
 def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
     """y + scaling·t·Bᵀ in the dtype of `y`, for t (..., r) that `A` has made of the input."""
+    if torch.compiler.is_compiling():  # inductor makes addmm of a sum with a product, and forgets its alpha (torch 2.13)
+        return y + cast(F.linear(t * scaling, cast(B, t.dtype)), y.dtype)
     return torch.add(y, cast(F.linear(t, cast(B, t.dtype)), y.dtype), alpha=scaling)
 
 
