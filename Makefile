@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
 
-.PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e learned studies bench docs docs-serve notebook clean
+.PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e learned studies bench gpu docs docs-serve notebook clean
 
 help:      ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -70,6 +70,9 @@ studies: $(STAMP)  ## the paper's questions of matrices, ranks and rows, asked o
 bench: $(STAMP) $(PEERS)  ## every benchmark against loralib 0.1.2 and PEFT, recorded in benchmarks/results (most of an hour, idle machine)
 	$(BIN)/python -m benchmarks all --record
 	$(BIN)/python -m benchmarks.merge_checkpoint --record
+
+gpu:       ## check every operation on a GPU and measure it there (six minutes; installs nothing, needs torch with CUDA)
+	PYTHONPATH=src $(PYTHON) -m benchmarks gpu
 
 docs: $(STAMP)  ## build the documentation into ./site; any broken link or reference is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -7,7 +7,7 @@ from pathlib import Path
 from examples.conv_domain_shift import SIZES, TITLE, draw
 
 from benchmarks import conv_domain_shift, e2e, glue, imdb, provenance, report, summary
-from benchmarks.__main__ import NAMES, plot_title
+from benchmarks.command import NAMES, plot_title
 from benchmarks.goals import Benchmark
 from loralib.cli import guarded
 

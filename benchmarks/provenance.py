@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ def _git(*words: str) -> str:
     return run.stdout.strip()
 
 
+def _version(package: str) -> str:
+    """The version that is installed, or nothing."""
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return ""
+
+
 def provenance(device: str | None = None) -> dict[str, str]:
     """The columns that every row of results ends with. device: "cpu" or "cuda"; None means CUDA where there is one.
 
@@ -44,8 +51,8 @@ def provenance(device: str | None = None) -> dict[str, str]:
         "device": _processor(device),
         "loralib": loralib.__version__,
         "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "peft": version("peft"),
+        "transformers": _version("transformers"),
+        "peft": _version("peft"),
         "commit": commit + ("+" if _git("status", "--porcelain", "--", "src") else "") if commit else "unknown",
     }
 

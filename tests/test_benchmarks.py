@@ -20,7 +20,7 @@ import loralib
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # `benchmarks` is not a part of what is installed
 
-from benchmarks import __main__, goals, harness, merge_checkpoint, peers, provenance, report  # noqa: E402
+from benchmarks import command, goals, harness, merge_checkpoint, peers, provenance, report  # noqa: E402
 from benchmarks.harness import BEFORE, OURS, Case, Contender, Effort, Options  # noqa: E402
 
 # PEFT 0.21 uses names that transformers 5 calls old.
@@ -225,7 +225,7 @@ def test_a_goal_says_whether_it_is_met(goal, met, words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", __main__.NAMES)
+@pytest.mark.parametrize("name", command.NAMES)
 def test_every_benchmark_runs_and_is_written_down(name, wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "RESULTS", tmp_path)
     benchmark = import_module(f"benchmarks.{name}").BENCHMARK
@@ -244,7 +244,7 @@ def test_every_benchmark_runs_and_is_written_down(name, wheel, tmp_path, monkeyp
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", __main__.NAMES)
+@pytest.mark.parametrize("name", command.NAMES)
 def test_cases_have_titles_of_their_own(name):
     benchmark = import_module(f"benchmarks.{name}").BENCHMARK
     for cases in (benchmark.cases, benchmark.quick):
@@ -332,11 +332,11 @@ def test_worse_is_what_needs_more_than_the_noise(low, peak, worse):
 
 @pytest.mark.slow
 def test_all_benchmarks_are_compared_with_an_earlier_version(wheel, monkeypatch, capsys):
-    monkeypatch.setattr(__main__, "NAMES", ("tiny", "fidelity"))
-    monkeypatch.setattr(__main__, "Effort", lambda **effort: SMALLEST.effort)
+    monkeypatch.setattr(command, "NAMES", ("tiny", "fidelity"))
+    monkeypatch.setattr(command, "Effort", lambda **effort: SMALLEST.effort)
     threads = str(torch.get_num_threads())
     monkeypatch.setattr(sys, "argv", ["benchmarks", "compare-before", "--quick", "--threads", threads, "--before", str(wheel)])
-    __main__.main()
+    command.main()
     lines = capsys.readouterr().out
     assert lines.count("4 x (16→16), r 4, dropout 0, peak memory 1.000") >= 2
     assert "orse than before by more than the noise" in lines
@@ -352,7 +352,7 @@ def test_all_benchmarks_are_compared_with_an_earlier_version(wheel, monkeypatch,
 def test_an_earlier_version_has_to_be_there(words, sentence, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
     with pytest.raises(SystemExit) as stopped:
-        __main__.arguments()
+        command.arguments()
     assert stopped.value.code == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
 
@@ -360,11 +360,11 @@ def test_an_earlier_version_has_to_be_there(words, sentence, monkeypatch, capsys
 def test_an_unknown_name_lists_the_benchmarks(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "liner"])
     with pytest.raises(SystemExit) as stopped:
-        __main__.arguments()
+        command.arguments()
     assert stopped.value.code == 2
     told = capsys.readouterr().err
     assert "'liner' is not a benchmark." in told
-    assert all(f"  {name} " in told and len(__main__.description(name)) > 20 for name in __main__.NAMES)
+    assert all(f"  {name} " in told and len(command.description(name)) > 20 for name in command.NAMES)
 
 
 @pytest.mark.slow
@@ -386,7 +386,7 @@ def test_a_library_has_one_colour_and_each_variant_its_own_look():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in __main__.NAMES if (provenance.RESULTS / f"{name}.csv").exists()])
+@pytest.mark.parametrize("name", [name for name in command.NAMES if (provenance.RESULTS / f"{name}.csv").exists()])
 def test_a_figure_is_drawn_from_the_recorded_rows_and_its_caption_fits(name, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
@@ -394,7 +394,7 @@ def test_a_figure_is_drawn_from_the_recorded_rows_and_its_caption_fits(name, tmp
     )
     rows = provenance.read_rows(provenance.RESULTS / f"{name}.csv")
     benchmark = import_module(f"benchmarks.{name}").BENCHMARK
-    report.plot(benchmark, rows, tmp_path / "plot.png", __main__.plot_title(name, rows[0]))
+    report.plot(benchmark, rows, tmp_path / "plot.png", command.plot_title(name, rows[0]))
     (figure,) = drawn
     box, whole = figure._supxlabel.get_window_extent(), figure.bbox
     assert whole.x0 <= box.x0 < box.x1 <= whole.x1

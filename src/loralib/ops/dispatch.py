@@ -6,7 +6,11 @@ tensors that are not plain ones, such as sharded weights, and for linear layers 
 than the passes. `onednn` is `autograd` with the float32 products on the CPU by oneDNN's kernel, those of the model's other
 frozen linear layers included; on some processors it takes half the time of torch's default, on others not, so `auto` times
 both and takes it where it is faster. `triton` is `autograd` with kernels of its own for the small products of linear layers on
-CUDA; it is never chosen by itself, since it has not been measured on a GPU yet.
+CUDA.
+
+    on CUDA             chosen      measured
+    linear layers       autograd    not yet; `triton` if benchmarks/results/gpu_linear.csv shows it (`make gpu`)
+    everything else     autograd    not yet
 
 Under autocast everything but the plain form computes in autocast's dtype, to which x is cast here, once.
 """
