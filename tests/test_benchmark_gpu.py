@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,73 @@ def test_checks_of_a_gpu_say_that_they_need_one():
     for check in (behaviour.waiting, behaviour.graphs, behaviour.great):
         ((row,),) = run({"it": check}, setting(), lambda part: None)
         assert (row["passed"], row["note"]) == (None, "needs CUDA")
+
+
+class Pretending(Setting):
+    """A CPU that is taken for a GPU."""
+
+    def need_cuda(self) -> None: ...
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+
+def rows_of(check) -> list:
+    found = run({"it": check}, Pretending("cpu", True, time.monotonic() + 600), lambda part: None)
+    return [row for rows in found for row in rows]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_step_that_waits_is_found(waits, monkeypatch):
+    @contextmanager
+    def no_waiting():
+        def item(tensor):
+            raise RuntimeError("called a synchronizing operation")
+
+        with monkeypatch.context() as context:
+            context.setattr(torch.Tensor, "__int__", item)
+            yield
+
+    monkeypatch.setattr(behaviour, "no_waiting", no_waiting)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(dispatch, "SMALL", 0)
+    monkeypatch.setattr(dropout, "FEW", 0 if waits else 1 << 60)  # gaps, which are read, or a mask
+    found = {row["case"]: row["passed"] for row in rows_of(behaviour.waiting)}
+    assert found == dict.fromkeys(found, not waits) | {"embedding, autograd": True}
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("fault", ["", "is not replayed", "replays old dropout"])
+def test_graphs_that_do_not_replay_are_found(fault, monkeypatch):
+    def captured(step):
+        results = step()
+        state = torch.get_rng_state()
+
+        def replay():
+            if fault == "replays old dropout":
+                torch.set_rng_state(state)
+            for result, fresh in zip(results, step(), strict=True):
+                if fault != "is not replayed":
+                    result.copy_(fresh)
+
+        return replay, results
+
+    monkeypatch.setattr(behaviour, "captured", captured)
+    passed = {row["case"]: row["passed"] for row in rows_of(behaviour.graphs)}
+    assert len(passed) == 6
+    assert passed["fresh dropout, autograd"] is (not fault)
+    assert passed["linear, autograd"] is (fault != "is not replayed")
+
+
+@pytest.mark.parametrize("operation", [None, off_by_a_hundredth])
+def test_great_sizes_are_compared(operation, monkeypatch):
+    monkeypatch.setattr(behaviour, "GREAT", 4096 * 300)
+    if operation:
+        monkeypatch.setattr(autograd, "lora_linear", lambda *args, **how: 1.1 * dispatch.reference.lora_linear(*args[:8]))
+    monkeypatch.setattr(behaviour, "mask_of", lambda implementation, x, p, seed: (torch.rand(x.shape) >= p).float())
+    found = [row["passed"] for row in rows_of(behaviour.great)]
+    assert len(found) == 5
+    assert all(found) is (operation is None)
 
 
 def test_values_that_are_not_close_are_told():

@@ -28,9 +28,11 @@ FULL, FORMULA, TRITON, COMPILED = "full fine-tuning", "0.1's formula", f"{OURS},
 BASE, MERGED, COPY = "bare model", f"{OURS}, merged", "a copy"
 
 
-def measured(setting: Setting, case: Case, contenders: Mapping[str, Contender], memory: bool = True) -> list[Row]:
+def measured(
+    setting: Setting, case: Case, contenders: Mapping[str, Contender], memory: bool = True, rounds: int = 7
+) -> list[Row]:
     """The rows of a case."""
-    effort = Effort(2, 0.0, 0.0) if setting.tiny else Effort(rounds=7, seconds=0.5)
+    effort = Effort(2, 0.0, 0.0) if setting.tiny else Effort(rounds, 0.5)
     try:
         found = harness.rows(case, contenders, Options(setting.device, effort), memory)
     except RuntimeError as error:
@@ -222,7 +224,7 @@ def language_model(setting: Setting) -> Iterator[Row]:
             OURS: of(peers.ours_on(lora, copy.deepcopy(base), **options)),
         }
         found |= with_peft(lambda base=base, of=of, options=options: of(peers.peft_on(copy.deepcopy(base), **options)))
-        for row in measured(setting, case, found):
+        for row in measured(setting, case, found, rounds=5):
             known = row.get("peak_bytes") is not None
             yield {**row, "total_bytes": row["peak_bytes"] + row["held_bytes"] if known else None}
 
@@ -261,7 +263,7 @@ def decoding(setting: Setting) -> Iterator[Row]:
             return {"tokens_per_second": batch * new / seconds}
 
         contenders = {name: Contender(partial(writing, model), model, facts=speed) for name, model in models.items()}
-        yield from measured(setting, Decoding(layers, d, batch, new, r), contenders, memory=False)
+        yield from measured(setting, Decoding(layers, d, batch, new, r), contenders, memory=False, rounds=3)
 
 
 # --- many layers ------------------------------------------------------------------------------------------------------
