@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .. import large_pages
 from ..reference import Strip, wide_dtype
 
 ELEMENTS = 1 << 19  # of a block: 2 MiB in float32
@@ -44,7 +45,7 @@ def breaks_of(strips: Iterable[Strip]) -> set[int]:
 
 def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
     """W + scaling·ΣL·R, as `reference.add_strips`."""
-    merged = torch.empty_like(W, memory_format=torch.contiguous_format)
+    merged = large_pages.ask(torch.empty_like(W, memory_format=torch.contiguous_format))
     if W.is_cpu or W.dtype != wide_dtype(W, strips):
         blocks = list(row_blocks(len(W), W.shape[1], breaks_of(strips)))
     else:  # no cache to stay in, and nothing to convert: one product
@@ -102,11 +103,21 @@ def add_to_block(block: Tensor, first: int, strips: Sequence[Strip], scaling: fl
     elif len(here) == 1 and block.dtype == wide and (len(here[0].L), here[0].R.shape[1]) == block.shape:
         torch.addmm(block, here[0].L.to(wide), here[0].R.to(wide), alpha=scaling, out=out)
     else:
-        result = block.to(wide, copy=True)
+        result = _scratch(block, wide).copy_(block)
         for row, column, L, R in here:
             part = result[row : row + len(L), column : column + R.shape[1]]
             part.addmm_(L.to(wide), R.to(wide), alpha=scaling)
         out.copy_(result)
+
+
+def _scratch(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """New memory of this shape; in a thread that computes alone the same for block after block, which stays in the cache."""
+    if not getattr(_here, "alone", False):
+        return like.new_empty(like.shape, dtype=dtype)
+    held: Tensor | None = getattr(_here, "scratch", None)
+    if held is None or held.dtype != dtype or held.numel() < like.numel():
+        held = _here.scratch = like.new_empty(like.numel(), dtype=dtype)
+    return held[: like.numel()].view(like.shape)
 
 
 def _within(strip: Strip, first: int, count: int) -> Strip | None:
