@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -290,8 +290,18 @@ def main() -> int:
     if share := rows[0].get("around"):
         console.print(f"of loralib train's time on sst2, {share:.1%} was neither a step nor an evaluation", highlight=False)
     if given.record:
-        console.print(f"Wrote {provenance.write_rows('job', rows, origin)}.", highlight=False)
+        console.print(f"Wrote {record(rows, origin)}.", highlight=False)
     return 0
+
+
+def record(rows: Sequence[Row], origin: Mapping[str, str]) -> Path:
+    """Write the rows to job.csv, where those of another job stay."""
+    path, columns = provenance.RESULTS / "job.csv", dict.fromkeys(column for row in rows for column in row)
+    found = provenance.read_rows(path) if path.is_file() else []
+    others = [row for row in found if row["job"] not in {row["job"] for row in rows}]
+    every = [*others, *({**dict.fromkeys(columns), **row, **origin} for row in rows)]
+    names = dict.fromkeys(column for row in every for column in row)
+    return provenance.write_rows("job", [{**dict.fromkeys(names), **row} for row in every], {})
 
 
 if __name__ == "__main__":

@@ -28,6 +28,17 @@ def test_the_pace_is_compared_seed_by_seed(capsys: pytest.CaptureFixture[str]) -
     assert "0.8000" in capsys.readouterr().out
 
 
+def test_the_rows_of_the_other_job_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path)
+    job.record([{**row(job.OURS, 0, 2.0), "around": 0.01}, row(job.PEFT, 0, 1.0)], {"commit": "abc"})
+    job.record([{**row(job.OURS, 0, 3.0), "job": "chat"}], {"commit": "def"})
+    path = job.record([{**row(job.OURS, 0, 4.0), "around": 0.02}], {"commit": "123"})
+    found = [
+        tuple(read.get(name) for name in ("job", "rows_per_second", "around", "commit")) for read in provenance.read_rows(path)
+    ]
+    assert found == [("chat", 3, None, "def"), ("sst2", 4, 0.02, "123")]
+
+
 def test_a_command_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="ended with 3:\nno luck"):
         job.run([sys.executable, "-c", "import sys; print('no luck'); sys.exit(3)"])
@@ -57,5 +68,5 @@ def test_both_jobs_by_both_contenders(encoder: Path, chatter: Path, tmp_path: Pa
     rows += job.measure(chat, None, tmp_path / "chat", 1, Console())
     assert [(found["contender"], found["train_rows"]) for found in rows[2:]] == [(job.OURS, 24), (job.PEFT, 24)]
     assert all(found["score"] > 1 for found in rows[2:])
-    provenance.write_rows("job", rows, {"commit": "0"})
+    job.record(rows, {"commit": "0"})
     assert len(provenance.read_rows(tmp_path / "job.csv")) == 4
