@@ -35,8 +35,8 @@ RUNS = Path("runs/chat")
 BEFORE = "unadapted"
 METHODS: tuple[Method, ...] = ("lora", "full")
 OWN = {
-    "lora": {"learning_rate": 1.3e-3},
-    "full": {"learning_rate": 1.3e-4},
+    "lora": {"learning_rate": 2.6e-3},
+    "full": {"learning_rate": 2.6e-4},
 }
 OPTIONS = {"problem": "chat", "batch_size": 4, "num_train_epochs": 1}
 DECODING_BATCH = 48
