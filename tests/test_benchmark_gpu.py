@@ -213,7 +213,7 @@ def test_great_sizes_are_compared(operation, monkeypatch):
     assert all(found) is (operation is None)
 
 
-def test_values_that_are_not_close_are_told():
+def test_values_that_are_not_close_are_found():
     one = [torch.ones(3)]
     assert behaviour.close(one, one, 0.0)["passed"]
     assert not behaviour.close([torch.full((3,), 1.1)], one, 0.09)["passed"]

@@ -58,8 +58,8 @@ def test_predictions_with_all_that_belongs_to_them(tmp_path: Path) -> None:
 def test_inputs_that_are_messages_pair_as_texts_do(tmp_path: Path) -> None:
     asked = [[{"role": "user", "content": text}] for text in ("a", "b")]
     found = read_predictions(written(tmp_path, "p.jsonl", lines(*({"context": m, "prediction": "x"} for m in asked))))
-    told = lines(*({"references": [m[0]["content"]], "context": m} for m in reversed(asked)))
-    known = read_references([written(tmp_path, "r.jsonl", told)])
+    others = lines(*({"references": [m[0]["content"]], "context": m} for m in reversed(asked)))
+    known = read_references([written(tmp_path, "r.jsonl", others)])
     assert matched(found, [known]).column("references") == [["a"], ["b"]]
 
 
