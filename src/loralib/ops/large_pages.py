@@ -1,7 +1,7 @@
 """Large pages for memory that is about to be written: filling new memory page by page costs more than most arithmetic on it.
 
 With pages of 4 KiB a copy of 64 MB into new memory takes five times as long as into memory that was used before. Linux gives
-pages of 2 MiB to who asks for them (unless it is told to give them to all or to none), which is what `ask` does. It changes no
+pages of 2 MiB to who asks for them (unless it is set to give them to all or to none), which is what `ask` does. It changes no
 value.
 """
 
