@@ -23,6 +23,7 @@ sys.path.append(str(ROOT))  # `benchmarks` is not a part of what is installed
 
 from benchmarks.gpu import __main__, behaviour, exactness, speed  # noqa: E402
 from benchmarks.gpu.setting import NotHereError, Setting, run  # noqa: E402
+from benchmarks.harness import Contender  # noqa: E402
 
 # PEFT 0.21 uses names that transformers 5 calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
@@ -245,6 +246,29 @@ def test_a_part_that_breaks_off_keeps_its_rows_and_the_others_run():
         ("breaking", 2, False, "ValueError: a"),
         ("too large", 2, None, "out of memory"),
     ]
+
+
+@pytest.mark.parametrize("who", ["PEFT", "loralib"])
+def test_a_contender_that_runs_out_of_memory_is_a_row(who):
+    def too_much():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    done = {"frozen": Contender(lambda: None), "PEFT": Contender(lambda: None), "loralib": Contender(lambda: None)}
+    case = speed.Linear(8, 16, 16, 2, 0.0, "mixed")
+    rows = speed.measured(setting(), case, done | {who: Contender(too_much)}, memory=False)
+    (row,) = [row for row in rows if row["contender"] == who]
+    assert "out of memory" in row["note"]
+    assert row["passed"] is None
+    assert "out of memory" in speed.table([{"part": "linear", **row} for row in rows])
+
+
+def test_a_card_with_little_memory_skips_by_name():
+    class Small(Pretending):
+        def free_bytes(self) -> int:
+            return 10**9
+
+    ((*_, row),) = run({"great": behaviour.great}, Small("cpu", False, time.monotonic() + 600), lambda part: None)
+    assert (row["passed"], row["note"]) == (None, "needs 40 GB, and 1 are free")
 
 
 def test_nothing_begins_when_the_time_is_up():
