@@ -557,6 +557,20 @@ def test_it_compiles_without_a_graph_break(kind, merged):
         assert all(p.grad is not None for p in factors(model))
 
 
+@pytest.mark.parametrize("kind", every_kind)
+def test_a_graph_has_no_factor_beside_a_product_for_compilers_to_forget(kind):
+    torch._dynamo.reset()
+
+    def backend(graph, example):
+        seen.extend((str(node.target), name) for node in graph.graph.nodes for name in node.kwargs if name in ("alpha", "beta"))
+        return graph
+
+    seen = []
+    model, x = KINDS[kind].build()[1], KINDS[kind].inputs()
+    assert close(torch.compile(model, fullgraph=True, backend=backend)(*x), model(*x), factor=64)
+    assert not seen
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("kind", every_kind)

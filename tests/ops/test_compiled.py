@@ -27,17 +27,6 @@ def graphs(function, *inputs):
     return seen, torch.compile(function, fullgraph=True, backend=backend)(*inputs)
 
 
-def test_a_sum_in_a_graph_has_no_factor_for_compilers_to_forget() -> None:
-    def backend(graph, example):
-        assert not [node for node in graph.graph.nodes if "alpha" in node.kwargs]
-        return graph
-
-    torch._dynamo.reset()
-    y, t, B = torch.ones(3, 4), torch.ones(3, 2), torch.ones(4, 2)
-    found = torch.compile(ops.add_expanded, fullgraph=True, backend=backend)(y, t, B, 0.7)
-    assert torch.allclose(found, torch.full((3, 4), 2.4))
-
-
 def linear(x, W, b, A, B, scaling=0.7, p=P, slices=None):
     return ops.lora_linear(x, W, b, A, B, scaling, p, slices)
 

@@ -101,7 +101,7 @@ def add_linear_update(
 
 def add_expanded(y: Tensor, t: Tensor, B: Tensor, scaling: float) -> Tensor:
     """y + scaling·t·Bᵀ in the dtype of `y`, for t (..., r) that `A` has made of the input."""
-    if torch.compiler.is_compiling():  # inductor makes addmm of a sum with a product, and forgets its alpha (torch 2.13)
+    if torch.compiler.is_compiling():  # compilers forget an alpha: see `add_product`
         return y + cast(F.linear(t * scaling, cast(B, t.dtype)), y.dtype)
     return torch.add(y, cast(F.linear(t, cast(B, t.dtype)), y.dtype), alpha=scaling)
 
@@ -160,11 +160,19 @@ def add_pointwise(y: Tensor, t: Tensor, B: Tensor, scaling: float, groups: int =
     return y + update.to(y.dtype)
 
 
+def add_product(C: Tensor, L: Tensor, R: Tensor, scaling: float) -> Tensor:
+    """C + scaling·L·R. In a graph the scaling is multiplied first: inductor turns `addmm` into a sum with a product and back,
+    and leaves alpha out, of `addmm` in some versions (pytorch#167313) and of sums in torch 2.13."""
+    if torch.compiler.is_compiling():
+        return torch.addmm(C, L * scaling, R)
+    return torch.addmm(C, L, R, alpha=scaling)
+
+
 def reshaped_sum(W: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     """W + scaling·B·A reshaped to the shape of W, in at least float32 and rounded once: the weight of 0.1's convolutions."""
     wide = torch.promote_types(W.dtype, torch.promote_types(A.dtype, torch.float32))
     matrix = W.reshape(B.shape[0], A.shape[1]).to(wide)
-    return torch.addmm(matrix, B.to(wide), A.to(wide), alpha=scaling).to(W.dtype).view(W.shape)
+    return add_product(matrix, B.to(wide), A.to(wide), scaling).to(W.dtype).view(W.shape)
 
 
 # --- the effective weight -------------------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
     for row, column, L, R in strips:
         end, right = row + len(L), column + R.shape[1]
         rows = merged[row:end]
-        block = torch.addmm(rows[:, column:right], L.to(wide), R.to(wide), alpha=scaling)
+        block = add_product(rows[:, column:right], L.to(wide), R.to(wide), scaling)
         rows = block if block.shape == rows.shape else rows.slice_scatter(block, 1, column, right)
         merged = rows if rows.shape == merged.shape else merged.slice_scatter(rows, 0, row, end)
     return merged.to(W.dtype)
