@@ -125,6 +125,7 @@ def test_dropout_that_a_checkpoint_draws_anew_is_found(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not behaviour.has_compiler(), reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
 def test_what_a_compiler_gets_wrong_is_found(monkeypatch):
     def forgetful(y, t, B, scaling):

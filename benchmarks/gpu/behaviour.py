@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import loralib as lora
 from benchmarks.gpu.exactness import TF32, by, compare, mask_of, poisoned, tf32
-from benchmarks.gpu.setting import Row, Setting
+from benchmarks.gpu.setting import NotHereError, Row, Setting
 from loralib import ops
 from loralib.ops import reference
 
@@ -283,8 +285,15 @@ def autocast(setting: Setting) -> Iterator[Row]:
                 yield {"case": label, **compare(of(implementation), of("reference"), true, torch.finfo(dtype).eps)}
 
 
+def has_compiler() -> bool:
+    """Whether inductor finds the C++ compiler that it needs on a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
 def compiled(setting: Setting) -> Iterator[Row]:
     """torch.compile(fullgraph=True) agrees with the eager model, and drops as much."""
+    if not setting.cuda and not has_compiler():
+        raise NotHereError("needs a C++ compiler")
     kinds = ("linear",) if setting.tiny else ("linear", "fused linear", "embedding", "convolution")
     for kind in kinds:
         model, x = layers(setting.device)[kind]

@@ -1,6 +1,7 @@
 """What holds for every kind of layer: it computes with its effective weight, merging is exact, and it comes out as it was."""
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -572,6 +573,7 @@ def test_a_graph_has_no_factor_beside_a_product_for_compilers_to_forget(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("kind", every_kind)
 def test_what_inductor_compiles_computes_the_same(kind):
