@@ -100,6 +100,11 @@ def test_rates_are_tried_on_few_rows(
     assert [(row["learning_rate"], row["commit"] == "before") for row in recorded] == [(1e-2, True), (1e-3, False)]
 
 
+def test_a_long_run_is_saved_on_its_way() -> None:
+    steps = [e2e.options(data(), "lora", 1e-3, rows, e2e.Budget()).save_steps for rows in (480, 3000, 20_000)]
+    assert steps == [None, None, 250]
+
+
 def test_the_chosen_rates_are_among_those_tried() -> None:
     assert e2e.BEST.keys() == e2e.RATES.keys() == e2e.METHODS.keys()
     assert all(e2e.BEST[name] in rates for name, rates in e2e.RATES.items())

@@ -15,7 +15,7 @@ from transformers import TrainerControl
 
 import loralib as lora
 from loralib.errors import RunError
-from loralib.train.callbacks import CheckTrained, ProgressBar, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
+from loralib.train.callbacks import CheckTrained, ProgressBar, SaveEvery, StopOnInterrupt, StopOnNonFinite, TensorBoardLog
 from models import mlp
 
 
@@ -202,3 +202,18 @@ def test_a_log_for_tensorboard_is_closed_whether_or_not_it_was_begun(tmp_path):
     log.close()
     assert closed == [True]
     assert log.logging_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "step", "epoch", "saves"),
+    [
+        ("epoch", 4, 0.5, True),
+        ("epoch", 5, 0.6, False),
+        ("epoch", 8, 1.0, False),  # saved once the epoch is evaluated
+        ("steps", 8, 1.0, True),
+    ],
+)
+def test_a_checkpoint_every_few_steps_but_none_twice(strategy, step, epoch, saves):
+    control = TrainerControl()
+    SaveEvery(4).on_step_end(SimpleNamespace(save_strategy=strategy), SimpleNamespace(global_step=step, epoch=epoch), control)
+    assert control.should_save is saves

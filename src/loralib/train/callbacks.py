@@ -79,14 +79,18 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """A checkpoint every `steps` steps, to go on from after a crash; Trainer's own are of the steps that it evaluates."""
+    """A checkpoint every `steps` steps, to go on from after a crash; Trainer's own are of the steps that it evaluates.
+
+    One that Trainer saves at the end of the epoch anyway is left to it: the same step is not saved twice.
+    """
 
     def __init__(self, steps: int):
         self.steps = steps
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for one."""
-        control.should_save |= state.global_step % self.steps == 0
+        comes_anyway = args.save_strategy == "epoch" and float(state.epoch or 0).is_integer()
+        control.should_save |= state.global_step % self.steps == 0 and not comes_anyway
 
 
 class StopOnNonFinite(TrainerCallback):
