@@ -4,4 +4,7 @@ import sys
 from runpy import run_module
 
 if __name__ == "__main__":
-    run_module("benchmarks.gpu.__main__" if sys.argv[1:2] == ["gpu"] else "benchmarks.command", run_name="__main__")
+    of_gpu = sys.argv[1:2] == ["gpu"]
+    if of_gpu:
+        del sys.argv[1]
+    run_module("benchmarks.gpu.__main__" if of_gpu else "benchmarks.command", run_name="__main__")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler announces o
 OURS, REFERENCE_OPS, BEFORE = "loralib", "loralib, reference ops", "before"
 LONG = 0.1  # seconds, which one call exceeds only if every call is long enough to be measured alone
 
+T = TypeVar("T")
 Row = dict[str, Any]
 
 
@@ -207,11 +208,11 @@ def peak_bytes(contender: Contender, device: str) -> int:
 # --- a case ---------------------------------------------------------------------------------------------------------
 
 
-def with_reference_ops(run: Callable[..., object]) -> Callable[..., object]:
-    """`run` with the arithmetic that is the specification."""
+def by(implementation: str, run: Callable[..., T]) -> Callable[..., T]:
+    """`run` with every operation by one implementation."""
 
-    def running(*arguments: Any) -> object:
-        with ops.use("reference"):
+    def running(*arguments: Any) -> T:
+        with ops.use(implementation):
             return run(*arguments)
 
     return running
@@ -255,7 +256,7 @@ def timed(build: Build, memory: bool = True) -> Callable[[Any, Options], list[Ro
             reference = next(iter(contenders))
             contenders = {name: each for name, each in contenders.items() if name == reference or before(name)}
         if options.reference:
-            contenders[REFERENCE_OPS] = replace(contenders[OURS], run=with_reference_ops(contenders[OURS].run))
+            contenders[REFERENCE_OPS] = replace(contenders[OURS], run=by("reference", contenders[OURS].run))
         return rows(case, contenders | old, options, memory)
 
     return measure

@@ -296,12 +296,10 @@ def main() -> int:
 
 def record(rows: Sequence[Row], origin: Mapping[str, str]) -> Path:
     """Write the rows to job.csv, where those of another job stay."""
-    path, columns = provenance.RESULTS / "job.csv", dict.fromkeys(column for row in rows for column in row)
+    path = provenance.RESULTS / "job.csv"
     found = provenance.read_rows(path) if path.is_file() else []
     others = [row for row in found if row["job"] not in {row["job"] for row in rows}]
-    every = [*others, *({**dict.fromkeys(columns), **row, **origin} for row in rows)]
-    names = dict.fromkeys(column for row in every for column in row)
-    return provenance.write_rows("job", [{**dict.fromkeys(names), **row} for row in every], {})
+    return provenance.write_rows("job", [*others, *({**row, **origin} for row in rows)], {})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path += [str(wheel) for place in sys.path for wheel in Path(place).glob("peft-*.whl")]
+if find_spec("peft") is None:
+    sys.path += [str(wheel) for place in sys.path for wheel in Path(place).glob("peft-*.whl")]
 try:
     import peft
 except ImportError:  # on some GPUs there is none, and `benchmarks gpu` does without

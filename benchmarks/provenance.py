@@ -57,12 +57,16 @@ def provenance(device: str | None = None) -> dict[str, str]:
     }
 
 
-def write_rows(name: str, rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str]) -> Path:
-    """Write `results/<name>.csv`, each row followed by its `provenance` (taken before measuring); the path is returned."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
+def write_rows(name: str, rows: Sequence[Mapping[str, Any]], origin: Mapping[str, str], folder: Path | None = None) -> Path:
+    """Write `<name>.csv` to the results, or another folder: each row followed by its `provenance` (taken before measuring).
+
+    What a row lacks is empty. The path is returned.
+    """
+    path = (folder or RESULTS) / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = dict.fromkeys(column for row in rows for column in row)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *origin], lineterminator="\n")
+        writer = csv.DictWriter(file, [*columns, *origin], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, **origin} for row in rows)
     return path

@@ -7,7 +7,6 @@ The most important parts come first, each is written down when it is done, and n
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -23,17 +22,6 @@ from benchmarks.gpu import behaviour, exactness, speed
 from benchmarks.gpu.setting import Part, Row, Setting, run
 
 CHECKS: Mapping[str, Part] = {**exactness.CHECKS, **behaviour.CHECKS}
-
-
-def write(folder: Path, name: str, rows: Sequence[Row], origin: Mapping[str, str]) -> None:
-    """Write what is known so far as a table, each row followed by where it comes from."""
-    if rows:
-        folder.mkdir(parents=True, exist_ok=True)
-        columns = dict.fromkeys(column for row in rows for column in row)
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*columns, *origin], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, **origin} for row in rows)
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -61,7 +49,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="everything small: whether the script itself works")
     parser.add_argument("--checks", action="store_true", help="only the checks")
     parser.add_argument("--speed", action="store_true", help="only the measurements")
-    return parser.parse_args([word for word in (sys.argv[1:] if words is None else words) if word != "gpu"])
+    return parser.parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -91,12 +79,12 @@ def main(words: Sequence[str] | None = None) -> int:
     for rows in run(CHECKS, setting, say) if not given.speed else ():
         checks += rows
         if folder:
-            write(folder, "gpu_checks", checks, origin)
+            provenance.write_rows("gpu_checks", checks, origin, folder)
     measured: dict[str, list[Row]] = {}
     for rows in run(speed.PARTS, setting, say) if not given.checks else ():
         measured[rows[0]["part"]] = rows
         if folder:
-            write(folder, f"gpu_{rows[0]['part'].replace(' ', '_')}", rows, origin)
+            provenance.write_rows(f"gpu_{rows[0]['part'].replace(' ', '_')}", rows, origin, folder)
     print(f"\n{origin['device']}, torch {origin['torch']}, {time.monotonic() - began:.0f} s\n")
     print(verdict(checks), end="\n\n")
     for rows in measured.values():

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import loralib as lora
-from benchmarks.gpu.exactness import TF32, by, compare, mask_of, poisoned, tf32
+from benchmarks.gpu.exactness import TF32, compare, mask_of, poisoned, tf32
 from benchmarks.gpu.setting import NotHereError, Row, Setting
+from benchmarks.harness import by
 from loralib import ops
 from loralib.ops import reference
 

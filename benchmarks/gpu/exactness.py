@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.setting import Row, Setting
+from benchmarks.harness import by
 from loralib import ops
 from loralib.ops import reference
 
@@ -128,16 +129,6 @@ def known(tensors: Tensors, name: str) -> Tensor:
     tensor = tensors[name]
     assert tensor is not None
     return tensor
-
-
-def by(implementation: str, operation: Operation) -> Operation:
-    """The operation by one implementation."""
-
-    def computed(*given: Tensor) -> Tensor:
-        with ops.use(implementation):
-            return operation(*given)
-
-    return computed
 
 
 def strange(tensors: Tensors) -> Iterator[tuple[str, Tensors]]:

@@ -20,9 +20,9 @@ import loralib as lora
 from benchmarks import harness, peers
 from benchmarks.goals import Goal, where, worst
 from benchmarks.gpu.setting import NotHereError, Part, Row, Setting
-from benchmarks.harness import OURS, Case, Contender, Effort, Options
+from benchmarks.harness import OURS, Case, Contender, Effort, Options, by
+from benchmarks.linear import DTYPES, Linear
 from benchmarks.peers import FROZEN, PEFT
-from loralib import ops
 
 FULL, FORMULA, TRITON, COMPILED = "full fine-tuning", "0.1's formula", f"{OURS}, triton", "plain form, compiled"
 BASE, MERGED, COPY = "bare model", f"{OURS}, merged", "a copy"
@@ -50,26 +50,6 @@ def with_peft(contender: Callable[[], Contender]) -> dict[str, Contender]:
 
 # --- one linear layer ------------------------------------------------------------------------------------------------
 
-DTYPES = {  # of the base, and of the factors
-    "mixed": (torch.bfloat16, torch.float32),
-    "bfloat16": (torch.bfloat16, torch.bfloat16),
-    "float32": (torch.float32, torch.float32),
-}
-
-
-@dataclass(frozen=True)
-class Linear(Case):
-    """n tokens, d in, k out, r rank, p dropout; mixed: a bfloat16 base with float32 factors."""
-
-    group_title = "linear, {dtype}, dropout {p:g}"
-    case_title = "{n} x ({d}→{k}), r {r}"
-    n: int
-    d: int
-    k: int
-    r: int
-    p: float
-    dtype: str
-
 
 class Formula(nn.Module):
     """A linear layer with its update as loralib 0.1 computes it, the factors cast where 0.1 raises."""
@@ -88,18 +68,9 @@ class Formula(nn.Module):
         return y
 
 
-def using(implementation: str, run: Callable[[], object]) -> Callable[[], object]:
-    """`run` with every operation by one implementation."""
-
-    def running() -> object:
-        with ops.use(implementation):
-            return run()
-
-    return running
-
-
 def of_linear(setting: Setting, case: Linear, with_compiler: bool = False) -> dict[str, Contender]:
-    base, factors = DTYPES[case.dtype]
+    base = DTYPES[case.dtype]
+    factors = torch.float32 if case.dtype == "mixed" else base
     layer = nn.Linear(case.d, case.k, device=setting.device, dtype=base)
     x = torch.randn(case.n, case.d, device=setting.device, dtype=base, requires_grad=True)
     options: dict[str, Any] = {"r": case.r, "lora_alpha": 2 * case.r, "lora_dropout": case.p}
@@ -117,7 +88,7 @@ def of_linear(setting: Setting, case: Linear, with_compiler: bool = False) -> di
         compiled = torch.compile(ours)
         found[COMPILED] = Contender(peers.step(compiled, x), ours)
     if "triton" in setting.implementations:
-        found[TRITON] = Contender(using("triton", peers.step(ours, x)), ours)
+        found[TRITON] = Contender(by("triton", peers.step(ours, x)), ours)
     return found
 
 
