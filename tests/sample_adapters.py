@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ALPHAS = st.one_of(st.integers(1, 32), st.floats(0.125, 32).map(float))
 NAMES = st.lists(st.sampled_from(["q", "v", "layer", "0", "10", "up_proj", "ä"]), min_size=1, max_size=3).map(".".join)
 PLAIN, ALL = ("linear", "embedding", "conv"), (
-    "linear", "embedding", "conv", "grouped", "transposed", "legacy", "merged", "projection", "bilinear",
+    "linear", "embedding", "conv", "grouped", "transposed", "legacy", "merged", "projection", "bilinear", "experts", "shared",
 )  # fmt: skip
 
 
@@ -57,6 +57,8 @@ KINDS: dict[str, Callable[[int, int, int], tuple[Any, ...]]] = {
         lora.FusedUpdate, (2 * r, d), (k + 2, r), {"enable_lora": (True, False, True), "widths": (k, 3, 2)},
     ),
     "projection": lambda r, d, k: (lora.ProjectionUpdate, (r, d), (k, r), {}),
+    "experts": lambda r, d, k: (lora.ExpertsUpdate, (3, r, d), (3, k, r), {}),
+    "shared": lambda r, d, k: (lora.ExpertsUpdate, (1, r, d), (3, k, r), {}),
     "bilinear": lambda r, d, k: (lora.LoRAUpdate, (r, d, 2), (k, r), {}),
 }  # fmt: skip
 

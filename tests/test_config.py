@@ -110,8 +110,9 @@ def test_the_words_mean_what_they_mean_in_peft():
     theirs = {field.name: field for field in dataclasses.fields(library("peft").LoraConfig)}
     ours = {field.name for field in dataclasses.fields(lora.LoRAConfig)}
     merged_linear = {"enable_lora", "slice_widths"}  # 0.1's MergedLinear, which PEFT dropped
-    assert ours - theirs.keys() == merged_linear
-    values = {name: value for name, value in FULL.to_dict().items() if name not in merged_linear}
+    experts = {"share_expert_factor", "divide_expert_rank"}
+    assert ours - theirs.keys() == merged_linear | experts
+    values = {name: value for name, value in FULL.to_dict().items() if name not in merged_linear | experts}
     config = library("peft").LoraConfig(**values)
     assert all(getattr(config, name) == (set(v) if name == "target_modules" else v) for name, v in values.items())
     for name in ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora"):

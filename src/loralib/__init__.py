@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .adapters.combine import combine
     from .adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
     from .adapters.embedding_update import EmbeddingUpdate
+    from .adapters.expert_forms import split_experts, stack_experts
+    from .adapters.experts_update import ExpertsUpdate
     from .adapters.fused_update import FusedUpdate
     from .adapters.token_rows import TokenRows
     from .adapters.updates import LoRAUpdate, ProjectionUpdate
@@ -121,6 +123,8 @@ _HOMES = {
     "surgery.trainable": ("lora_state_dict", "mark_only_lora_as_trainable"),
     "adapters.convolution_updates": ("ConvolutionUpdate", "LegacyConvolutionUpdate"),
     "adapters.embedding_update": ("EmbeddingUpdate",),
+    "adapters.expert_forms": ("split_experts", "stack_experts"),
+    "adapters.experts_update": ("ExpertsUpdate",),
     "adapters.fused_update": ("FusedUpdate",),
     "adapters.updates": ("LoRAUpdate", "ProjectionUpdate"),
 }

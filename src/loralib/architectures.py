@@ -173,6 +173,13 @@ FILE_NAMES: tuple[Mapping[str, str], ...] = (  # `#`: a number
     _OF_LLAVA | {"lm_head": "language_model.lm_head"},
     _OF_LLAVA,
     {"model.language_model": "model", "model.visual": "visual"},  # Qwen2-VL and Qwen2.5-VL
+    {  # Mixtral and others
+        f"mlp.{old}": f"block_sparse_moe.{new}"
+        for old, new in {
+            **{"experts.#.gate_proj": "experts.#.w1", "experts.#.up_proj": "experts.#.w3"},
+            **{"experts.#.down_proj": "experts.#.w2", "gate": "gate"},
+        }.items()
+    },
     {f"encoder.layer.#.{old}": f"encoder.layer.#.{new}" for old, new in _OF_BERT.items()},  # DINOv2
     {  # ViT, DeiT, BEiT and others
         f"layers.#.{old}": f"encoder.layer.#.{new}"
@@ -301,6 +308,13 @@ AFFINE = frozenset(  # classes of linear layers with a forward of their own that
         "transformers.models.falcon.modeling_falcon.FalconLinear",
         "transformers.pytorch_utils.Conv1D",
     }
+)
+EXPERTS_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")  # of transformers, that multiply by operations of torch
+EXPERT_PARAMETERS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")  # in the order in which modules have them
+WITH_TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})  # stored as (in, out)
+ACTIVE_EXPERTS = (  # what configs call the number of experts that a token is sent to
+    *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "moe_k"),
+    *("top_k_experts", "router_topk"),
 )
 ROUTERS = frozenset({"Llama4Router", "PhimoeTopKRouter"})  # linear layers of LIBRARIES that return several tensors
 CHOOSERS = frozenset(  # modules of LIBRARIES that choose positions to attend to, which lets no gradient through

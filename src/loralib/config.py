@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from . import choices
-from .choices import Bias
+from .choices import Bias, Factor
 from .errors import ConfigError
 from .patterns import Patterns
 from .printing import short
@@ -173,6 +173,12 @@ class LoRAConfig:
         enable_lora: For layers that fuse several projections, which slices of the output get an update, such as [True, False,
             True] for query and value: a list for all targets, or {name or regular expression: list}.
         slice_widths: {name or regular expression: widths} where the slices are not of equal width.
+        target_parameters: Which 3-D Parameters, one matrix for each expert of a mixture, get updates: names, each of which must
+            equal a Parameter's name or its last dotted parts, such as ["experts.gate_up_proj"]. "all-linear" finds those of
+            transformers' mixtures by itself.
+        share_expert_factor: "A" or "B" where all experts share that factor; None for a pair of factors each.
+        divide_expert_rank: Give experts the rank r / (the number of experts that a token is sent to), at least 1, so that a
+            token meets as much of an update there as elsewhere. What `rank_pattern` names is not divided.
 
     Raises:
         ConfigError: When a value, or a combination of them, cannot work.
@@ -198,15 +204,20 @@ class LoRAConfig:
     fan_in_fan_out: bool = False
     enable_lora: Sequence[bool] | Mapping[str, Sequence[bool]] = ()
     slice_widths: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    target_parameters: Sequence[str] = ()
+    share_expert_factor: Factor | None = None
+    divide_expert_rank: bool = False
 
     def __post_init__(self) -> None:
         checked = {"r": check_rank(self.r), "lora_alpha": check_alpha(self.lora_alpha)}
         checked["lora_dropout"] = check_dropout(self.lora_dropout)
         check_bias(self.bias)
-        flags = {field: python_value(getattr(self, field)) for field in ("use_rslora", "fan_in_fan_out")}
+        flags = {field: python_value(getattr(self, field)) for field in ("use_rslora", "fan_in_fan_out", "divide_expert_rank")}
         for field, flag in flags.items():
             if not isinstance(flag, bool):
                 raise ConfigError(f"{field}={short(flag)}: must be True or False.")
+        if self.share_expert_factor not in (None, *choices.names(Factor)):
+            raise ConfigError(f"share_expert_factor={short(self.share_expert_factor)}: must be 'A', 'B' or None.")
         mask = python_value(self.enable_lora)
         masks = mask if isinstance(mask, Mapping) else {".*": mask} if mask else {}
         frozen: dict[str, object] = checked | {
@@ -214,6 +225,7 @@ class LoRAConfig:
             "enable_lora": _pattern(masks, "enable_lora", check_mask),
             "slice_widths": _pattern(self.slice_widths, "slice_widths", check_widths),
             "modules_to_save": _names(self.modules_to_save, "modules_to_save"),
+            "target_parameters": _names(self.target_parameters, "target_parameters"),
             "rank_pattern": _pattern(self.rank_pattern, "rank_pattern", check_rank),
             "alpha_pattern": _pattern(self.alpha_pattern, "alpha_pattern", check_alpha),
         }

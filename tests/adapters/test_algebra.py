@@ -72,6 +72,8 @@ def test_the_spectrum_is_that_of_the_dense_update(update):
     matrix = dense(update)
     if isinstance(update, lora.EmbeddingUpdate):
         matrix = matrix.t()
+    if isinstance(update, lora.ExpertsUpdate):
+        matrix = torch.block_diag(*matrix)
     S = torch.linalg.svdvals(matrix.flatten(1))
     found = algebra.spectrum(update)
     n = min(len(S), len(found))

@@ -188,16 +188,16 @@ def _fit(factor: Tensor, width: int, dim: int) -> Tensor:
 
 @without_autocast
 def spectrum(update: LoRAUpdate) -> Tensor:
-    """The singular values of ΔW as a matrix (out, in · kernel), descending, in float64; of DoRA those of its low-rank part.
-    `AlgebraError` for factors that are not finite.
+    """The singular values of ΔW as a matrix (out, in · kernel), descending, in float64; of DoRA those of its low-rank part, of
+    experts those of all. `AlgebraError` for factors that are not finite.
 
     >>> spectrum(LoRAUpdate(torch.eye(2, 3), torch.eye(4, 2) * torch.tensor([1.0, 3.0]), lora_alpha=4))
     tensor([6., 2.], dtype=torch.float64)
     """
     check_computable(update)
     plain = update.plain()
-    ((B, A),) = plain.products()
-    return low_rank.singular_values([low_rank.Term(B, A, plain.scaling)])
+    found = [low_rank.singular_values([low_rank.Term(B, A, plain.scaling)]) for B, A in plain.products()]
+    return found[0] if len(found) == 1 else torch.cat(found).sort(descending=True).values
 
 
 def check_computable(update: LoRAUpdate) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from ..arguments import wrong
 from ..config import LoRAConfig
 from ..patterns import Patterns
+from .experts_update import ExpertsUpdate
 from .fused_update import FusedUpdate
 from .updates import LoRAUpdate
 
@@ -35,6 +36,8 @@ def described(settings: LoRAConfig, layers: Mapping[str, LoRAUpdate]) -> LoRACon
     {'^c': 1}
     """
     fused = {name: update for name, update in layers.items() if isinstance(update, FusedUpdate)}
+    experts = {name: update for name, update in layers.items() if isinstance(update, ExpertsUpdate)}
+    shared = {update.shared for update in experts.values()}
     ranks = {name: update.r for name, update in layers.items()}
     alphas = {name: update.lora_alpha for name, update in layers.items()}
     r, lora_alpha = _most_frequent(ranks.values(), 8), _most_frequent(alphas.values(), 8)
@@ -42,7 +45,9 @@ def described(settings: LoRAConfig, layers: Mapping[str, LoRAUpdate]) -> LoRACon
         settings,
         r=int(r),
         lora_alpha=lora_alpha,
-        target_modules=tuple(sorted(filter(None, layers))),
+        target_modules=tuple(sorted(name for name in layers if name and name not in experts)),
+        target_parameters=tuple(sorted(experts)),
+        share_expert_factor=shared.pop() if len(shared) == 1 else None,
         rank_pattern=Patterns.exact({name: own for name, own in ranks.items() if own != r}),
         alpha_pattern=Patterns.exact({name: own for name, own in alphas.items() if own != lora_alpha}),
         use_rslora=any(update.use_rslora for update in layers.values()),

@@ -97,8 +97,9 @@ class LegacyConvolutionUpdate(LoRAUpdate):
     def _product(self) -> Tensor:
         return super()._product().reshape(self.weight_shape)
 
-    def _rows(self, W: Tensor) -> int:
-        return len(self.B)
+    def as_matrix(self, W: Tensor) -> Tensor:
+        """The weight in the shape of B·A."""
+        return W.reshape(len(self.B), -1)
 
     def plain(self) -> ConvolutionUpdate:
         """The same ΔW as a convolution of kernel κ after one of kernel 1, of rank r·κ² where no output's weights begin within a

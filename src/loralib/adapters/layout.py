@@ -2,6 +2,7 @@
 
     linear layers, convolutions, bilinear layers     stored as they are
     transformers' Conv1D, `fan_in_fan_out`           (in, out)
+    experts                                          (E, out, in), or (E, in, out)
     embeddings                                       (V, k): inputs are rows
     transposed convolutions with g groups            (in, out / g, *kernel)
     a projection in a packed weight                  rows of a larger tensor
@@ -20,7 +21,7 @@ class Layout:
     """The layout of a stored weight.
 
     Attributes:
-        transposed: Whether a matrix is stored as (in, out).
+        transposed: Whether a matrix, or each expert's, is stored as (in, out).
         deconvolution: The groups of a transposed convolution; 0 for every other layer.
         start: The first row of the stored tensor that belongs to the layer.
         rows: How many rows belong to it; None for all of them.
@@ -47,12 +48,12 @@ class Layout:
         W = self.part(W)
         if self.deconvolution:
             W = W.unflatten(0, (self.deconvolution, -1)).transpose(1, 2).flatten(0, 1)
-        return W.transpose(0, 1) if self.transposed else W
+        return W.transpose(-2, -1) if self.transposed else W
 
     def from_canonical(self, W: Tensor) -> Tensor:
         """The inverse of `to_canonical`, for the layer's own rows."""
         if self.transposed:
-            return W.transpose(0, 1)
+            return W.transpose(-2, -1)
         if self.deconvolution:
             W = W.unflatten(0, (self.deconvolution, -1)).transpose(1, 2).flatten(0, 1)
         return W

@@ -8,9 +8,10 @@
     LegacyConvolutionUpdate  A (r·κ, d·κ)      B (k/g·κ, r·κ)    loralib 0.1's form, for a square kernel κ
     FusedUpdate              A (n·r, d)        B (Σ widths, r)   n slices of a fused projection, a product each
     ProjectionUpdate         A (r, d)          B (k, r)          of torch's nn.MultiheadAttention
+    ExpertsUpdate            A (E, r, d)       B (E, k, r)       E experts, a product each; 1 in place of E where they share it
 
 Those of convolutions are in `convolution_updates`, that of embeddings in `embedding_update`, that of fused projections in
-`fused_update`.
+`fused_update`, that of experts in `experts_update`.
 
 d in, k out, r rank, V vocabulary, g groups; `*` is the kernel. `effective_weight` is the one formula of what an update does to
 a weight: layers merge with it, and so do models in files. A `Layout` says how the weight is stored; without one it is
@@ -189,7 +190,7 @@ class LoRAUpdate(Comparable):
         if not W.numel():
             return W.clone()
         if (strips := self.strips(layout)) is not None:
-            return ops.add_strips(W.reshape(self._rows(W), -1), strips, self.scaling).view(W.shape)
+            return ops.add_strips(self.as_matrix(W), strips, self.scaling).view(W.shape)
         wide = torch.promote_types(torch.promote_types(W.dtype, torch.float32), self.A.dtype)
         canonical = layout.to_canonical(W).to(wide)
         strip = ops.Strip(0, 0, self.B.flatten(1), self.A.flatten(1))
@@ -200,7 +201,7 @@ class LoRAUpdate(Comparable):
         return layout.from_canonical(changed).to(W.dtype)
 
     def strips(self, layout: Layout) -> list[ops.Strip] | None:
-        """The products that make up ΔW / s, as blocks of the stored weight seen as a matrix of `_rows` rows.
+        """The products that make up ΔW / s, as blocks of the stored weight seen as a matrix.
 
         Args:
             layout: How the weight is stored.
@@ -213,9 +214,16 @@ class LoRAUpdate(Comparable):
         B, A = self.B.flatten(1), self.A.flatten(1)
         return [ops.Strip(0, 0, A.t(), B.t()) if layout.transposed else ops.Strip(0, 0, B, A)]
 
-    def _rows(self, W: Tensor) -> int:
-        """How many rows the matrix has to which `strips` are added."""
-        return len(W)
+    def as_matrix(self, W: Tensor) -> Tensor:
+        """Rows of the stored weight as the matrix to which `strips` are added.
+
+        Args:
+            W: Rows of the weight.
+
+        Returns:
+            As many rows, flat; of experts the rows of each, one below the other.
+        """
+        return W.reshape(len(W), -1)
 
     def as_used(self, W: Tensor) -> Tensor:
         """Rows of the stored weight as the base layer uses them, each row by itself.

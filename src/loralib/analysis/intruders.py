@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..adapters import algebra
 from ..adapters.adapter import Adapter, check_adapter
+from ..adapters.expert_forms import apart
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.updates import LoRAUpdate
 from ..checkpoints.base_weights import Source, pairs
 from ..config import alpha_for
@@ -97,7 +99,7 @@ def reduce_intruder_dimensions(
         The new adapter; `adapter` itself where there is nothing to reduce.
 
     Raises:
-        AlgebraError: For DoRA layers.
+        AlgebraError: For DoRA layers, and for experts whose updates are one.
         LayerError: When the model does not have the adapter's layers.
         FormatError: When the files do not have them.
         ConfigError: When `top_k`, `epsilon`, `keep` or `r` is out of range.
@@ -114,6 +116,8 @@ def reduce_intruder_dimensions(
     _check(adapter, top_k, epsilon)
     if not math.isfinite(keep):
         raise ConfigError(f"keep={keep!r}: must be the fraction of an intruder to keep, such as 0.75.")
+    if experts := [name for name, update in adapter.layers.items() if isinstance(update, ExpertsUpdate)]:
+        raise AlgebraError(f"{experts[0]}: the intruders of experts are reduced apart; give split_experts(adapter), and files.")
     layers = dict(adapter.layers)
     for name, update, W in _adapted(adapter, base):
         if intruders := [component for _, component in _found(name, update, W, top_k, epsilon)]:
@@ -138,7 +142,11 @@ def _adapted(adapter: Adapter, base: Source) -> Iterator[tuple[str, LoRAUpdate, 
     if dora := [name for name, update in adapter.layers.items() if update.magnitude is not None]:
         raise AlgebraError(f"{dora[0]}: a DoRA update scales all of W, so its intruders cannot be separated from it.")
     for name, update, W in pairs(adapter, base):
-        yield name, update, W.flatten(1).float()
+        if isinstance(update, ExpertsUpdate):
+            matrices = zip(apart(name, update, whole=True).items(), W.unbind(0), strict=True)
+            yield from ((f"{name}[{e}]", own, W_e.float()) for e, ((_, own), W_e) in enumerate(matrices))
+        else:
+            yield name, update, W.flatten(1).float()
 
 
 @without_autocast

@@ -20,6 +20,7 @@ from ..adapters import low_rank
 from ..adapters.adapter import Adapter
 from ..adapters.algebra import check_computable
 from ..adapters.convolution_updates import LegacyConvolutionUpdate, LegacyTransposedUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.soundness import empty
 from ..adapters.sums import in_layer
@@ -79,7 +80,7 @@ class Product:
 def products_of(name: str, update: LoRAUpdate, apart: bool = True) -> dict[str, Product]:
     """The products of one layer by name; `AlgebraError` for factors without values that can be computed with.
 
-    apart: the slices of a fused projection one by one, not as the one matrix that they make up.
+    apart: the slices of a fused projection one by one, not as the one matrix that they make up. Experts are always apart.
 
     >>> update = FusedUpdate(torch.ones(4, 6), torch.ones(8, 2), 2, enable_lora=(True, False, True), widths=(4, 4, 4))
     >>> [(name, product.start) for name, product in products_of("qkv", update).items()]
@@ -93,6 +94,8 @@ def products_of(name: str, update: LoRAUpdate, apart: bool = True) -> dict[str, 
         check_computable(update)
         if isinstance(update, FusedUpdate) and apart:
             return _slices(name, update)
+        if isinstance(update, ExpertsUpdate):
+            return _experts(name, update)
         if isinstance(update, LegacyTransposedUpdate):
             return {name: _multiplied(update)}
         plain = update.plain()
@@ -112,6 +115,11 @@ def _slices(name: str, update: FusedUpdate) -> dict[str, Product]:
     }
 
 
+def _experts(name: str, update: ExpertsUpdate) -> dict[str, Product]:
+    k = update.B.shape[1]
+    return {f"{name}[{e}]": Product(B, A, update.scaling, e * k) for e, (B, A) in enumerate(update.products())}
+
+
 def _multiplied(update: LegacyTransposedUpdate) -> Product:
     """The matrix of a transposed convolution in 0.1's form, which has no low rank, times the identity."""
     P = (update.B.detach().double() @ update.A.detach().double()).reshape(update.weight_shape).transpose(0, 1).flatten(1)
@@ -120,6 +128,8 @@ def _multiplied(update: LegacyTransposedUpdate) -> Product:
 
 def weight_matrix(update: LoRAUpdate, W: Tensor) -> Tensor:
     """A layer's weight in the canonical layout as the matrix (out, n) whose rows its products are for."""
+    if isinstance(update, ExpertsUpdate):
+        return W.flatten(0, 1)
     return (W.transpose(0, 1) if isinstance(update, LegacyTransposedUpdate) else W).flatten(1)
 
 

@@ -85,7 +85,7 @@ def spectra(adapter: Adapter) -> dict[str, Spectrum]:
         adapter: The adapter.
 
     Returns:
-        The spectra by layer, `name[i]` for slice i of a fused projection.
+        The spectra by layer, `name[i]` for slice i of a fused projection and for expert i.
 
     Raises:
         ArgumentError: When `adapter` is not an adapter.
@@ -101,9 +101,10 @@ def spectra(adapter: Adapter) -> dict[str, Spectrum]:
 
 
 def spectrum_of(update: LoRAUpdate, intruders: int | None = None) -> Spectrum:
-    """The spectrum of one layer as one matrix, its slices together."""
-    (found,) = _of_layer("", update, apart=False).values()
-    return Spectrum(found.r, found.lora_alpha, found.values, intruders)
+    """The spectrum of one layer as one matrix, its slices together, and experts as its blocks."""
+    found = [spectrum.values for spectrum in _of_layer("", update, apart=False).values()]
+    values = None if None in found else tuple(sorted((value for own in found for value in own or ()), reverse=True))
+    return Spectrum(update.r, update.lora_alpha, values, intruders)
 
 
 def _of_layer(name: str, update: LoRAUpdate, apart: bool) -> dict[str, Spectrum]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.convolution_updates import LegacyTransposedUpdate
+from ..adapters.expert_forms import apart, in_form_of
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.updates import LoRAUpdate
 from ..arguments import MODEL, PATH, wrong
 from ..errors import FormatError, LayerError
@@ -119,9 +122,19 @@ def pairs(adapter: Adapter, base: Source) -> Iterator[Pair]:
         FormatError: When files do not.
     """
     weights = weights_of(base)
-    for name, found in locate(adapter, weights).items():
-        update, stored = adapter.layers[name], weights.tensor(found.tensor).detach()
-        W = found.layout.to_canonical(stored)
+    held = adapter if weights.checkpoint is None else in_form_of(adapter, weights.shapes)
+    located = locate(held, weights)
+
+    def canonical(layer: str) -> Tensor:
+        return located[layer].layout.to_canonical(weights.tensor(located[layer].tensor).detach())
+
+    for name, update in adapter.layers.items():
+        if name in located:
+            W = canonical(name)
+        elif isinstance(update, ExpertsUpdate):  # which files have apart
+            W = torch.cat([canonical(part) for part in apart(name, update)]).unflatten(0, (update.experts, -1))
+        else:
+            raise LayerError(f"{weights.what} has the experts of {name!r} together; give stack_experts(adapter).")
         if tuple(W.shape) != update.canonical_shape:
-            raise LayerError(f"{name!r} has a weight of {tuple(stored.shape)}, which the adapter's update does not fit.")
+            raise LayerError(f"{name!r} has a weight of {tuple(W.shape)}, which the adapter's update does not fit.")
         yield Pair(name, update, W)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import patterns
-from ..adapters import low_rank
+from ..adapters import algebra, low_rank
 from ..adapters.adapter import Adapter
 from ..adapters.convolution_updates import ConvolutionUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.updates import LoRAUpdate
 from ..choices import Bias
 from ..config import LoRAConfig, check_rank
@@ -220,9 +221,20 @@ def _approximated(
         return None
     if not torch.isfinite(delta).all():
         raise AlgebraError(f"{layer}: the difference is not finite; one of the two holds NaN or infinite numbers.")
+    if located.kind is ExpertsUpdate:
+        parts = [low_rank.leading(own, r, energy) for own in delta.unbind(0)]
+        kept = sum(float(part.S.square().sum()) for part in parts) / total
+        return _of_experts(parts, dtype), min(1.0, kept), total**0.5
     svd = low_rank.leading(delta.flatten(1), r, energy)
     kept = min(1.0, float(svd.S.square().sum()) / total)
     return _update(located, svd, delta.shape[1:], dtype), kept, total**0.5
+
+
+def _of_experts(parts: Sequence[low_rank.SVD], dtype: torch.dtype) -> ExpertsUpdate:
+    """The update, with s = 1, of experts whose ΔW the `parts` describe; all have the largest of their ranks."""
+    width = max(1, *(len(part.S) for part in parts))
+    pairs = [algebra.fitted(part, width, dtype, dtype) for part in parts]
+    return ExpertsUpdate(torch.stack([A for _, A in pairs]), torch.stack([B for B, _ in pairs]), width)
 
 
 def _update(located: Located, svd: low_rank.SVD, inner: tuple[int, ...], dtype: torch.dtype) -> LoRAUpdate:

@@ -14,10 +14,11 @@ from torch import nn
 from .. import architectures
 from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate
 from ..adapters.embedding_update import EmbeddingUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate, ProjectionUpdate
 from ..architectures import PROJECTIONS, is_embedding
-from ..layers import Projection, handler_of
+from ..layers import ExpertWeight, ExpertWeightLoRA, Projection, handler_of
 from ..surgery.module_tree import join
 from ..surgery.survey import Survey
 
@@ -50,6 +51,8 @@ def by_modules(read: Survey) -> Iterator[tuple[str, Located]]:
         if isinstance(module, Projection):
             packed = module.slot == "in_proj_weight"
             yield name, _projection(name, module.owner.embed_dim if packed else None)
+        elif isinstance(module, ExpertWeight):
+            yield name, Located(name, ExpertWeightLoRA.layout(module), ExpertsUpdate)
         elif handler is not None:
             groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
             yield name, Located(f"{name}.weight", handler.layout(module), handler.update_classes[0], groups)
@@ -96,6 +99,9 @@ def by_names(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[tuple[str, L
                 yield layer, Located(tensor, Layout(transposed=is_conv1d(layer, config)))
             elif 3 <= len(shape) <= 5:
                 yield layer, Located(tensor, kind=ConvolutionUpdate)
+        elif len(shape) == 3 and leaf in architectures.EXPERT_PARAMETERS:
+            transposed = config.get("model_type") in architectures.WITH_TRANSPOSED_EXPERTS
+            yield tensor, Located(tensor, Layout(transposed=transposed), ExpertsUpdate)
 
 
 # --- by updates, and the shapes of the weights that they are for ----------------------------------------------------
@@ -104,7 +110,7 @@ def by_names(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[tuple[str, L
 def tensor_of(layer: str, update: LoRAUpdate, shapes: Shapes) -> str:
     """The one of the tensors of files that the weight of `layer`, which `update` changes, is in; empty when there is none."""
     owner, _, leaf = layer.rpartition(".")
-    names = [f"{layer}.weight"]
+    names = [layer if isinstance(update, ExpertsUpdate) else f"{layer}.weight"]
     if isinstance(update, ProjectionUpdate) and leaf in PROJECTIONS:
         names = [join(owner, "in_proj_weight"), f"{layer}_weight"]
     return next((name for name in names if name in shapes), "")
@@ -140,23 +146,33 @@ def by_updates(
         transposed = is_transposed(name) if name in linear else False
         if transposed is None:
             problems[name] = "its weight is square, and nothing tells whether it is stored as (out, in) or (in, out)"
-        located[name] = _of_update(name, tensors[name], update, bool(transposed))
+        located[name] = _of_update(name, tensors[name], update, stored[name], bool(transposed), config.get("model_type"))
         if problem := _misfit(update, stored[name], located[name].layout):
             problems[name] = problem
     return located, problems
 
 
-def _of_update(name: str, tensor: str, update: LoRAUpdate, transposed: bool) -> Located:
+def _of_update(
+    name: str, tensor: str, update: LoRAUpdate, stored: Shape, transposed: bool, model_type: object = None
+) -> Located:
     if tensor.rpartition(".")[2] == "in_proj_weight":
         return _projection(name, len(update.B))
     layout = Layout(transposed=transposed or update.usual_layout.transposed)
+    if isinstance(update, ExpertsUpdate):
+        layout = Layout(transposed=_of_experts(update, stored, model_type))
     if isinstance(update, ConvolutionUpdate) and update.transposed:
         layout = Layout(deconvolution=update.groups)
     return Located(tensor, layout, type(update), getattr(update, "groups", 1))
 
 
+def _of_experts(update: ExpertsUpdate, stored: Shape, model_type: object) -> bool:
+    """Whether the matrices of experts are stored as (in, out): by their shape, and square ones by the kind of model."""
+    E, k, d = update.canonical_shape
+    return model_type in architectures.WITH_TRANSPOSED_EXPERTS if k == d else stored == (E, d, k)
+
+
 def _is_linear(update: LoRAUpdate) -> bool:
-    others = EmbeddingUpdate | ConvolutionUpdate | LegacyConvolutionUpdate | ProjectionUpdate
+    others = EmbeddingUpdate | ConvolutionUpdate | LegacyConvolutionUpdate | ProjectionUpdate | ExpertsUpdate
     return not isinstance(update, others) and update.A.dim() == 2
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import ops
 from ..adapters.convolution_updates import LegacyConvolutionUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate
 
@@ -42,7 +43,10 @@ class Change:
         if self.strips is None:
             yield Block(start, stop, self)
             return
-        for first, last in ops.row_blocks(stop - start, math.prod(shape[1:]), ops.breaks_of(self.strips)):
+        width, breaks = math.prod(shape[1:]), ops.breaks_of(self.strips)
+        if isinstance(self.update, ExpertsUpdate):  # an expert is a row
+            breaks = set(range(start, stop))
+        for first, last in ops.row_blocks(stop - start, width, breaks):
             yield Block(start + first, start + last, self)
 
     def effective_rows(self, W: Tensor, first: int) -> Tensor:
@@ -50,8 +54,10 @@ class Change:
         if self.strips is None:
             return self.update.effective_weight(W, self.layout)
         changed = torch.empty_like(W, memory_format=torch.contiguous_format)
-        block = self.update.as_used(W).flatten(1)
-        ops.add_to_block(block, first - self.layout.start, self.strips, self.update.scaling, changed.flatten(1))
+        block, out = self.update.as_matrix(self.update.as_used(W)), self.update.as_matrix(changed)
+        above = (first - self.layout.start) * (len(block) // len(W))
+        for start, stop in ops.row_blocks(len(block), block.shape[1]):  # several where a row is an expert
+            ops.add_to_block(block[start:stop], above + start, self.strips, self.update.scaling, out[start:stop])
         return changed
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
+from ..adapters.expert_forms import in_form_of
 from ..adapters.soundness import problems
 from ..adapters.token_rows import TokenRows
 from ..choices import TiedWeights
@@ -84,6 +85,7 @@ def planned(checkpoint: Checkpoint, adapter: Adapter, tied: TiedWeights, labels:
             "Nothing was written."
         )
     _check_sound(adapter)
+    adapter = in_form_of(adapter, {name: place.shape for name, place in checkpoint.tensors.items()})
     config = config_with_head(checkpoint.config, adapter, labels)
     tie = tie_of(checkpoint)
     located, rename = locate_in_files(adapter, checkpoint, tie)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.convolution_updates import LegacyTransposedUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..choices import TiedWeights
 from ..storage.safetensors import DTYPES
 from .checkpoint import open_checkpoint
@@ -100,6 +101,8 @@ def _exact(change: Change, W: Tensor, start: int) -> Tensor:
     update = change.update.with_tensors({name: tensor.double() for name, tensor in change.update.tensors().items()})
     if isinstance(update, LegacyTransposedUpdate):  # whose product has the weight's own shape
         return W.double() + update.delta()[start : start + len(W)]
+    if isinstance(update, ExpertsUpdate):
+        return W.double() + update.delta(replace(change.layout, start=0, rows=None))[start : start + len(W)]
     update = update.plain()
     layout, rows = replace(change.layout, start=0, rows=None), slice(start, start + len(W))
     A, B = update.A.flatten(1), update.B.flatten(1)

@@ -43,6 +43,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         help="loralib 0.1: slices of fused projections that have factors, such as true,false,true",
     )
     group.add_argument(
+        "--layout",
+        choices=choices.names(choices.ExpertLayout),
+        metavar="LAYOUT",
+        help="how experts lie in PEFT's folder, if it does not say it: rank-major, exchanged (0.17, 0.18), expert-major",
+    )
+    group.add_argument(
         "--keys",
         type=Path,
         metavar="FILE",
@@ -130,7 +136,7 @@ def _read(path: Path, file: "AdapterFile | None", parsed: argparse.Namespace, gu
         config = LoRAConfig(lora_alpha=1, enable_lora=parsed.enable_lora or ())
     elif parsed.lora_alpha is not None and format in _SILENT:
         config = LoRAConfig(lora_alpha=_whole(parsed.lora_alpha), enable_lora=parsed.enable_lora or ())
-    adapter = file.read(config) if file else formats.load(path, config=config, keys=read_keys(parsed.keys))
+    adapter = file.read(config, parsed.layout) if file else formats.load(path, config=config, keys=read_keys(parsed.keys))
     if silent:
         layers = {name: dataclasses.replace(update, lora_alpha=update.r) for name, update in adapter.layers.items()}
         adapter = dataclasses.replace(adapter.with_layers(layers), source=adapter.source)

@@ -37,7 +37,8 @@ def run(words: Sequence[str]) -> int:
     if parsed.json:
         report = _as_json(read, found, parsed.path)
         for name, of_layer in intruders.items():
-            report["layers"][name]["intruders"] = [dataclasses.asdict(intruder) for intruder in of_layer]
+            held = report["layers"][_layer(name, adapter)].setdefault("intruders", [])
+            held += [dataclasses.asdict(intruder) for intruder in of_layer]
         print(as_json(report))
         return 0
     _show_facts(adapter, found, read.guessed)
@@ -69,8 +70,16 @@ def parser() -> OneSentenceParser:
 def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[str, "Spectrum"]:
     from ..analysis.spectra import spectrum_of
 
-    counts = {name: len(of_layer) for name, of_layer in intruders.items()}
+    counts: dict[str, int] = {}
+    for name, of_layer in intruders.items():
+        layer = _layer(name, adapter)
+        counts[layer] = counts.get(layer, 0) + len(of_layer)
     return {name: spectrum_of(update, counts.get(name)) for name, update in adapter.layers.items()}
+
+
+def _layer(name: str, adapter: "Adapter") -> str:
+    """The layer that `name` is, or is an expert of."""
+    return name if name in adapter.layers else name.rpartition("[")[0]
 
 
 def _intruders(adapter: "Adapter", base: Path | None) -> Mapping[str, "Intruders"]:

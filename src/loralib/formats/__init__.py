@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from .. import patterns
+from .. import choices, patterns
 from ..adapters.adapter import Adapter, check_adapter
 from ..adapters.updates import ProjectionUpdate
 from ..arguments import as_path, wrong
+from ..choices import ExpertLayout
 from ..config import LoRAConfig
 from ..errors import FormatError
 from ..printing import short
@@ -86,9 +87,12 @@ class AdapterFile:
     format: str
     opened: Opened
 
-    def read(self, config: LoRAConfig | None = None) -> Adapter:
-        """The adapter; what `config` is for, and what is refused, see `load`."""
-        return _agreeing(self.path, _READERS[self.format].read(self.opened, config), config)
+    def read(self, config: LoRAConfig | None = None, layout: ExpertLayout | None = None) -> Adapter:
+        """The adapter; what `config` and `layout` are for, and what is refused, see `load`."""
+        if layout is None or self.format != "peft":
+            _check_no_layout(self.path, layout)
+            return _agreeing(self.path, _READERS[self.format].read(self.opened, config), config)
+        return _agreeing(self.path, peft.read(self.opened, config, layout), config)
 
 
 def open(path: str | os.PathLike[str], format: str | None = None) -> AdapterFile:
@@ -107,6 +111,7 @@ def load(
     format: str | None = None,
     config: LoRAConfig | None = None,
     keys: KeyMap | None = None,
+    layout: ExpertLayout | None = None,
 ) -> Adapter:
     """Read an adapter from `path`, in any known format. `Adapter.source` says which it was.
 
@@ -119,6 +124,8 @@ def load(
             `lora_alpha`, and `enable_lora` for fused projections. What a file says itself counts.
         keys: For a file of no known format: {regular expression: replacement}, or a function of one name, that turns the names
             in it into `<layer>.lora_A`, `<layer>.lora_B` and so on.
+        layout: How the factors of experts lie in a folder of PEFT's that does not say it: "rank-major" (PEFT from 0.19 on),
+            "exchanged" (PEFT 0.17 and 0.18) or "expert-major" (Unsloth before it left a mark).
 
     Returns:
         The adapter.
@@ -139,12 +146,20 @@ def load(
     """
     if config is not None and not isinstance(config, LoRAConfig):
         raise wrong("config", "a LoRAConfig", config)
+    if layout is not None and layout not in choices.names(ExpertLayout):
+        raise FormatError(f"layout={short(layout)}: choose one of {', '.join(choices.names(ExpertLayout))}. Nothing was read.")
     if keys is None:
-        return open(path, format).read(config)
+        return open(path, format).read(config, layout)
     check_keys(keys)
     path = hub.located(as_path(path))
     _check_exists(path)
+    _check_no_layout(path, layout)
     return _agreeing(path, read_by_keys(Opened(path), keys, config), config)
+
+
+def _check_no_layout(path: Path, layout: ExpertLayout | None) -> None:
+    if layout is not None:
+        raise FormatError(f"{path} is no folder of PEFT's; leave out the layout ({layout}), which only those lack.")
 
 
 def _agreeing(path: Path, adapter: Adapter, config: LoRAConfig | None) -> Adapter:

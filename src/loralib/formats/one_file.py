@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters import convolution_updates, embedding_update, fused_update, updates
+from ..adapters import convolution_updates, embedding_update, experts_update, fused_update, updates
 from ..adapters.adapter import Adapter
 from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate
@@ -36,6 +36,7 @@ _KINDS = {
         convolution_updates.LegacyConvolutionUpdate,
         convolution_updates.LegacyTransposedUpdate,
         fused_update.FusedUpdate,
+        experts_update.ExpertsUpdate,
         updates.ProjectionUpdate,
     )
 }

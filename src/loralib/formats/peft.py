@@ -8,6 +8,7 @@ Tensor names, for a layer L and a tensor T trained in full:
     base_model.model.<L>.lora_embedding_B         (embedding_dim, r)
     base_model.model.<L>.lora_magnitude_vector    (out,), or (1, out, 1…) of a convolution: DoRA
     base_model.model.<L>.base_layer.bias          the bias of an adapted layer, where `bias` is not "none"; its weight, resized
+    base_model.model.<M>.base_layer….lora_A.weight  of experts in a module M: see `peft_experts`
     base_model.model.<T>                          tensors of `modules_to_save`, other biases
     base_model.model.<L>.token_adapter.trainable_tokens_delta     rows `trainable_token_indices` of L's weight, again
     base_model.model.<L>.token_adapter.base_layer.weight          the whole of that weight, resized
@@ -29,15 +30,17 @@ from torch import Tensor
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.embedding_update import EmbeddingUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate, ProjectionUpdate
+from ..choices import ExpertLayout
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
 from ..storage.atomic import write_together
 from ..storage.safetensors import tensor_bytes
 from ..tensors import same_bits
-from . import peft_names
+from . import peft_experts, peft_names
 from .opened import Opened
 from .peft_attention import apart, configured, joined, plain
 from .peft_config import METADATA, configuration, configuration_of, refuse_costly, refuse_unknown
@@ -60,8 +63,10 @@ def _folder(opened: Opened) -> Opened:
     return Opened(path.parent) if path.name in (TENSORS, PICKLED) and path.is_file() else opened
 
 
-def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
-    """The adapter in the folder; `FormatError` when it is damaged or asks for what cannot be represented."""
+def read(opened: Opened, config: LoRAConfig | None = None, layout: ExpertLayout | None = None) -> Adapter:
+    """The adapter in the folder. layout: that of its experts, where nothing in it says so.
+
+    `FormatError` when it is damaged or asks for what cannot be represented."""
     folder = _folder(opened)
     path, values = folder.path, (folder / CONFIG).json()
     refuse_unknown(path / CONFIG, values)
@@ -73,7 +78,10 @@ def read(opened: Opened, config: LoRAConfig | None = None) -> Adapter:
     where = str(file)
     factors, tensors, rows = peft_names.sort(where, file.tensors())
     refuse_costly(path / CONFIG, found, list(factors))
-    layers = apart({name: _update(where, name, parts, found) for name, parts in factors.items()})
+    experts: dict[str, LoRAUpdate] = {}
+    if found.target_parameters:
+        experts, factors = peft_experts.taken(where, factors, found, values, layout)  # type: ignore[assignment]
+    layers = apart({name: _update(where, name, parts, found) for name, parts in factors.items()}) | experts
     if not layers:
         raise FormatError(f"{where} holds no LoRA factors; it is not LoRA adapter.")
     dora = [update.is_dora for update in layers.values()]
@@ -117,9 +125,11 @@ def write(adapter: Adapter, path: Path) -> None:
     for name in (*adapter.layers, *adapter.tensors, *adapter.rows):
         if reserved := [part for part in name.split(".") if part in WRAPPERS or part.startswith("lora_")]:
             raise FormatError(f"{name!r}: PEFT gives the name {reserved[0]!r} a meaning of its own. Nothing was written.")
-    layers = joined({name: _representable(name, update) for name, update in adapter.layers.items()})
-    config = json.dumps(configuration_of(adapter, layers), indent=2, sort_keys=True) + "\n"
-    tensors: dict[str, Tensor] = {}
+    experts = {name: update for name, update in adapter.layers.items() if isinstance(update, ExpertsUpdate)}
+    others = {name: update for name, update in adapter.layers.items() if name not in experts}
+    layers = joined({name: _representable(name, update) for name, update in others.items()})
+    config = json.dumps(configuration_of(adapter, layers | experts), indent=2, sort_keys=True) + "\n"
+    tensors = peft_experts.stored(experts)
     for name, update in layers.items():
         names = EMBEDDING if isinstance(update, EmbeddingUpdate) else LINEAR
         tensors |= named(name, in_shapes_of_peft(update), names)

@@ -67,11 +67,17 @@ def _pack(owner: str, parts: dict[str, ProjectionUpdate]) -> tuple[LoRAUpdate, L
 
 
 def apart(updates: Mapping[str, LoRAUpdate]) -> dict[str, LoRAUpdate]:
-    """`updates`, by PEFT's names, with those of each attention taken apart into its projections'."""
+    """`updates`, by PEFT's names, with those of each attention taken apart into its projections'. `FormatError` when one layer
+    has several."""
     found: dict[str, LoRAUpdate] = {}
     owners = {configured(name) for name in updates if name.endswith(_INNER_OUT)} & updates.keys()
     for name, update in updates.items():
         if configured(name) not in owners:
+            if plain(name) in found:
+                raise FormatError(
+                    f"{plain(name)!r} has several updates, as experts have, and no target_parameters in a configuration says "
+                    "which Parameters they are for."
+                )
             found[plain(name)] = update
     for owner in owners:
         packed, out = updates[owner], updates[owner + _INNER_OUT]

@@ -11,15 +11,24 @@ from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..adapters.config_of import described
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
+from . import peft_experts
 from .peft_attention import configured
 
 METADATA = ("base_model_name_or_path", "task_type", "revision")
 
-_OURS = tuple(f.name for f in dataclasses.fields(LoRAConfig) if f.name not in ("enable_lora", "slice_widths"))
-_ELSEWHERE = ("use_dora", "trainable_token_indices", "enable_lora", "merge_weights")  # read where the tensors are
+_NOT_OF_PEFT = ("enable_lora", "slice_widths", "share_expert_factor", "divide_expert_rank")
+_OURS = tuple(f.name for f in dataclasses.fields(LoRAConfig) if f.name not in _NOT_OF_PEFT)
+_ELSEWHERE = (
+    "use_dora",
+    "trainable_token_indices",
+    "enable_lora",
+    "merge_weights",
+    "lora_B_layout",
+)  # read where the tensors are
 _HOW_CHOSEN = ("layers_to_transform", "layers_pattern", "ensure_weight_tying", "auto_mapping")
 _NEUTRAL = {"peft_type": "LORA", "megatron_core": "megatron.core", "qalora_group_size": 16}
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base weights as they were
@@ -37,7 +46,6 @@ _COMPUTES = {  # fields that change what a layer computes
     "lora_ga_config": "a start from the base weights (LoRA-GA)",
     "megatron_config": "layers of Megatron",
     "monteclora_config": "factors that are drawn at random (MonteCLoRA)",
-    "target_parameters": "updates of parameters that are not a layer's weight",
     "use_bdlora": "block-diagonal factors (BD-LoRA)",
     "use_qalora": "pooled inputs (QA-LoRA)",
     "velora_config": "compressed activations (VeLoRA)",
@@ -112,6 +120,7 @@ def configuration_of(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dic
         "trainable_token_indices": {n.removesuffix(".weight"): list(rows.indices) for n, rows in adapter.rows.items()} or None,
         "peft_type": "LORA",
         "inference_mode": True,
+        "peft_version": peft_experts.VERSION if any(isinstance(u, ExpertsUpdate) for u in updates.values()) else None,
         "init_lora_weights": True,
     }
     return config | rest | {key: adapter.metadata.get(key) for key in METADATA}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.convolution_updates import ConvolutionUpdate, LegacyConvolutionUpdate, LegacyTransposedUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.updates import LoRAUpdate, ProjectionUpdate
 from ..errors import ConfigError, FormatError
@@ -155,6 +156,7 @@ def common_form(name: str, update: LoRAUpdate, format: str) -> LoRAUpdate:
         "is for a convolution with groups, which is computed otherwise there": getattr(update, "groups", 1) > 1,
         "is for a transposed convolution": transposed or (isinstance(update, ConvolutionUpdate) and update.transposed),
         "is for a bilinear layer": type(update) is LoRAUpdate and update.A.dim() > 2,
+        "is for experts": isinstance(update, ExpertsUpdate),
     }
     for what, is_so in odd.items():
         if is_so:

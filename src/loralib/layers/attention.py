@@ -10,22 +10,18 @@ in the order that torch documents, with `lora_dropout` on each input; otherwise 
 included. n batch, l target and s source length, e embedding, H heads of width h.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..architectures import PROJECTIONS
 from ..errors import LayerError
 from ..ops.attention import additive_mask, attend, check_shapes
-from .adopted import Adopted
 from .base import AdaptedLayer
 from .class_factory import lora_class
-from .projection import ProjectionLoRA, rows_of, slot_of
-from .temporary_weight import TemporaryWeights
+from .owned_weight import Owner
+from .projection import rows_of, slot_of
 
 if TYPE_CHECKING:
     _Attention = nn.MultiheadAttention
@@ -33,7 +29,7 @@ else:
     _Attention = object
 
 
-class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
+class MultiheadAttentionLoRA(Owner, _Attention):
     """LoRA for an `nn.MultiheadAttention` that has projections with updates. `inject` makes it, and `eject` undoes it.
 
     Example:
@@ -43,66 +39,6 @@ class MultiheadAttentionLoRA(Adopted, TemporaryWeights, _Attention):
         >>> isinstance(model[0], lora.layers.MultiheadAttentionLoRA)
         True
     """
-
-    def adapted(self) -> list[ProjectionLoRA]:
-        """The projections of query, key and value that have updates.
-
-        Returns:
-            Their layers.
-        """
-        children = [self._modules.get(name) for name in PROJECTIONS]
-        return [child for child in children if isinstance(child, ProjectionLoRA)]
-
-    def merge_again(self) -> None:
-        """Put the weights that the merged projections make of the originals in their places; the others are restored."""
-        if "_held" in vars(self):
-            return
-        merged = [projection for projection in self.adapted() if projection.merged]
-        for slot in {slot_of(self, name) for name in PROJECTIONS}:
-            chosen = [projection for projection in merged if projection.slot == slot]
-            if not chosen:
-                self.restore(slot)
-                continue
-            with torch.inference_mode(False), torch.no_grad():
-                W = self.original(slot).detach().clone()
-                for projection in chosen:
-                    part = projection.rows(W)
-                    part.copy_(projection.effective_weight(part))
-                    projection.note_factors()
-                self.replace_temporarily(slot, W)
-
-    @contextmanager
-    def originals(self) -> Iterator[None]:
-        """All originals are in their places inside the block, whatever the projections do meanwhile."""
-        for slot in list(self._replaced):
-            self.restore(slot)
-        self.__dict__["_held"] = True
-        try:
-            yield
-        finally:
-            del self.__dict__["_held"]
-            self.merge_again()
-
-    def make_final(self, name: str) -> None:
-        """Let the weight that is assigned be the module's own, without updates: it was computed from the merged one."""
-        for projection in self.adapted():
-            if projection.merged and projection.slot == name:
-                projection.make_final(name)
-
-    def unmerged_twin(self) -> Self:
-        """A module that shares all with this one and of which no projection is merged.
-
-        Returns:
-            The twin.
-        """
-        twin = object.__new__(type(self))
-        vars(twin).update({name: value for name, value in vars(self).items() if name not in ("_replaced", "forward")})
-        vars(twin).update(_parameters=self._parameters | self.waiting(), _modules=dict(self._modules))
-        for projection in self.adapted():
-            own = projection.unmerged_twin()
-            vars(own)["owner"] = twin
-            twin._modules[projection.name] = own
-        return twin
 
     def forward(
         self,
@@ -219,9 +155,3 @@ def enter(module: nn.MultiheadAttention) -> None:
         module.__class__ = lora_class(MultiheadAttentionLoRA, type(module))
         assert isinstance(module, MultiheadAttentionLoRA)
         module.stay_called()
-
-
-def leave(module: nn.MultiheadAttention) -> None:
-    """Make `module` what it was, once none of its projections is adapted."""
-    if isinstance(module, MultiheadAttentionLoRA) and not any(isinstance(m, AdaptedLayer) for m in module.children()):
-        module.give_back()

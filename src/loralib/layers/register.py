@@ -15,6 +15,7 @@ from .base import AdaptedLayer
 from .bilinear import BilinearLoRA
 from .conv import ConvolutionLoRA
 from .embedding import EmbeddingBagLoRA, EmbeddingLoRA
+from .experts import ExpertWeight, ExpertWeightLoRA
 from .fused_linear import Conv1DFusedLoRA, FusedLinearLoRA
 from .linear import Conv1DLoRA, LinearLoRA, declare_affine
 from .projection import OutProjectionLoRA, Projection, ProjectionLoRA
@@ -33,6 +34,7 @@ _HANDLERS: dict[type[nn.Module], Handlers] = {
     nn.ConvTranspose3d: (ConvolutionLoRA,),
     nn.Bilinear: (BilinearLoRA,),
     Projection: (ProjectionLoRA,),
+    ExpertWeight: (ExpertWeightLoRA,),
     nn.modules.linear.NonDynamicallyQuantizableLinear: (OutProjectionLoRA,),
 }
 _BUILT_IN = tuple({handler for handlers in _HANDLERS.values() for handler in handlers})

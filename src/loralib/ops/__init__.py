@@ -14,11 +14,13 @@ from .dispatch import (
     add_expanded,
     add_linear_update,
     add_strips,
+    loops_over_experts,
     lora_convolution,
     lora_linear,
     use,
 )
 from .eligibility import ON_META, NoValuesError, check_values
+from .experts import lora_experts
 from .reference import (
     Geometry,
     Slices,
@@ -48,7 +50,9 @@ __all__ = [
     "check_values",
     "convolve",
     "linear_delta",
+    "loops_over_experts",
     "lora_convolution",
+    "lora_experts",
     "lora_linear",
     "measured",
     "one_thread",

@@ -175,6 +175,11 @@ def lora_convolution(
     return autograd.lora_convolution(fused, W, b, A, B, scaling, geometry, p)
 
 
+def loops_over_experts(x: Tensor, W: Tensor, L: Tensor, R: Tensor) -> bool:
+    """Whether `experts.lora_experts` computes with these: on the CPU, where a grouped product is a loop as well."""
+    return x.is_cpu and x.dtype == W.dtype and not W.requires_grad and _fused(x, W, L, R)
+
+
 def add_strips(W: Tensor, strips: Sequence[Strip], scaling: float) -> Tensor:
     """W + scaling·ΣL·R, added in at least float32 and rounded once to the dtype of `W`: see `reference.add_strips`."""
     tensors = [W, *(factor for strip in strips for factor in (strip.L, strip.R))]

@@ -26,9 +26,12 @@ HELP: Mapping[str, tuple[str, str]] = {  # what a value is called, and the help 
     "use_rslora": ("", "scale the update by lora_alpha / sqrt(r)"),
     "fan_in_fan_out": ("", "layers store their weight as (in, out); inferred, so never needed"),
     "enable_lora": ("LIST", "slices of fused projections to adapt: [true, false, true]; needs --target-modules"),
+    "target_parameters": ("NAMES", "3-D Parameters of experts to adapt; all-linear finds those of transformers' mixtures"),
+    "share_expert_factor": ("A|B", "let all experts share this factor"),
+    "divide_expert_rank": ("", "give experts the rank r / (experts a token is sent to)"),
     "slice_widths": ("MAP", "widths of those slices, if unequal: {name or regular expression: [width, ...]}"),
 }
-_JOINED = ("target_modules", "exclude_modules", "modules_to_save")
+_JOINED = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 
 
 def words(joined: str) -> list[str]:

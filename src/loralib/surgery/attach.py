@@ -18,6 +18,7 @@ from ..patterns import within
 from ..tensors import factor_dtype, same_bits
 from . import shared, tied_copies
 from .bound import Bound
+from .experts import as_in_model
 from .extract import token_rows
 from .given import as_adapter
 from .inject import adopt_in, all_or_nothing
@@ -35,6 +36,7 @@ def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound
 
     Strict: raises one `AttachError` that lists all missing, unexpected and mis-shaped tensors; the model is left unchanged.
 
+    - Updates of experts may be of all in one, as models of today hold them, or of each expert's layers, as older ones do.
     - Factors are made as `inject` makes them: in float32 where the weight or the adapter has a lower precision.
     - On a model that was injected already, the factors are loaded into the layers that are there (the Parameters stay the same
       objects), and the layers must be the adapter's, up to the form in which their factors are kept.
@@ -67,7 +69,7 @@ def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound
     shared.check_not_flattened(read, "attached to")
     shared.check_not_sharded(read, [*adapter.layers, *adapter.tensors, *adapter.rows], "attached to")
     check_sizes(read, "attached to")
-    adapter = tied_copies.without_copies(read, adapter)
+    adapter = as_in_model(read, tied_copies.without_copies(read, adapter))
     updates = {name: _own_form(read.adapted.get(name), update) for name, update in adapter.layers.items()}
     if problems := list(_problems(read, adapter, updates)):
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")

@@ -55,12 +55,11 @@ def eject_layers(read: Survey, but: Container[str] = ()) -> None:
         if name in but:
             continue
         layers.eject(layer)
-        if isinstance(layer, layers.Projection):
-            del layer.owner._modules[layer.name]
+        if isinstance(layer, layers.OwnedWeight):
+            del layer.owner._modules[layer.key]
             layers.leave(layer.owner)  # which is not in the model where a projection alone is ejected
     for module in read.modules.values():
-        if isinstance(module, nn.MultiheadAttention):
-            layers.leave(module)
+        layers.leave(module)
         layers.unguard_fusion(module)
 
 

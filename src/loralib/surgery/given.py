@@ -59,7 +59,7 @@ def _of_peft(values: Mapping[str, Any], model: nn.Module) -> LoRAConfig:
     for name in _ELSEWHERE:
         if values.get(name) not in (None, False):
             raise _unknown(f"{name}={values[name]!r}", "name the layers in target_modules, without it")
-    if not values.get("target_modules"):
+    if not values.get("target_modules") and (values.get("target_modules") is None or not values.get("target_parameters")):
         raise _unknown("target_modules=None", "name the layers, which PEFT chooses by the kind of model")
     try:
         refuse_unknown(Path("config"), values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import layers, patterns, tensors
 from ..adapters.fused_update import FusedUpdate
 from ..adapters.updates import LoRAUpdate
+from ..architectures import ACTIVE_EXPERTS
 from ..arguments import check_dtype
 from ..config import LoRAConfig, check_usable_alpha
 from ..errors import ConfigError, TargetError
@@ -106,14 +107,14 @@ def all_or_nothing(read: Survey) -> Iterator[None]:
 
 
 class _Target(NamedTuple):
-    """A layer that is to be adapted, and how: by a class, with factors of these shapes. slices: those of a fused layer."""
+    """A layer that is to be adapted, and how: by a class, with factors of these shapes. structure: what shapes do not say."""
 
     name: str
     layer: nn.Module
     handler: type[AdaptedLayer]
     r: int
     lora_alpha: float
-    slices: dict[str, tuple[Any, ...]]
+    structure: dict[str, Any]
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
     def new_update(self, config: LoRAConfig, dtype: torch.dtype | None) -> LoRAUpdate:
@@ -122,7 +123,7 @@ class _Target(NamedTuple):
         assert isinstance(W, Tensor)
         dtype = dtype or factor_dtype(W)
         try:
-            return self.handler.new_update(self.layer, self.r, self.lora_alpha, config.use_rslora, dtype, **self.slices)
+            return self.handler.new_update(self.layer, self.r, self.lora_alpha, config.use_rslora, dtype, **self.structure)
         except ConfigError as error:
             raise _unfit(self.name, self.r, error) from None
 
@@ -158,26 +159,45 @@ def _plan(read: Survey, config: LoRAConfig) -> _Plan:
     if problem := read.tie_problem(extra):
         fields = f"modules_to_save={list(config.modules_to_save)!r}, bias={config.bias!r}"
         raise TargetError(f"{fields}: {problem}. Nothing was changed.")
-    targets = [_target(name, read.sites[name], config) for name in names]
+    targets = [_target(read, name, config) for name in names]
     return _Plan(targets, left_out, saved, biases, {name: read.slots[name] for name in extra})
 
 
-def _target(name: str, layer: nn.Module, config: LoRAConfig) -> _Target:
-    slices = slices_of(name, config)
-    handler = layers.handler_of(type(layer), FusedUpdate if slices else None)
+def _target(read: Survey, name: str, config: LoRAConfig) -> _Target:
+    layer = read.sites[name]
+    experts = isinstance(layer, layers.ExpertWeight)
+    structure = {"shared": config.share_expert_factor} if experts else slices_of(name, config)
+    handler = layers.handler_of(type(layer), FusedUpdate if structure and not experts else None)
     assert handler is not None
     if config.fan_in_fan_out and not getattr(handler, "fan_in_fan_out", False):
         raise TargetError(
             f"fan_in_fan_out=True, but {name!r}, a {type(layer).__name__}, stores its weight as (out, in). Remove "
             "fan_in_fan_out; it is inferred from the layer type. Nothing was changed."
         )
-    r = patterns.lookup(config.rank_pattern, name, config.r)
+    r = patterns.lookup(config.rank_pattern, name, _usual_rank(read, name, config))
     lora_alpha = patterns.lookup(config.alpha_pattern, name, config.lora_alpha)
     try:
-        shapes = handler.factor_shapes(layer, r, **slices)
+        shapes = handler.factor_shapes(layer, r, **structure)
     except ConfigError as error:
         raise _unfit(name, r, error) from None
-    return _Target(name, layer, handler, r, lora_alpha, slices, shapes)
+    return _Target(name, layer, handler, r, lora_alpha, structure, shapes)
+
+
+def _usual_rank(read: Survey, name: str, config: LoRAConfig) -> int:
+    """The rank of a layer that no pattern names."""
+    layer = read.sites[name]
+    if not isinstance(layer, layers.ExpertWeight) or not config.divide_expert_rank:
+        return config.r
+    settings = [vars(module).get("config") for module in (layer.owner, read.model)]
+    settings += [getattr(of_model, "text_config", None) for of_model in settings]
+    values = [getattr(of_model, field, None) for of_model in settings for field in ACTIVE_EXPERTS]
+    found = [value for value in values if isinstance(value, int) and value > 0]
+    if not found:
+        raise TargetError(
+            f"divide_expert_rank: the {type(layer.owner).__name__} of {name!r} does not say how many experts a token is sent "
+            "to; give its rank in rank_pattern. Nothing was changed."
+        )
+    return max(1, config.r // found[0])
 
 
 def _unfit(name: str, r: int, error: ConfigError) -> TargetError:
@@ -198,7 +218,9 @@ def adopt_in(read: Survey, layer: nn.Module, update: LoRAUpdate, lora_dropout: f
     """Give `layer`, one of the survey's sites, an update that fits it, and see to it that the layer is called."""
     adapted = layers.adopt_fitting(layer, update, lora_dropout)
     owner = read.owners.get(id(layer))
-    if isinstance(layer, layers.Projection):
+    if isinstance(layer, layers.ExpertWeight):
+        layers.enter_experts(layer.owner, adapted)
+    elif isinstance(layer, layers.Projection):
         layers.enter(layer.owner)
         layer.owner.add_module(layer.name, layer)
     elif isinstance(owner, nn.MultiheadAttention):

@@ -83,9 +83,9 @@ def _warn_of_ties(read: Survey) -> None:
 
 def _home_of_weight(name: str, layer: AdaptedLayer) -> tuple[str, Tensor]:
     """The name of the Parameter that the layer's weight is in, and that Parameter."""
-    if isinstance(layer, layers.Projection):
+    if isinstance(layer, layers.OwnedWeight):
         owner = layer.owner
-        assert isinstance(owner, layers.MultiheadAttentionLoRA)
+        assert isinstance(owner, layers.Owner)
         return join(name.rpartition(".")[0], layer.slot), owner.original(layer.slot)
     return join(name, "weight"), layer.pristine_weight
 

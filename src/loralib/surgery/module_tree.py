@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .wrappers import unwrap, wrapped_child
+from .wrappers import child_of, name_of, unwrap, wrapped_child
 
 
 def join(*parts: str) -> str:
@@ -36,7 +36,7 @@ def walk(model: nn.Module) -> Tree:
         prefix = f"{name}." if name else ""
         for key, child in module._modules.items():
             if child is not None:
-                visit(prefix + key, child)
+                visit(prefix + name_of(key, child), child)
 
     visit("", model)
     return found
@@ -82,5 +82,5 @@ def slot_of(model: nn.Module, name: str) -> Slot:
     *path, leaf = name.split(".")
     module = unwrap(model)
     for part in path:
-        module = unwrap(module.get_submodule(part))
+        module = unwrap(child_of(module, part))
     return Slot(module, leaf)

@@ -47,14 +47,17 @@ class Survey:
 
     @cached_property
     def sites(self) -> dict[str, nn.Module]:
-        """All modules by name, and with them the projections of each `nn.MultiheadAttention`, which become modules when they
-        are adapted."""
+        """All modules by name, and with them the projections of each `nn.MultiheadAttention` and the 3-D Parameters of modules,
+        which experts have: they become modules when they are adapted."""
         found: dict[str, nn.Module] = {}
         for name, module in self.modules.items():
             found[name] = module
             if isinstance(module, nn.MultiheadAttention) and layers.attention_problem(module) is None:
                 missing = (p for p in layers.PROJECTIONS if p not in module._modules)
                 found |= {join(name, projection): layers.Projection(module, projection) for projection in missing}
+            if layers.handler_of(type(module)) is None:
+                own = (weight for weight in layers.expert_weights(module) if join(name, weight) not in self.modules)
+                found |= {join(name, weight): layers.ExpertWeight(module, weight) for weight in own}
         return found
 
     @cached_property

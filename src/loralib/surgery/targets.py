@@ -1,6 +1,6 @@
 """From a `LoRAConfig` to the names of the layers that it targets in a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -26,7 +26,7 @@ def saved_names(read: Survey, config: LoRAConfig) -> list[str]:
     return patterns.match(names, config.modules_to_save, "modules_to_save", type(read.model).__name__)
 
 
-def _match(modules: dict[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
+def _match(modules: Mapping[str, nn.Module], pattern: str | Sequence[str], field: str, model: str) -> list[str]:
     """The names that `pattern` matches; an `nn.MultiheadAttention` stands for its four projections."""
     can_be = [
         name for name, m in modules.items() if name and (layers.handler_of(type(m)) or isinstance(m, nn.MultiheadAttention))
@@ -55,9 +55,15 @@ def find_targets(read: Survey, config: LoRAConfig) -> Targets:
     where = type(read.model).__name__
     if layers.handler_of(type(read.model)):
         raise TargetError(f"{where} is itself a layer, and layers are known by name; put it in an nn.Sequential first.")
-    found = _all_linear(read, config) if config.target_modules == ALL_LINEAR else _named(read, config.target_modules)
+    found = _all_linear(read, config) if config.target_modules == ALL_LINEAR else _named(read, config)
+    if config.target_parameters:
+        chosen = {*found.names, *_parameters(read, config.target_parameters)}
+        found = Targets([name for name in read.sites if name in chosen], found.left_out)
     if config.exclude_modules:
         excluded = set(_match(read.sites, config.exclude_modules, "exclude_modules", where))
+        excluded |= {
+            name for name, site in read.sites.items() if isinstance(site, layers.ExpertWeight) and _owner(name) in excluded
+        }
         left_out = found.left_out | {name: "it is in exclude_modules" for name in found.names if name in excluded}
         found = Targets([name for name in found.names if name not in excluded], left_out)
         if not found.names:
@@ -70,7 +76,8 @@ def find_targets(read: Survey, config: LoRAConfig) -> Targets:
 
 def _problem(read: Survey, name: str, config: LoRAConfig) -> str | None:
     """Why the layer `name` cannot be adapted as `config` asks, or None."""
-    layer, slices = read.sites[name], slices_of(name, config)
+    layer = read.sites[name]
+    slices = {} if isinstance(layer, layers.ExpertWeight) else slices_of(name, config)
     if problem := read.layer_problem(layer, config.lora_dropout, FusedUpdate if slices else None):
         return problem
     parent, _, leaf = name.rpartition(".")
@@ -82,7 +89,13 @@ def _all_linear(read: Survey, config: LoRAConfig) -> Targets:
     names, left_out = [], {}
     for name, module in read.sites.items():
         reason = reasons.get(id(module))
-        if layers.is_linear(module) and reason is None:
+        if isinstance(module, layers.ExpertWeight):
+            reason = reason or _reason_of_experts(read, module, config)
+            if reason is None:
+                names.append(name)
+            else:
+                left_out[name] = reason
+        elif layers.is_linear(module) and reason is None:
             names.append(name)
         elif name and name not in read.adapted and _holds_matrices(module):
             left_out[name] = reason or _kind(module)
@@ -108,7 +121,11 @@ def _holds_matrices(module: nn.Module) -> bool:
     """Whether `module` itself holds what an update could change: a matrix, or what a quantized linear layer makes of one."""
     if isinstance(module, nn.MultiheadAttention) and layers.attention_problem(module) is None:  # its projections do
         return False
-    return any(own.dim() > 1 for own in own_parameters(module).values()) or vars(module).keys() >= _OF_LINEAR
+    matrices = [name for name, own in own_parameters(module).items() if own.dim() > 1]
+    if matrices and not layers.handler_of(type(module)):  # what else there is are the weights of experts, and their biases
+        experts = layers.expert_weights(module)
+        matrices = [name for name in matrices if name not in experts and not (experts and name.endswith("bias"))]
+    return bool(matrices) or vars(module).keys() >= _OF_LINEAR
 
 
 def _kind(module: nn.Module) -> str:
@@ -119,11 +136,40 @@ def _kind(module: nn.Module) -> str:
     return f"{f'{cls.__module__}.' if other else ''}{cls.__name__} layers cannot be adapted"
 
 
-def _named(read: Survey, pattern: str | Sequence[str]) -> Targets:
-    names = _match(read.sites, pattern, "target_modules", type(read.model).__name__)
-    if not names:
+def _reason_of_experts(read: Survey, weight: layers.ExpertWeight, config: LoRAConfig) -> str | None:
+    """Why "all-linear" leaves out a 3-D Parameter, or None."""
+    if not layers.are_experts(weight.owner):
+        return f"{type(weight.owner).__name__} holds it as a 3-D Parameter, which target_parameters can name"
+    return read.layer_problem(weight, config.lora_dropout)
+
+
+def _named(read: Survey, config: LoRAConfig) -> Targets:
+    if not config.target_modules and not config.target_parameters:
         raise TargetError("target_modules=[] names no layer to adapt. Nothing was changed.")
-    return Targets(names, {})
+    modules = {name: module for name, module in read.sites.items() if not isinstance(module, layers.ExpertWeight)}
+    if not config.target_modules:
+        return Targets([], {})
+    return Targets(_match(modules, config.target_modules, "target_modules", type(read.model).__name__), {})
+
+
+def _parameters(read: Survey, entries: Sequence[str]) -> list[str]:
+    """The 3-D Parameters that `entries` name; `TargetError` for an entry that names none."""
+    weights = [name for name, site in read.sites.items() if isinstance(site, layers.ExpertWeight)]
+    for entry in entries:
+        others = [name for name in read.parameters if patterns.ends_with(name, entry) and name not in weights]
+        if others and not any(patterns.ends_with(name, entry) for name in weights):
+            owner = read.modules[_owner(others[0])]
+            layer = f"name its layer in target_modules: {_owner(others[0])!r}" if layers.handler_of(type(owner)) else ""
+            raise TargetError(
+                f"target_parameters: {others[0]!r} has {read.parameters[others[0]].dim()} dimensions, and belongs to a "
+                f"{type(owner).__name__}; expected a 3-D Parameter, one matrix for each expert"
+                f"{'; ' if layer else ''}{layer}. Nothing was changed."
+            )
+    return patterns.match(weights, entries, "target_parameters", type(read.model).__name__, weights)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def slices_of(name: str, config: LoRAConfig) -> dict[str, tuple[Any, ...]]:

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from ..layers import OwnedWeight
+
 _FSDP1 = "_fsdp_wrapped_module"
 _CHILDREN = ("_orig_mod", "_checkpoint_wrapped_module", _FSDP1)  # torch.compile, checkpoint_wrapper and offload_wrapper, FSDP
 _CLASSES = (DistributedDataParallel, DataParallel, AveragedModel)
@@ -39,6 +41,21 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
+def name_of(key: str, module: nn.Module | None) -> str:
+    """What the child `module`, which is held under `key`, is called: the update of a Parameter goes by the Parameter's name.
+
+    >>> name_of("0", nn.Linear(2, 2))
+    '0'
+    """
+    return module.name if isinstance(module, OwnedWeight) else key
+
+
+def child_of(module: nn.Module, name: str) -> nn.Module:
+    """The child of `module` that is called `name`."""
+    child = module._modules.get(name)
+    return module.get_submodule(f"lora_{name}") if child is None else child
+
+
 def plain_name(model: nn.Module, key: str) -> str:
     """What the tensor `key` of the state dict of `model` is called in the plain model.
 
@@ -53,6 +70,7 @@ def plain_name(model: nn.Module, key: str) -> str:
             if parts[0] == child:
                 del parts[0]
             module = module._modules[child]
-        found.append(parts.pop(0))
-        module = module._modules.get(found[-1]) if module is not None else None
+        key = parts.pop(0)
+        module = module._modules.get(key) if module is not None else None
+        found.append(name_of(key, module))
     return ".".join(found)
