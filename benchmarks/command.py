@@ -28,6 +28,7 @@ NAMES = (
     "conv",
     "whole_model",
     "llm",
+    "experts",
     "compiled",
     "latency",
     "merge",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import loralib as lora
-from loralib.adapters.expert_forms import Stack, in_form_of, module_of
+from loralib.adapters.expert_forms import Stack, in_form_of, module_of, stacked
 from models import close
 from sample_adapters import of, tensor, updates
 
@@ -81,7 +81,7 @@ def test_experts_without_an_update_and_of_other_ranks() -> None:
     layers = {name: update for name, update in each().items() if ".1." not in name and not name.endswith("2.up_proj")}
     wide = each(r=4)
     layers["m.experts.0.down_proj"] = wide["m.experts.0.down_proj"]
-    found = lora.stack_experts(of(layers), {"m.experts": Stack(E + 1)}).layers
+    found = stacked(of(layers), {"m.experts": Stack(E + 1)}).layers
     both, down = found["m.experts.gate_up_proj"].delta(), found["m.experts.down_proj"].delta()
     assert len(both) == len(down) == E + 1
     assert not both[1].any()
@@ -94,10 +94,10 @@ def test_experts_without_an_update_and_of_other_ranks() -> None:
 
 def test_other_layers_and_modules_stay() -> None:
     others = {"q": each()["m.experts.0.gate_proj"]} | each(module="n.experts")
-    found = lora.stack_experts(of(each() | others), {"m.experts": Stack(E)})
+    found = stacked(of(each() | others), {"m.experts": Stack(E)})
     assert {name for name in found.layers if not name.startswith("m.")} == set(others)
     assert found.settings.modules_to_save == ("head",)
-    without = lora.stack_experts(of(each()), {"m.experts": Stack(E, fused=False)})
+    without = stacked(of(each()), {"m.experts": Stack(E, fused=False)})
     assert {name.rpartition(".")[2] for name in without.layers} == {"gate_proj", "up_proj", "down_proj"}
 
 

@@ -290,6 +290,38 @@ def test_the_auxiliary_loss_of_the_router_is_that_of_the_effective_model() -> No
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora_" in name)
 
 
+@pytest.mark.parametrize(("how", "p"), [*((how, 0.0) for how in IMPLEMENTATIONS), ("batched_mm", 0.2), ("grouped_mm", 0.2)])
+def test_autocast_rounds_and_changes_nothing_else(how: str, p: float) -> None:
+    _, model = adapted("Qwen3Moe", how, lora_dropout=p)
+    layer, weights = experts_of(model).train(), torch.rand(ROUTED.shape)
+    found = []
+    for enabled in (True, False):
+        model.zero_grad()
+        torch.manual_seed(1)
+        x = torch.linspace(-1, 1, 5 * 16).view(5, 16).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer(x, ROUTED, weights)
+            y.float().square().sum().backward()
+        found.append([y, x.grad, *(q.grad for q in layer.parameters() if q.grad is not None)])
+    assert len(found[0]) == len(found[1]) == 6
+    for low, exact in zip(*found, strict=True):
+        assert (low.float() - exact).norm() < 0.05 * exact.norm()
+    assert all(q.grad.dtype == torch.float32 for q in layer.parameters() if q.grad is not None)
+
+
+@pytest.mark.parametrize("how", IMPLEMENTATIONS)
+def test_a_model_without_memory_takes_an_adapter(how: str) -> None:
+    plain, model = adapted("Qwen3Moe", how)
+    with torch.device("meta"):
+        empty = type(plain)(plain.config)  # type: ignore[call-arg, arg-type]
+    assert lora.attach(empty, lora.extract(model)).experts == 4
+    empty.load_state_dict(plain.state_dict(), strict=False, assign=True)
+    for name, buffer in plain.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        setattr(empty.get_submodule(owner), leaf, buffer)
+    torch.testing.assert_close(logits(empty.eval()), logits(model))
+
+
 def test_disabled_is_the_plain_model() -> None:
     plain, model = adapted("Qwen3Moe")
     with lora.disabled(model):

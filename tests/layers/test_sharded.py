@@ -1,12 +1,14 @@
 """Two processes that share a model by FSDP2 train the factors as one process does; so does a checkpointed model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import loralib as lora
+from mixtures import IDS, IMPLEMENTATIONS, fill, logits, mixture
 from kinds import KINDS, every_kind
 from models import close
 
@@ -63,6 +65,45 @@ def train_a_part(rank: int, world: int, folder: str) -> None:
         torch.save(gradients, f"{folder}/gradients.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def adapted_mixture(how: str) -> nn.Module:
+    model = mixture("Qwen3Moe", how)
+    lora.inject(model, lora.LoRAConfig(r=2))
+    lora.mark_only_lora_as_trainable(model)
+    torch.manual_seed(0)
+    return fill(model)
+
+
+def train_a_part_of_a_mixture(rank: int, world: int, folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    gradients = {}
+    for how in IMPLEMENTATIONS:
+        model: Any = adapted_mixture(how)
+        for block in model.model.layers:
+            fully_shard(block)
+        fully_shard(model)
+        logits(model, IDS[rank : rank + 1]).square().mean().backward()
+        gradients[how] = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad}
+    if rank == 0:
+        torch.save(gradients, f"{folder}/gradients.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_a_mixture_get_the_gradients_of_one(tmp_path: Path):
+    torch.multiprocessing.spawn(train_a_part_of_a_mixture, args=(2, str(tmp_path)), nprocs=2)
+    found = torch.load(tmp_path / "gradients.pt")
+    for how in IMPLEMENTATIONS:
+        model = adapted_mixture(how)
+        logits(model).square().mean().backward()
+        expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert found[how].keys() == expected.keys()
+        assert all(torch.allclose(found[how][name], grad, rtol=1e-3, atol=1e-5) for name, grad in expected.items())
 
 
 @pytest.mark.slow

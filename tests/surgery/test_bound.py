@@ -10,6 +10,7 @@ from torch import nn
 import loralib as lora
 from hf import tiny
 from loralib.surgery.bound import Bound
+from mixtures import mixture
 from models import Encoder, injected, mlp
 from peers import library
 
@@ -76,6 +77,14 @@ def test_what_models_keep_in_parameters_of_their_own_is_said_to_be_left_out():
     left_out = lora.inject(model, CONFIG).left_out
     assert {f"layer.0.rel_attn.{name}" for name in "qkvor"} <= left_out.keys()
     assert all("3-D Parameter" in reason for name, reason in left_out.items() if ".rel_attn." in name)
+
+
+def test_the_experts_of_a_mixture_are_counted_and_said():
+    model = mixture("Qwen3Moe")
+    bound = lora.inject(model, CONFIG)
+    assert (len(bound), bound.experts) == (12, 4)
+    assert bound.summary().startswith("LoRA on 12 layers, 4 of them weights of experts, (")
+    assert lora.attach(mixture("Qwen3Moe"), lora.extract(model)).experts == 4
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

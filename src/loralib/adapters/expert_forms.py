@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import alpha_for
 from ..tensors import same_bits
-from .adapter import Adapter
+from .adapter import Adapter, check_adapter
 from .experts_update import ExpertsUpdate
 from .updates import LoRAUpdate
 
@@ -46,13 +46,13 @@ def in_form_of(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> Adapt
 
     Names may differ in what is before `experts`.
     """
-    stacked = {".".join(name.split(".")[-2:]): shape[0] for name, shape in shapes.items() if len(shape) == 3}
+    sizes = {".".join(name.split(".")[-2:]): shape[0] for name, shape in shapes.items() if len(shape) == 3}
     together = [name for name, update in adapter.layers.items() if isinstance(update, ExpertsUpdate)]
-    if any(".".join(name.split(".")[-2:]) not in stacked for name in together):
+    if any(".".join(name.split(".")[-2:]) not in sizes for name in together):
         return split_experts(adapter)
     modules = {module for name in adapter.layers if (module := module_of(name))}
-    counts = {module: stacked.get(f"{module.rpartition('.')[2]}.{BOTH}") for module in modules}
-    return stack_experts(adapter, {module: Stack(count) for module, count in counts.items() if count})
+    counts = {module: sizes.get(f"{module.rpartition('.')[2]}.{BOTH}") for module in modules}
+    return stacked(adapter, {module: Stack(count) for module, count in counts.items() if count})
 
 
 def module_of(name: str) -> str | None:
@@ -78,12 +78,16 @@ def split_experts(adapter: Adapter, interleaved: bool = False) -> Adapter:
     Returns:
         The same ΔW by the names `<module>.<expert>.gate_proj`, `up_proj` and `down_proj`; other layers as they are.
 
+    Raises:
+        ArgumentError: When `adapter` is not an adapter.
+
     Example:
         >>> update = lora.ExpertsUpdate(torch.ones(2, 1, 3), torch.ones(2, 8, 1), lora_alpha=1)
         >>> together = lora.Adapter(lora.LoRAConfig(), {"experts.gate_up_proj": update})
         >>> list(lora.split_experts(together).layers)
         ['experts.0.gate_proj', 'experts.0.up_proj', 'experts.1.gate_proj', 'experts.1.up_proj']
     """
+    check_adapter(adapter)
     layers: dict[str, LoRAUpdate] = {}
     for name, update in adapter.layers.items():
         layers |= apart(name, update, interleaved) if isinstance(update, ExpertsUpdate) else {name: update}
@@ -118,17 +122,19 @@ def _without_zeros(update: LoRAUpdate, A: Tensor, B: Tensor) -> LoRAUpdate:
 # --- together -------------------------------------------------------------------------------------------------------
 
 
-def stack_experts(adapter: Adapter, stacks: Mapping[str, Stack] | None = None, interleaved: bool = False) -> Adapter:
+def stack_experts(adapter: Adapter, interleaved: bool = False) -> Adapter:
     """One update of all experts in the place of those of each: the other way round of `split_experts`.
 
     Args:
         adapter: An adapter with updates of each expert's layers.
-        stacks: The modules of experts by name, and how they keep them. Default: all, with as many experts as have updates, and
-            gate and up together.
-        interleaved: Whether the rows of gate and up alternate, by default.
+        interleaved: Whether the rows of gate and up alternate in `gate_up_proj`, as in gpt-oss.
 
     Returns:
-        The same ΔW by the names `<module>.gate_up_proj` and `down_proj`. An expert without an update gets factors of zero.
+        The same ΔW by the names `<module>.gate_up_proj` and `down_proj`, for as many experts as the largest number says. An
+        expert without an update gets factors of zero.
+
+    Raises:
+        ArgumentError: When `adapter` is not an adapter.
 
     Example:
         >>> layers = {f"experts.{e}.down_proj": lora.LoRAUpdate(torch.ones(1, 3), torch.ones(4, 1), 1) for e in range(2)}
@@ -136,6 +142,12 @@ def stack_experts(adapter: Adapter, stacks: Mapping[str, Stack] | None = None, i
         >>> together.layers["experts.down_proj"].B.shape
         torch.Size([2, 4, 1])
     """
+    check_adapter(adapter)
+    return stacked(adapter, None, interleaved)
+
+
+def stacked(adapter: Adapter, stacks: Mapping[str, Stack] | None, interleaved: bool = False) -> Adapter:
+    """`stack_experts` for the modules of experts that are named, each as it keeps them; for all, where `stacks` is None."""
     modules: dict[str, dict[tuple[int, str], LoRAUpdate]] = {}
     layers: dict[str, LoRAUpdate] = {}
     for name, update in adapter.layers.items():
@@ -145,7 +157,7 @@ def stack_experts(adapter: Adapter, stacks: Mapping[str, Stack] | None = None, i
         else:
             modules.setdefault(match["module"], {})[int(match["expert"]), _LEAVES[match["leaf"]]] = update
     for module, updates in modules.items():
-        stack = stacks[module] if stacks else Stack(1 + max(e for e, _ in updates), interleaved=interleaved)
+        stack = stacks[module] if stacks is not None else Stack(1 + max(e for e, _ in updates), interleaved=interleaved)
         layers |= {f"{module}.{leaf}": together for leaf, together in _together(updates, stack).items()}
     return replace(adapter, config=adapter.settings, layers=layers)
 

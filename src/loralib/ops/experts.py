@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..tensors import without_autocast
 from .autograd import dropout
 from .autograd.gemm import LOW
 
@@ -55,6 +56,7 @@ def lora_experts(x: Tensor, W: Tensor, L: Tensor, R: Tensor, ends: Ends, scaling
 
 class _Experts(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, x: Tensor, W: Tensor, L: Tensor, R: Tensor, ends: Ends, scaling: float, p: float) -> Tensor:
         kept, places = dropout.draw(x, p)
         dropped, s = dropout.zeroed(x, places), scaling / (1 - p)
@@ -72,6 +74,7 @@ class _Experts(torch.autograd.Function):
         return y
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         x, W, L, R, t, kept = ctx.saved_tensors
         ends, scaling, p = ctx.of

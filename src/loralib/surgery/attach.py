@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import layers, patterns, tensors
 from ..adapters.adapter import Adapter
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.token_rows import TokenRows
 from ..adapters.updates import LoRAUpdate
 from ..errors import AttachError
@@ -85,7 +86,8 @@ def attach(model: nn.Module, adapter: Adapter | str | os.PathLike[str]) -> Bound
         replace_with_copies(kept, {name: read.slots[name] for name in names}, read.replaced)
     _put_extra(read, adapter, extra, kept)
     remember_sizes(read.model, kept, {name: read.sites[name] for name in updates})
-    return Bound(adapter.layers, sum(update.A.numel() + update.B.numel() for update in updates.values()))
+    parameters = sum(update.A.numel() + update.B.numel() for update in updates.values())
+    return Bound(adapter.layers, parameters, experts=sum(isinstance(update, ExpertsUpdate) for update in updates.values()))
 
 
 def _own_form(layer: AdaptedLayer | None, update: LoRAUpdate) -> LoRAUpdate:

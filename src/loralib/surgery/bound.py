@@ -11,6 +11,7 @@ class Bound(list[str]):
         names: The names.
         parameters: How many numbers the factors of these layers hold.
         left_out: Why other modules that hold matrices got no update, by name, where "all-linear" or `exclude_modules` chose.
+        experts: How many of the layers are the weights of a mixture's experts.
 
     Example:
         >>> model = nn.ModuleDict({"proj": nn.Linear(8, 4), "rnn": nn.LSTM(4, 4)})
@@ -23,13 +24,16 @@ class Bound(list[str]):
 
     parameters: int
     left_out: dict[str, str]
+    experts: int
 
-    def __init__(self, names: Iterable[str] = (), parameters: int = 0, left_out: Mapping[str, str] | None = None):
+    def __init__(
+        self, names: Iterable[str] = (), parameters: int = 0, left_out: Mapping[str, str] | None = None, experts: int = 0
+    ):
         super().__init__(names)
-        self.parameters, self.left_out = parameters, dict(left_out or {})
+        self.parameters, self.left_out, self.experts = parameters, dict(left_out or {}), experts
 
     def summary(self) -> str:
-        """One line: how many layers have updates, and how many others have none, by reason.
+        """One line: how many layers have updates, those of experts among them, and how many others have none, by reason.
 
         Returns:
             The line.
@@ -40,6 +44,7 @@ class Bound(list[str]):
             LoRA on 1 layer (24 parameters); left out: 1 (LSTM layers cannot be adapted)
         """
         layers = f"{len(self)} layer{'s' if len(self) != 1 else ''}"
+        layers += f", {self.experts} of them weights of experts," if self.experts else ""
         return f"LoRA on {layers} ({self.parameters:,} parameters)" + (
             f"; left out: {by_reason(self.left_out)}" if self.left_out else ""
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import layers
 from ..adapters.adapter import Adapter
-from ..adapters.expert_forms import BOTH, Stack, module_of, split_experts, stack_experts
+from ..adapters.expert_forms import BOTH, Stack, module_of, split_experts, stacked
 from ..adapters.experts_update import ExpertsUpdate
 from .survey import Survey
 
@@ -26,7 +26,7 @@ def as_in_model(read: Survey, adapter: Adapter) -> Adapter:
     stacks = {module: _stack(read, module) for name in strange if (module := module_of(name))}
     known = {module: stack for module, stack in stacks.items() if stack is not None}
     if known:
-        adapter = stack_experts(adapter, known)
+        adapter = stacked(adapter, known)
     split = [name for name in strange if isinstance(adapter.layers.get(name), ExpertsUpdate)]
     return split_experts(adapter) if any(_has_layers(read, name) for name in split) else adapter
 

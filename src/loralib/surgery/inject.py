@@ -89,7 +89,8 @@ def inject(model: nn.Module, config: Given, dtype: torch.dtype | None = None) ->
     kept.modules = tuple(dict.fromkeys([*kept.modules, *plan.saved]))
     remember_sizes(read.model, kept, {target.name: target.layer for target in plan.targets})
     parameters = sum(update.A.numel() + update.B.numel() for update in updates)
-    return Bound([target.name for target in plan.targets], parameters, plan.left_out)
+    experts = sum(isinstance(target.layer, layers.ExpertWeight) for target in plan.targets)
+    return Bound([target.name for target in plan.targets], parameters, plan.left_out, experts)
 
 
 @contextmanager
