@@ -361,3 +361,51 @@ def test_formats_that_are_only_read(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "'mlx' is not one of peft, safetensors" in capsys.readouterr().err
     assert main(["info", str(tmp_path / "lone.safetensors")]) == 0
     assert "give the true one with --lora-alpha" in " ".join(capsys.readouterr().out.split())
+
+
+# --- experts --------------------------------------------------------------------------------------------------------
+
+
+def mixture() -> lora.Adapter:
+    update = lora.ExpertsUpdate(tensor((3, 2, 6), torch.float32, 1), tensor((3, 8, 2), torch.float32, 2), 4)
+    return lora.Adapter(lora.LoRAConfig(), {"m.experts.gate_up_proj": update})
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_experts_are_taken_apart_and_put_together(tmp_path: Path, capsys: Any, interleaved: bool) -> None:
+    lora.save(mixture(), tmp_path / "a")
+    how = ["--interleaved"] if interleaved else []
+    said = converted(capsys, tmp_path / "a", "-o", tmp_path / "b", "--format", "peft", "--experts", "apart", *how)
+    assert "Experts apart now: 6 layers in place of 1." in said
+    assert lora.load(tmp_path / "b").layers == lora.split_experts(mixture(), interleaved).layers
+    converted(capsys, tmp_path / "b", "-o", tmp_path / "c", "--format", "peft", "--experts", "together", *how)
+    found, expected = (a.delta("m.experts.gate_up_proj") for a in (lora.load(tmp_path / "c"), mixture()))
+    assert close(found, expected, factor=16)
+
+
+def test_experts_are_written_in_another_layout_and_read_in_it(tmp_path: Path, capsys: Any) -> None:
+    lora.save(mixture(), tmp_path / "a")
+    converted(capsys, tmp_path / "a", "-o", tmp_path / "b", "--format", "peft", "--to-layout", "expert-major")
+    assert lora.load(tmp_path / "b").layers == mixture().layers
+    config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert config.pop("lora_B_layout") == "grouped_by_expert"
+    del config["peft_version"]
+    (tmp_path / "b" / "adapter_config.json").write_text(json.dumps(config))
+    assert main(["info", str(tmp_path / "b")]) == 2
+    assert "say which program wrote it: --layout rank-major" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "b"), "--layout", "expert-major"]) == 0
+    assert "gate_up_proj (1 layer)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--experts", "together"], "no experts that are apart"),
+        (["--interleaved"], "--interleaved says how --experts"),
+    ],
+)
+def test_what_has_no_experts_to_change_is_refused(tmp_path: Path, capsys: Any, words: list[str], message: str) -> None:
+    lora.save(mixture(), tmp_path / "a")
+    assert main(["convert", str(tmp_path / "a"), "-o", str(tmp_path / "b"), "--format", "peft", *words]) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

@@ -158,6 +158,44 @@ def test_old_versions_exchange_the_sides_of_matrices_that_are_stored_as_out_and_
         torch.testing.assert_close(found[f"m.experts.{name}"].delta(), delta.mT if transposed else delta)
 
 
+@pytest.mark.parametrize("layout", ["rank-major", "exchanged", "expert-major"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_layout_is_written_and_read_again(layout: Any, shared: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    A = torch.randn(1 if shared else E, R, D)
+    update = lora.ExpertsUpdate(A, torch.randn(E, K, R), 3)
+    adapter = lora.Adapter(lora.LoRAConfig(), {"m.experts.down_proj": update})
+    lora.save(adapter, tmp_path / "a", layout=layout)
+    found = lora.load(tmp_path / "a").layers["m.experts.down_proj"]
+    torch.testing.assert_close(found.delta(), update.delta())
+    held = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    A, B = (held[f"base_model.model.m.experts.lora_{x}.weight"] for x in "AB")
+    compute = {"rank-major": rank_major, "exchanged": exchanged, "expert-major": expert_major}[layout]
+    torch.testing.assert_close(update.scaling * compute(A, B), update.delta())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_factors_of_three_dimensions_are_read_by_a_key_map(transposed: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    update = lora.ExpertsUpdate(torch.randn(1, R, D), torch.randn(E, K, R), R)
+    A, B = (update.A.mT, update.B.mT) if transposed else (update.A, update.B)
+    save_file({"w.down.a": A.contiguous(), "w.down.b": B.contiguous()}, tmp_path / "x.safetensors")
+    end = ".T" if transposed else ""
+    keys = {r"w\.down\.a": f"m.experts.down_proj.lora_A{end}", r"w\.down\.b": f"m.experts.down_proj.lora_B{end}"}
+    found = lora.load(tmp_path / "x.safetensors", keys=keys)
+    torch.testing.assert_close(found.delta("m.experts.down_proj"), update.delta())
+    lora.save(found, tmp_path / "y.safetensors", keys=lambda name: name)
+    again = lora.load(tmp_path / "y.safetensors", keys=lambda name: name)
+    torch.testing.assert_close(again.delta("m.experts.down_proj"), update.delta())
+
+
+def test_transposes_of_three_dimensions_are_not_taken_for_factors(tmp_path: Path) -> None:
+    A, B = torch.randn(E, D, D), torch.randn(E, D, D)
+    save_file({"m.lora_A": A, "m.lora_B": B}, tmp_path / "x.safetensors")
+    with pytest.raises(lora.FormatError, match="look like transposes"):
+        lora.load(tmp_path / "x.safetensors", keys=lambda name: name)
+
+
 # --- refused --------------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import loralib as lora
-from mixtures import IDS, IMPLEMENTATIONS, fill, logits, mixture
 from kinds import KINDS, every_kind
+from mixtures import IDS, IMPLEMENTATIONS, fill, logits, mixture
 from models import close
 
 BATCH = 8

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import choices
 from ..errors import AlgebraError, ConfigError, FormatError
 from ..printing import printable
 from . import files, outputs, renaming
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..adapters.adapter import Adapter
 
+EXPERTS = ("together", "apart")
 DTYPES = ("float32", "float16", "bfloat16")
 EXTRAS = {"tensors": "tensors trained in full", "rows": "token rows", "metadata": "metadata"}
 REFUSED = {
@@ -47,7 +49,7 @@ def _convert(parsed: argparse.Namespace, format: str) -> "Adapter":
     say(f"Read {files.described(adapter)}.")
     adapter = _changed(adapter, parsed)
     _check_held(adapter, parsed.format)
-    files.write(adapter, parsed.output, format, out_keys)
+    files.write(adapter, parsed.output, format, out_keys, layout=parsed.to_layout)
     _say_lost(adapter, parsed.format)
     return adapter
 
@@ -73,10 +75,22 @@ def parser() -> OneSentenceParser:
         metavar="FILE",
         help="instead of --format: custom names, by a JSON map {regular expression of <layer>.lora_A ...: name}",
     )
+    parser.add_argument(
+        "--to-layout",
+        choices=choices.names(choices.ExpertLayout),
+        metavar="LAYOUT",
+        help="how experts lie in PEFT's folder, as for --layout (default: rank-major)",
+    )
     change = parser.add_argument_group("changes")
     change.add_argument("--part", metavar="MODULE", help="keep only what lies in this module, such as unet")
     renaming.add(change)
     change.add_argument("--without", action="append", default=[], choices=EXTRAS, help="leave out what the format cannot hold")
+    change.add_argument(
+        "--experts", choices=EXPERTS, help="one update for all experts of a Parameter, or updates of each expert's layers"
+    )
+    change.add_argument(
+        "--interleaved", action="store_true", help="for --experts: rows of gate and up alternate, as in gpt-oss"
+    )
     change.add_argument("--r", type=int, metavar="N", help="truncate to rank N by SVD")
     change.add_argument(
         "--energy", type=float, metavar="E", help="truncate to the smallest ranks that keep this fraction of ‖ΔW‖²_F"
@@ -97,6 +111,10 @@ def _changed(adapter: "Adapter", parsed: argparse.Namespace) -> "Adapter":
         adapter = adapter.part(parsed.part)
         say(f"Took the part {printable(parsed.part)}: {files.described(dataclasses.replace(adapter, source=''))}.")
     adapter = renaming.renamed(adapter, parsed)
+    if parsed.experts:
+        adapter = _experts(adapter, parsed.experts, parsed.interleaved)
+    elif parsed.interleaved:
+        raise ConfigError("--interleaved says how --experts together or apart is done; give it as well.")
     if parsed.without:
         adapter = _without(adapter, parsed.without)
     if parsed.reduce_intruders is not None:
@@ -106,6 +124,17 @@ def _changed(adapter: "Adapter", parsed: argparse.Namespace) -> "Adapter":
     if parsed.dtype:
         adapter = _rounded(adapter, parsed.dtype)
     return adapter
+
+
+def _experts(adapter: "Adapter", form: str, interleaved: bool) -> "Adapter":
+    from ..adapters.expert_forms import split_experts, stack_experts
+
+    changed = (stack_experts if form == "together" else split_experts)(adapter, interleaved)
+    if changed.layers.keys() == adapter.layers.keys():
+        other = next(known for known in EXPERTS if known != form)
+        raise ConfigError(f"--experts {form}: the adapter has no experts that are {other}.")
+    say(f"Experts {form} now: {len(changed.layers)} layers in place of {len(adapter.layers)}.")
+    return changed
 
 
 def _check_held(adapter: "Adapter", format: str | None) -> None:

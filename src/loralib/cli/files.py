@@ -186,13 +186,21 @@ def add_writing(parser: argparse.ArgumentParser, format: str | None = "peft") ->
     return group
 
 
-def write(adapter: "Adapter", output: Path, format: str, keys: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
+def write(
+    adapter: "Adapter",
+    output: Path,
+    format: str,
+    keys: Mapping[str, str] | None = None,
+    *,
+    layout: choices.ExpertLayout | None = None,
+    quiet: bool = False,
+) -> None:
     """Write the adapter to an output that is free, and print what was written unless `quiet`. Raises `AlgebraError` for an
     unusable adapter."""
     from .. import formats
 
     _check_sound("the result", adapter)
-    formats.save(adapter, output, format, keys=keys)
+    formats.save(adapter, output, format, keys=keys, layout=layout)
     if not quiet:
         say_written(outputs.targets(output, format))
 

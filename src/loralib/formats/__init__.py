@@ -146,8 +146,7 @@ def load(
     """
     if config is not None and not isinstance(config, LoRAConfig):
         raise wrong("config", "a LoRAConfig", config)
-    if layout is not None and layout not in choices.names(ExpertLayout):
-        raise FormatError(f"layout={short(layout)}: choose one of {', '.join(choices.names(ExpertLayout))}. Nothing was read.")
+    _check_layout(layout)
     if keys is None:
         return open(path, format).read(config, layout)
     check_keys(keys)
@@ -172,7 +171,14 @@ def _agreeing(path: Path, adapter: Adapter, config: LoRAConfig | None) -> Adapte
     return adapter
 
 
-def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *, keys: KeyMap | None = None) -> None:
+def save(
+    adapter: Adapter,
+    path: str | os.PathLike[str],
+    format: str = "peft",
+    *,
+    keys: KeyMap | None = None,
+    layout: ExpertLayout | None = None,
+) -> None:
     """Write `adapter` to `path`. Each file appears whole or not at all: a crash leaves the old one or the new one.
 
     Args:
@@ -180,6 +186,8 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
         path: A folder for "peft" and "diffusers" (a file for the latter where it ends in .safetensors), a file for the others.
         format: "peft", "safetensors", "loralib", "diffusers" or "kohya".
         keys: Write a safetensors file with custom names instead, by a map as for `load`.
+        layout: How the factors of experts lie in PEFT's folder, for programs that read another layout than that of PEFT from
+            0.19 on, "rank-major": "exchanged" (for matrices that are stored as (out, in)) or "expert-major".
 
     Raises:
         FormatError: When the format is not known, or cannot hold something in the adapter, which is named.
@@ -196,6 +204,9 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
     """
     check_adapter(adapter)
     path = as_path(path)
+    _check_layout(layout)
+    if layout is not None and (keys is not None or format != "peft"):
+        raise FormatError(f"Only PEFT's folder has a layout of experts; leave out {layout}. {NOT_WRITTEN}")
     check_sound(adapter)
     if "" in adapter.layers and (keys is not None or format != "safetensors"):
         raise FormatError(
@@ -209,7 +220,16 @@ def save(adapter: Adapter, path: str | os.PathLike[str], format: str = "peft", *
         write_by_keys(adapter, path, keys)
         return
     _check_format(format, FORMATS)
-    FORMATS[format].write(adapter, path)
+    if layout is not None:
+        peft.write(adapter, path, layout)
+    else:
+        FORMATS[format].write(adapter, path)
+
+
+def _check_layout(layout: object) -> None:
+    if layout is not None and layout not in choices.names(ExpertLayout):
+        known = ", ".join(choices.names(ExpertLayout))
+        raise FormatError(f"layout={short(layout)}: choose one of {known}. Nothing was read or written.")
 
 
 def _check_format(format: str, known: Mapping[str, ModuleType]) -> None:

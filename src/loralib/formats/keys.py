@@ -3,6 +3,7 @@
     <layer>.lora_A, <layer>.lora_B                         (r, in) and (out, r), or those of a convolution, judged by shape
     <layer>.lora_A.weight, <layer>.lora_B.weight           the same, whatever the shapes say
     <layer>.lora_A.T, <layer>.lora_B.T                     their transposes: (in, r) and (r, out)
+    all of these with a first dimension E                  of E experts; 1 for a factor that all share
     <layer>.lora_embedding_A, <layer>.lora_embedding_B     (r, num_embeddings) and (embedding_dim, r)
     <layer>.lora_magnitude                                 (out,), of DoRA
     <layer>.alpha                                          one number; without it that of the configuration given, else the rank
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from .. import patterns
 from ..adapters.adapter import Adapter
 from ..adapters.embedding_update import EmbeddingUpdate
+from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.updates import LoRAUpdate
 from ..arguments import check_mapping
 from ..config import LoRAConfig
@@ -68,7 +70,7 @@ def write(adapter: Adapter, path: Path, keys: KeyMap) -> None:
     refuse("metadata", adapter.metadata, "A file with a key map")
     tensors: dict[str, Tensor] = {}
     for name, update in adapter.layers.items():
-        plain = common_form(name, update, "a file with a key map")
+        plain = update if isinstance(update, ExpertsUpdate) else common_form(name, update, "a file with a key map")
         if plain.use_rslora:
             raise FormatError(
                 f"{name!r} is scaled by lora_alpha / √r, which a file with a key map does not say. Nothing was written."
@@ -117,9 +119,17 @@ def _update(where: str, name: str, stored: Mapping[str, Tensor], config: LoRACon
     embeds = any(_EMBEDDING[part] in stored for part in FACTORS)
     parts = parts_of(where, stored, _EMBEDDING, without=FACTORS) if embeds else _factors(where, stored, stated)
     A = parts["lora_A"]
-    default = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else max(len(A) if A.dim() else 1, 1)
+    kind = EmbeddingUpdate if embeds else ExpertsUpdate if _of_experts(parts) else kind_of(parts)
+    r = A.shape[kind is ExpertsUpdate] if A.dim() else 1
+    default = patterns.lookup(config.alpha_pattern, name, config.lora_alpha) if config else max(r, 1)
     lora_alpha = alpha_of(where, stored.get("alpha"), default)
-    return made(where, EmbeddingUpdate if embeds else kind_of(parts), parts, lora_alpha, bool(config and config.use_rslora))
+    return made(where, kind, parts, lora_alpha, bool(config and config.use_rslora))
+
+
+def _of_experts(parts: Mapping[str, Tensor]) -> bool:
+    """Whether factors of three dimensions are of experts: not of a convolution, whose B (out, r, 1) has the rank of A."""
+    A, B = parts["lora_A"], parts["lora_B"]
+    return A.dim() == B.dim() == 3 and not (B.shape[2] == 1 and len(A) == B.shape[1])
 
 
 def _factors(where: str, stored: Mapping[str, Tensor], sure: bool) -> dict[str, Tensor]:
@@ -131,11 +141,11 @@ def _factors(where: str, stored: Mapping[str, Tensor], sure: bool) -> dict[str, 
     parts = parts_of(where, stored, names, without=[name for name in others if name not in names.values()])
     A, B = parts["lora_A"], parts["lora_B"]
     if stated is _TRANSPOSED:
-        if A.dim() != 2 or B.dim() != 2:
+        if A.dim() not in (2, 3) or B.dim() != A.dim():
             raise FormatError(f"{where}: {_TRANSPOSED['lora_A']} {tuple(A.shape)} and {tuple(B.shape)} are not matrices.")
-        return parts | {"lora_A": A.t().contiguous(), "lora_B": B.t().contiguous()}
-    fits_transposed = A.dim() == B.dim() == 2 and A.shape[1] == B.shape[0]
-    if stated is None and not sure and fits_transposed and (A.shape[0] != B.shape[1] or A.shape[0] >= A.shape[1]):
+        return parts | {"lora_A": A.mT.contiguous(), "lora_B": B.mT.contiguous()}
+    fits_transposed = A.dim() == B.dim() in (2, 3) and A.shape[-1] == B.shape[-2] and (A.dim() == 2 or _of_experts(parts))
+    if stated is None and not sure and fits_transposed and (A.shape[-2] != B.shape[-1] or A.shape[-2] >= A.shape[-1]):
         raise FormatError(
             f"{where} has factors {tuple(A.shape)} and {tuple(B.shape)}, which look like transposes, (in, r) and (r, out); let "
             f"the key map make {_TRANSPOSED['lora_A']} and {_TRANSPOSED['lora_B']} of them if they are, and "

@@ -118,8 +118,8 @@ def _of_module(name: str, indices: Any) -> Any:
     return next((numbers for ending, numbers in indices.items() if patterns.ends_with(name, ending)), None)
 
 
-def write(adapter: Adapter, path: Path) -> None:
-    """Write the folder `path`, made when it is missing."""
+def write(adapter: Adapter, path: Path, layout: ExpertLayout = "rank-major") -> None:
+    """Write the folder `path`, made when it is missing. layout: of the factors of experts."""
     if not adapter.layers:
         raise FormatError("The adapter adapts no layer, and PEFT reads no such adapter. Nothing was written.")
     for name in (*adapter.layers, *adapter.tensors, *adapter.rows):
@@ -128,8 +128,9 @@ def write(adapter: Adapter, path: Path) -> None:
     experts = {name: update for name, update in adapter.layers.items() if isinstance(update, ExpertsUpdate)}
     others = {name: update for name, update in adapter.layers.items() if name not in experts}
     layers = joined({name: _representable(name, update) for name, update in others.items()})
-    config = json.dumps(configuration_of(adapter, layers | experts), indent=2, sort_keys=True) + "\n"
-    tensors = peft_experts.stored(experts)
+    values = configuration_of(adapter, layers | experts) | (peft_experts.said(layout) if experts else {})
+    config = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    tensors = peft_experts.stored(experts, layout)
     for name, update in layers.items():
         names = EMBEDDING if isinstance(update, EmbeddingUpdate) else LINEAR
         tensors |= named(name, in_shapes_of_peft(update), names)

@@ -11,11 +11,9 @@ from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..adapters.config_of import described
-from ..adapters.experts_update import ExpertsUpdate
 from ..adapters.updates import LoRAUpdate
 from ..config import LoRAConfig
 from ..errors import ConfigError, FormatError
-from . import peft_experts
 from .peft_attention import configured
 
 METADATA = ("base_model_name_or_path", "task_type", "revision")
@@ -120,7 +118,6 @@ def configuration_of(adapter: Adapter, updates: Mapping[str, LoRAUpdate]) -> dic
         "trainable_token_indices": {n.removesuffix(".weight"): list(rows.indices) for n, rows in adapter.rows.items()} or None,
         "peft_type": "LORA",
         "inference_mode": True,
-        "peft_version": peft_experts.VERSION if any(isinstance(u, ExpertsUpdate) for u in updates.values()) else None,
         "init_lora_weights": True,
     }
     return config | rest | {key: adapter.metadata.get(key) for key in METADATA}

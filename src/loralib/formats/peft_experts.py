@@ -33,7 +33,7 @@ from .peft_attention import plain
 from .peft_names import BASE, LINEAR
 from .validation import NOT_WRITTEN, made, parts_of
 
-VERSION = "0.19.0"  # whose layout is written
+VERSION, _OLD = "0.19.0", "0.18.1"  # whose layouts are written
 _MARK = "lora_B_layout"
 _MARKS: Mapping[str, ExpertLayout] = {"rank_major": "rank-major", "grouped_by_expert": "expert-major"}
 _ASK = (
@@ -150,9 +150,17 @@ def _update(
 # --- write ----------------------------------------------------------------------------------------------------------
 
 
-def stored(updates: Mapping[str, ExpertsUpdate]) -> dict[str, Tensor]:
-    """The factors of experts by PEFT's names; those that all experts share are written for each. `FormatError` for Parameters
-    whose order is not known."""
+def said(layout: ExpertLayout) -> dict[str, str]:
+    """The fields of PEFT's configuration that say the layout."""
+    marks = {of: mark for mark, of in _MARKS.items()}
+    return {"peft_version": _OLD if layout == "exchanged" else VERSION} | (
+        {_MARK: marks[layout]} if layout == "expert-major" else {}
+    )
+
+
+def stored(updates: Mapping[str, ExpertsUpdate], layout: ExpertLayout = "rank-major") -> dict[str, Tensor]:
+    """The factors of experts by PEFT's names; those that all experts share are written for each. "exchanged" is written for
+    matrices that are stored as (out, in). `FormatError` for Parameters whose order is not known."""
     modules: dict[str, list[str]] = {}
     for name in updates:
         module, _, parameter = name.rpartition(".")
@@ -174,6 +182,9 @@ def stored(updates: Mapping[str, ExpertsUpdate]) -> dict[str, Tensor]:
             update = updates[f"{module}.{parameter}"]
             E, name = update.experts, module + f".{BASE}" * depth
             A, B = update.A.expand(E, -1, -1), update.B.expand(E, -1, -1)
+            if layout == "exchanged":
+                A, B = B.transpose(1, 2), A.transpose(1, 2)
             found[f"{name}.{LINEAR['lora_A']}"] = A.reshape(-1, A.shape[2])
-            found[f"{name}.{LINEAR['lora_B']}"] = B.permute(1, 2, 0).reshape(B.shape[1], -1)
+            order = (1, 0, 2) if layout == "expert-major" else (1, 2, 0)
+            found[f"{name}.{LINEAR['lora_B']}"] = B.permute(order).reshape(B.shape[1], -1)
     return found
