@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from planted import F64, adapter, dense, drawn, mixed
 
 import loralib as lora
+from loralib.analysis.places import norms_by_place
 from loralib.analysis.products import norms, products, products_of
 from sample_adapters import DTYPES, updates
 
@@ -55,3 +56,13 @@ def test_names_and_norms() -> None:
     found = products(adapter(q=a, v=a))
     assert list(found) == ["q", "v"]
     assert norms(found)["q"] == pytest.approx(float(a.delta().norm()))
+
+
+def test_experts_are_products_of_their_own_and_of_one_kind() -> None:
+    update = lora.ExpertsUpdate(torch.ones(3, 1, 4), torch.ones(3, 5, 1), 1)
+    names = [f"blocks.{i}.experts.{leaf}" for i in (0, 1) for leaf in ("up_proj", "down_proj")]
+    mixture = adapter(**dict.fromkeys(names, update))
+    found = products(mixture)
+    assert list(found)[:3] == ["blocks.0.experts.up_proj.0", "blocks.0.experts.up_proj.1", "blocks.0.experts.up_proj.2"]
+    assert [product.start for product in found.values()][:3] == [0, 5, 10]
+    assert list(norms_by_place(mixture)) == [(0, "up_proj.*"), (1, "up_proj.*"), (0, "down_proj.*"), (1, "down_proj.*")]

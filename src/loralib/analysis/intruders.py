@@ -144,7 +144,7 @@ def _adapted(adapter: Adapter, base: Source) -> Iterator[tuple[str, LoRAUpdate, 
     for name, update, W in pairs(adapter, base):
         if isinstance(update, ExpertsUpdate):
             matrices = zip(apart(name, update, whole=True).items(), W.unbind(0), strict=True)
-            yield from ((f"{name}[{e}]", own, W_e.float()) for e, ((_, own), W_e) in enumerate(matrices))
+            yield from ((f"{name}.{e}", own, W_e.float()) for e, ((_, own), W_e) in enumerate(matrices))
         else:
             yield name, update, W.flatten(1).float()
 

@@ -117,7 +117,7 @@ def _slices(name: str, update: FusedUpdate) -> dict[str, Product]:
 
 def _experts(name: str, update: ExpertsUpdate) -> dict[str, Product]:
     k = update.B.shape[1]
-    return {f"{name}[{e}]": Product(B, A, update.scaling, e * k) for e, (B, A) in enumerate(update.products())}
+    return {f"{name}.{e}": Product(B, A, update.scaling, e * k) for e, (B, A) in enumerate(update.products())}
 
 
 def _multiplied(update: LegacyTransposedUpdate) -> Product:

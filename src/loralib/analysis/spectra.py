@@ -85,7 +85,7 @@ def spectra(adapter: Adapter) -> dict[str, Spectrum]:
         adapter: The adapter.
 
     Returns:
-        The spectra by layer, `name[i]` for slice i of a fused projection and for expert i.
+        The spectra by layer, `name[i]` for slice i of a fused projection, `name.e` for expert e.
 
     Raises:
         ArgumentError: When `adapter` is not an adapter.

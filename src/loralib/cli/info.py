@@ -79,7 +79,7 @@ def _spectra(adapter: "Adapter", intruders: Mapping[str, "Intruders"]) -> dict[s
 
 def _layer(name: str, adapter: "Adapter") -> str:
     """The layer that `name` is, or is an expert of."""
-    return name if name in adapter.layers else name.rpartition("[")[0]
+    return name if name in adapter.layers else name.rpartition(".")[0]
 
 
 def _intruders(adapter: "Adapter", base: Path | None) -> Mapping[str, "Intruders"]:
