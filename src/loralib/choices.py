@@ -11,6 +11,7 @@ ExpertLayout = Literal["rank-major", "exchanged", "expert-major"]  # of PEFT fro
 ExtraTensors = Literal["same", "first", "average", "drop"]
 Factor = Literal["A", "B"]
 Directions = Literal["A", "right", "left"]  # right singular vectors of A; of ΔW; left ones of ΔW
+MergeInto = Literal["dense", "same"]  # where the base is quantized
 TiedWeights = Literal["refuse", "untie"]
 Precision = Literal["float32", "float16", "bfloat16", "float64"]
 

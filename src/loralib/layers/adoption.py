@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import tensors
+from .. import quant, tensors
 from ..adapters.updates import LoRAUpdate
 from ..config import check_dropout
 from ..errors import LayerError
@@ -73,6 +73,7 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
     of_weight = tensors.kind(W)
     float8 = of_weight == "quantized" and isinstance(W, torch.Tensor) and W.is_floating_point()
     restored = float8 and issubclass(handler, LinearLoRA) and not is_affine(kind)  # by a forward of the layer's own
+    restored = restored or (issubclass(handler, LinearLoRA) and quant.of(layer, W) is not None)
     if (problem := _WEIGHTS.get(of_weight)) and not restored:
         return problem.format(W=W)
     if tensors.quantizes_input(W):

@@ -21,9 +21,9 @@ from ..adapters.layout import Layout
 from ..adapters.updates import LoRAUpdate
 from ..architectures import AFFINE
 from ..errors import LayerError
-from .base import AdaptedLayer
 from .dropout import probability
 from .inputs import by_torchs_name, named_input, takes_x
+from .quantized import QuantizedWeight
 
 _AFFINE: set[type] = {nn.Linear}
 
@@ -57,7 +57,7 @@ def _is_tensor(y: Any) -> bool:
     return isinstance(y, Tensor | torch.fx.Proxy)
 
 
-class LinearLoRA(AdaptedLayer):
+class LinearLoRA(QuantizedWeight):
     """LoRA for `nn.Linear` and its subclasses, whose own forward stays in use (paper, equation 3).
 
     A subclass with a forward of its own, which may normalise, scale or quantize the weight, computes with that and the

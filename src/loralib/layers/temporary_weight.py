@@ -86,10 +86,10 @@ class TemporaryWeights(ModuleMixin):
 
         Args:
             name: The Parameter's name.
-            tensor: The replacement.
+            tensor: The replacement; a Parameter is taken as it is.
         """
         present: nn.Parameter = getattr(self, name)
-        new = nn.Parameter(tensor, requires_grad=present.requires_grad)
+        new = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=present.requires_grad)
         waiting = self._replaced.get(name, Replaced(present, present.requires_grad, new, 0))
         entry = waiting._replace(replacement=new, version=version(new))
         self.__dict__["_replaced"] = dict(self._replaced) | {name: entry}  # past __setattr__, which would register it
@@ -109,7 +109,7 @@ class TemporaryWeights(ModuleMixin):
             return
         W, flag, replacement, before = self._replaced[name]
         present: nn.Parameter = getattr(self, name)
-        if present.shape != W.shape:
+        if present.shape != replacement.shape:
             raise LayerError(
                 f"{type(self).__name__} was resized while it was merged: its {name} has shape {tuple(present.shape)}, the "
                 f"original {tuple(W.shape)}; resize before merging, or merge(model, keep=False) first. Nothing was changed."

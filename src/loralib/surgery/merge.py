@@ -1,13 +1,19 @@
 """Merging the updates of a whole model into its weights and back, and switching them off for a while."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .. import layers
+from .. import choices, layers, quant, tensors
+from ..choices import MergeInto
+from ..errors import ConfigError, LayerError
 from ..layers import AdaptedLayer, baked_state_dict
+from ..printing import short
 from . import shared
 from .eject import check_all, eject_layers
 from .module_tree import join
@@ -18,7 +24,7 @@ from .trainable import factor_names
 from .wrappers import plain_name
 
 
-def merge(model: nn.Module, keep: bool = True) -> None:
+def merge(model: nn.Module, keep: bool = True, into: MergeInto = "dense", most_lost: float = 0.5) -> dict[str, float]:
     """Merge all LoRA updates into their weights (W + ΔW), so that each layer is as fast as the plain one (paper, section 4.1).
 
     A weight tied to another module stays untouched there; the merged layer has its own.
@@ -27,9 +33,17 @@ def merge(model: nn.Module, keep: bool = True) -> None:
         model: A model with LoRA layers.
         keep: Keep the original weights, so that `unmerge` restores them bit for bit. With False the merge is final: the model
             becomes a plain one with the merged weights (and the tensors trained in full), and the originals' memory is free.
+        into: Where the base is quantized: "dense" merges into the dequantized weight, so that nothing of the update is lost,
+            and the layer is a plain one while it is merged; "same" quantizes the merged weight as the base's was.
+        most_lost: Refuse to merge into "same" where more than this share of a layer's update would be lost.
+
+    Returns:
+        The share of the update that quantizing again lost, by layer; empty where nothing was.
 
     Raises:
-        LayerError: When the model has no LoRA layers, or a weight cannot be merged. Nothing is changed then.
+        LayerError: When the model has no LoRA layers, a weight cannot be merged, or too much of an update would be lost.
+            Nothing is changed then.
+        ConfigError: When `into` or `most_lost` is none.
         ArgumentError: When `model` is not a module.
 
     Example:
@@ -41,20 +55,92 @@ def merge(model: nn.Module, keep: bool = True) -> None:
           (0): Linear(in_features=8, out_features=8, bias=True)
         )
     """
+    if into not in choices.names(MergeInto):
+        raise ConfigError(f"into={short(into)}: choose one of {', '.join(choices.names(MergeInto))}. Nothing was changed.")
     read = Survey(model)
     read.require_adapted()
-    left = _to_merge(read, read.adapted)
-    if not keep:
-        check_all(read.carriers, layers.eject_problem, "merged for good")
-        _warn_of_ties(read)
-    for name, layer in read.adapted.items():
-        if name in left:
-            layer.merge_fitting()
+    with _all_into(read, into):
+        left = _to_merge(read, read.adapted)
         if not keep:
-            layer.keep_merged()
+            check_all(read.carriers, layers.eject_problem, "merged for good")
+            _warn_of_ties(read)
+        for layer in left.values():
+            layer.merge_fitting()
+        lost = _lost(read, most_lost, left)
     if not keep:
+        wide = [layer for layer in read.adapted.values() if isinstance(layer, layers.LinearLoRA) and layer.is_wider()]
+        for layer in read.adapted.values():
+            layer.keep_merged()
         eject_layers(read)
         forget(read.modules.values())
+        for made in wide:
+            made.to(_usual_dtype(read))
+        _forget_quantization(read)
+    return lost
+
+
+def _usual_dtype(read: Survey) -> torch.dtype:
+    """The dtype of most of the plain parameters in layers that are not adapted."""
+    others = [p for name, p in read.parameters.items() if name.rpartition(".")[0] not in read.adapted]
+    plain = [parameter for parameter in others if tensors.kind(parameter) == "plain"]
+    counts = Counter({p.dtype: 0 for p in plain})
+    for parameter in plain:
+        counts[parameter.dtype] += parameter.numel()
+    return max(counts, key=counts.__getitem__, default=torch.float32)
+
+
+@contextmanager
+def _all_into(read: Survey, into: MergeInto) -> Iterator[None]:
+    """Quantized layers are merged into that inside the block; when it raises, they are as they were."""
+    changed: list[tuple[layers.LinearLoRA, bool, dict[str, Any]]] = [
+        (layer, layer.merged, {name: vars(layer)[name] for name in ("into", "share_lost") if name in vars(layer)})
+        for layer in read.adapted.values()
+        if isinstance(layer, layers.LinearLoRA) and layer.into != into and layer.quantized() is not None
+    ]
+    for layer, _, _ in changed:
+        layer.unmerge()
+        vars(layer)["into"] = into
+    try:
+        yield
+    except BaseException:
+        for layer, merged, own in changed:
+            layer.unmerge()
+            for name in ("into", "share_lost"):
+                vars(layer).pop(name, None)
+            vars(layer).update(own)
+            if merged:
+                layer.merge()
+        raise
+
+
+def _lost(read: Survey, most: float, merged_now: Mapping[str, AdaptedLayer]) -> dict[str, float]:
+    """The share of each update that quantizing again lost; `LayerError`, and `merged_now` unmerged, where it is more than
+    `most`."""
+    found = {
+        name: layer.share_lost
+        for name, layer in read.adapted.items()
+        if isinstance(layer, layers.LinearLoRA) and layer.merged and layer.into == "same" and layer.share_lost is not None
+    }
+    worst = max(found, key=found.__getitem__, default="")
+    if worst and found[worst] > most:
+        for layer in merged_now.values():
+            layer.unmerge()
+        raise LayerError(
+            f"{worst!r} would lose {found[worst]:.0%} of its update when its weight is quantized again, more than "
+            f"most_lost={most:g} allows; merge into='dense', or allow it. Nothing was changed."
+        )
+    return found
+
+
+def _forget_quantization(read: Survey) -> None:
+    """Let a model of transformers that has no quantized layer any more not say that it is quantized."""
+    model: Any = read.model
+    if any(isinstance(m, nn.Linear) and quant.of(m, m._parameters.get("weight")) is not None for m in read.modules.values()):
+        return
+    if vars(model).get("hf_quantizer") is not None:
+        for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+            vars(model).pop(name, None)
+        vars(model.config).pop("quantization_config", None)
 
 
 def _to_merge(read: Survey, adapted: Mapping[str, AdaptedLayer]) -> dict[str, AdaptedLayer]:

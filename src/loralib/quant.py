@@ -1,0 +1,176 @@
+"""Quantized weights: what a layer computes with, and how a changed weight is quantized as the old one was.
+
+This is the only file that knows the packages they come from, which are imported when a weight is used. A row recognises a
+layer with its weight, and says two things of it:
+
+    dense(W)                 the weight (out, in) that the layer computes with
+    requantize(W')           W' quantized in the same way; None where that is not known
+
+    bitsandbytes             nf4 and fp4, with or without double quantization, and int8
+    torchao                  weight-only kinds: int8, float8, intx. Kinds that quantize the input too are refused elsewhere,
+                             since no gradient passes through them
+
+What an update adds is computed next to the quantized product, in the factors' own precision. Merged into the dequantized
+weight it is all there; quantized again, of a small update little may be left: `share_lost` measures it.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+_BNB = "bitsandbytes.nn.modules."
+_TORCHAO = "torchao."
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A layer's quantized weight.
+
+    kind: what it is, in words. dense: the weight (out, in) in the dtype that the layer computes in. requantize: a Parameter
+    that holds another weight in the same way. by_layer: whether only the layer's own forward can multiply with it.
+    has_dtype: whether that of `dense` is the layer's, and not the widest because nothing says it.
+    """
+
+    kind: str
+    dense: Callable[[], Tensor]
+    requantize: Callable[[Tensor], nn.Parameter] | None
+    by_layer: bool
+    has_dtype: bool = True
+
+
+def of(layer: nn.Module, W: Any) -> Quantized | None:
+    """What is known of the weight `W` of `layer`; None where it is not quantized, or in a way that is not known.
+
+    >>> of(nn.Linear(2, 2), nn.Linear(2, 2).weight) is None
+    True
+    """
+    if not isinstance(W, Tensor) or type(W) in (Tensor, nn.Parameter):
+        return None
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(W).__mro__}
+    if _BNB + "Params4bit" in names:
+        return _of_four_bits(layer, W)
+    if _BNB + "Int8Params" in names:
+        return _of_int8(layer, W)
+    if type(W).__module__.startswith(_TORCHAO) and callable(getattr(W, "dequantize", None)):
+        return _of_torchao(W)
+    return None
+
+
+def share_lost(W: Tensor, changed: Tensor, again: Tensor) -> float:
+    """How much of an update is lost when the weight `changed`, which was `W` before, is quantized to `again`: 1 minus what is
+    left of it along itself, and 0 where there is no update.
+
+    >>> import torch
+    >>> W, changed = torch.zeros(2, 2), torch.ones(2, 2)
+    >>> share_lost(W, changed, changed / 4), share_lost(W, changed, changed)
+    (0.75, 0.0)
+    """
+    delta = changed.double() - W.double()
+    total = float(delta.square().sum())
+    return 1 - float(((again.double() - W.double()) * delta).sum()) / total if total else 0.0
+
+
+# --- bitsandbytes ---------------------------------------------------------------------------------------------------
+
+
+def _of_four_bits(layer: Any, W: Any) -> Quantized | None:
+    state = W.quant_state if W.quant_state is not None else getattr(layer, "quant_state", None)
+    if state is None:  # not quantized yet: that happens when it is moved to its device
+        return None
+
+    def dense() -> Tensor:
+        from bitsandbytes import functional
+
+        data, usual = W.data, state
+        if getattr(state, "packing_format_for_cpu", False):  # as some processors want it, once it has computed there
+            data, usual = functional._convert_weight_packed_for_cpu_inverse(data, copy.copy(state))
+        found: Tensor = functional.dequantize_4bit(data, usual)
+        return found.reshape(state.shape)
+
+    def requantize(changed: Tensor) -> nn.Parameter:
+        fields = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+        options = {name: getattr(W, name) for name in fields}
+        made: nn.Parameter = type(W)(changed.to(state.dtype).cpu(), requires_grad=False, **options)
+        return made.to(W.device)  # type: ignore[return-value]
+
+    return Quantized(f"bitsandbytes {state.quant_type}", dense, requantize, by_layer=True)
+
+
+def _of_int8(layer: Any, W: Any) -> Quantized | None:
+    state = vars(layer).get("state")
+    CB = state.CB if state is not None and state.CB is not None else W.CB
+    SCB = state.SCB if state is not None and state.SCB is not None else W.SCB
+    if CB is None or SCB is None:
+        return None
+
+    def dense() -> Tensor:
+        found: Tensor = CB.float() * (SCB.float() / 127).unsqueeze(1)
+        return found if layer.bias is None else found.to(layer.bias.dtype)
+
+    return Quantized("bitsandbytes int8", dense, None, by_layer=True, has_dtype=layer.bias is not None)
+
+
+# --- torchao --------------------------------------------------------------------------------------------------------
+
+
+def _of_torchao(W: Any) -> Quantized:
+    requantize = _TORCHAOS.get(type(W).__name__)
+    known = requantize is not None and _granularity(W) is not None
+
+    def dense() -> Tensor:
+        found: Tensor = W.dequantize()
+        return found
+
+    def again(changed: Tensor) -> nn.Parameter:
+        assert requantize is not None
+        return nn.Parameter(requantize(W, changed.to(W.dtype)), requires_grad=False)
+
+    return Quantized(f"torchao {type(W).__name__}", dense, again if known else None, by_layer=False)
+
+
+def _granularity(W: Any) -> Any:
+    """How many numbers share a scale, as torchao says it: rows, groups of a row, or all; None for another way."""
+    from torchao.quantization import PerGroup, PerRow, PerTensor
+
+    rows, columns = W.shape
+    first, width = list(W.block_size)
+    if (first, width) == (rows, columns):
+        return PerTensor()
+    if first != 1:
+        return None
+    return PerRow() if width == columns else PerGroup(width)
+
+
+def _mapping(W: Any) -> Any:
+    """Whether the numbers of a scale lie around zero."""
+    from torchao.quantization.quant_primitives import MappingType
+
+    return MappingType.ASYMMETRIC if W.zero_point is not None and bool(W.zero_point.any()) else MappingType.SYMMETRIC
+
+
+def _int8(W: Any, changed: Tensor) -> Any:
+    return type(W).from_hp(changed, _granularity(W), mapping_type=_mapping(W))
+
+
+def _float8(W: Any, changed: Tensor) -> Any:
+    options = {"granularity": _granularity(W), "mm_config": W.mm_config, "kernel_preference": W.kernel_preference}
+    return type(W).from_hp(changed, W.qdata.dtype, **options)
+
+
+def _intx(W: Any, changed: Tensor) -> Any:
+    """With scales of its own, or with the old ones, whichever is closer: with new ones even an unchanged weight moves."""
+    given = (changed, tuple(W.block_size), W.target_dtype)
+    made = [type(W).from_hp(*given, mapping_type=_mapping(W))]
+    old = {"custom_scale": W.scale, "custom_zero_point": W.zero_point, "intx_choose_qparams_algorithm": None}
+    made += [type(W).from_hp(*given, **old)]
+    return min(made, key=lambda again: float((again.dequantize() - changed).norm()))
+
+
+_TORCHAOS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "Int8Tensor": _int8,
+    "Float8Tensor": _float8,
+    "IntxUnpackedToInt8Tensor": _intx,
+}
