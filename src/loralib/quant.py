@@ -61,7 +61,7 @@ def of(layer: nn.Module, W: Any) -> Quantized | None:
 
 def share_lost(W: Tensor, changed: Tensor, again: Tensor) -> float:
     """How much of an update is lost when the weight `changed`, which was `W` before, is quantized to `again`: 1 minus what is
-    left of it along itself, and 0 where there is no update.
+    left of it along itself, and 0 without an update.
 
     >>> import torch
     >>> W, changed = torch.zeros(2, 2), torch.ones(2, 2)

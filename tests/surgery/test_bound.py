@@ -83,7 +83,7 @@ def test_the_experts_of_a_mixture_are_counted_and_said():
     model = mixture("Qwen3Moe")
     bound = lora.inject(model, CONFIG)
     assert (len(bound), bound.experts) == (12, 4)
-    assert bound.summary().startswith("LoRA on 12 layers, 4 of them weights of experts, (")
+    assert bound.summary().startswith("LoRA on 12 layers, 4 of them weights of experts (")
     assert lora.attach(mixture("Qwen3Moe"), lora.extract(model)).experts == 4
 
 

@@ -158,7 +158,7 @@ def load(
 
 def _check_no_layout(path: Path, layout: ExpertLayout | None) -> None:
     if layout is not None:
-        raise FormatError(f"{path} is no folder of PEFT's; leave out the layout ({layout}), which only those lack.")
+        raise FormatError(f"Only PEFT's folders need a layout, and {path} is another format; leave {layout} out.")
 
 
 def _agreeing(path: Path, adapter: Adapter, config: LoRAConfig | None) -> Adapter:

@@ -11,8 +11,8 @@ What other versions and programs write has the same names:
     exchanged       PEFT 0.17 and 0.18: A is on the first dimension of each stored matrix, B on the second, whichever is `in`
     expert-major    Unsloth until September 2026: column e·r + i of B is column i of expert e
 
-They are told apart by `peft_version`, and by Unsloth's `lora_B_layout`. A file with neither is not read without being told
-which it is, as shapes do not say it. In files of the first kind, the shapes of a mixture's two Parameters say whether its
+`peft_version` tells them apart, and Unsloth's `lora_B_layout`. A file with neither is not read until somebody says which it
+is, as shapes do not. In files of the first kind, the shapes of a mixture's two Parameters say whether its
 matrices are stored as (in, out), which no exchange touches.
 """
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -27,12 +28,13 @@ _STANDS_FOR: WeakIdKeyDictionary = WeakIdKeyDictionary()  # replacements that ar
 
 
 class Replaced(NamedTuple):
-    """A Parameter that waits, its flag when it was replaced, and what is in its place, which had that version then."""
+    """A Parameter that waits, its flag when it was replaced, and what is in its place, with its version and shape then."""
 
     original: nn.Parameter
     requires_grad: bool
     replacement: nn.Parameter
     version: int
+    shape: torch.Size
 
 
 def original(module: nn.Module, name: str) -> Tensor:
@@ -90,8 +92,8 @@ class TemporaryWeights(ModuleMixin):
         """
         present: nn.Parameter = getattr(self, name)
         new = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=present.requires_grad)
-        waiting = self._replaced.get(name, Replaced(present, present.requires_grad, new, 0))
-        entry = waiting._replace(replacement=new, version=version(new))
+        waiting = self._replaced.get(name, Replaced(present, present.requires_grad, new, 0, new.shape))
+        entry = waiting._replace(replacement=new, version=version(new), shape=new.shape)
         self.__dict__["_replaced"] = dict(self._replaced) | {name: entry}  # past __setattr__, which would register it
         self._parameters[name] = new
         _STANDS_FOR[new] = entry.original
@@ -107,9 +109,9 @@ class TemporaryWeights(ModuleMixin):
         """
         if name not in self._replaced:
             return
-        W, flag, replacement, before = self._replaced[name]
+        W, flag, replacement, before, shape = self._replaced[name]
         present: nn.Parameter = getattr(self, name)
-        if present.shape != replacement.shape:
+        if present.shape != shape:
             raise LayerError(
                 f"{type(self).__name__} was resized while it was merged: its {name} has shape {tuple(present.shape)}, the "
                 f"original {tuple(W.shape)}; resize before merging, or merge(model, keep=False) first. Nothing was changed."

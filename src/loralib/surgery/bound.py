@@ -44,7 +44,7 @@ class Bound(list[str]):
             LoRA on 1 layer (24 parameters); left out: 1 (LSTM layers cannot be adapted)
         """
         layers = f"{len(self)} layer{'s' if len(self) != 1 else ''}"
-        layers += f", {self.experts} of them weights of experts," if self.experts else ""
+        layers += f", {self.experts} of them weights of experts" if self.experts else ""
         return f"LoRA on {layers} ({self.parameters:,} parameters)" + (
             f"; left out: {by_reason(self.left_out)}" if self.left_out else ""
         )
