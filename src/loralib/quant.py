@@ -59,6 +59,24 @@ def of(layer: nn.Module, W: Any) -> Quantized | None:
     return None
 
 
+def stay_trainable(layer: Any, W: Any) -> dict[str, Any]:
+    """See to it that gradients go on passing through a layer with the weight `W`; the attributes of the layer that were changed
+    for it, as they were.
+
+    On processors with AVX-512 BF16, bitsandbytes packs a weight of four bits anew when it computes without gradients, and
+    cannot train with it afterwards: so that is switched off, and undone where it has happened.
+    """
+    if not isinstance(W, Tensor) or f"{type(W).__module__}.{type(W).__qualname__}" != _BNB + "Params4bit":
+        return {}
+    state: Any = getattr(W, "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        packed: Any = W
+        packed.data, packed.quant_state = _unpacked(packed.data, state)
+    before = {name: vars(layer)[name] for name in ("support_avx512bf16_for_cpu",) if name in vars(layer)}
+    vars(layer).update(dict.fromkeys(before, False))
+    return before
+
+
 def share_lost(W: Tensor, changed: Tensor, again: Tensor) -> float:
     """How much of an update is lost when the weight `changed`, which was `W` before, is quantized to `again`: 1 minus what is
     left of it along itself, and 0 without an update.
@@ -82,12 +100,11 @@ def _of_four_bits(layer: Any, W: Any) -> Quantized | None:
         return None
 
     def dense() -> Tensor:
-        from bitsandbytes import functional
+        from bitsandbytes.functional import dequantize_4bit
 
-        data, usual = W.data, state
-        if getattr(state, "packing_format_for_cpu", False):  # as some processors want it, once it has computed there
-            data, usual = functional._convert_weight_packed_for_cpu_inverse(data, copy.copy(state))
-        found: Tensor = functional.dequantize_4bit(data, usual)
+        packed = getattr(state, "packing_format_for_cpu", False)
+        data, usual = _unpacked(W.data, state) if packed else (W.data, state)
+        found: Tensor = dequantize_4bit(data, usual)
         return found.reshape(state.shape)
 
     def requantize(changed: Tensor) -> nn.Parameter:
@@ -97,6 +114,14 @@ def _of_four_bits(layer: Any, W: Any) -> Quantized | None:
         return made.to(W.device)  # type: ignore[return-value]
 
     return Quantized(f"bitsandbytes {state.quant_type}", dense, requantize, by_layer=True)
+
+
+def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """A weight of four bits as it was before it was packed for a processor."""
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+    found: tuple[Tensor, Any] = _convert_weight_packed_for_cpu_inverse(data, copy.copy(state))
+    return found
 
 
 def _of_int8(layer: Any, W: Any) -> Quantized | None:

@@ -203,6 +203,33 @@ def test_training_steps_change_the_factors_alone(kind: str) -> None:
     assert torch.equal(dense(model), W)
 
 
+@pytest.mark.parametrize("kind", TAKEN)
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_goes_on_after_an_evaluation(kind: str, packed: bool) -> None:
+    """bitsandbytes packs a weight of four bits anew on processors with AVX-512 BF16, and cannot train with it afterwards."""
+    plain = model_of(kind).eval()
+    if packed:
+        with torch.no_grad():
+            plain(inputs())
+    lora.inject(plain, lora.LoRAConfig(r=4, target_modules=["1"]))
+    found = []
+    for _ in range(2):
+        plain.train().zero_grad()
+        x = inputs()
+        plain(x).square().sum().backward()
+        found.append(x.grad)
+        with torch.no_grad():
+            plain.eval()(inputs())
+    torch.testing.assert_close(*found)
+    lora.eject(plain)
+    assert vars(plain[1]).keys() == vars(model_of(kind)[1]).keys()
+    assert all(
+        vars(plain[1])[name] == value
+        for name, value in vars(model_of(kind)[1]).items()
+        if isinstance(value, bool) and name != "training"
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [kind for kind in TAKEN if kind.startswith("bitsandbytes")])
 def test_evaluation_without_gradients_may_pack_the_weight_and_merges_as_well(kind: str, dtype: torch.dtype) -> None:

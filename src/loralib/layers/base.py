@@ -254,7 +254,7 @@ class AdaptedLayer(LoRALayer, Handler, Adopted, KeepsFactors, Mergeable):
         if len({tensor.device for tensor in tensors.values()}) > 1:
             found = "not all on one device: " + ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
             return found + (f"; {ON_META}" if any(tensor.is_meta for tensor in tensors.values()) else "")
-        if x.is_floating_point() and x.dtype != self.weight.dtype:
+        if x.is_floating_point() and self.weight.is_floating_point() and x.dtype != self.weight.dtype:
             return f"the input is {x.dtype} and the weight {self.weight.dtype}"
         return None
 

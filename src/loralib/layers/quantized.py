@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import quant
 from ..adapters.soundness import not_finite, out_of_range
+from ..adapters.updates import LoRAUpdate
 from ..choices import MergeInto
 from .base import AdaptedLayer
 from .state_dicts import Baked
@@ -23,9 +24,15 @@ from .state_dicts import Baked
 class QuantizedWeight(AdaptedLayer):
     """The part of `LinearLoRA` that knows quantized weights."""
 
-    own_attributes: ClassVar[tuple[str, ...]] = ("into", "share_lost", "becomes_plain")
+    own_attributes: ClassVar[tuple[str, ...]] = ("into", "share_lost", "becomes_plain", "_of_base")
     into: MergeInto = "dense"
     share_lost: float | None = None  # of the update, by the last merging into "same"
+
+    def add_factors(self, update: LoRAUpdate) -> None:
+        """Take the tensors of `update` as this layer's trainable factors, and let gradients go on passing through the base."""
+        super().add_factors(update)
+        if changed := quant.stay_trainable(self, self._parameters.get("weight")):
+            vars(self)["_of_base"] = changed
 
     def quantized(self) -> quant.Quantized | None:
         """What is known of the base's weight, where it is quantized.
@@ -104,7 +111,9 @@ class QuantizedWeight(AdaptedLayer):
     def give_back(self) -> None:
         """Make the layer what it was, or a plain linear one, where its dense weight is kept."""
         was: quant.Quantized | None = vars(self).get("becomes_plain")
+        of_base: dict[str, Any] = vars(self).get("_of_base", {})
         super().give_back()
+        vars(self).update(of_base)
         if was is None:
             return
         if was.by_layer:
