@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/installed
-PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl
+PEERS  := .venv/peers/loralib-0.1.2-py3-none-any.whl .venv/peers/pycocoevalcap-1.2-py3-none-any.whl .venv/peers/quant/done
 
 .PHONY: help install test test-slow lint types fuzz demo chat sst2 sst2-all glue imdb e2e learned studies bench gpu docs docs-serve notebook clean
 
@@ -20,8 +20,15 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@touch $(STAMP)
 
 # loralib 0.1.2 shares our import name, so tests load it from its wheel under another; pycocoevalcap's wheel carries METEOR.
-$(PEERS): .venv/peers/%-py3-none-any.whl: $(STAMP)
+$(filter %.whl,$(PEERS)): .venv/peers/%-py3-none-any.whl: $(STAMP)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d .venv/peers $(subst -,==,$*)
+	@touch $@
+
+# Where they are installed, transformers and peft import them at every start, seconds long; so only the tests that need them see
+# them (tests/peers.py).
+.venv/peers/quant/done: constraints.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+		--target $(@D) bitsandbytes torchao
 	@touch $@
 
 test: install lint types  ## the fast suite: lint, types, doctests and tests (minutes)

@@ -31,6 +31,14 @@ def library(name: str) -> ModuleType:
     return import_module(name)
 
 
+def quantizer(name: str) -> ModuleType:
+    """bitsandbytes or torchao, from a folder of their own: other libraries import them at every start where they are found."""
+    folder = str(WHEEL_0_1.parent / "quant")
+    if find_spec(name.partition(".")[0]) is None and folder not in sys.path:
+        sys.path.append(folder)
+    return library(name)
+
+
 @functools.cache
 def loralib_0_1() -> ModuleType:
     """loralib 0.1.2, run from its wheel as `loralib_0_1`; it shares our import name, which stays ours."""

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import loralib as lora
-from peers import library
+from peers import quantizer
 
 D, K = 64, 128
 
 
 def _four_bits(kind: str, double: bool) -> Callable[[nn.Linear], nn.Module]:
     def made(linear: nn.Linear) -> nn.Module:
-        bnb = library("bitsandbytes").nn
+        bnb = quantizer("bitsandbytes").nn
         options = {"quant_type": kind, "compress_statistics": double, "compute_dtype": linear.weight.dtype}
         return _filled(bnb.Linear4bit(D, K, bias=linear.bias is not None, **options), linear)
 
@@ -23,7 +23,7 @@ def _four_bits(kind: str, double: bool) -> Callable[[nn.Linear], nn.Module]:
 
 
 def _int8(linear: nn.Linear) -> nn.Module:
-    layer = library("bitsandbytes").nn.Linear8bitLt(D, K, bias=linear.bias is not None, has_fp16_weights=False)
+    layer = quantizer("bitsandbytes").nn.Linear8bitLt(D, K, bias=linear.bias is not None, has_fp16_weights=False)
     return _filled(layer, linear)
 
 
@@ -35,7 +35,7 @@ def _filled(layer: Any, linear: nn.Linear) -> nn.Module:
 
 def _torchao(config: str, *options: Any) -> Callable[[nn.Linear], nn.Module]:
     def made(linear: nn.Linear) -> nn.Module:
-        quantization = library("torchao.quantization")
+        quantization = quantizer("torchao.quantization")
         model = nn.Sequential(copy.deepcopy(linear))
         quantization.quantize_(model, getattr(quantization, config)(*options))
         return model[0]

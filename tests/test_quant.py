@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from loralib import quant
+from peers import quantizer
 from quantized_kinds import KINDS, TAKEN, linear
 
 
@@ -28,7 +29,7 @@ def test_anything_else_is_not(W: object) -> None:
 
 
 def test_a_layer_that_was_not_quantized_yet_is_not_known() -> None:
-    bnb = pytest.importorskip("bitsandbytes").nn
+    bnb = quantizer("bitsandbytes").nn
     for layer in (bnb.Linear4bit(64, 64), bnb.Linear8bitLt(64, 64, has_fp16_weights=False)):
         assert quant.of(layer, layer.weight) is None
 

@@ -12,6 +12,7 @@ ExtraTensors = Literal["same", "first", "average", "drop"]
 Factor = Literal["A", "B"]
 Directions = Literal["A", "right", "left"]  # right singular vectors of A; of ΔW; left ones of ΔW
 MergeInto = Literal["dense", "same"]  # where the base is quantized
+QuantizedBase = Literal["nf4", "fp4", "int8"]
 TiedWeights = Literal["refuse", "untie"]
 Precision = Literal["float32", "float16", "bfloat16", "float64"]
 

@@ -21,7 +21,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_BNB = "bitsandbytes.nn.modules."
+from .choices import QuantizedBase
+
+PACKAGE = "bitsandbytes"  # by which `quantized` works
+_BNB = f"{PACKAGE}.nn.modules."
 _TORCHAO = "torchao."
 
 
@@ -57,6 +60,44 @@ def of(layer: nn.Module, W: Any) -> Quantized | None:
     if type(W).__module__.startswith(_TORCHAO) and callable(getattr(W, "dequantize", None)):
         return _of_torchao(W)
     return None
+
+
+def fits(linear: nn.Linear, kind: QuantizedBase) -> bool:
+    """Whether a layer can be quantized as `kind` on every processor: in 4 bits, blocks of 64 inputs and 32 outputs.
+
+    >>> fits(nn.Linear(64, 32), "nf4"), fits(nn.Linear(64, 2), "nf4"), fits(nn.Linear(64, 2), "int8")
+    (True, False, True)
+    """
+    return kind == "int8" or not (linear.in_features % 64 or linear.out_features % 32)
+
+
+def quantized(linear: nn.Linear, kind: QuantizedBase) -> nn.Module:
+    """A layer that computes as `linear`, with its weight in 4 or 8 bits, by bitsandbytes; the bias is shared."""
+    from bitsandbytes import nn as found
+
+    bnb: Any = found
+    sizes, W = (linear.in_features, linear.out_features), linear.weight
+    if kind == "int8":
+        made = bnb.Linear8bitLt(*sizes, bias=linear.bias is not None, has_fp16_weights=False, device="meta")
+        made.weight = bnb.Int8Params(W.detach().cpu(), requires_grad=False, has_fp16_weights=False)
+    else:
+        options = {"quant_type": kind, "compress_statistics": True}
+        made = bnb.Linear4bit(*sizes, bias=linear.bias is not None, compute_dtype=W.dtype, device="meta", **options)
+        made.weight = bnb.Params4bit(W.detach().cpu(), requires_grad=False, module=made, **options)
+    made.bias = linear.bias
+    made.training = linear.training
+    done: nn.Module = made.to(W.device)
+    return done
+
+
+def count(W: Tensor) -> int:
+    """How many numbers a weight stands for: of four bits it holds two in a byte.
+
+    >>> count(nn.Linear(3, 2).weight)
+    6
+    """
+    state: Any = getattr(W, "quant_state", None)
+    return W.numel() if state is None else int(state.shape.numel())
 
 
 def stay_trainable(layer: Any, W: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from loralib import cli
 from loralib.cli import completion
 from page_blocks import Block, blocks
+from peers import quantizer
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = [ROOT / name for name in ("README.md", "UPGRADING.md", "CONTRIBUTING.md", "examples/README.md")]
@@ -83,6 +84,8 @@ def test_the_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if page.name == "quantized.md":
+        quantizer("bitsandbytes")
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     for block in blocks(page.read_text(encoding="utf-8")):

@@ -8,6 +8,7 @@ must be. With which others it has no effect is said in `options`. Nothing heavy 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from ..choices import QuantizedBase
 from ..config import LoRAConfig
 from . import lora_options
 from .declaring import BETWEEN_0_AND_1, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, Rule, one_of, option
@@ -28,6 +29,9 @@ class ModelOptions:
 
     model: str | None = option(None, "NAME", "model to fine-tune: a name on the Hugging Face hub, a folder, or a GGUF file")
     dtype: Dtype | None = option(None, "", "language models: data type of the weights (default: fp32)", one_of(Dtype))
+    quantize: QuantizedBase | None = option(
+        None, "", "keep the base's linear layers in 4 or 8 bits while LoRA is trained on them", one_of(QuantizedBase)
+    )
     chat_template: str | None = option(
         None, "NAME", "chat, preference: a .jinja file, chatml or plain, instead of the tokenizer's own template"
     )

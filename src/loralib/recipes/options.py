@@ -34,7 +34,7 @@ PERMISSION = "trust_remote_code"
 _PATHS = ("model", "data", "eval_data", "test_data", "data_dir", "init_adapter", "chat_template")
 _WORDS: Mapping[str, Sequence[str]] = {"chat_template": TEMPLATES}  # values that name no path, whatever is on the disk
 PREFIX_LENGTH = 10  # Li and Liang's for data to text
-_NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged")
+_NEED_LORA = (*lora_options.NAMES, "layers", "init_adapter", "save_merged", "quantize")
 IDLE: Mapping[Method, tuple[str, ...]] = {  # by method: options that have no effect with it
     "lora": ("prefix_length",),
     "last-layers": (*_NEED_LORA, "prefix_length"),

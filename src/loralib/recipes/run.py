@@ -20,7 +20,7 @@ from ..train.prefix import PrefixTrainer, save_prefix
 from ..train.quiet import quiet_transformers, same_environment
 from ..train.rich_text import say
 from ..train.trainer import AdapterTrainer, write_errors_named
-from . import figures, run_folder, training
+from . import figures, quantizing, run_folder, training
 from .options import TrainOptions
 from .plan import Plan, implementation
 from .records import source
@@ -136,6 +136,7 @@ def _opening(options: TrainOptions, planned: Plan, parameters: dict[str, int]) -
     return [
         f"{options.method}: training {parameters['trained']:,} of {every:,} parameters ({share:.2%}) of {options.model}",
         f"on {len(rows):,} rows of {source(rows)}, evaluating on {len(held_out):,} rows of {source(held_out)}{tested}",
+        *([quantizing.said(planned.model, options.quantize)] if options.quantize else []),
         *([planned.bound.summary()] if planned.bound is not None else []),
         *planned.notes,
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .. import quant
 from ..surgery.survey import Survey
 from ..surgery.trainable import factor_names
 
@@ -24,7 +25,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "lora": factors,
-        "total": sum(p.numel() for p in model.parameters()) - factors,
+        "total": sum(map(quant.count, model.parameters())) - factors,
     }
 
 

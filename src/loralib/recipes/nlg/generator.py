@@ -44,7 +44,8 @@ class Run(FinishedRun):
         name: str, options: TrainOptions, labels: list[str] | None, trust_remote_code: bool
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The language model `name`, whole, in the data type that it was trained in."""
-        return language_models.load_language_model(name, trust_remote_code=trust_remote_code, dtype=options.dtype)
+        how: dict[str, Any] = {"dtype": options.dtype, "quantize": options.quantize}
+        return language_models.load_language_model(name, trust_remote_code=trust_remote_code, **how)
 
     @cached_property
     def form(self) -> Form:

@@ -5,19 +5,25 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...architectures import DECODER_DROPOUTS
+from ...choices import QuantizedBase
 from ...errors import ConfigError, RunError
-from .. import model_loader, records
+from .. import model_loader, quantizing, records
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_language_model(
-    name: str, base_dropout: float | None = None, trust_remote_code: bool = False, dtype: str | None = None
+    name: str,
+    base_dropout: float | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
+    quantize: QuantizedBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model `name` and its tokenizer, or `RunError` when its checkpoint lacks a weight.
 
     base_dropout: all dropouts of the model itself; None means as its config says. trust_remote_code: whether to run the Python
-    code in the model's folder, where it needs some. dtype: of its weights, "fp32", "bf16" or "fp16".
+    code in the model's folder, where it needs some. dtype: of its weights, "fp32", "bf16" or "fp16". quantize: how its linear
+    layers are quantized.
     """
     loaded = model_loader.load(
         AutoModelForCausalLM,
@@ -37,6 +43,7 @@ def load_language_model(
     if loaded.tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name!r} has no end-of-text token, which ends every text here; give it one.")
     check_causal(loaded.model)
+    quantizing.quantize(loaded.model, quantize)
     loaded.tokenizer.padding_side = "right"
     return loaded.model, loaded.tokenizer
 

@@ -62,7 +62,7 @@ def load(options: TrainOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             "--nproc-per-node N -m -- loralib train, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     model, tokenizer = language_models.load_language_model(
-        options.model or "", options.base_dropout, options.trust_remote_code, options.dtype
+        options.model or "", options.base_dropout, options.trust_remote_code, options.dtype, options.quantize
     )
     model_loader.check_length(model.config, options.length, options.prefix)
     return model, tokenizer

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import DataError
 from ...train.sampling import by_length
-from .. import model_loader, records
+from .. import model_loader, quantizing, records
 from ..finished import FinishedRun
 from ..options import TrainOptions
 from . import encoders, inputs, metrics, readers
@@ -31,6 +31,7 @@ class Run(FinishedRun):
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The encoder `name`, with a head for `labels`."""
         encoder = encoders.load_encoder(name, labels, trust_remote_code=trust_remote_code)
+        quantizing.quantize(encoder.model, options.quantize)
         return encoder.model, encoder.tokenizer
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:

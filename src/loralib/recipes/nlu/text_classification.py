@@ -9,7 +9,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedMode
 
 from ...surgery.bound import Bound
 from ...train import prefix
-from .. import biases, lora_setup, model_loader
+from .. import biases, lora_setup, model_loader, quantizing
 from ..options import TrainOptions
 from ..plan import Plan
 from . import encoders, inputs, metrics
@@ -63,6 +63,7 @@ def plan(options: TrainOptions, data: "Sequence[Dataset]") -> Plan:
     datasets = [inputs.encode(part, encoder.tokenizer, options.length) for part in data]
     for rows in datasets:
         model_loader.check_tokens(encoder.model, encoder.tokenizer, (row["input_ids"] for row in rows))
+    quantizing.quantize(encoder.model, options.quantize)
     bound = prepare(encoder, options)
     return Plan(
         model=with_prefix(encoder, options) if options.prefix else encoder.model,
