@@ -99,14 +99,16 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "converted": lambda x, W: torch.bmm(x.double(), W.to(torch.float64).transpose(-1, -2)).float(),
     "gathered": lambda x, W: torch.bmm(x, W[torch.tensor([0, 1, 2])].transpose(1, 2)),
     "index_select": lambda x, W: torch.bmm(x, W.index_select(0, torch.arange(3)).mT),
+    "by name": lambda x, W: torch.stack([F.linear(x[e], weight=W[e], bias=None) for e in range(3)]),
     "einsum": lambda x, W: torch.einsum("end,ekd->enk", x, W),
     "reshaped": lambda x, W: torch.stack([a @ w.t() for a, w in zip(x, W.reshape(15, 6).chunk(3), strict=True)]),
+    "by other names": lambda x, W: torch.bmm(x, mat2=W.transpose(dim0=1, dim1=2)),
     "added": lambda x, W: torch.baddbmm(torch.ones(3, 4, 5), x, W.transpose(1, 2)) - 1,
     "grouped": lambda x, W: torch._grouped_mm(x.reshape(-1, 6), W.mT, offs=torch.tensor([4, 8, 12], dtype=torch.int32)).view(
         3, 4, 5
     ),
 }
-DENSE = ("einsum", "reshaped", "added")  # what is done with the effective weight
+DENSE = ("einsum", "reshaped", "added", "by other names")  # what is done with the effective weight
 
 
 def own_mixture(transposed: bool = False, **config: Any) -> Any:

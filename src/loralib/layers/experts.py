@@ -77,13 +77,13 @@ class ExpertWeightLoRA(OwnedWeightLoRA):
         """Each expert's as a linear layer's: A Kaiming-uniform, B zero."""
         AdaptedLayer.reset_factors(A.flatten(0, 1), B)
 
-    def routed(self) -> RoutedWeight:
-        """The weight in use, with the update."""
+    def routed(self, W: Tensor) -> RoutedWeight:
+        """The weight `W`, which the owner has in use, with the update."""
         if self.layout(self).transposed:
             L, R = self.lora_A.transpose(1, 2), self.lora_B.transpose(1, 2)
         else:
             L, R = self.lora_B, self.lora_A
-        return RoutedWeight.of(self.weight, L, R, self.scaling, self.lora_dropout)
+        return RoutedWeight.of(W, L, R, self.scaling, self.lora_dropout)
 
     @classmethod
     def layer_problem(cls, layer: nn.Module, lora_dropout: float) -> str | None:
@@ -131,7 +131,8 @@ class ExpertsLoRA(Owner, _Module):
         adapted = self.adapted()
         if any(layer.is_stale() for layer in adapted):
             return self.unmerged_twin().forward(*args, **kwargs)
-        routed = {layer.slot: layer.routed() for layer in adapted if layer.acts and isinstance(layer, ExpertWeightLoRA)}
+        acting = [layer for layer in adapted if layer.acts and isinstance(layer, ExpertWeightLoRA)]
+        routed = {layer.slot: layer.routed(getattr(self, layer.slot)) for layer in acting}
         if not routed:
             return self.base_forward(*args, **kwargs)
         _check_implementation(self)
@@ -151,8 +152,9 @@ def _check_implementation(module: nn.Module) -> None:
 
 
 def expert_weights(module: nn.Module) -> list[str]:
-    """The Parameters of `module` itself that can be weights of experts: those with three dimensions."""
-    return [name for name, W in module._parameters.items() if W is not None and W.dim() == 3]
+    """The Parameters of `module` itself that can be weights of experts: those with three dimensions, and more than one matrix
+    (one vector for each position is stored as (1, n, d))."""
+    return [name for name, W in module._parameters.items() if W is not None and W.dim() == 3 and len(W) > 1]
 
 
 def are_experts(module: nn.Module) -> bool:

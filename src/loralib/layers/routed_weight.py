@@ -73,7 +73,8 @@ class RoutedWeight(Tensor):
         if func in _FACTS:
             return func(_base(args[0]), *args[1:], **kwargs)
         found = _FOLLOWED.get(func)
-        result = found(func, *args, **kwargs) if found is not None else NotImplemented
+        follows = found is not None and all(name in _KEYWORDS.get(found, ()) for name in kwargs)
+        result = found(func, *args, **kwargs) if found is not None and follows else NotImplemented
         return _by_effective_weight(func, args, kwargs) if result is NotImplemented else result
 
     def __deepcopy__(self, memo: Any) -> Self:
@@ -167,9 +168,9 @@ def _one(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, weight
     return ops.lora_linear(x, W, bias, A, B, weight.scaling, p)
 
 
-def _product(func: Any, first: Any, second: Any, **kwargs: Any) -> Any:
+def _product(func: Any, first: Any, second: Any) -> Any:
     """x·W or W·x, of one expert or of many."""
-    if kwargs or isinstance(first, RoutedWeight) == isinstance(second, RoutedWeight):
+    if isinstance(first, RoutedWeight) == isinstance(second, RoutedWeight):
         return NotImplemented
     if isinstance(second, RoutedWeight):
         x, weight = first, second
@@ -241,6 +242,10 @@ _FOLLOWED: dict[Any, Callable[..., Any]] = {
     torch.matmul: _product, Tensor.matmul: _product, Tensor.__matmul__: _product, Tensor.__rmatmul__: _reversed_product,
     torch.mm: _product, Tensor.mm: _product, torch.bmm: _product, Tensor.bmm: _product,
     torch._grouped_mm: _grouped,
+}
+_KEYWORDS: dict[Any, tuple[str, ...]] = {  # arguments by name with which an operation is followed
+    _linear: ("weight", "bias"), _grouped: ("offs", "bias", "out_dtype"),
+    _converted: ("dtype", "device", "copy", "non_blocking", "memory_format"),
 }
 # fmt: on
 
