@@ -94,6 +94,15 @@ def test_what_cannot_be_a_target_is_refused(config: dict[str, Any], message: str
     expect_refusal(lora.TargetError, message, model, lambda: lora.inject(model, targets(**config)))
 
 
+def test_a_named_parameter_is_not_said_to_be_left_out() -> None:
+    model = nn.ModuleDict({"experts": Experts()})
+    found = lora.inject(model, lora.LoRAConfig(target_parameters=["experts.w1"]))
+    assert found == ["experts.w1"]
+    assert found.left_out == {}
+    with pytest.raises(lora.TargetError, match="no linear layer"):
+        lora.inject(nn.ModuleDict({"experts": Experts()}), lora.LoRAConfig())
+
+
 def test_an_adapted_weight_is_refused() -> None:
     model = mixture("Qwen3Moe")
     lora.inject(model, targets())

@@ -58,7 +58,8 @@ def find_targets(read: Survey, config: LoRAConfig) -> Targets:
     found = _all_linear(read, config) if config.target_modules == ALL_LINEAR else _named(read, config)
     if config.target_parameters:
         chosen = {*found.names, *_parameters(read, config.target_parameters)}
-        found = Targets([name for name in read.sites if name in chosen], found.left_out)
+        left_out = {name: reason for name, reason in found.left_out.items() if name not in chosen}
+        found = Targets([name for name in read.sites if name in chosen], left_out)
     if config.exclude_modules:
         excluded = set(_match(read.sites, config.exclude_modules, "exclude_modules", where))
         excluded |= {
@@ -100,7 +101,7 @@ def _all_linear(read: Survey, config: LoRAConfig) -> Targets:
         elif name and name not in read.adapted and _holds_matrices(module):
             left_out[name] = reason or _kind(module)
     left_out |= {leaf: _kind(read.model) for leaf, own in own_parameters(read.model).items() if own.dim() > 1}
-    if not names:
+    if not names and not config.target_parameters:
         raise TargetError(
             f"target_modules={ALL_LINEAR!r}: {type(read.model).__name__} has no linear layer to adapt. Nothing was changed."
         )
