@@ -49,9 +49,9 @@ class QuantizedWeight(AdaptedLayer):
         found = None if self.disabled else self.quantized()
         if found is None:
             return super().merge_problem()
-        update, W = self.update, found.dense()
-        if update.canonical_shape != tuple(W.shape):
-            return f"its weight has shape {tuple(W.shape)}, and its update is for {update.canonical_shape}"
+        update, shape = self.update, (vars(self)["out_features"], vars(self)["in_features"])
+        if update.canonical_shape != shape:
+            return f"its weight is for {shape}, and its update for {update.canonical_shape}"
         if self.into == "same" and found.requantize is None:
             return f"a weight of {found.kind} is not quantized again here; merge into 'dense', a plain one"
         return not_finite(update) or out_of_range(update)
