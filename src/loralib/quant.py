@@ -104,7 +104,7 @@ def stay_trainable(layer: Any, W: Any) -> dict[str, Any]:
     """See to it that gradients go on passing through a layer with the weight `W`; the attributes of the layer that were changed
     for it, as they were.
 
-    On processors with AVX-512 BF16, bitsandbytes packs a weight of four bits anew when it computes without gradients, and
+    On processors with AVX-512 BF16, bitsandbytes packs a weight of four bits again when it computes without gradients, and
     cannot train with it afterwards: so that is switched off, and undone where it has happened.
     """
     if not isinstance(W, Tensor) or f"{type(W).__module__}.{type(W).__qualname__}" != _BNB + "Params4bit":

@@ -206,7 +206,7 @@ def test_training_steps_change_the_factors_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", TAKEN)
 @pytest.mark.parametrize("packed", [False, True])
 def test_training_goes_on_after_an_evaluation(kind: str, packed: bool) -> None:
-    """bitsandbytes packs a weight of four bits anew on processors with AVX-512 BF16, and cannot train with it afterwards."""
+    """bitsandbytes packs a weight of four bits again on processors with AVX-512 BF16, and cannot train with it afterwards."""
     plain = model_of(kind).eval()
     if packed:
         with torch.no_grad():
@@ -233,7 +233,7 @@ def test_training_goes_on_after_an_evaluation(kind: str, packed: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [kind for kind in TAKEN if kind.startswith("bitsandbytes")])
 def test_evaluation_without_gradients_may_pack_the_weight_and_merges_as_well(kind: str, dtype: torch.dtype) -> None:
-    """bitsandbytes packs a weight of four bits anew on processors with AVX-512 BF16, once it has computed there."""
+    """bitsandbytes packs a weight of four bits again on processors with AVX-512 BF16, once it has computed there."""
     model = adapted(kind, dtype=dtype).eval()
     x = inputs(dtype).detach()
     with torch.no_grad():
