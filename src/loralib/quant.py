@@ -184,7 +184,7 @@ def _of_int8(layer: Any, W: Any) -> Quantized | None:
 
 def _of_torchao(W: Any) -> Quantized:
     requantize = _TORCHAOS.get(type(W).__name__)
-    known = requantize is not None and _granularity(W) is not None
+    known = requantize is not None and _one_scale_per_part(W)
 
     def dense() -> Tensor:
         found: Tensor = W.dequantize()
@@ -197,17 +197,20 @@ def _of_torchao(W: Any) -> Quantized:
     return Quantized(f"torchao {type(W).__name__}", dense, again if known else None, by_layer=False)
 
 
+def _one_scale_per_part(W: Any) -> bool:
+    """Whether rows, groups of a row, or all numbers share a scale, and not those of a block, say."""
+    first, width = getattr(W, "block_size", (0, 0))
+    return first == 1 or (first, width) == tuple(W.shape)
+
+
 def _granularity(W: Any) -> Any:
-    """How many numbers share a scale, as torchao says it: rows, groups of a row, or all; None for another way."""
+    """How many numbers share a scale, as torchao says it: rows, groups of a row, or all."""
     from torchao.quantization import PerGroup, PerRow, PerTensor
 
-    rows, columns = W.shape
-    first, width = list(W.block_size)
-    if (first, width) == (rows, columns):
+    _, width = W.block_size
+    if tuple(W.block_size) == tuple(W.shape):
         return PerTensor()
-    if first != 1:
-        return None
-    return PerRow() if width == columns else PerGroup(width)
+    return PerRow() if width == W.shape[1] else PerGroup(width)
 
 
 def _mapping(W: Any) -> Any:

@@ -153,4 +153,4 @@ def test_factors_of_two_orientations_are_refused(tmp_path):
     with pytest.raises(lora.FormatError, match=r"has no lora_B.T|has lora_A and"):
         by(torch.ones(2, 3), torch.ones(4, 2), ("lora_A.T", "lora_B"), tmp_path)
     with pytest.raises(lora.FormatError, match="are not matrices"):
-        by(torch.ones(2, 3, 1), torch.ones(4, 2, 1), TRANSPOSED, tmp_path)
+        by(torch.ones(2, 3, 1, 1), torch.ones(4, 2, 1, 1), TRANSPOSED, tmp_path)

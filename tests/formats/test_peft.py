@@ -278,7 +278,7 @@ def test_the_folder_reads_before_it_is_damaged(folder):
         ({"lora_bias": True}, "lora_bias=True"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"target_parameters": ["w"]}, "no factors for target_parameters"),
+        ({"target_parameters": ["experts.w"]}, "no factors for target_parameters"),
         ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices=.*holds no token rows"),
         ({"invented_next_year": {"a": 1}}, "invented_next_year"),
         ({"peft_type": "LOHA"}, "peft_type='LOHA'; only LORA"),

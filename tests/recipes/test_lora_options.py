@@ -42,13 +42,14 @@ def test_every_field_of_lora_config_is_said_flat_and_nested_in_yaml(tmp_path: Pa
         "r": "4", "lora_alpha": "2", "lora_dropout": "0.1", "target_modules": "query,value", "exclude_modules": "0.query",
         "modules_to_save": "pooler", "bias": "all", "rank_pattern": "{query: 2}", "alpha_pattern": "{query: 3}",
         "use_rslora": "true", "fan_in_fan_out": "false", "enable_lora": "[true, false]", "slice_widths": "{c: [2, 3]}",
+        "target_parameters": "experts.w", "share_expert_factor": "A", "divide_expert_rank": "true",
     }  # fmt: skip
     assert words.keys() == set(lora_options.NAMES)
     flags = [word for name, value in words.items() for word in ("--" + name.replace("_", "-"), value)]
     chosen = TrainOptions.of(parsed("--model", "m", "--data", "d.tsv", *flags))
     assert chosen.lora == LoRAConfig(
         4, 2.0, 0.1, ["query", "value"], ["0.query"], ["pooler"], "all", {"query": 2}, {"query": 3}, True, False,
-        [True, False], {"c": [2, 3]},
+        [True, False], {"c": [2, 3]}, target_parameters=["experts.w"], share_expert_factor="A", divide_expert_rank=True,
     )  # fmt: skip
     path = tmp_path / "config.yaml"
     path.write_bytes(run_folder.as_yaml(chosen.to_dict()))

@@ -78,7 +78,6 @@ def parser() -> OneSentenceParser:
     parser.add_argument(
         "--to-layout",
         choices=choices.names(choices.ExpertLayout),
-        metavar="LAYOUT",
         help="how experts lie in PEFT's folder, as for --layout (default: rank-major)",
     )
     change = parser.add_argument_group("changes")

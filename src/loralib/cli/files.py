@@ -45,8 +45,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--layout",
         choices=choices.names(choices.ExpertLayout),
-        metavar="LAYOUT",
-        help="how experts lie in PEFT's folder, if it does not say it: rank-major, exchanged (0.17, 0.18), expert-major",
+        help="how experts lie in PEFT's folder, if it does not say it; exchanged: PEFT 0.17, 0.18",
     )
     group.add_argument(
         "--keys",

@@ -73,7 +73,7 @@ def register_layer(layer_class: type[nn.Module], handler: type[AdaptedLayer]) ->
         >>> model = nn.Sequential(Scale(3, 4))
         >>> lora.inject(model, lora.LoRAConfig(r=1, target_modules=["0"]))
         ['0']
-        >>> lora.merge(model)
+        >>> _ = lora.merge(model)
     """
     for value, base in ((layer_class, nn.Module), (handler, AdaptedLayer)):
         if not isinstance(value, type) or not issubclass(value, base):

@@ -49,7 +49,7 @@ def merge(model: nn.Module, keep: bool = True, into: MergeInto = "dense", most_l
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8))
         >>> _ = lora.inject(model, lora.LoRAConfig(r=2))
-        >>> lora.merge(model, keep=False)
+        >>> _ = lora.merge(model, keep=False)
         >>> model
         Sequential(
           (0): Linear(in_features=8, out_features=8, bias=True)
@@ -189,7 +189,7 @@ def unmerge(model: nn.Module) -> None:
     Example:
         >>> model = nn.Sequential(lora.Linear(4, 4, r=2))
         >>> W = model[0].weight
-        >>> lora.merge(model)
+        >>> _ = lora.merge(model)
         >>> lora.unmerge(model)
         >>> model[0].weight is W
         True
