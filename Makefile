@@ -28,7 +28,7 @@ $(filter %.whl,$(PEERS)): .venv/peers/%-py3-none-any.whl: $(STAMP)
 # them (tests/peers.py).
 .venv/peers/quant/done: constraints.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
-		--target $(@D) bitsandbytes torchao
+		--target $(@D) bitsandbytes torchao optimum-quanto ninja compressed-tensors loguru
 	@touch $@
 
 test: install lint types  ## the fast suite: lint, types, doctests and tests (minutes)

@@ -32,7 +32,7 @@ def library(name: str) -> ModuleType:
 
 
 def quantizer(name: str) -> ModuleType:
-    """bitsandbytes or torchao, from a folder of their own: other libraries import them at every start where they are found."""
+    """A package that quantizes, from a folder of their own: other libraries import them at every start where they are found."""
     folder = str(WHEEL_0_1.parent / "quant")
     if find_spec(name.partition(".")[0]) is None and folder not in sys.path:
         sys.path.append(folder)

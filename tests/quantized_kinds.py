@@ -43,6 +43,17 @@ def _torchao(config: str, *options: Any) -> Callable[[nn.Linear], nn.Module]:
     return made
 
 
+def _quanto(kind: str) -> Callable[[nn.Linear], nn.Module]:
+    def made(linear: nn.Linear) -> nn.Module:
+        quanto = quantizer("optimum.quanto")
+        model = nn.Sequential(copy.deepcopy(linear))
+        quanto.quantize(model, weights=getattr(quanto, kind))
+        quanto.freeze(model)
+        return model[0]
+
+    return made
+
+
 KINDS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "bitsandbytes nf4": _four_bits("nf4", False),
     "bitsandbytes nf4, double quantization": _four_bits("nf4", True),
@@ -51,6 +62,9 @@ KINDS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "torchao int8, weights only": _torchao("Int8WeightOnlyConfig"),
     "torchao float8, weights only": _torchao("Float8WeightOnlyConfig"),
     "torchao int4, weights only (intx)": _torchao("IntxWeightOnlyConfig", torch.int4),
+    "quanto int8": _quanto("qint8"),
+    "quanto float8": _quanto("qfloat8"),
+    "quanto int4": _quanto("qint4"),
     "torchao int8, inputs too": _torchao("Int8DynamicActivationInt8WeightConfig"),
 }
 REFUSED = ("torchao int8, inputs too",)

@@ -40,8 +40,8 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # fmt: off
 OPTIONAL = {
     "accelerate", "bitsandbytes", "datasets", "gguf", "huggingface_hub", "jinja2", "jsonargparse", "matplotlib", "numpy",
-    "pandas", "peft", "rich", "sacrebleu", "scipy", "sklearn", "tensorboard", "tokenizers", "torchao", "transformers",
-    "triton", "trl", "yaml",
+    "optimum", "pandas", "peft", "rich", "sacrebleu", "scipy", "sklearn", "tensorboard", "tokenizers", "torchao",
+    "transformers", "triton", "trl", "yaml",
 }
 # fmt: on
 HEAVY = OPTIONAL - {"numpy"}

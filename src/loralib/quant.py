@@ -9,6 +9,7 @@ layer with its weight, and says two things of it:
     bitsandbytes             nf4 and fp4, with or without double quantization, and int8
     torchao                  weight-only kinds: int8, float8, intx. Kinds that quantize the input too are refused elsewhere,
                              since no gradient passes through them
+    optimum-quanto           int8, float8 and int4 weights
 
 What an update adds is computed next to the quantized product, in the factors' own precision. Merged into the dequantized
 weight it is all there; quantized again, of a small update little may be left: `share_lost` measures it.
@@ -26,6 +27,7 @@ from .choices import QuantizedBase
 PACKAGE = "bitsandbytes"  # by which `quantized` works
 _BNB = f"{PACKAGE}.nn.modules."
 _TORCHAO = "torchao."
+_QUANTO = "optimum.quanto.tensor.weights."
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,39 @@ def of(layer: nn.Module, W: Any) -> Quantized | None:
         return _of_int8(layer, W)
     if type(W).__module__.startswith(_TORCHAO) and callable(getattr(W, "dequantize", None)):
         return _of_torchao(W)
+    if any(name.startswith(_QUANTO) for name in names):
+        return _of_quanto(W)
+    return None
+
+
+_UNKNOWN = {
+    "hqq": "HQQ",
+    "gptqmodel": "GPTQ",
+    "auto_gptq": "GPTQ",
+    "awq": "AWQ",
+    "aqlm": "AQLM",
+    "eetq": "EETQ",
+    "vptq": "VPTQ",
+}
+
+
+def problem(layer: nn.Module) -> str | None:
+    """Why no update can be put on a layer that is quantized in a way that this file does not know, or None.
+
+    >>> problem(nn.Linear(2, 2)) is None
+    True
+    """
+    if package := _UNKNOWN.get(type(layer).__module__.partition(".")[0]):
+        return (
+            f"{type(layer).__name__} layers are quantized by {package}, which is not supported; quantize the plain model with "
+            "bitsandbytes, torchao or optimum-quanto instead"
+        )
+    if "quantization_scheme" in vars(layer) and getattr(layer, "quantization_enabled", True):
+        return (
+            "compressed-tensors quantizes its weight at every call, so that what is merged into it would be lost; load the "
+            "model with CompressedTensorsConfig(run_compressed=False) and apply "
+            "compressed_tensors.quantization.disable_quantization to it first"
+        )
     return None
 
 
@@ -243,3 +278,29 @@ _TORCHAOS: dict[str, Callable[[Any, Tensor], Any]] = {
     "Float8Tensor": _float8,
     "IntxUnpackedToInt8Tensor": _intx,
 }
+
+
+# --- optimum-quanto -------------------------------------------------------------------------------------------------
+
+
+def _of_quanto(W: Any) -> Quantized:
+    """By the layer only: it would quantize a dense weight again at every call."""
+
+    def dense() -> Tensor:
+        found: Tensor = W.dequantize()
+        return found
+
+    def requantize(changed: Tensor) -> nn.Parameter:
+        from optimum import quanto
+
+        kinds: Any = quanto
+        layout = {"qtype": W.qtype, "axis": W.axis}
+        if W.qtype.bits == 8:
+            scale, more = kinds.AbsmaxOptimizer()(changed, **layout), {"activation_qtype": W.activation_qtype}
+        else:
+            layout["group_size"] = W._group_size
+            scale, shift = kinds.MaxOptimizer()(changed, **layout)
+            more = {"shift": shift}
+        return nn.Parameter(kinds.quantize_weight(changed, scale=scale, **layout, **more), requires_grad=False)
+
+    return Quantized(f"quanto {W.qtype.name}", dense, requantize, by_layer=True)

@@ -15,6 +15,7 @@ from .base import AdaptedLayer
 from .class_factory import can_become, lora_class
 from .linear import LinearLoRA, is_affine
 from .lora_layer import LoRALayer
+from .merging import storage_problem
 from .register import handler_of, row_of
 
 _WEIGHTS = {
@@ -61,6 +62,8 @@ def adoption_problem(layer: nn.Module, lora_dropout: float = 0.0, update_class: 
         return "it is a LoRA layer already; eject it first" if carries else "it was built with r=0; build it with its rank"
     kind: Any = type(layer)
     row, handler = row_of(kind), handler_of(kind, update_class)
+    if problem := quant.problem(layer) or storage_problem(layer):
+        return problem
     if row is None:
         return f"{type(layer).__name__} layers cannot be adapted; those that can are {_KINDS}"
     if handler is None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import tensors
 from ..errors import LayerError
@@ -45,7 +45,7 @@ class Mergeable(Carrier):
         """
         if self.disabled:
             return "its update is disabled; merge outside the `disabled` block"
-        return weight_problem(self.home_of_weight()) or self.update_problem()
+        return storage_problem(self) or weight_problem(self.home_of_weight()) or self.update_problem()
 
     def merge(self) -> None:
         """Compute with W' = `effective_weight(W)` from now on. Nothing happens to a layer that is merged and up to date.
@@ -227,6 +227,20 @@ class Mergeable(Carrier):
 
 
 RESIZED = "it was resized after LoRA was put on it; resize first (model.resize_token_embeddings, say), then inject or attach"
+
+
+def storage_problem(layer: nn.Module) -> str | None:
+    """Why no weight of `layer` can be replaced, whatever it is, or None.
+
+    compressed-tensors' offloading keeps parameters in a cache that copies what is assigned into the weight itself.
+    """
+    held = layer._parameters
+    if isinstance(held, dict):
+        return None
+    return (
+        f"its parameters are in a {type(held).__name__}, which writes a replaced weight over the original; take the model out "
+        "of it first (compressed_tensors.offload.remove_dispatch(model), say)"
+    )
 
 
 def weight_problem(W: Tensor | None) -> str | None:

@@ -7,6 +7,7 @@
 `unmerge` gives back the very quantized object.
 """
 
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -101,6 +102,16 @@ class QuantizedWeight(AdaptedLayer):
         x, W, b = args[0] if args else kwargs["x"], self.weight, self._parameters.get("bias")
         return F.linear(x.to(W.dtype), W, None if b is None else b.to(W.dtype)).to(x.dtype)
 
+    def plain_problem(self) -> str | None:
+        """Why the layer, merged into "dense", cannot be made a plain linear layer for good, or None."""
+        base: type = type(self).base_class
+        if not self.computes_densely() or _becomes_linear(base):
+            return None
+        return (
+            f"a {base.__name__} layer cannot be made a plain one in place; load lora.merged_state_dict(model) into a model "
+            "that is not quantized"
+        )
+
     def keep_merged(self) -> None:
         """Make the merged weight the layer's own; with a dense one, the layer is to be a plain linear layer."""
         found = self.quantized() if self.merged and self.into == "dense" else None
@@ -120,6 +131,7 @@ class QuantizedWeight(AdaptedLayer):
             known = vars(nn.Linear(1, 1, device="meta")).keys()
             for name in [name for name in vars(self) if name not in known]:
                 del vars(self)[name]
+            self._buffers.clear()  # scales of the quantized layer's own
             self.__class__ = nn.Linear  # type: ignore[assignment]
         elif was.kind.startswith("torchao"):
             vars(self).pop("extra_repr", None)  # which describes the old weight
@@ -128,5 +140,18 @@ class QuantizedWeight(AdaptedLayer):
         """A dense weight is saved as that of a plain layer, without what the quantized layer adds."""
         if isinstance(destination, Baked) and self.computes_densely():
             nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+            for name in self._buffers:
+                destination.pop(prefix + name, None)
         else:
             super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+@cache
+def _becomes_linear(base: type) -> bool:
+    """Whether Python lets an object of class `base` become an `nn.Linear`: not where it has other bases too, as quanto's."""
+    probe: nn.Module = object.__new__(base)
+    try:
+        object.__setattr__(probe, "__class__", nn.Linear)
+    except TypeError:
+        return False
+    return True

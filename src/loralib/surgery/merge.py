@@ -67,6 +67,8 @@ def merge(model: nn.Module, keep: bool = True, into: MergeInto = "dense", most_l
         for layer in left.values():
             layer.merge_fitting()
         lost = _lost(read, most_lost, left)
+        if not keep:
+            _check_plain(read, left)
     if not keep:
         wide = [layer for layer in read.adapted.values() if isinstance(layer, layers.LinearLoRA) and layer.is_wider()]
         for layer in read.adapted.values():
@@ -130,6 +132,16 @@ def _lost(read: Survey, most: float, merged_now: Mapping[str, AdaptedLayer]) -> 
             f"most_lost={most:g} allows; merge into='dense', or allow it. Nothing was changed."
         )
     return found
+
+
+def _check_plain(read: Survey, merged_now: Mapping[str, AdaptedLayer]) -> None:
+    """`LayerError`, and `merged_now` unmerged, where a layer that holds a dense weight cannot be made a plain one."""
+    for name, layer in read.adapted.items():
+        problem = layer.plain_problem() if isinstance(layer, layers.LinearLoRA) else None
+        if problem:
+            for made in merged_now.values():
+                made.unmerge()
+            raise LayerError(f"{name!r} cannot be merged for good: {problem}. Nothing was changed.")
 
 
 def _forget_quantization(read: Survey) -> None:

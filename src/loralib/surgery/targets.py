@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .. import layers, patterns
+from .. import layers, patterns, quant
 from ..adapters.fused_update import FusedUpdate
 from ..config import ALL_LINEAR, LoRAConfig
 from ..errors import TargetError
@@ -130,6 +130,8 @@ def _holds_matrices(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module) -> str:
+    if problem := quant.problem(module):
+        return problem
     cls = type(module)
     if layers.handler_of(cls):
         return f"{cls.__name__} layers are adapted when target_modules names them"
