@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .adopted import Adopted
 from .base import AdaptedLayer
+from .merging import storage_problem
 from .temporary_weight import TemporaryWeights
 
 
@@ -70,7 +71,7 @@ class OwnedWeightLoRA(AdaptedLayer):
 
     def merge_problem(self) -> str | None:
         """Why the weight cannot be merged, or None; while the owner moves its tensors, it does not ask."""
-        return None if "_held" in vars(self.owner) else super().merge_problem()
+        return None if "_held" in vars(self.owner) else storage_problem(self.owner) or super().merge_problem()
 
     def home_of_weight(self) -> nn.Parameter | None:
         """The owner's Parameter that the weight is in."""
