@@ -103,7 +103,11 @@ class QuantizedWeight(AdaptedLayer):
         return F.linear(x.to(W.dtype), W, None if b is None else b.to(W.dtype)).to(x.dtype)
 
     def plain_problem(self) -> str | None:
-        """Why the layer, merged into "dense", cannot be made a plain linear layer for good, or None."""
+        """Why the layer, merged into "dense", cannot be made a plain linear layer for good.
+
+        Returns:
+            The reason, or None.
+        """
         base: type = type(self).base_class
         if not self.computes_densely() or _becomes_linear(base):
             return None
