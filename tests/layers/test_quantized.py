@@ -153,6 +153,31 @@ def test_a_word_that_is_none_is_refused() -> None:
     expect_refusal(lora.ConfigError, "choose one of dense, same", model, lambda: lora.merge(model, into="int3"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("most", [-0.1, float("nan"), "half", None, True])
+def test_a_share_that_is_none_is_refused(most: Any) -> None:
+    model: Any = adapted("bitsandbytes nf4")
+    expect_refusal(lora.ConfigError, "most_lost=.* at least 0", model, lambda: lora.merge(model, into="same", most_lost=most))
+
+
+@pytest.mark.parametrize("into", ["dense", "same"])
+def test_a_merge_that_fails_on_the_way_leaves_the_model_as_it_was(into: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(model_of("bitsandbytes nf4"), nn.Linear(K, 4))
+    lora.inject(model, lora.LoRAConfig(r=2, target_modules=["0.0", "0.1", "1"]))
+    before = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, lora.AdaptedLayer)}
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model[1], "merge_fitting", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lora.merge(model, into=into, most_lost=9)
+    for name, W in before.items():
+        layer: Any = model.get_submodule(name)
+        assert layer.weight is W
+        assert not layer.merged
+        assert layer.into == "dense"
+
+
 def test_a_plain_model_takes_both_words() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     lora.inject(model, lora.LoRAConfig(r=2))

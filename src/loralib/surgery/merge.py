@@ -57,6 +57,8 @@ def merge(model: nn.Module, keep: bool = True, into: MergeInto = "dense", most_l
     """
     if into not in choices.names(MergeInto):
         raise ConfigError(f"into={short(into)}: choose one of {', '.join(choices.names(MergeInto))}. Nothing was changed.")
+    if isinstance(most_lost, bool) or not isinstance(most_lost, int | float) or not most_lost >= 0:
+        raise ConfigError(f"most_lost={short(most_lost)}: must be a number of at least 0. Nothing was changed.")
     read = Survey(model)
     read.require_adapted()
     with _all_into(read, into):
@@ -66,9 +68,9 @@ def merge(model: nn.Module, keep: bool = True, into: MergeInto = "dense", most_l
             _warn_of_ties(read)
         for layer in left.values():
             layer.merge_fitting()
-        lost = _lost(read, most_lost, left)
+        lost = _lost(read, most_lost)
         if not keep:
-            _check_plain(read, left)
+            _check_plain(read)
     if not keep:
         wide = [layer for layer in read.adapted.values() if isinstance(layer, layers.LinearLoRA) and layer.is_wider()]
         for layer in read.adapted.values():
@@ -93,31 +95,33 @@ def _usual_dtype(read: Survey) -> torch.dtype:
 
 @contextmanager
 def _all_into(read: Survey, into: MergeInto) -> Iterator[None]:
-    """Quantized layers are merged into that inside the block; when it raises, they are as they were."""
-    changed: list[tuple[layers.LinearLoRA, bool, dict[str, Any]]] = [
-        (layer, layer.merged, {name: vars(layer)[name] for name in ("into", "share_lost") if name in vars(layer)})
+    """Quantized layers are merged into that inside the block; when it raises, all layers are as they were, merged or not."""
+    merged = [layer for layer in read.adapted.values() if layer.merged]
+    changed: dict[AdaptedLayer, dict[str, Any]] = {
+        layer: {name: vars(layer)[name] for name in ("into", "share_lost") if name in vars(layer)}
         for layer in read.adapted.values()
         if isinstance(layer, layers.LinearLoRA) and layer.into != into and layer.quantized() is not None
-    ]
-    for layer, _, _ in changed:
-        layer.unmerge()
-        vars(layer)["into"] = into
+    }
     try:
+        for layer in changed:
+            layer.unmerge()
+            vars(layer)["into"] = into
         yield
     except BaseException:
-        for layer, merged, own in changed:
+        for layer in {*read.adapted.values()} - {*merged} | {*changed}:
             layer.unmerge()
+        for layer, own in changed.items():
             for name in ("into", "share_lost"):
                 vars(layer).pop(name, None)
             vars(layer).update(own)
-            if merged:
+        for layer in merged:
+            if not layer.merged:
                 layer.merge()
         raise
 
 
-def _lost(read: Survey, most: float, merged_now: Mapping[str, AdaptedLayer]) -> dict[str, float]:
-    """The share of each update that quantizing again lost; `LayerError`, and `merged_now` unmerged, where it is more than
-    `most`."""
+def _lost(read: Survey, most: float) -> dict[str, float]:
+    """The share of each update that quantizing again lost; `LayerError` where it is more than `most`."""
     found = {
         name: layer.share_lost
         for name, layer in read.adapted.items()
@@ -125,8 +129,6 @@ def _lost(read: Survey, most: float, merged_now: Mapping[str, AdaptedLayer]) -> 
     }
     worst = max(found, key=found.__getitem__, default="")
     if worst and found[worst] > most:
-        for layer in merged_now.values():
-            layer.unmerge()
         raise LayerError(
             f"{worst!r} would lose {found[worst]:.0%} of its update when its weight is quantized again, more than "
             f"most_lost={most:g} allows; merge into='dense', or allow it. Nothing was changed."
@@ -134,13 +136,10 @@ def _lost(read: Survey, most: float, merged_now: Mapping[str, AdaptedLayer]) -> 
     return found
 
 
-def _check_plain(read: Survey, merged_now: Mapping[str, AdaptedLayer]) -> None:
-    """`LayerError`, and `merged_now` unmerged, where a layer that holds a dense weight cannot be made a plain one."""
+def _check_plain(read: Survey) -> None:
+    """`LayerError` where a layer that holds a dense weight cannot be made a plain one."""
     for name, layer in read.adapted.items():
-        problem = layer.plain_problem() if isinstance(layer, layers.LinearLoRA) else None
-        if problem:
-            for made in merged_now.values():
-                made.unmerge()
+        if isinstance(layer, layers.LinearLoRA) and (problem := layer.plain_problem()):
             raise LayerError(f"{name!r} cannot be merged for good: {problem}. Nothing was changed.")
 
 
